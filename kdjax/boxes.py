@@ -1,0 +1,54 @@
+"""Box arithmetic: overlaps, clipping and the delta coding of anchor-based detectors."""
+
+import jax
+import jax.numpy as jnp
+
+DELTA_LIMIT = 4.135166556742356
+"""log(1000 / 16): the largest log-scale delta that is decoded, the value of Detectron and MMDetection."""
+
+
+def area(boxes: jax.Array) -> jax.Array:
+    """Areas (...) in square pixels of xyxy boxes (..., 4); zero for boxes turned inside out."""
+    width_height = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    return width_height[..., 0] * width_height[..., 1]
+
+
+def pairwise_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:
+    """Intersection over union of every pair: (..., A, 4) and (..., B, 4) to (..., A, B).
+
+    Pairs whose union is empty have IoU 0, never NaN.
+    """
+    corner = jnp.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
+    opposite = jnp.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
+    intersection = area(jnp.concatenate([corner, opposite], axis=-1))
+    union = area(boxes)[..., :, None] + area(others)[..., None, :] - intersection
+    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+
+
+def clip(boxes: jax.Array, image_size: jax.Array) -> jax.Array:
+    """Clips xyxy boxes (N, A, 4) to images of height and width ``image_size`` (N, 2)."""
+    height, width = image_size[:, None, 0], image_size[:, None, 1]
+    limit = jnp.stack([width, height, width, height], axis=-1).astype(boxes.dtype)
+    return jnp.clip(boxes, 0, limit)
+
+
+def encode(boxes: jax.Array, anchors: jax.Array) -> jax.Array:
+    """Deltas (dx, dy, dw, dh) that take ``anchors`` (..., 4) to ``boxes`` (..., 4).
+
+    ``dx = (x - x_a) / w_a``, ``dw = log(w / w_a)`` with x the centre (Girshick et al., R-CNN, appendix C).
+    Empty boxes are coded as one 1e-6 pixel wide, so that the result is finite.
+    """
+    size, anchor_size = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
+    centre, anchor_centre = boxes[..., :2] + 0.5 * size, anchors[..., :2] + 0.5 * anchor_size
+    shift = (centre - anchor_centre) / anchor_size
+    scale = jnp.log(jnp.maximum(size, 1e-6) / anchor_size)
+    return jnp.concatenate([shift, scale], axis=-1)
+
+
+def decode(deltas: jax.Array, anchors: jax.Array) -> jax.Array:
+    """The inverse of :func:`encode`; log-scales are limited to ``DELTA_LIMIT``."""
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    anchor_centre = anchors[..., :2] + 0.5 * anchor_size
+    centre = anchor_centre + deltas[..., :2] * anchor_size
+    half = 0.5 * anchor_size * jnp.exp(jnp.minimum(deltas[..., 2:], DELTA_LIMIT))
+    return jnp.concatenate([centre - half, centre + half], axis=-1)

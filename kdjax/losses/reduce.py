@@ -1,0 +1,44 @@
+"""The one masked reduction of kdjax: finite when everything is masked, and so is its gradient."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+Axis = int | Sequence[int] | None
+
+
+def masked_sum(values: jax.Array, where: jax.Array | None = None, axis: Axis = None) -> jax.Array:
+    """Sum of ``values`` over ``axis`` where ``where`` holds, in float32.
+
+    Masked entries have no influence on the value or the gradient, even when they are NaN or infinite.
+
+    Args:
+        values: any shape, any float dtype.
+        where: bool, broadcastable to ``values`` (same rank); None keeps everything.
+        axis: axes to sum over, all by default.
+    """
+    values = values.astype(jnp.float32)
+    if where is not None:
+        values = jnp.where(where, values, 0.0)
+    return jnp.sum(values, axis=axis)
+
+
+def masked_mean(
+    values: jax.Array, where: jax.Array | None = None, axis: Axis = None, axis_name: str | None = None
+) -> jax.Array:
+    """Mean of ``values`` over ``axis`` where ``where`` holds, in float32; 0 where nothing holds.
+
+    Args:
+        values: any shape, any float dtype.
+        where: bool, broadcastable to ``values`` (same rank); None keeps everything.
+        axis: axes to average over, all by default.
+        axis_name: mapped axis over which the count is averaged too: the mean over devices of the result is then the
+            mean over everything on every device, however unevenly the mask falls on them.
+    """
+    total = masked_sum(values, where, axis)
+    held = jnp.ones(values.shape) if where is None else jnp.broadcast_to(where, values.shape)
+    count = jnp.sum(held.astype(jnp.float32), axis=axis)
+    if axis_name is not None:
+        count = jax.lax.pmean(count, axis_name)
+    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
