@@ -77,7 +77,7 @@ def check_mgd(meta: Arrays, case: Arrays) -> None:
         )
         return meta["alpha"] * losses.mgd_loss(student, case["teacher"], keep=case["keep_mask"] > 0, generate=generate)
 
-    value, gradient = jax.value_and_grad(loss)({name: case[name] for name in names if name in case})
+    value, gradient = jax.jit(jax.value_and_grad(loss))({name: case[name] for name in names if name in case})
     assert_value(value, case["loss"])
     assert_close(gradient["student"], case["grad_student"], "student")
     assert_close(gradient["generation_0"]["kernel"], case["grad_generation_0_kernel"], "generation block")
@@ -85,7 +85,58 @@ def check_mgd(meta: Arrays, case: Arrays) -> None:
         assert_close(gradient["align"]["kernel"], case["grad_align_kernel"], "alignment")
 
 
-CHECKS = {"mgd": check_mgd}
+def token_weights(features: jax.Array, level: Arrays) -> jax.Array | None:
+    """P(F), or None where the case has plain masks."""
+    if "prob_0" not in level:
+        return None
+    names = ("prob_0", "prob_1")
+    kernels, biases = (tuple(level[name][part] for name in names) for part in ("kernel", "bias"))
+    return losses.token_weights(features, kernels, biases)
+
+
+def check_maskd_tokens(meta: Arrays, case: Arrays) -> None:
+    learnt = {name: case[name] for name in ("tokens", "prob_0", "prob_1") if name in case}
+
+    def loss(learnt: Arrays) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        masks = losses.token_masks(case["feature"], learnt["tokens"])
+        masked = losses.masked_features(case["feature"], masks, token_weights(case["feature"], learnt))
+        dice = losses.dice_loss(masks)
+        return jnp.sum(masked * case["upstream"]) + dice, (masked, dice)
+
+    gradient, (masked, dice) = jax.jit(jax.grad(loss, has_aux=True))(learnt)
+    assert ("prob_0" in case) == meta["weight_mask"]
+    assert_close(masked, case["masked"], "masked features", VALUE_TOLERANCE)
+    assert_value(dice, case["dice"])
+    assert_close(gradient["tokens"], case["grad_tokens"], "tokens")
+    if "prob_1" in case:
+        assert_close(gradient["prob_1"]["kernel"], case["grad_prob_1_kernel"], "weights")
+
+
+def check_maskd_distill(meta: Arrays, case: Arrays) -> None:
+    levels = [case[f"level_{k}"] for k in range(meta["levels"])]
+
+    def loss(students: list[jax.Array]) -> jax.Array:
+        return meta["loss_weight"] * sum(
+            losses.maskd_loss(
+                student,
+                level["teacher"],
+                tokens=level["tokens"],
+                weights=token_weights(level["teacher"], level),
+                step=100,
+                warmup=100 if meta["student_masks"] else 101,
+            )
+            for student, level in zip(students, levels, strict=True)
+        )
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))([level["student"] for level in levels])
+    assert_value(value, case["loss"])
+    for k, (level, gradient) in enumerate(zip(levels, gradients, strict=True)):
+        masks = losses.token_masks(level["teacher"], level["tokens"])
+        assert_close(masks, level["teacher_masks"], f"level {k} masks", VALUE_TOLERANCE)
+        assert_close(gradient, level["grad_student"], f"level {k}")
+
+
+CHECKS = {"mgd": check_mgd, "maskd_tokens": check_maskd_tokens, "maskd_distill": check_maskd_distill}
 
 
 def test_there_are_cases() -> None:
