@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from kdjax import losses
+from kdjax.losses.icd import attention_logits
+from kdjax.methods.icd import MLP, DecoderLayer, Values
 
 Arrays = dict[str, Any]
 VALUE_TOLERANCE = 1e-5
@@ -136,7 +138,110 @@ def check_maskd_distill(meta: Arrays, case: Arrays) -> None:
         assert_close(gradient, level["grad_student"], f"level {k}")
 
 
-CHECKS = {"mgd": check_mgd, "maskd_tokens": check_maskd_tokens, "maskd_distill": check_maskd_distill}
+def flatten(levels: list[jax.Array]) -> jax.Array:
+    """Levels (N, H, W, C) to (N, S, C), the first level first."""
+    return jnp.concatenate([level.reshape(level.shape[0], -1, level.shape[-1]) for level in levels], axis=1)
+
+
+def icd_queries(case: Arrays) -> losses.Queries:
+    x, y = case["points"][..., 0], case["points"][..., 1]
+    left, top, right, bottom = (case["box_offsets"][..., side] for side in range(4))
+    boxes = jnp.stack([x - left, y - top, x + right, y + bottom], axis=-1)
+    real, valid = case["query_is_real"] > 0, ~case["query_padding"].astype(bool)
+    return losses.Queries(case["labels"].astype(jnp.int32), boxes, case["points"], real, valid)
+
+
+def mlp(case: Arrays, name: str, x: jax.Array) -> jax.Array:
+    parameters = {f"layer_{k}": case[f"{name}_{k}"] for k in range(3)}
+    widths = tuple(layer["bias"].size for layer in parameters.values())
+    return MLP(widths).apply({"params": parameters}, x)
+
+
+def check_icd(meta: Arrays, case: Arrays) -> None:
+    queries, where = icd_queries(case), ~case["key_padding"].astype(bool)
+    images, asked = queries.labels.shape[0], queries.valid[..., None]
+    heads, layers = meta["heads"], range(meta["layers"])
+    levels = [case[f"level_{k}"] for k in range(meta["levels"])]
+    teacher = flatten([level["teacher"] for level in levels])
+    # The official scale indicator was computed from the padded size, for every image.
+    image_size = jnp.broadcast_to(jnp.array(meta["image_shape"])[None], (images, 2))
+
+    described = losses.descriptors(queries, image_size=image_size, num_classes=meta["num_classes"])
+    # What stands in empty slots reaches nothing: queries do not attend to each other.
+    assert_close(described * asked, case["descriptors"] * asked, "descriptors", VALUE_TOLERANCE)
+    encoded = mlp(case, "encoder", described)
+    assert_close(encoded * asked, case["queries"] * asked, "queries", VALUE_TOLERANCE)
+    channels, start, codes = teacher.shape[-1], 0, []
+    for level in levels:
+        _, height, width, _ = level["teacher"].shape
+        valid = where[:, start : start + height * width].reshape(images, height, width)
+        codes.append(losses.sine_position(valid, channels))
+        start += height * width
+    position = flatten(codes)
+    assert_close(position, case["position"], "position", VALUE_TOLERANCE)
+
+    def decode(learnt: Arrays) -> tuple[jax.Array, list[Arrays]]:
+        """The auxiliary task; per layer what it made on the way."""
+        decoded, auxiliary, made = mlp(learnt, "encoder", described), jnp.zeros(()), []
+        for k in layers:
+            layer = DecoderLayer(heads=heads, temperature=meta["temperature"])
+            parameters = {"params": learnt["teacher_decoder"][f"layer_{k}"]}
+            decoded, values, mask = layer.apply(parameters, decoded, teacher, position, real=queries.real, where=where)
+            outputs = mlp(learnt, "predictor", decoded)
+            confidence = losses.confidence_loss(outputs[..., 0], queries)
+            localization = losses.localization_loss(outputs[..., 1:], queries)
+            auxiliary += confidence + localization
+            made.append({"decoded": decoded, "values": values, "mask": mask})
+            made[-1] |= {"confidence": confidence, "localization": localization}
+        return auxiliary, made
+
+    learnt = {name: value for name, value in case.items() if name.split("_")[0] in ("encoder", "predictor", "teacher")}
+    gradient, made = jax.jit(jax.grad(decode, has_aux=True))(learnt)
+    entering = case["queries"]
+    for k in layers:
+        parameters = case["teacher_decoder"][f"layer_{k}"]
+        project = lambda x, name: x @ parameters[name]["kernel"] + parameters[name]["bias"][None, None]  # noqa: B023, E731
+        query = losses.split_heads(project(entering, "query"), heads)
+        key = losses.split_heads(project(teacher + project(position, "position"), "key"), heads)
+        logits = jax.vmap(attention_logits, (1, 1, None), 1)(query, key, where)
+        kept = jnp.broadcast_to(where[:, None, None], logits.shape)
+        expected = case[f"attention_logits_{k}"]
+        assert_close(jnp.where(kept, logits, 0), jnp.where(kept, expected, 0), "logits", VALUE_TOLERANCE)
+        assert bool(jnp.all(jnp.where(kept, 0, expected) == jnp.where(kept, 0, -jnp.inf)))
+        assert bool(jnp.all(kept | (logits < -1e38)))
+        assert_close(made[k]["values"], case[f"values_{k}"], "values", VALUE_TOLERANCE)
+        assert_close(made[k]["decoded"] * asked, case[f"decoded_{k}"] * asked, "decoded", VALUE_TOLERANCE)
+        assert_value(made[k]["confidence"], case["loss_confidence"][k])
+        assert_value(made[k]["localization"], case["loss_localization"][k])
+        entering = case[f"decoded_{k}"]
+    assert_close(gradient["encoder_0"]["kernel"], case["aux_grad_encoder_0_kernel"], "encoder")
+    parts = [gradient["teacher_decoder"]["layer_0"][name]["kernel"].T for name in ("query", "key", "value")]
+    assert_close(jnp.concatenate(parts), case["aux_grad_in_proj_weight"], "teacher decoder")
+
+    def distil(inputs: Arrays) -> jax.Array:
+        student = flatten(inputs["levels"])
+        terms = [
+            losses.icd_loss(
+                Values(heads=heads).apply({"params": {"value": inputs["value"][k]}}, student),
+                made[k]["values"],
+                instance_mask=made[k]["mask"],
+            )
+            for k in layers
+        ]
+        return meta["loss_weight"] * sum(terms) / len(terms)
+
+    projections = [case["student_decoder"][f"layer_{k}"]["value"] for k in layers]
+    inputs = {"levels": [level["student"] for level in levels], "value": projections}
+    value, gradient = jax.jit(jax.value_and_grad(distil))(inputs)
+    assert_value(value, case["distill_loss"])
+    for k, (level, actual) in enumerate(zip(levels, gradient["levels"], strict=True)):
+        assert_close(actual, level["grad_student"], f"level {k}")
+    others = jnp.zeros((2 * channels, channels))
+    expected = case["student_grad_in_proj_weight"]
+    assert_close(jnp.concatenate([others, gradient["value"][0]["kernel"].T]), expected, "student's value projection")
+
+
+CHECKS = {"icd": check_icd, "mgd": check_mgd, "maskd_tokens": check_maskd_tokens, "maskd_distill": check_maskd_distill}
 
 
 def test_there_are_cases() -> None:
