@@ -1,0 +1,203 @@
+"""COCO average precision of a detector over a source, from predictions computed on every local device.
+
+faster-coco-eval is the judge; this module only brings it numbers: detections leave the padded image for the pixels of
+the original one here, and boxes become the judge's ``(x, y, width, height)``.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import jax
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from flax import linen as nn
+
+from kdjax.data.batches import EvalBatch, eval_batches
+from kdjax.data.sources import Source
+from kdjax.devices import parallel, replicate, split
+from kdjax.types import Detections
+
+Predict = Callable[[Any, np.ndarray, np.ndarray], Detections]
+"""What :func:`make_predict` returns: (variables, images (D, n, H, W, 3), image_size (D, n, 2)) to (D, n, ...)."""
+
+
+class ImageDetections(NamedTuple):
+    """What a detector found in one image, best first, as NumPy arrays."""
+
+    image_id: int
+    """The source's id of the image."""
+    boxes: np.ndarray
+    """(n, 4) float32, xyxy in pixels of the original image, clipped to it."""
+    scores: np.ndarray
+    """(n,) float32 in [0, 1], descending."""
+    labels: np.ndarray
+    """(n,) int32 in [0, classes)."""
+
+
+class Metrics(TypedDict):
+    """COCO's numbers in percent, 0 to 100; NaN where the source has no object to find."""
+
+    AP: float
+    """Mean over the IoU thresholds 0.50, 0.55, ..., 0.95, and over classes."""
+    AP50: float
+    AP75: float
+    AP_small: float
+    """Objects of area up to 32 squared, in pixels of the original image."""
+    AP_medium: float
+    """Objects between small and large."""
+    AP_large: float
+    """Objects of area from 96 squared."""
+    AR100: float
+    """Average recall of the 100 best detections of each image."""
+    per_class: dict[str, float]
+    """AP of each class, in the source's order."""
+
+
+def make_predict(detector: nn.Module) -> Predict:
+    """Inference mapped over all devices, from uint8 images to detections.
+
+    Build it once per detector and keep it: every call of this function makes something that compiles anew.
+
+    Args:
+        detector: follows the detector's contract: ``preprocess``, ``__call__`` and ``decode``.
+    """
+
+    def predict(variables: Any, images: jax.Array, image_size: jax.Array) -> Detections:
+        _, predictions = detector.apply(variables, detector.preprocess(images, image_size))
+        return detector.decode(predictions, image_size)
+
+    return parallel(predict, in_axes=(None, 0, 0), replicated=False)
+
+
+def evaluate(
+    predict: Predict, variables: Any, source: Source, *, batch_size: int, image_size: tuple[int, int]
+) -> tuple[Metrics, list[ImageDetections]]:
+    """COCO metrics of a detector over a whole source, the last partial batch included.
+
+    Args:
+        predict: made by :func:`make_predict`.
+        variables: the detector's; placed on the devices once, unless they are there already.
+        source: images and their objects.
+        batch_size: images that all local devices see at once.
+        image_size: height and width of the padded images.
+
+    Returns:
+        the metrics, and the detections of every image in the source's order.
+
+    Raises:
+        ValueError: the devices cannot share the batch evenly.
+    """
+    devices = jax.local_device_count()
+    if batch_size % devices:
+        raise ValueError(f"evaluation batch size {batch_size} must be a multiple of the {devices} devices")
+    batches = eval_batches(source, batch_size=batch_size, image_size=image_size)
+    detections = list(detect(predict, replicate(variables), batches))
+    return coco_metrics(source, detections), detections
+
+
+def detect(predict: Predict, variables: Any, batches: Iterable[EvalBatch]) -> Iterator[ImageDetections]:
+    """Detections of every real image of ``batches``, in order.
+
+    One batch stays in flight: the devices work on the next while the host unpacks the last.
+    """
+    pending: tuple[EvalBatch, Detections] | None = None
+    for batch in batches:
+        output = predict(variables, *split((batch["images"], batch["image_size"])))
+        if pending:
+            yield from _unpack(*pending)
+        pending = batch, output
+    if pending:
+        yield from _unpack(*pending)
+
+
+def _unpack(batch: EvalBatch, output: Detections) -> Iterator[ImageDetections]:
+    """Splits device outputs (D, n, ...) into images, without padding images and empty slots, in original pixels."""
+    boxes, scores, labels, valid = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in output)
+    # Per axis: rounding to whole pixels makes the two scales of a resized image differ slightly.
+    ratio = (batch["original_size"] / batch["image_size"]).astype(np.float32)
+    for i in np.flatnonzero(batch["real"]):
+        kept = valid[i]
+        height, width = batch["original_size"][i]
+        original = boxes[i][kept] * ratio[i, [1, 0, 1, 0]]
+        clipped = np.clip(original, 0, np.array([width, height, width, height], np.float32))
+        yield ImageDetections(int(batch["image_id"][i]), clipped, scores[i][kept], labels[i][kept])
+
+
+def coco_metrics(source: Source, detections: Iterable[ImageDetections]) -> Metrics:
+    """COCO's metrics of ``detections`` against the objects of ``source``, crowds being ignore regions.
+
+    Images of the source without detections count as found empty.
+
+    Raises:
+        ValueError: a detection names an image or a class that the source does not have.
+    """
+    image_ids: list[int] = []
+    truth: list[dict[str, Any]] = []
+    for i in range(len(source)):
+        image_id, boxes, labels, crowd, area = source[i][1:]
+        image_ids.append(image_id)
+        truth.extend(_annotations(image_id, boxes, labels, area=area, iscrowd=crowd.astype(int)))
+
+    known, classes = frozenset(image_ids), len(source.class_names)
+    found: list[dict[str, Any]] = []
+    for image_id, boxes, scores, labels in detections:
+        if image_id not in known:
+            raise ValueError(f"detections of image {image_id}, which the source does not have")
+        if labels.size and labels.max() >= classes:
+            raise ValueError(
+                f"a detection of class {labels.max()} in image {image_id}: the source has {classes} classes"
+            )
+        area = np.prod(boxes[:, 2:].astype(float) - boxes[:, :2], axis=1)
+        found.extend(_annotations(image_id, boxes, labels, area=area, score=scores))
+
+    judge = COCOeval_faster(
+        _coco(image_ids, source.class_names, truth),
+        _coco(image_ids, source.class_names, found),
+        iouType="bbox",
+        print_function=_silent,
+    )
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    ap, ap50, ap75, small, medium, large, _, _, ar100 = (_percent(value) for value in judge.stats[:9])
+    # (IoU thresholds, recalls, classes, areas, limits of detections): all areas, 100 detections.
+    precision = judge.eval["precision"][:, :, :, 0, -1]
+    # A class without objects is -1 throughout, and so is its mean.
+    per_class = {name: _percent(precision[:, :, k].mean()) for k, name in enumerate(source.class_names)}
+    return Metrics(
+        AP=ap, AP50=ap50, AP75=ap75, AP_small=small, AP_medium=medium, AP_large=large, AR100=ar100, per_class=per_class
+    )
+
+
+def _annotations(
+    image_id: int, boxes: np.ndarray, labels: np.ndarray, **columns: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """COCO's dictionaries of one image's xyxy boxes."""
+    # In float64, as the judge computes: a width subtracted in float32 would shift areas across COCO's size limits.
+    boxes = boxes.astype(float)
+    xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+    for box, label, *values in zip(xywh, labels.tolist(), *(c.tolist() for c in columns.values()), strict=True):
+        yield {"image_id": image_id, "bbox": box, "category_id": label, **dict(zip(columns, values, strict=True))}
+
+
+def _coco(image_ids: Sequence[int], class_names: Sequence[str], annotations: Iterable[dict[str, Any]]) -> COCO:
+    """The judge's view of annotations, in memory; the class with label k has category id k."""
+    return COCO(
+        {
+            "images": [{"id": image_id} for image_id in image_ids],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(class_names)],
+            # From 1: the judge marks what it could not match by the annotation id 0.
+            "annotations": [{"id": i, **annotation} for i, annotation in enumerate(annotations, start=1)],
+        },
+        print_function=_silent,
+    )
+
+
+def _percent(value: float) -> float:
+    """The judge's fraction in percent; it says -1 where there is nothing to find."""
+    return 100 * float(value) if value >= 0 else math.nan
+
+
+def _silent(*_: Any) -> None:
+    """Takes the place of the judge's ``print``."""

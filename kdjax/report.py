@@ -1,0 +1,264 @@
+"""What a person reads during and after a run, and what its files record."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clu import parameter_overview
+from flax.traverse_util import flatten_dict
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Appends metrics to ``metrics.jsonl`` and to TensorBoard events in a folder.
+
+    Whatever was recorded after the step at which the writer starts is dropped, so that a run resumed from a checkpoint
+    reads as one that was never stopped. One process of a run has one.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], step: int = 0):
+        """Opens the files, keeping what earlier writers recorded up to ``step``.
+
+        Args:
+            workdir: folder for both files; made if missing.
+            step: finished steps, 0 for a new run.
+        """
+        path = Path(workdir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _replace(path, "".join(f"{line}\n" for line in path.read_text().splitlines() if _step(line) <= step))
+        self._lines = path.open("a")
+        # tensorboardX names a file by the second: a writer that starts within it would overwrite the last one's events.
+        suffix = f".{time.time_ns()}"
+        # TensorBoard hides the events of earlier files from ``purge_step`` on.
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1, filename_suffix=suffix)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Records the scalars of one step; the row of ``metrics.jsonl`` is on its way to disk when this returns.
+
+        Args:
+            step: finished steps.
+            metrics: name to number or to a mapping of the same kind: ``{"loss": {"box": 0.4}}`` becomes ``loss/box``.
+                Numbers that are not finite become null in the JSON.
+        """
+        scalars = {name: float(value) for name, value in flatten_dict(dict(metrics), sep="/").items()}
+        self._lines.write(json.dumps(_plain({"step": step, **scalars}), allow_nan=False) + "\n")
+        self._lines.flush()
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+    def close(self) -> None:
+        """Ends both files."""
+        self._lines.close()
+        self._events.close()
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _step(line: str) -> float:
+    """The step of a row; infinite for a line cut short by a kill, which only the last one can be."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes ``value`` as JSON all at once: a reader, or a run killed meanwhile, finds the old file or the new one.
+
+    Arrays become lists; numbers that are not finite become null.
+    """
+    _replace(Path(path), json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Puts ``text`` in the place of a file in one move."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in JSON's own types."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Rate(NamedTuple):
+    """How fast a run goes; NaN before there is anything to measure."""
+
+    images_per_second: float
+    """Since the last measurement."""
+    eta: float
+    """Seconds to the last step, at the mean speed so far."""
+
+
+class Throughput:
+    """Measures images per second and the time left, without compilation and pauses.
+
+    The first measurement only starts the clock: taken after the first step, it leaves the compilation out. Measure
+    where the host has waited for the device, for example where it has read a loss.
+    """
+
+    def __init__(self, steps: int, batch_size: int, clock: Callable[[], float] = time.perf_counter):
+        """Measures nothing yet.
+
+        Args:
+            steps: the number of the last step.
+            batch_size: images of a step, on all devices.
+            clock: seconds, only ever growing.
+        """
+        self._steps, self._batch_size, self._clock = steps, batch_size, clock
+        self._first: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
+        self._paused = 0.0
+
+    def measure(self, step: int) -> Rate:
+        """The rate between the last call and this one, which ``step`` steps have finished."""
+        now = step, self._clock() - self._paused
+        first, last = self._first or now, self._last or now
+        self._first, self._last = first, now
+        return Rate(self._batch_size * _speed(last, now), (self._steps - step) / _speed(first, now))
+
+    @property
+    def images_per_second(self) -> float:
+        """The mean over everything measured so far."""
+        return self._batch_size * _speed(self._first, self._last) if self._first and self._last else math.nan
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what happens inside out of the measurement: an evaluation, say."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - start
+
+
+def _speed(start: tuple[int, float], end: tuple[int, float]) -> float:
+    """Steps per second between two (step, seconds); NaN where no time has passed."""
+    return (end[0] - start[0]) / (end[1] - start[1]) if end[1] > start[1] else math.nan
+
+
+def progress_line(
+    step: int, steps: int, losses: Mapping[str, float], learning_rate: float, images_per_second: float, eta: float
+) -> str:
+    """One line of training progress.
+
+    Args:
+        step: finished steps.
+        steps: the number of the last step.
+        losses: weighted terms, whose sum is the loss.
+        learning_rate: of the last step.
+        images_per_second: NaN where not known yet.
+        eta: seconds left; NaN where not known yet.
+
+    >>> progress_line(120, 800, {"box": 0.41, "cls": 0.62, "mgd": 0.2}, 0.01, 31.24, 192)
+    'step 120/800  loss 1.230 (box 0.410 cls 0.620 mgd 0.200)  lr 0.0100  31.2 img/s  ETA 3:12'
+    """
+    terms = " ".join(f"{name} {_number(value, 3)}" for name, value in losses.items())
+    return (
+        f"step {step:{len(str(steps))}}/{steps}  loss {_number(sum(losses.values()), 3)} ({terms})"
+        f"  lr {_number(learning_rate, 4)}  {_known(images_per_second, '.1f')} img/s  ETA {_duration(eta)}"
+    )
+
+
+def _number(value: float, decimals: int) -> str:
+    """Fixed decimals; with an exponent where they would leave less than two digits, or far too many."""
+    fits = value == 0 or 10.0 ** (1 - decimals) <= abs(value) < 1e6 or not math.isfinite(value)
+    return f"{value:.{decimals}f}" if fits else f"{value:.1e}"
+
+
+def _known(value: float, form: str) -> str:
+    """A formatted number, or a dash for NaN."""
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 3:12 or 1:03:12."""
+    if math.isnan(seconds):
+        return "-"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Row(NamedTuple):
+    """One model of the table that ends a run."""
+
+    model: str
+    """Its name, for example ``student (mgd)``."""
+    metrics: Mapping[str, Any]
+    """What ``kdjax.evaluate`` returned."""
+    parameters: int
+    """How many it has."""
+
+
+_COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "AP_small", "APm": "AP_medium", "APl": "AP_large"}
+"""Heading to metric."""
+
+
+def summary_table(rows: Sequence[Row], baseline: Row | None = None) -> str:
+    """The table that ends a run.
+
+    Args:
+        rows: the models in order, the student last.
+        baseline: the same student trained without a teacher: one more row, and below it what the teacher was worth.
+    """
+    table = [["model", *_COLUMNS, "params"]]
+    for model, metrics, parameters in [*rows, *([baseline] if baseline else [])]:
+        values = [_known(metrics[name], ".1f") for name in _COLUMNS.values()]
+        table.append([model, *values, f"{parameters / 1e6:.2f} M"])
+    if baseline:
+        student = rows[-1].metrics
+        gains = [_known(student[name] - baseline.metrics[name], "+.1f") for name in _COLUMNS.values()]
+        table.append(["gain", *gains, ""])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
+        for name, *cells in table
+    ]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *(line.rstrip() for line in lines[1:])])
+
+
+@dataclasses.dataclass
+class _ModuleRow:
+    """A row of the parameter table."""
+
+    model: str
+    module: str
+    parameters: int
+
+
+def parameter_table(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many parameters each top-level module of each model has, and each model altogether.
+
+    Args:
+        models: name to parameter tree, for example ``{"teacher": variables["params"], **state.params}``.
+    """
+    rows = [
+        _ModuleRow(model, module, int(parameter_overview.count_parameters({module: params})))
+        for model, modules in models.items()
+        for module, params in modules.items()
+    ]
+    totals = [f"{model} {parameter_overview.count_parameters(dict(modules)):,}" for model, modules in models.items()]
+    return f"{parameter_overview.make_table(rows)}\nTotal: {', '.join(totals)}"

@@ -1,0 +1,230 @@
+"""Records survive interruption; what is printed says what was given."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from kdjax import report
+from kdjax.report import MetricWriter, Row, Throughput, parameter_table, progress_line, summary_table, write_json
+
+
+def rows(workdir) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(workdir) -> list[Event]:
+    """All TensorBoard events of a folder, file by file, read without TensorBoard: length, CRC, bytes, CRC."""
+    found = []
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            found.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def test_rows_are_flat_and_in_order(tmp_path):
+    with MetricWriter(tmp_path / "run") as writer:
+        writer.write(5, {"loss": {"box": np.float32(0.5), "cls": jnp.ones(())}, "lr": 0.01})
+        # Before the writer closes: a killed run has its rows.
+        assert rows(tmp_path / "run") == [{"step": 5, "loss/box": 0.5, "loss/cls": 1.0, "lr": 0.01}]
+        writer.write(np.int32(10), {"eval": {"AP": 31.25, "per_class": {"cat": 30, "dog": math.nan}}, "loss": math.inf})
+    assert next(iter(rows(tmp_path / "run")[0])) == "step"
+    assert rows(tmp_path / "run")[1] == {
+        "step": 10,
+        "eval/AP": 31.25,
+        "eval/per_class/cat": 30.0,
+        "eval/per_class/dog": None,
+        "loss": None,
+    }
+
+
+def test_events_hold_the_same_scalars(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.write(5, {"loss": {"box": 0.5}})
+        writer.write(6, {"loss": {"box": 0.25}, "lr": 0.01})
+    scalars = [(e.step, v.tag, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
+    assert scalars == [(5, "loss/box", 0.5), (6, "loss/box", 0.25), (6, "lr", pytest.approx(0.01))]
+
+
+def test_a_resumed_run_reads_as_one_never_stopped(tmp_path):
+    def record(workdir, step, steps):
+        with MetricWriter(workdir, step) as writer:
+            for s in range(step + 1, steps + 1):
+                writer.write(s, {"loss": 1 / s})
+
+    record(tmp_path / "whole", 0, 9)
+    record(tmp_path / "parts", 0, 7)
+    # Killed in the middle of a line, with its last checkpoint at step 4; then again, before the next one.
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    record(tmp_path / "parts", 4, 5)
+    record(tmp_path / "parts", 4, 9)
+    assert (tmp_path / "parts" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+    # What TensorBoard shows: a restart at step s hides earlier files' events from s on.
+    shown: dict[int, float] = {}
+    for event in events(tmp_path / "parts"):
+        if event.session_log.status == event.session_log.START:
+            shown = {step: value for step, value in shown.items() if step < event.step}
+        for value in event.summary.value:
+            shown[event.step] = value.simple_value
+    assert shown == {s: pytest.approx(1 / s) for s in range(1, 10)}
+    assert len(list((tmp_path / "parts").glob("events*"))) == 3
+
+
+def test_a_new_run_starts_empty(tmp_path):
+    for _ in range(2):
+        with MetricWriter(tmp_path) as writer:
+            writer.write(1, {"loss": 1.0})
+    assert len(rows(tmp_path)) == 1
+
+
+def test_json_is_plain_and_readable(tmp_path):
+    path = tmp_path / "summary.json"
+    value = {
+        "teacher": {"AP": math.nan, "per_class": {"cat": np.float32(1.5)}},
+        "baseline": None,
+        "steps": np.int64(3),
+        "shape": (2, jnp.arange(2)),
+        "compare": True,
+        7: [-math.inf, "mgd"],
+    }
+    write_json(path, value)
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
+        "teacher": {"AP": None, "per_class": {"cat": 1.5}},
+        "baseline": None,
+        "steps": 3,
+        "shape": [2, [0, 1]],
+        "compare": True,
+        "7": [None, "mgd"],
+    }
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_json(path, {"AP": 1})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_json(path, {"AP": 2})
+    assert json.loads(path.read_text()) == {"AP": 1}
+    with pytest.raises(TypeError):
+        write_json(path, {"AP": object()})
+    assert json.loads(path.read_text()) == {"AP": 1}
+    write_json(path, {"AP": 3})
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_throughput_leaves_out_compilation_and_pauses():
+    clock = Clock()
+    throughput = Throughput(steps=100, batch_size=16, clock=clock)
+    clock.now += 60  # compiling
+    assert all(math.isnan(value) for value in throughput.measure(1))
+    assert math.isnan(throughput.images_per_second)
+    clock.now += 5
+    assert throughput.measure(11) == (pytest.approx(32), pytest.approx(89 / 2))
+    clock.now += 5
+    with throughput.paused():
+        clock.now += 1000
+    clock.now += 5
+    # 10 steps in 10 seconds now, 20 in 15 altogether.
+    assert throughput.measure(21) == (pytest.approx(16), pytest.approx(79 * 15 / 20))
+    assert throughput.images_per_second == pytest.approx(16 * 20 / 15)
+    clock.now += 40
+    assert throughput.measure(100).eta == 0
+
+
+def test_throughput_counts_pauses_that_end_in_an_error():
+    clock = Clock()
+    throughput = Throughput(steps=10, batch_size=2, clock=clock)
+    throughput.measure(1)
+
+    def evaluation_that_fails():
+        with throughput.paused():
+            clock.now += 50
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        evaluation_that_fails()
+    clock.now += 1
+    assert throughput.measure(2).images_per_second == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            (120, 800, {"box": 0.4, "cls": 0.62, "mgd": 0.2}, 0.01, 31.24, 192),
+            "step 120/800  loss 1.220 (box 0.400 cls 0.620 mgd 0.200)  lr 0.0100  31.2 img/s  ETA 3:12",
+        ),
+        (
+            (1, 90_000, {"cls": 0.00123}, 1e-5, math.nan, math.nan),
+            "step     1/90000  loss 1.2e-03 (cls 1.2e-03)  lr 1.0e-05  - img/s  ETA -",
+        ),
+        (
+            (7, 10, {"cls": math.nan, "box": 0.0}, 0.5, 1234.56, 3.6e5 + 59.6),
+            "step  7/10  loss nan (cls nan box 0.000)  lr 0.5000  1234.6 img/s  ETA 100:01:00",
+        ),
+        (
+            (7, 10, {"cls": 2.5e7}, 0.5, 8, 0),
+            "step  7/10  loss 2.5e+07 (cls 2.5e+07)  lr 0.5000  8.0 img/s  ETA 0:00",
+        ),
+    ],
+)
+def test_progress_line(arguments, line):
+    assert progress_line(*arguments) == line
+
+
+def metrics(*values: float) -> dict[str, float]:
+    return dict(zip(["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"], values, strict=True))
+
+
+def test_summary_table():
+    nan = math.nan
+    teacher = Row("teacher", metrics(48.06, 70, 50.5, 20, 45, nan), 12_345_678)
+    student = Row("student (mgd)", metrics(40.2, 60, 44, 15.0, 41, nan), 1_300_000)
+    baseline = Row("baseline (none)", metrics(36.8, 61.5, 40, 10, nan, nan), 1_300_000)
+    assert summary_table([teacher, student], baseline).splitlines() == [
+        "model              AP  AP50  AP75   APs   APm  APl   params",
+        "-----------------------------------------------------------",
+        "teacher          48.1  70.0  50.5  20.0  45.0    -  12.35 M",
+        "student (mgd)    40.2  60.0  44.0  15.0  41.0    -   1.30 M",
+        "baseline (none)  36.8  61.5  40.0  10.0     -    -   1.30 M",
+        "gain             +3.4  -1.5  +4.0  +5.0     -    -",
+    ]
+    assert summary_table([teacher, student]).splitlines()[2:] == [
+        "teacher        48.1  70.0  50.5  20.0  45.0    -  12.35 M",
+        "student (mgd)  40.2  60.0  44.0  15.0  41.0    -   1.30 M",
+    ]
+
+
+def test_parameter_table():
+    student = {"backbone": {"conv": {"kernel": np.zeros((3, 3, 3, 64))}}, "head": {"bias": np.zeros(9)}}
+    table = parameter_table({"student": student, "method": {"token": jnp.zeros((2, 5))}, "none": {}})
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    assert cells == [
+        ["Model", "Module", "Parameters"],
+        ["student", "backbone", "1,728"],
+        ["student", "head", "9"],
+        ["method", "token", "10"],
+    ]
+    assert table.splitlines()[-1] == "Total: student 1,737, method 10, none 0"
