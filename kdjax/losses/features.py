@@ -45,6 +45,15 @@ def hide(features: jax.Array, keep: jax.Array | None = None, where: jax.Array | 
     return features
 
 
+def check_aligned(student: jax.Array, teacher: jax.Array) -> None:
+    """Raises ValueError, naming both shapes, unless student and teacher have one shape."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"Student features {student.shape} and teacher features {teacher.shape} differ in shape; "
+            "align the student to the teacher first."
+        )
+
+
 def squared_error(student: jax.Array, teacher: jax.Array, where: jax.Array | None = None) -> jax.Array:
     """``V (S - sg(T))^2``, entry by entry, in float32.
 
@@ -62,10 +71,6 @@ def squared_error(student: jax.Array, teacher: jax.Array, where: jax.Array | Non
     Raises:
         ValueError: if the shapes differ.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"Student features {student.shape} and teacher features {teacher.shape} differ in shape; "
-            "align the student to the teacher first."
-        )
+    check_aligned(student, teacher)
     difference = student.astype(jnp.float32) - jax.lax.stop_gradient(teacher).astype(jnp.float32)
     return jnp.square(hide(difference, where=where))

@@ -110,7 +110,7 @@ def sample_queries(targets: Targets, *, keys: jax.Array, statistics: ClassStatis
     return jax.vmap(one_image)(keys, relative, targets.labels, targets.valid)
 
 
-def descriptors(queries: Queries, *, image_size: jax.Array, num_classes: int) -> jax.Array:
+def instance_descriptors(queries: Queries, *, image_size: jax.Array, num_classes: int) -> jax.Array:
     """Instances in numbers [code]::
 
         descriptor   = [ one_hot(class), sine(x), sine(y), one_hot_5(w), one_hot_5(h) ]
@@ -122,7 +122,7 @@ def descriptors(queries: Queries, *, image_size: jax.Array, num_classes: int) ->
 
     >>> point, box, yes = jnp.full((1, 1, 2), 0.5), jnp.array([[[0.25, 0.25, 0.75, 0.75]]]), jnp.array([[True]])
     >>> queries = Queries(jnp.array([[2]]), box, point, yes, yes)
-    >>> descriptors(queries, image_size=jnp.array([[800, 800]]), num_classes=80).shape
+    >>> instance_descriptors(queries, image_size=jnp.array([[800, 800]]), num_classes=80).shape
     (1, 1, 346)
 
     Args:
@@ -204,7 +204,7 @@ def attention_logits(query: jax.Array, key: jax.Array, where: jax.Array | None =
     return logits if where is None else jnp.where(where[:, None], logits, jnp.finfo(jnp.float32).min)
 
 
-def attend(
+def instance_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -222,7 +222,7 @@ def attend(
     N heads Q S numbers never exists, not even one: for 300 queries of an 800 x 1344 image it would be 215 MB.
 
     >>> query, features = jnp.zeros((1, 8, 3, 4)), jnp.ones((1, 8, 5, 4))
-    >>> attended, mask = attend(query, features, features, real=jnp.array([[True, True, False]]))
+    >>> attended, mask = instance_attention(query, features, features, real=jnp.array([[True, True, False]]))
     >>> attended.shape, mask[0, 0]
     ((1, 8, 3, 4), Array([0.4, 0.4, 0.4, 0.4, 0.4], dtype=float32))
 
@@ -251,12 +251,12 @@ def attend(
     return jnp.moveaxis(attended, 0, 1), jax.lax.stop_gradient(jnp.moveaxis(mask, 0, 1))
 
 
-def confidence_loss(logits: jax.Array, queries: Queries, *, axis_name: str | None = None) -> jax.Array:
+def instance_confidence_loss(logits: jax.Array, queries: Queries, *, axis_name: str | None = None) -> jax.Array:
     """Real or fake: binary cross-entropy averaged over the queries that are not empty [code].
 
     >>> yes = jnp.array([[True]])
     >>> queries = Queries(jnp.array([[0]]), jnp.zeros((1, 1, 4)), jnp.zeros((1, 1, 2)), yes, yes)
-    >>> confidence_loss(jnp.array([[0.0]]), queries)
+    >>> instance_confidence_loss(jnp.array([[0.0]]), queries)
     Array(0.6931472, dtype=float32)
 
     Args:
@@ -272,7 +272,7 @@ def confidence_loss(logits: jax.Array, queries: Queries, *, axis_name: str | Non
     return masked_mean(entropy, queries.valid, axis_name=axis_name)
 
 
-def localization_loss(outputs: jax.Array, queries: Queries, *, axis_name: str | None = None) -> jax.Array:
+def instance_localization_loss(outputs: jax.Array, queries: Queries, *, axis_name: str | None = None) -> jax.Array:
     """Where the real instances are [code]::
 
         sigmoid(outputs) = (x - x1, y - y1, x2 - x, y2 - y)                 of the query's point (x, y)
@@ -280,7 +280,7 @@ def localization_loss(outputs: jax.Array, queries: Queries, *, axis_name: str | 
 
     >>> point, yes = jnp.full((1, 1, 2), 0.5), jnp.array([[True]])
     >>> queries = Queries(jnp.array([[0]]), jnp.array([[[0.25, 0.0, 0.75, 1.0]]]), point, yes, yes)
-    >>> localization_loss(jnp.zeros((1, 1, 4)), queries)
+    >>> instance_localization_loss(jnp.zeros((1, 1, 4)), queries)
     Array(1., dtype=float32)
 
     Args:
@@ -323,7 +323,7 @@ def icd_loss(student: jax.Array, teacher: jax.Array, *, instance_mask: jax.Array
     Args:
         student: (N, heads, S, D) values of the student's features under the student decoder's value projection.
         teacher: (N, heads, S, D) values of the teacher's features under the teacher decoder's; it gets no gradient.
-        instance_mask: m, (N, heads, S), zero in the padding; see :func:`attend`. It gets no gradient.
+        instance_mask: m, (N, heads, S), zero in the padding; see :func:`instance_attention`. It gets no gradient.
 
     Returns:
         A float32 scalar.

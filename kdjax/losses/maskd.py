@@ -84,12 +84,12 @@ def masked_features(features: jax.Array, masks: jax.Array, weights: jax.Array | 
     return features * gate[..., None].astype(features.dtype)
 
 
-def dice_loss(masks: jax.Array) -> jax.Array:
+def token_dice_loss(masks: jax.Array) -> jax.Array:
     """How much the tokens' regions overlap [code]; without it all tokens learn the same one::
 
         loss = mean_{n, a != b} 2 <M_a, M_b> / (|M_a|^2 + |M_b|^2 + 2e-12)
 
-    >>> dice_loss(jnp.ones((1, 4, 4, 2)))
+    >>> token_dice_loss(jnp.ones((1, 4, 4, 2)))
     Array(1., dtype=float32)
 
     Args:

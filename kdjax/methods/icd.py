@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses.icd import NORM_EPSILON, attend, split_heads
+from kdjax.losses.icd import NORM_EPSILON, instance_attention, split_heads
 from kdjax.methods.levels import torch_uniform
 
 
@@ -85,7 +85,7 @@ class DecoderLayer(nn.Module):
 
         keys = features + linear(position, channels, dtype=self.dtype, name="position")
         values = project(features, "value")
-        attended, instance_mask = attend(
+        attended, instance_mask = instance_attention(
             project(queries, "query"),
             project(keys, "key"),
             values,

@@ -102,7 +102,7 @@ def check_maskd_tokens(meta: Arrays, case: Arrays) -> None:
     def loss(learnt: Arrays) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         masks = losses.token_masks(case["feature"], learnt["tokens"])
         masked = losses.masked_features(case["feature"], masks, token_weights(case["feature"], learnt))
-        dice = losses.dice_loss(masks)
+        dice = losses.token_dice_loss(masks)
         return jnp.sum(masked * case["upstream"]) + dice, (masked, dice)
 
     gradient, (masked, dice) = jax.jit(jax.grad(loss, has_aux=True))(learnt)
@@ -166,7 +166,7 @@ def check_icd(meta: Arrays, case: Arrays) -> None:
     # The official scale indicator was computed from the padded size, for every image.
     image_size = jnp.broadcast_to(jnp.array(meta["image_shape"])[None], (images, 2))
 
-    described = losses.descriptors(queries, image_size=image_size, num_classes=meta["num_classes"])
+    described = losses.instance_descriptors(queries, image_size=image_size, num_classes=meta["num_classes"])
     # What stands in empty slots reaches nothing: queries do not attend to each other.
     assert_close(described * asked, case["descriptors"] * asked, "descriptors", VALUE_TOLERANCE)
     encoded = mlp(case, "encoder", described)
@@ -188,8 +188,8 @@ def check_icd(meta: Arrays, case: Arrays) -> None:
             parameters = {"params": learnt["teacher_decoder"][f"layer_{k}"]}
             decoded, values, mask = layer.apply(parameters, decoded, teacher, position, real=queries.real, where=where)
             outputs = mlp(learnt, "predictor", decoded)
-            confidence = losses.confidence_loss(outputs[..., 0], queries)
-            localization = losses.localization_loss(outputs[..., 1:], queries)
+            confidence = losses.instance_confidence_loss(outputs[..., 0], queries)
+            localization = losses.instance_localization_loss(outputs[..., 1:], queries)
             auxiliary += confidence + localization
             made.append({"decoded": decoded, "values": values, "mask": mask})
             made[-1] |= {"confidence": confidence, "localization": localization}
