@@ -179,7 +179,11 @@ def dfmsd_loss(
 
     Returns:
         A float32 scalar.
+
+    Raises:
+        ValueError: if the shapes of student and teacher differ.
     """
+    check_aligned(student, teacher)
     student = channel_norm(student, where=where, axis_name=axis_name)
     teacher = channel_norm(jax.lax.stop_gradient(teacher), where=where, axis_name=axis_name)
     reconstruction = dual_reconstruction(student, keep=keep, generate=generate, fusion=fusion, where=where)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from kdjax.losses.features import check_aligned, squared_error
 from kdjax.losses.features import hide as hide_features
-from kdjax.losses.features import squared_error
 from kdjax.losses.reduce import masked_mean, masked_sum
 
 Pair = tuple[jax.Array, jax.Array]
@@ -250,6 +250,10 @@ def dmkd_loss(
 
     Returns:
         A float32 scalar.
+
+    Raises:
+        ValueError: if the shapes of student and teacher differ.
     """
+    check_aligned(student, teacher)
     reconstruction = dual_reconstruction(student, keep=keep, generate=generate, fusion=fusion, where=where)
     return masked_sum(squared_error(reconstruction, teacher, where)) / student.shape[0]

@@ -327,6 +327,9 @@ def icd_loss(student: jax.Array, teacher: jax.Array, *, instance_mask: jax.Array
 
     Returns:
         A float32 scalar.
+
+    Raises:
+        ValueError: if the shapes of student and teacher differ.
     """
     mask = jax.lax.stop_gradient(instance_mask.astype(jnp.float32))
     error = jnp.mean(squared_error(normalise(student), normalise(teacher)), axis=-1)

@@ -7,7 +7,7 @@ imitates the teacher region by region (stage "student").
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses.features import hide, squared_error
+from kdjax.losses.features import check_aligned, hide, squared_error
 
 
 def token_masks(features: jax.Array, tokens: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
@@ -145,7 +145,11 @@ def maskd_loss(
 
     Returns:
         A float32 scalar.
+
+    Raises:
+        ValueError: if the shapes of student and teacher differ.
     """
+    check_aligned(student, teacher)
     teacher_masks = token_masks(teacher, tokens, where=where)
     student_masks = token_masks(student, tokens, where=where)
     masks = jnp.where(jnp.asarray(step) < warmup, teacher_masks, teacher_masks * student_masks)

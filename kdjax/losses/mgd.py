@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from kdjax.losses.features import hide, squared_error
+from kdjax.losses.features import check_aligned, hide, squared_error
 from kdjax.losses.reduce import masked_sum
 
 
@@ -71,6 +71,10 @@ def mgd_loss(
 
     Returns:
         A float32 scalar.
+
+    Raises:
+        ValueError: if the shapes of student and teacher differ.
     """
+    check_aligned(student, teacher)
     generated = generate(hide(student, keep, where))
     return masked_sum(squared_error(generated, teacher, where)) / student.shape[0]

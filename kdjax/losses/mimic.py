@@ -27,6 +27,9 @@ def mimic_loss(
 
     Returns:
         A float32 scalar.
+
+    Raises:
+        ValueError: if the shapes of student and teacher differ.
     """
     mask = None if where is None else where[..., None]
     return masked_mean(squared_error(student, teacher, where), mask, axis_name=axis_name)
