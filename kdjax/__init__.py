@@ -1,3 +1,19 @@
-"""Knowledge distillation for object detectors on JAX."""
+"""Knowledge distillation for object detectors on JAX.
+
+Loss functions are in ``kdjax.losses`` (jax alone), Flax modules in ``kdjax.methods`` and ``kdjax.models``; a trained
+student is loaded by ``kdjax.load_student``; ``python -m kdjax.main`` trains.
+"""
+
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["load_student"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily: importing one loss must not load Flax and Orbax.
+    if name == "load_student":
+        from kdjax.checkpoint import load_student
+
+        return load_student
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -45,10 +45,15 @@ def encode(boxes: jax.Array, anchors: jax.Array) -> jax.Array:
     return jnp.concatenate([shift, scale], axis=-1)
 
 
-def decode(deltas: jax.Array, anchors: jax.Array) -> jax.Array:
-    """The inverse of :func:`encode`; log-scales are limited to ``DELTA_LIMIT``."""
+def decode(deltas: jax.Array, anchors: jax.Array, *, symmetric: bool = False) -> jax.Array:
+    """The inverse of :func:`encode`.
+
+    Log-scales are limited to at most ``DELTA_LIMIT``, and where ``symmetric``, as in MMDetection, to at least
+    ``-DELTA_LIMIT``; torchvision and Detectron have no lower limit.
+    """
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     anchor_centre = anchors[..., :2] + 0.5 * anchor_size
     centre = anchor_centre + deltas[..., :2] * anchor_size
-    half = 0.5 * anchor_size * jnp.exp(jnp.minimum(deltas[..., 2:], DELTA_LIMIT))
+    lowest = -DELTA_LIMIT if symmetric else -jnp.inf
+    half = 0.5 * anchor_size * jnp.exp(jnp.clip(deltas[..., 2:], lowest, DELTA_LIMIT))
     return jnp.concatenate([centre - half, centre + half], axis=-1)

@@ -4,6 +4,7 @@ faster-coco-eval is the judge; this module only brings it numbers: detections le
 the original one here, and boxes become the judge's ``(x, y, width, height)``.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -60,13 +61,9 @@ def make_predict(detector: nn.Module) -> Predict:
     Build it once per detector and keep it: every call of this function makes something that compiles anew.
 
     Args:
-        detector: follows the detector's contract: ``preprocess``, ``__call__`` and ``decode``.
+        detector: follows the detector's contract: ``detect``.
     """
-
-    def predict(variables: Any, images: jax.Array, image_size: jax.Array) -> Detections:
-        _, predictions = detector.apply(variables, detector.preprocess(images, image_size))
-        return detector.decode(predictions, image_size)
-
+    predict = functools.partial(detector.apply, method="detect")
     return parallel(predict, in_axes=(None, 0, 0), replicated=False)
 
 

@@ -206,25 +206,18 @@ class BrightBox(nn.Module):
     The second of its two slots is always empty.
     """
 
-    @nn.nowrap
-    def preprocess(self, images, image_size):
-        assert image_size.shape == (images.shape[0], 2)
-        return images.astype(jnp.float32) / 255
-
     @nn.compact
-    def __call__(self, images, train=False):
+    def detect(self, images, image_size):
+        assert image_size.shape == (images.shape[0], 2)
         shift = self.param("shift", nn.initializers.zeros, ())
-        bright = images[..., 0] > 0.5
+        bright = images[..., 0] > 127
 
         def span(line):
             return jnp.argmax(line, axis=1), line.shape[1] - jnp.argmax(line[:, ::-1], axis=1)
 
         (y1, y2), (x1, x2) = span(bright.any(axis=2)), span(bright.any(axis=1))
-        return {}, jnp.stack([x1, y1, x2, y2], axis=-1) + shift
-
-    @nn.nowrap
-    def decode(self, predictions, image_size):
-        boxes = jnp.stack([predictions, jnp.zeros_like(predictions)], axis=1)
+        box = jnp.stack([x1, y1, x2, y2], axis=-1) + shift
+        boxes = jnp.stack([box, jnp.zeros_like(box)], axis=1)
         count = len(boxes)
         return Detections(
             boxes=boxes,

@@ -1,0 +1,20 @@
+"""MGD, masked generative distillation (Yang et al., ECCV 2022, https://arxiv.org/abs/2205.01529).
+
+    python -m kdjax.main --config=configs/mgd.py
+
+Trains a RetinaNet teacher on the embedded data set, then a small RetinaNet that inherits its neck and head and learns to
+generate the teacher's features from its own with positions hidden.
+"""
+
+from ml_collections import ConfigDict
+
+from kdjax.config import base_config, with_variant
+
+
+def get_config(variant: str = "shapes") -> ConfigDict:
+    """MGD on the embedded data; ``configs/mgd.py:tiny`` takes two steps of everything."""
+    config = base_config()
+    config.student.method = ConfigDict(dict(name="mgd", mask_ratio=0.65))
+    config.student.weights = ConfigDict(dict(mgd=2e-5))
+    config.student.inherit = ("neck", "head")
+    return with_variant(config, variant)

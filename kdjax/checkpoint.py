@@ -1,0 +1,177 @@
+"""Orbax behind one file: a run's checkpoints, and the trained model as a folder of its own."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from kdjax import __version__
+from kdjax.models import build_detector
+from kdjax.state import TrainState
+
+MODEL_FILE = "model.json"
+ARRAYS_FOLDER = "variables"
+
+
+def _average_precision(metrics: Mapping[str, float]) -> float:
+    return metrics["AP"]
+
+
+class Checkpoints:
+    """The checkpoints of one run: asynchronous, atomic; the newest ``keep`` and the one of the best AP stay.
+
+    Every step holds the student's variables apart from the rest, so that they can be read without the method or the
+    optimiser.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=_average_precision, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            os.path.abspath(folder),
+            options=ocp.CheckpointManagerOptions(best_fn=_average_precision, preservation_policy=policy),
+        )
+
+    def latest(self) -> int | None:
+        """The newest committed step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
+        """Starts saving ``state`` under its step; ``metrics`` with an "AP" make it a candidate for the best."""
+        student = state.student()
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(student=ocp.args.StandardSave(student), state=ocp.args.StandardSave(state)),
+            metrics=None if metrics is None else {"AP": metrics["AP"]},
+        )
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest saved state, placed as the arrays of ``state`` are.
+
+        Raises:
+            ValueError: if what was saved has other parameters or shapes than ``state``.
+        """
+        step = self.latest()
+        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+        except ValueError as error:
+            raise ValueError(
+                f"The checkpoint of step {step} in {self._manager.directory} belongs to another model, method or "
+                f"optimiser; choose another --workdir or delete it ({' '.join(str(error).split())[:400]})."
+            ) from error
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_model(
+    folder: Path,
+    variables: Mapping[str, Any],
+    model: Mapping[str, Any],
+    class_names: tuple[str, ...],
+    image_size: tuple,
+) -> None:
+    """Writes a trained detector alone, with the config that rebuilds it: what :func:`load_student` reads.
+
+    The folder appears whole or not at all; one that exists is replaced.
+
+    Args:
+        folder: where to.
+        variables: {"params": ..., "batch_stats": ...}.
+        model: the plain dict that :func:`kdjax.models.build_detector` takes.
+        class_names: names of the labels, in order.
+        image_size: height and width in pixels that the model was trained at.
+    """
+    folder = Path(os.path.abspath(folder))
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(partial / ARRAYS_FOLDER, dict(variables))
+    description = {
+        "kdjax": __version__,
+        "model": dict(model),
+        "class_names": list(class_names),
+        "image_size": list(image_size),
+    }
+    (partial / MODEL_FILE).write_text(json.dumps(description, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def read_model_description(folder: str | os.PathLike) -> dict[str, Any]:
+    """What a model folder says of itself: "model", "class_names", "image_size" and the version that wrote it.
+
+    Raises:
+        ValueError: if ``folder`` is no model folder.
+    """
+    path = Path(folder) / MODEL_FILE
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{folder} holds no kdjax model: {path} cannot be read ({error}); give the `student` folder of a finished "
+            "run's workdir."
+        ) from error
+
+
+def load_student(
+    folder: str | os.PathLike, *, axis_name: str | None = None, dtype: str = "float32"
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Loads a trained detector: ``module, variables = kdjax.load_student("runs/mgd/student")``.
+
+    Neither the teacher nor the method is needed. ``module.detect`` does everything from uint8 images to detections::
+
+        detections = module.apply(variables, images, image_size, method="detect")
+
+    Args:
+        folder: a model folder, as a finished run leaves it in its workdir.
+        axis_name: mapped axis, for use inside a training step.
+        dtype: compute dtype.
+
+    Returns:
+        the linen module and its variables, {"params": ..., "batch_stats": ...}, float32.
+
+    Raises:
+        ValueError: if the folder holds no model, or its arrays are not those of its config.
+    """
+    description = read_model_description(folder)
+    module = build_detector(
+        description["model"],
+        num_classes=len(description["class_names"]),
+        axis_name=axis_name,
+        dtype=jnp.dtype(dtype),
+    )
+    images = jnp.zeros((1, *description["image_size"], 3))
+    like = jax.eval_shape(module.init, jax.random.key(0), images)
+    arrays = Path(os.path.abspath(folder)) / ARRAYS_FOLDER
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            return module, checkpointer.restore(arrays, jax.tree.map(_on_default_device, like))
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(
+                f"The arrays in {arrays} are not those of the model in {MODEL_FILE}: "
+                f"{' '.join(str(error).split())[:400]}"
+            ) from error
+
+
+def _on_default_device(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

@@ -1,0 +1,360 @@
+"""The schema of a run: every key with its default, and what each may be.
+
+A config file in ``configs/`` is a short diff of :func:`base_config`. The defaults are the laptop protocol on the embedded
+data set ``shapes``.
+"""
+
+import fnmatch
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from kdjax.errors import UserError
+from kdjax.methods import METHODS, build_method
+from kdjax.models import build_detector
+from kdjax.optim import SCHEDULES
+
+
+def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
+    """Config of a RetinaNet for images of about 128 pixels: half-sized anchors, short heads with group norm.
+
+    Args:
+        depth: of the ResNet, 18, 34, 50 or 101.
+        width: factor on the ResNet's channels.
+        channels: of the feature pyramid and the heads.
+    """
+    return ConfigDict(
+        dict(
+            name="retinanet",
+            backbone=dict(depth=depth, width=width),
+            neck=dict(channels=channels, min_level=3, max_level=7, extra_from="p5"),
+            head=dict(convs=2, norm="group", anchor_scale=2.0),
+            frozen_norm=False,
+            pixel_mean=(123.675, 116.28, 103.53),
+            pixel_std=(58.395, 57.12, 57.375),
+        )
+    )
+
+
+def base_stage(model: ConfigDict) -> ConfigDict:
+    """One run of the train loop: a detector, what it starts from, who teaches it, and for how long."""
+    return ConfigDict(
+        dict(
+            model=model,
+            # "" trains from scratch; the name of an earlier stage, or the path of a model folder, starts from it.
+            init="",
+            # Name of an earlier stage, or path of a model folder; "" trains without a teacher.
+            teacher="",
+            # Parts of the detector that start from the teacher's where shapes match, such as ("neck", "head").
+            inherit=(),
+            method=dict(name="none"),
+            # Weight of each loss term by name; 1 where absent.
+            weights=dict(),
+            # Parameter paths that do not move, such as ("student/backbone/conv1",).
+            freeze=(),
+            # Images of one step on all devices together.
+            batch_size=16,
+            # The batch that steps and learning rate are quoted for: the rate scales linearly with batch_size, the
+            # counts of steps inversely.
+            base_batch=16,
+            steps=600,
+            # Parts that each device works its share of the batch through in.
+            accumulate=1,
+            optimizer=dict(
+                learning_rate=0.02,
+                schedule="cosine",
+                # Fractions of the run after which schedule "step" divides the rate by ten.
+                milestones=(8 / 12, 11 / 12),
+                warmup_steps=50,
+                warmup_factor=0.001,
+                momentum=0.9,
+                weight_decay=1e-4,
+                decay_norm_and_bias=False,
+                # Largest global norm of the gradient; 0 for no limit.
+                clip_norm=35.0,
+            ),
+            # Decay of an exponential moving average of the weights; 0 for none.
+            ema_decay=0.0,
+            # Compute dtype; parameters, statistics and losses are always float32.
+            dtype="float32",
+            # Steps between evaluations on the way; 0 evaluates at the end only.
+            eval_every=0,
+            checkpoint_every=200,
+            # Newest checkpoints that are kept, besides the best.
+            keep_checkpoints=2,
+            log_every=20,
+            # The stage fails if its AP ends below this, before anything is learnt from it.
+            ap_floor=0.0,
+        )
+    )
+
+
+def base_config() -> ConfigDict:
+    """Teacher, then student, on the embedded data: what every config starts from."""
+    config = ConfigDict(
+        dict(
+            seed=0,
+            # Stages in order; each has its own section below, under its name.
+            stages=("teacher", "student"),
+            # Also train the identical student without a teacher, and print the difference.
+            compare=False,
+            data=dict(
+                name="shapes",
+                # Where data sets lie; "" is the default folder of tensorflow-datasets.
+                data_dir="",
+                train_split="train",
+                eval_split="validation",
+                # Height and width of the padded images.
+                image_size=(128, 128),
+                max_objects=16,
+                flip=0.5,
+                threads=2,
+            ),
+            eval_batch_size=16,
+            # Validation images drawn with their predictions into predictions.png.
+            pictures=8,
+            teacher=base_stage(retinanet(depth=34, width=0.5)),
+            student=base_stage(retinanet(depth=18, width=0.25)),
+        )
+    )
+    config.teacher.ap_floor = 5.0
+    config.student.teacher = "teacher"
+    return config
+
+
+def with_variant(config: ConfigDict, name: str) -> ConfigDict:
+    """The variant of a config that ``configs/<method>.py:<name>`` picks.
+
+    Args:
+        config: the method's config for the embedded data.
+        name: "shapes" for the config as it is, or "tiny" for two steps of everything, to check an installation.
+
+    Raises:
+        UserError: for another name.
+    """
+    if name == "tiny":
+        config.data.name = "shapes/tiny"
+        config.data.image_size = (64, 64)
+        config.eval_batch_size = 8
+        for stage in (config[stage] for stage in config.stages):
+            stage.model = retinanet(depth=18, width=0.125, channels=16)
+            stage.batch_size = stage.base_batch = 8
+            stage.steps = 2
+            stage.ap_floor = 0.0
+    elif name != "shapes":
+        raise UserError(f"There is no variant {name!r} of this config; choose shapes or tiny.")
+    return config
+
+
+class Rule(NamedTuple):
+    """What a key may be, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _whole(low: int) -> Rule:
+    return Rule(f"a whole number of at least {low}", lambda value: type(value) is int and value >= low)
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+    words = f"a number above {low:g}" if above else f"a number of at least {low:g}"
+    words = f"{words} and at most {high:g}" if math.isfinite(high) else words
+
+    def holds(value: Any) -> bool:
+        real = type(value) in (int, float) and math.isfinite(value)
+        return real and (low < value if above else low <= value) and value <= high
+
+    return Rule(words, holds)
+
+
+def _choice(*choices: str) -> Rule:
+    return Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def _tuple_of(kind: type | tuple[type, ...], words: str) -> Rule:
+    return Rule(
+        f"a tuple of {words}",
+        lambda value: isinstance(value, tuple) and all(isinstance(x, kind) and type(x) is not bool for x in value),
+    )
+
+
+_FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+_TEXT = Rule("a text", lambda value: isinstance(value, str))
+_NAMES = _tuple_of(str, "texts, such as ('neck', 'head')")
+
+RULES: dict[str, Rule] = {
+    "seed": _whole(0),
+    "stages": _NAMES,
+    "compare": _FLAG,
+    "eval_batch_size": _whole(1),
+    "pictures": _whole(0),
+    "data.name": _TEXT,
+    "data.data_dir": _TEXT,
+    "data.train_split": _TEXT,
+    "data.eval_split": _TEXT,
+    "data.image_size": Rule(
+        "a pair of whole numbers of at least 32, height and width in pixels",
+        lambda value: isinstance(value, tuple) and len(value) == 2 and all(type(x) is int and x >= 32 for x in value),
+    ),
+    "data.max_objects": _whole(1),
+    "data.flip": _number(0, 1),
+    "data.threads": _whole(1),
+    "*.init": _TEXT,
+    "*.teacher": _TEXT,
+    "*.inherit": _NAMES,
+    "*.freeze": _NAMES,
+    "*.method.name": _choice(*METHODS),
+    "*.method.mask_ratio": _number(0, 1),
+    "*.method.mask": _choice("spatial", "channel"),
+    "*.weights.*": _number(0),
+    "*.batch_size": _whole(1),
+    "*.base_batch": _whole(1),
+    "*.steps": _whole(1),
+    "*.accumulate": _whole(1),
+    "*.optimizer.learning_rate": _number(0, above=True),
+    "*.optimizer.schedule": _choice(*SCHEDULES),
+    "*.optimizer.milestones": Rule(
+        "a tuple of numbers between 0 and 1, fractions of the run",
+        lambda value: isinstance(value, tuple) and all(type(x) in (int, float) and 0 < x < 1 for x in value),
+    ),
+    "*.optimizer.warmup_steps": _whole(0),
+    "*.optimizer.warmup_factor": _number(0, 1),
+    "*.optimizer.momentum": _number(0, 1),
+    "*.optimizer.weight_decay": _number(0),
+    "*.optimizer.decay_norm_and_bias": _FLAG,
+    "*.optimizer.clip_norm": _number(0),
+    "*.ema_decay": _number(0, 1),
+    "*.dtype": _choice("float32", "bfloat16"),
+    "*.eval_every": _whole(0),
+    "*.checkpoint_every": _whole(1),
+    "*.keep_checkpoints": _whole(1),
+    "*.log_every": _whole(1),
+    "*.ap_floor": _number(0, 100),
+}
+"""What each key may be, by pattern; the sections ``model`` are checked by the detectors that they build."""
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config by its dotted path, with its value."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def rule(path: str) -> Rule | None:
+    """The rule of a key, or None where its section checks itself (or nothing knows it)."""
+    return RULES.get(path) or next((rule for pattern, rule in RULES.items() if fnmatch.fnmatch(path, pattern)), None)
+
+
+def check_config(config: ConfigDict, devices: int) -> None:
+    """Refuses a config that cannot run, before anything is loaded or compiled.
+
+    Args:
+        config: the whole config.
+        devices: number of devices that share a batch.
+
+    Raises:
+        UserError: one sentence with the key, its value and what is allowed.
+    """
+    for path, value in leaves(config):
+        if ".model." in path:
+            continue
+        allowed = rule(path)
+        if allowed is None:
+            raise UserError(f"config.{path} is not a key that kdjax knows.")
+        if not allowed.holds(value):
+            raise UserError(f"config.{path} is {value!r}; it must be {allowed.words}.")
+    if not config.stages:
+        raise UserError("config.stages is empty; it must name at least one stage.")
+    if config.eval_batch_size % devices:
+        raise UserError(
+            f"config.eval_batch_size is {config.eval_batch_size}, which the {devices} devices cannot share evenly; it "
+            f"must be a multiple of {devices}."
+        )
+    for position, name in enumerate(config.stages):
+        if name not in config:
+            raise UserError(f"config.stages names {name!r}, but there is no section config.{name}.")
+        _check_stage(name, config[name], earlier=config.stages[:position], devices=devices)
+    if config.compare and not config[config.stages[-1]].teacher:
+        raise UserError(
+            f"config.compare is True, but the last stage, {config.stages[-1]!r}, has no teacher to leave out."
+        )
+
+
+def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices: int) -> None:
+    try:
+        model = build_detector(stage.model.to_dict(), num_classes=1)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"config.{name}.model: {error}") from error
+    try:
+        method = build_method(stage.method.to_dict())
+    except ValueError as error:
+        raise UserError(f"config.{name}.method: {error}") from error
+    share = devices * stage.accumulate
+    if stage.batch_size % share:
+        raise UserError(
+            f"config.{name}.batch_size is {stage.batch_size}, which {devices} devices in {stage.accumulate} part(s) each "
+            f"cannot share evenly; it must be a multiple of {share}."
+        )
+    terms = (*model.terms, *method.terms)
+    for term in stage.weights:
+        if term not in terms:
+            raise UserError(
+                f"config.{name}.weights has the term {term!r}, but this stage's loss has: {', '.join(terms)}."
+            )
+    for field in ("init", "teacher"):
+        origin = stage[field]
+        if origin and origin not in earlier and "/" not in origin:
+            raise UserError(
+                f"config.{name}.{field} is {origin!r}; it must be empty, the path of a model folder, or an earlier "
+                f"stage ({', '.join(earlier) or 'there is none'})."
+            )
+    if stage.method.name != "none" and not stage.teacher:
+        raise UserError(f"config.{name}.method is {stage.method.name!r}, which needs config.{name}.teacher.")
+    if stage.inherit and not stage.teacher:
+        raise UserError(f"config.{name}.inherit is {stage.inherit!r}, which needs config.{name}.teacher.")
+
+
+class Scaled(NamedTuple):
+    """A stage's schedule at its actual batch size."""
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int
+    eval_every: int
+    checkpoint_every: int
+
+
+def scaled_schedule(stage: ConfigDict) -> Scaled:
+    """Scales the learning rate linearly with the batch, and all counts of steps inversely (Goyal et al., 2017)."""
+    factor = stage.batch_size / stage.base_batch
+
+    def count(steps: int) -> int:
+        return max(1, round(steps / factor)) if steps else 0
+
+    return Scaled(
+        steps=count(stage.steps),
+        learning_rate=stage.optimizer.learning_rate * factor,
+        warmup_steps=count(stage.optimizer.warmup_steps),
+        eval_every=count(stage.eval_every),
+        checkpoint_every=count(stage.checkpoint_every),
+    )
+
+
+def differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """What changed between two plain configs, one ``key: old -> new`` for each key."""
+
+    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {prefix: tree}
+        return {path: leaf for key, value in tree.items() for path, leaf in flat(value, f"{prefix}.{key}").items()}
+
+    old, new = flat(saved), flat(json.loads(json.dumps(config)))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [f"{key[1:]}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}" for key in changed]

@@ -1,0 +1,24 @@
+"""No distillation: the baseline that a gain is quoted against."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax.types import Features, Targets, Terms
+
+
+class NoDistillation(nn.Module):
+    """The identical student without a teacher: no terms, no parameters."""
+
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    terms: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def __call__(
+        self, student: Features, teacher: Features, targets: Targets, *, keys: jax.Array, step: jax.Array
+    ) -> Terms:
+        """Returns no terms."""
+        return {}

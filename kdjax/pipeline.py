@@ -1,0 +1,149 @@
+"""The stages of a config in order, each skipped when it is done, and what they were worth together."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from kdjax.config import check_config
+from kdjax.data.sources import open_source
+from kdjax.errors import UserError
+from kdjax.evaluate import ImageDetections
+from kdjax.report import Row, summary_table, write_json
+from kdjax.train import train_stage
+from kdjax.visualize import save_predictions
+
+BASELINE = "baseline"
+"""The stage that ``compare`` adds: the identical student without the method's terms."""
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Runs every stage of ``config`` that is not finished in ``workdir``, and sums up.
+
+    The workdir ends with a folder per stage, ``student/`` (the last stage's model alone, for
+    :func:`kdjax.load_student`), ``predictions.png`` and ``summary.json``.
+
+    Args:
+        config: of :func:`kdjax.config.base_config`'s schema.
+        workdir: made if missing.
+
+    Returns:
+        what ``summary.json`` holds.
+
+    Raises:
+        UserError: the config, the workdir or something that the config names cannot be used.
+        NumericError: a loss is not finite.
+    """
+    workdir = _usable(Path(workdir))
+    check_config(config, devices=jax.local_device_count())
+    stages = dict.fromkeys(config.stages)
+    if config.compare:
+        config = add_baseline(config)
+        stages[BASELINE] = None
+    write_json(workdir / "config.json", config.to_dict())
+    results: dict[str, dict[str, Any]] = {}
+    models: dict[str, Path] = {}
+    for name in stages:
+        folder = workdir / "stages" / name
+        results[name] = train_stage(config, name, folder, models)
+        models[name] = folder / "model"
+        _check_floor(config, name, results[name])
+    summary = _summary(config, results)
+    student = config.stages[-1]
+    _publish(models[student], workdir / "student")
+    _draw(config, workdir, list(stages))
+    write_json(workdir / "summary.json", summary)
+    print(_table(config, results))
+    print(f"Everything is in {workdir}: the student alone in student/, pictures in predictions.png.")
+    return summary
+
+
+def add_baseline(config: ConfigDict) -> ConfigDict:
+    """Adds the stage that a gain is quoted against: the last stage with the same start, without the method."""
+    config = ConfigDict(config.to_dict())
+    baseline = ConfigDict(config[config.stages[-1]].to_dict())
+    baseline.method = ConfigDict(dict(name="none"))
+    config[BASELINE] = baseline
+    return config
+
+
+def _usable(workdir: Path) -> Path:
+    """Makes the workdir, or says why it cannot be used."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be used ({error.strerror}); name a folder that can be written, or a new one."
+        ) from error
+    return workdir
+
+
+def _check_floor(config: ConfigDict, name: str, result: dict[str, Any]) -> None:
+    ap, floor = result["metrics"]["AP"], config[name].ap_floor
+    if not ap >= floor:
+        raise UserError(
+            f"Stage {name!r} reached AP {ap:.1f}, below config.{name}.ap_floor = {floor:g}: nothing is distilled from "
+            "it; train it longer, check its weights, or lower the floor."
+        )
+
+
+def _summary(config: ConfigDict, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    student = config.stages[-1]
+    teacher = config[student].teacher
+    last = results[student]
+    return {
+        "method": config[student].method.name,
+        "teacher": results[teacher]["metrics"] if teacher in results else None,
+        "student": last["metrics"],
+        "baseline": results[BASELINE]["metrics"] if BASELINE in results else None,
+        "steps": last["steps"],
+        "images_per_second": last["images_per_second"],
+    }
+
+
+def _table(config: ConfigDict, results: dict[str, dict[str, Any]]) -> str:
+    def row(name: str, label: str) -> Row:
+        return Row(label, results[name]["metrics"], results[name]["parameters"])
+
+    *earlier, student = config.stages
+    rows = [row(name, name) for name in earlier]
+    rows.append(row(student, f"{student} ({config[student].method.name})"))
+    return summary_table(rows, row(BASELINE, f"{student} (none)") if BASELINE in results else None)
+
+
+def _publish(model: Path, folder: Path) -> None:
+    """Copies the student's model to its public place; it appears whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(model, partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _draw(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
+    """Predictions of every stage beside the ground truth, as ``predictions.png``."""
+    if not config.pictures:
+        return
+    source = open_source(config.data.name, config.data.eval_split, config.data.data_dir or None)
+
+    def found(name: str) -> list[ImageDetections]:
+        entries = json.loads((workdir / "stages" / name / "detections.json").read_text())
+        return [
+            ImageDetections(
+                image_id=entry["image_id"],
+                boxes=np.asarray(entry["boxes"], np.float32).reshape(-1, 4),
+                scores=np.asarray(entry["scores"], np.float32),
+                labels=np.asarray(entry["labels"], np.int32),
+            )
+            for entry in entries
+        ]
+
+    save_predictions(workdir / "predictions.png", source, {name: found(name) for name in stages})

@@ -1,0 +1,103 @@
+"""Arrays into variables, strictly: every load says what it took and fails on what does not fit."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+Tree = dict[str, Any]
+
+
+class LoadReport(NamedTuple):
+    """What became of every array of a load, by path (``"params/backbone/conv1/kernel"``)."""
+
+    matched: tuple[str, ...]
+    """Taken: in both, of one shape."""
+    missing: tuple[str, ...]
+    """Wanted, but not in the source: left as it was."""
+    unexpected: tuple[str, ...]
+    """In the source, but not wanted."""
+    mismatched: tuple[str, ...]
+    """In both, with different shapes (both are named): left as it was."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether every array of both sides was matched."""
+        return bool(self.matched) and not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        line = ", ".join(f"{len(paths)} {name}" for name, paths in self._asdict().items())
+        for name in ("missing", "unexpected", "mismatched"):
+            paths = getattr(self, name)
+            if paths:
+                line += f"\n  {name}: {', '.join(paths[:5])}" + (f" and {len(paths) - 5} more" * (len(paths) > 5))
+        return line
+
+
+def load_into(target: Tree, source: Tree, *, origin: str, strict: bool = True) -> tuple[Tree, LoadReport]:
+    """Fills ``target`` with the arrays of ``source`` that have the same path and shape, in the target's dtype.
+
+    Args:
+        target: nested dict of arrays, kept where nothing fits.
+        source: nested dict of arrays.
+        origin: what the source is, for messages.
+        strict: refuse anything but a perfect match.
+
+    Returns:
+        the filled tree and the report.
+
+    Raises:
+        ValueError: if ``strict`` and an array is missing, unexpected or of another shape; or if nothing matched at all.
+    """
+    wanted, given = flatten_dict(target, sep="/"), flatten_dict(source, sep="/")
+    shared = wanted.keys() & given.keys()
+    fits = {path for path in shared if np.shape(wanted[path]) == np.shape(given[path])}
+    report = LoadReport(
+        matched=tuple(sorted(fits)),
+        missing=tuple(sorted(wanted.keys() - given.keys())),
+        unexpected=tuple(sorted(given.keys() - wanted.keys())),
+        mismatched=tuple(
+            f"{path} {np.shape(given[path])} for {np.shape(wanted[path])}" for path in sorted(shared - fits)
+        ),
+    )
+    if (strict and not report.clean) or not report.matched:
+        raise ValueError(f"The weights of {origin} do not fit the model: {report}")
+    filled = {
+        path: np.asarray(given[path]).astype(value.dtype) if path in fits else value for path, value in wanted.items()
+    }
+    return unflatten_dict(filled, sep="/"), report
+
+
+def inherit(student: Tree, teacher: Tree, subtrees: Sequence[str]) -> tuple[Tree, LoadReport]:
+    """Starts subtrees of the student's variables from the teacher's, where the shapes match.
+
+    Args:
+        student: variables {"params": ..., "batch_stats": ...}.
+        teacher: variables of the teacher.
+        subtrees: top-level names in a detector's parameters: "neck", "head".
+
+    Returns:
+        the student's variables, and what became of every array below ``subtrees``.
+
+    Raises:
+        ValueError: if no array at all could be taken, or a subtree is in neither model.
+    """
+    inherited, reports = dict(student), []
+    for collection in student:
+        for name in subtrees:
+            if name not in student[collection]:
+                if collection == "params":
+                    raise ValueError(
+                        f"inherit names {name!r}, but the student's parts are {', '.join(student[collection])}."
+                    )
+                continue
+            part, report = load_into(
+                {collection: {name: inherited[collection][name]}},
+                {collection: {name: teacher.get(collection, {}).get(name, {})}},
+                origin="the teacher",
+                strict=False,
+            )
+            inherited[collection] = inherited[collection] | part[collection]
+            reports.append(report)
+    return inherited, LoadReport(*(sum(paths, ()) for paths in zip(*reports, strict=True)))

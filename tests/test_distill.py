@@ -1,0 +1,152 @@
+"""The step: N devices are one device, options wrap it without changing what it computes, frozen paths stay."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.devices import AXIS, parallel, replicate, split
+from kdjax.distill import distill_step, image_keys, weighted_sum
+from kdjax.methods import build_method
+from kdjax.optim import make_optimizer, trained_norm
+from kdjax.state import init_state
+from tests import tiny
+
+IMAGES = 8
+WEIGHTS = {"mgd": 1e-3}
+
+
+@functools.cache
+def run(devices: int, steps: int, *, accumulate: int = 1, ema: float = 0.0, freeze: tuple[str, ...] = ()):
+    """Losses of ``steps`` MGD steps on ``devices`` devices, the first state and the last one."""
+    chosen = jax.devices()[:devices]
+    student = tiny.detector(axis_name=AXIS)
+    teacher = tiny.detector(width=16, channels=12)
+    method = build_method({"name": "mgd"}, axis_name=AXIS)
+    optimizer = make_optimizer(lambda step: 0.01, weight_decay=1e-4, clip_norm=10.0, freeze=freeze)
+    key = jax.random.key(7)
+    images = jnp.zeros((1, tiny.SIZE, tiny.SIZE, 3))
+    variables = _init(student, 7)
+    teacher_variables = _init(teacher, 8)
+    targets = jax.tree.map(jnp.asarray, tiny.batch(1)["targets"])
+
+    @jax.jit
+    def init_method(variables, teacher_variables):
+        features, taught = (
+            module.apply(x, images, method="features")
+            for module, x in ((student, variables), (teacher, teacher_variables))
+        )
+        plain = method.clone(axis_name=None)
+        return plain.init(key, features, taught, targets, keys=key[None], step=jnp.zeros((), jnp.int32))
+
+    method_variables = init_method(variables, teacher_variables)
+    step = parallel(
+        functools.partial(
+            distill_step,
+            student=student,
+            teacher=teacher,
+            method=method,
+            optimizer=optimizer,
+            weights=WEIGHTS,
+            axis_name=AXIS,
+            accumulate=accumulate,
+            ema_decay=ema,
+            norm=functools.partial(trained_norm, freeze=freeze),
+        ),
+        in_axes=(None, None, 0, None),
+        replicated=True,
+        devices=chosen,
+    )
+    first = init_state(variables, method_variables, optimizer, ema=ema > 0)
+    state = replicate(jax.tree.map(jnp.copy, first), chosen)
+    teacher_variables = replicate(teacher_variables, chosen)
+    curve = []
+    for i in range(steps):
+        batch = split(tiny.batch(IMAGES, seed=i), chosen)
+        state, metrics = step(state, teacher_variables, batch, key)
+        curve.append(jax.device_get(metrics))
+    return curve, first, jax.device_get(state)
+
+
+@functools.cache
+def _init(module, seed):
+    images = jnp.zeros((1, tiny.SIZE, tiny.SIZE, 3))
+    return jax.jit(module.clone(axis_name=None).init)(jax.random.key(seed), images)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_several_devices_give_one_devices_loss_curve_random_masks_included(devices):
+    one, _, _ = run(1, 20)
+    several, _, _ = run(devices, 20)
+    for name in one[0]:
+        np.testing.assert_allclose([x[name] for x in several], [x[name] for x in one], rtol=1e-5, err_msg=name)
+
+
+def test_the_loss_is_the_weighted_sum_of_named_terms_and_falls():
+    curve, _, _ = run(1, 20)
+    first = curve[0]
+    assert {"raw/cls", "raw/box", "raw/mgd", "loss/cls", "loss/box", "loss/mgd", "loss", "grad_norm"} == first.keys()
+    np.testing.assert_allclose(first["loss/mgd"], WEIGHTS["mgd"] * first["raw/mgd"], rtol=1e-6)
+    np.testing.assert_allclose(first["loss"], sum(first[f"loss/{x}"] for x in ("cls", "box", "mgd")), rtol=1e-6)
+    assert np.mean([x["loss"] for x in curve[-5:]]) < np.mean([x["loss"] for x in curve[:5]])
+
+
+def test_masks_change_from_step_to_step_and_image_to_image_but_not_with_the_batch_split():
+    key, index = jax.random.key(0), jnp.arange(4)
+    keys = jax.random.key_data(image_keys(key, jnp.int32(3), index))
+    assert len(np.unique(keys, axis=0)) == 4
+    assert not (keys == jax.random.key_data(image_keys(key, jnp.int32(4), index))).all(axis=-1).any()
+    np.testing.assert_array_equal(jax.random.key_data(image_keys(key, jnp.int32(3), index[2:])), keys[2:])
+
+
+def test_accumulating_averages_the_parts():
+    """With equal parts (a batch twice over) two halves give what the half alone gives."""
+    curve, _, state = run(1, 2, accumulate=2)
+    whole, _, reference = run(1, 2)
+    # Parts are normalised by their own positives and batch statistics: close to, not equal to, the whole batch.
+    np.testing.assert_allclose(curve[0]["raw/mgd"], whole[0]["raw/mgd"], rtol=0.05)
+    assert state.step == reference.step == 2
+    moved = [np.abs(a - b).max() for a, b in zip(*(jax.tree.leaves(x.params) for x in (state, reference)), strict=True)]
+    assert max(moved) < 0.05
+
+
+def test_accumulation_is_the_mean_of_value_metrics_and_gradient_over_the_parts():
+    from kdjax.distill import accumulated
+
+    def value_and_grad(params, stats, teacher, batch, keys, step):
+        value = jnp.mean(params * batch)
+        return (value, ({"x": value}, stats + 1)), jnp.mean(batch)
+
+    batch = jnp.arange(8.0)
+    (value, (metrics, stats)), gradient = accumulated(value_and_grad, 4)(
+        jnp.float32(2), jnp.float32(0), None, batch, batch, jnp.int32(0)
+    )
+    np.testing.assert_allclose([value, metrics["x"], stats, gradient], [7.0, 7.0, 4.0, 3.5])
+
+
+def test_frozen_paths_stay_while_the_rest_moves_and_the_statistics_follow():
+    _, first, last = run(1, 2, freeze=("student/backbone", "method"))
+    for part, frozen in (("backbone", True), ("neck", False), ("head", False)):
+        before, after = (jax.tree.leaves(x.params["student"][part]) for x in (first, last))
+        same = [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+        assert all(same) if frozen else not any(same), part
+    assert all(map(np.array_equal, *(jax.tree.leaves(x.params["method"]) for x in (first, last))))
+    assert not np.array_equal(*(jax.tree.leaves(x.batch_stats)[0] for x in (first, last)))
+
+
+def test_the_moving_average_follows_parameters_and_statistics():
+    decay = 0.75
+    _, first, last = run(1, 1, ema=decay)
+    expected = jax.tree.map(
+        lambda a, b: decay * a + (1 - decay) * b,
+        {"params": first.params["student"], "batch_stats": first.batch_stats},
+        {"params": last.params["student"], "batch_stats": last.batch_stats},
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), last.student(), expected)
+
+
+def test_a_term_without_a_weight_counts_once():
+    total, weighted = weighted_sum({"a": jnp.float32(2), "b": jnp.float32(3)}, {"b": 0.5})
+    assert (total, weighted["a"], weighted["b"]) == (3.5, 2, 1.5)

@@ -1,0 +1,89 @@
+"""SGD is held to PyTorch's documented update, re-derived in NumPy; schedules to their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.optim import make_optimizer, make_schedule, trained_norm
+
+PARAMS = {
+    "student": {
+        "backbone": {"conv1": {"kernel": jnp.array([1.0, -2.0])}, "bn1": {"scale": jnp.array([3.0])}},
+        "head": {"kernel": jnp.array([0.5]), "bias": jnp.array([4.0])},
+    },
+    "method": {},
+}
+GRADIENT = jax.tree.map(lambda x: 0.5 * x + 1, PARAMS)
+
+
+def run(steps: int, **options) -> dict:
+    optimizer = make_optimizer(lambda step: 0.1, **options)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for _ in range(steps):
+        updates, state = optimizer.update(GRADIENT, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return params
+
+
+def torch_sgd(x: np.ndarray, gradient: np.ndarray, steps: int, momentum: float, decay: float) -> np.ndarray:
+    buffer = np.zeros_like(x)
+    for _ in range(steps):
+        buffer = momentum * buffer + gradient + decay * x
+        x = x - 0.1 * buffer
+    return x
+
+
+def test_sgd_is_pytorchs_and_spares_norm_and_bias_from_decay():
+    params = run(3, momentum=0.9, weight_decay=0.2)["student"]
+    start, gradient = PARAMS["student"], GRADIENT["student"]
+    for path, decay in (
+        (("backbone", "conv1", "kernel"), 0.2),
+        (("backbone", "bn1", "scale"), 0.0),
+        (("head", "bias"), 0.0),
+    ):
+        x, g, found = start, gradient, params
+        for key in path:
+            x, g, found = x[key], g[key], found[key]
+        np.testing.assert_allclose(found, torch_sgd(np.asarray(x), np.asarray(g), 3, 0.9, decay), rtol=1e-6)
+
+
+def test_decay_all_reaches_norm_and_bias():
+    spared, decayed = (run(1, weight_decay=0.2, decay_all=flag)["student"]["head"]["bias"] for flag in (False, True))
+    np.testing.assert_allclose(spared - decayed, 0.1 * 0.2 * 4.0, rtol=1e-5)
+
+
+def test_frozen_paths_do_not_move_even_by_decay_and_do_not_count_in_the_clipped_norm():
+    frozen = run(2, weight_decay=0.5, clip_norm=1.0, freeze=("student/backbone",))
+    np.testing.assert_array_equal(
+        frozen["student"]["backbone"]["conv1"]["kernel"], PARAMS["student"]["backbone"]["conv1"]["kernel"]
+    )
+    head = jnp.array([1.25, 3.0])
+    np.testing.assert_allclose(trained_norm(GRADIENT, ("student/backbone",)), jnp.linalg.norm(head), rtol=1e-6)
+    moved = run(1, clip_norm=1.0, freeze=("student/backbone",))["student"]["head"]
+    step = jnp.array([0.5 - moved["kernel"][0], 4.0 - moved["bias"][0]])
+    np.testing.assert_allclose(step, 0.1 * head / jnp.linalg.norm(head), rtol=1e-5)
+
+
+def test_freezing_takes_whole_path_components():
+    moved = run(1, freeze=("student/back",))["student"]["backbone"]["conv1"]["kernel"]
+    assert not np.allclose(moved, PARAMS["student"]["backbone"]["conv1"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("step", {0: 0.0, 5: 0.5, 10: 1.0, 66: 1.0, 68: 0.1, 91: 0.1, 93: 0.01}),
+        ("cosine", {0: 0.0, 5: 0.5 * 0.5 * (1 + np.cos(np.pi * 0.05)), 50: 0.5, 100: 0.0}),
+        ("constant", {5: 0.5, 50: 1.0, 100: 1.0}),
+    ],
+)
+def test_schedules_warm_up_linearly_and_decay(kind, expected):
+    schedule = make_schedule(kind, 1.0, 100, milestones=(8 / 12, 11 / 12), warmup_steps=10, warmup_factor=0.0)
+    for step, value in expected.items():
+        np.testing.assert_allclose(schedule(step), value, atol=1e-6)
+
+
+def test_an_unknown_schedule_lists_the_choices():
+    with pytest.raises(ValueError, match="step, cosine, constant"):
+        make_schedule("linear", 1.0, 100)

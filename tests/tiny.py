@@ -1,0 +1,70 @@
+"""A detector small enough that its training step compiles in a second, and batches for it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.models.fpn import FPN
+from kdjax.models.retinanet import RetinaNet
+from kdjax.types import Batch, Features, Targets
+
+CLASSES = 3
+SIZE = 64
+
+
+class TinyBackbone(nn.Module):
+    """One strided convolution and batch norm a level, C2 to C5."""
+
+    width: int = 8
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> Features:
+        maps, x = {}, nn.avg_pool(images, (2, 2), (2, 2))
+        for level in range(2, 6):
+            x = nn.Conv(self.width, (3, 3), 2, name=f"conv{level}")(x)
+            x = nn.BatchNorm(not train, axis_name=self.axis_name, momentum=0.9, name=f"bn{level}")(x)
+            x = maps[f"c{level}"] = nn.relu(x)
+        return maps
+
+
+def detector(*, width: int = 8, channels: int = 8, axis_name: str | None = None) -> RetinaNet:
+    return RetinaNet(
+        backbone=TinyBackbone(width, axis_name=axis_name),
+        neck=FPN(channels, max_level=6),
+        num_classes=CLASSES,
+        convs=1,
+        anchor_scale=2.0,
+        axis_name=axis_name,
+    )
+
+
+def batch(images: int = 8, *, seed: int = 0, objects: int = 4) -> Batch:
+    """Random images of different sizes with 0 to ``objects`` boxes each."""
+    rng = np.random.default_rng(seed)
+    size = rng.integers(SIZE // 2, SIZE + 1, (images, 2)).astype(np.int32)
+    pixels = rng.integers(0, 256, (images, SIZE, SIZE, 3), dtype=np.uint8)
+    for image, (height, width) in zip(pixels, size, strict=True):
+        image[height:] = image[:, width:] = 0
+    corner = rng.uniform(0, 0.5, (images, objects, 2))
+    far = corner + rng.uniform(0.2, 0.5, (images, objects, 2))
+    scale = np.tile(size[:, None, ::-1], 2)
+    valid = np.arange(objects) < rng.integers(0, objects + 1, (images, 1))
+    return Batch(
+        images=pixels,
+        targets=Targets(
+            boxes=(np.concatenate([corner, far], -1) * scale * valid[..., None]).astype(np.float32),
+            labels=rng.integers(0, CLASSES, (images, objects), dtype=np.int32) * valid,
+            valid=valid,
+            image_size=size,
+        ),
+        index=np.arange(images, dtype=np.int32),
+    )
+
+
+def pyramid(channels: int, *, images: int = 2, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Features:
+    """Random features P3 to P6 of the images of :func:`batch`."""
+    rng = np.random.default_rng(seed)
+    shapes = {f"p{level}": (images, SIZE >> level, SIZE >> level, channels) for level in range(3, 7)}
+    return {level: jnp.asarray(rng.normal(size=shape), dtype) for level, shape in shapes.items()}
