@@ -1,0 +1,82 @@
+"""The feature pyramid network (Lin et al., 2017) with the extra levels of RetinaNet."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from kdjax.types import Features
+
+_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+EXTRA_FROM = ("c5", "p5")
+"""What the first level above P5 may be made of."""
+
+
+class FPN(nn.Module):
+    """Backbone maps to a pyramid of equal channels.
+
+    Attributes:
+        channels: of every level of the pyramid.
+        min_level: finest level, 2 to 5.
+        max_level: coarsest level, at least 5; levels above 5 are made by strided convolutions.
+        extra_from: what P6 is made of: "c5" (RetinaNet's paper, MMDetection) or "p5" (torchvision, FCOS).
+        extra_relu: whether P7 is made of relu(P6) (the paper, torchvision) or of P6 (MMDetection's RetinaNet).
+        dtype: of the computation; parameters are float32.
+    """
+
+    channels: int = 256
+    min_level: int = 3
+    max_level: int = 7
+    extra_from: str = "p5"
+    extra_relu: bool = True
+    dtype: Dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise ValueError(f"The number of channels of an FPN is positive, not {self.channels}.")
+        if not 2 <= self.min_level <= 5 <= self.max_level:
+            raise ValueError(
+                f"An FPN needs 2 <= min_level <= 5 <= max_level, not min_level={self.min_level} and "
+                f"max_level={self.max_level}."
+            )
+        if self.extra_from not in EXTRA_FROM:
+            raise ValueError(f"FPN's extra_from is one of {EXTRA_FROM}, not {self.extra_from!r}.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, maps: Features) -> Features:
+        """{"c2": (N, H/4, W/4, C2), ...} to {"p<min_level>": (N, H/2^min_level, W/2^min_level, channels), ...}."""
+
+        def conv(size: int, stride: int, name: str) -> nn.Conv:
+            return nn.Conv(
+                self.channels, (size, size), stride, size // 2, kernel_init=_init, dtype=self.dtype, name=name
+            )
+
+        merged: Features = {}
+        for level in range(5, self.min_level - 1, -1):
+            x = conv(1, 1, f"lateral_c{level}")(maps[f"c{level}"])
+            merged[f"p{level}"] = x if level == 5 else x + upsample(merged[f"p{level + 1}"], x.shape[1:3])
+        pyramid = {
+            f"p{level}": conv(3, 1, f"output_p{level}")(merged[f"p{level}"]) for level in range(self.min_level, 6)
+        }
+        x = maps["c5"] if self.extra_from == "c5" else pyramid["p5"]
+        for level in range(6, self.max_level + 1):
+            if level > 6 and self.extra_relu:
+                x = nn.relu(x)
+            x = pyramid[f"p{level}"] = conv(3, 2, f"extra_p{level}")(x)
+        return pyramid
+
+
+def upsample(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Nearest-neighbour upsampling by two, (N, h, w, C) to (N, H, W, C), where ``h = ceil(H / 2)`` and so is w.
+
+    Equals PyTorch's ``interpolate(x, size=size, mode="nearest")`` for these sizes, odd ones included.
+    """
+    n, h, w, c = x.shape
+    if (h, w) != (-(-size[0] // 2), -(-size[1] // 2)):
+        raise ValueError(
+            f"A map of {h}x{w} is not half of {size[0]}x{size[1]}, rounded up: it cannot be upsampled to it."
+        )
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
+    return x[:, : size[0], : size[1]]

@@ -1,0 +1,284 @@
+"""RetinaNet (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
+
+import functools
+import math
+from typing import ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from kdjax import boxes
+from kdjax.losses.detection import giou_loss, l1_loss, sigmoid_focal_loss, smooth_l1_loss
+from kdjax.losses.reduce import masked_sum
+from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
+from kdjax.models.assign import assign_by_iou
+from kdjax.models.nms import nms
+from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
+from kdjax.types import Detections, Features, Targets, Terms
+
+NORMS = ("", "group")
+BOX_LOSSES = ("l1", "smooth_l1", "giou")
+
+
+class RetinaNetPredictions(NamedTuple):
+    """The maps of the head, level by level; A anchors at each location, the anchor varying slowest."""
+
+    logits: Features
+    """{"p3": (N, H, W, A * classes), ...}, before the sigmoid."""
+    deltas: Features
+    """{"p3": (N, H, W, A * 4), ...}, coded as by ``kdjax.boxes.encode``."""
+
+
+class RetinaNetHead(nn.Module):
+    """The two towers of convolutions, as wide as the pyramid, shared by all levels.
+
+    Attributes:
+        num_classes: number of classes, without a background.
+        anchors: number of anchors at a location.
+        convs: convolutions in each tower before the last one.
+        norm: "" or "group", group normalisation after each of them, of at most 32 groups of at least 8 channels.
+        prior: probability that every classifier starts with.
+        dtype: of the computation; parameters are float32.
+    """
+
+    num_classes: int
+    anchors: int = 9
+    convs: int = 4
+    norm: str = ""
+    prior: float = 0.01
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features) -> RetinaNetPredictions:
+        """{"p3": (N, H, W, C), ...} to the predictions at every location."""
+        channels = next(iter(features.values())).shape[-1]
+        conv = functools.partial(
+            nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype
+        )
+
+        def tower(kind: str, features: Features) -> Features:
+            for index in range(self.convs):
+                layer = conv(channels, use_bias=not self.norm, name=f"{kind}_conv_{index}")
+                features = {level: layer(x) for level, x in features.items()}
+                if self.norm:
+                    groups = math.gcd(32, max(1, channels // 8))
+                    norm = nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=f"{kind}_norm_{index}")
+                    features = {level: norm(x) for level, x in features.items()}
+                features = {level: nn.relu(x) for level, x in features.items()}
+            return features
+
+        bias = nn.initializers.constant(-math.log((1 - self.prior) / self.prior))
+        logits = conv(self.anchors * self.num_classes, bias_init=bias, name="cls_logits")
+        deltas = conv(self.anchors * 4, name="box_deltas")
+        return RetinaNetPredictions(
+            logits={level: logits(x) for level, x in tower("cls", features).items()},
+            deltas={level: deltas(x) for level, x in tower("box", features).items()},
+        )
+
+
+class RetinaNet(nn.Module):
+    """The detector: backbone, neck and head, what they learn from targets, and what they find.
+
+    Attributes:
+        backbone: normalised images (N, H, W, 3) to named maps; takes ``train``.
+        neck: those maps to a pyramid of features.
+        num_classes: number of classes, without a background.
+        convs: see :class:`RetinaNetHead`.
+        norm: see :class:`RetinaNetHead`.
+        prior: see :class:`RetinaNetHead`.
+        anchor_scale: size of the smallest anchor of a level in strides: 4 in the paper; small images need less.
+        anchor_octaves: anchor sizes at a location, spread over one octave.
+        anchor_ratios: height / width of the anchors.
+        box_loss: "l1" (MMDetection, torchvision), "smooth_l1" (the paper; beta 1/9), or "giou" (torchvision's v2).
+        convention: "mmdet" or "torchvision". Decides the geometry of the anchors (``kdjax.models.anchors``); what an
+            anchor learns that is another object's best (``claim`` of :func:`kdjax.models.assign.assign_by_iou`);
+            whether losses are divided by the number of positives in the batch or in each image (:meth:`loss`); whether
+            the log-scales of boxes are limited from below (``symmetric`` of :func:`kdjax.boxes.decode`); and whether
+            empty boxes are dropped (:meth:`decode`).
+        score_threshold: candidates scored above it go to non-maximum suppression.
+        candidates: how many of them each level sends at most.
+        iou_threshold: overlap at which non-maximum suppression drops the lower-scored box.
+        max_detections: D, how many boxes an image returns at most.
+        pixel_mean: of red, green and blue on the scale of 0 to 255.
+        pixel_std: likewise.
+        frozen_norm: whether batch norm uses its running statistics in training too and never updates them.
+        axis_name: mapped axis over which counts are averaged; None outside of one.
+        dtype: of the computation; parameters and losses are float32.
+    """
+
+    backbone: nn.Module
+    neck: nn.Module
+    num_classes: int
+    convs: int = 4
+    norm: str = ""
+    prior: float = 0.01
+    anchor_scale: float = 4.0
+    anchor_octaves: int = 3
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    box_loss: str = "l1"
+    convention: str = "mmdet"
+    score_threshold: float = 0.05
+    candidates: int = 1000
+    iou_threshold: float = 0.5
+    max_detections: int = 100
+    pixel_mean: RGB = IMAGENET_MEAN
+    pixel_std: RGB = IMAGENET_STD
+    frozen_norm: bool = False
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    terms: ClassVar[tuple[str, ...]] = ("cls", "box")
+    """Names of the loss terms."""
+
+    def __post_init__(self) -> None:
+        for field, choices in (("norm", NORMS), ("box_loss", BOX_LOSSES), ("convention", CONVENTIONS)):
+            if getattr(self, field) not in choices:
+                raise ValueError(f"RetinaNet's {field} is one of {choices}, not {getattr(self, field)!r}.")
+        super().__post_init__()
+
+    def setup(self) -> None:
+        """Makes the head; the backbone and the neck come from outside."""
+        self.head = RetinaNetHead(
+            self.num_classes,
+            anchors=self.anchor_octaves * len(self.anchor_ratios),
+            convs=self.convs,
+            norm=self.norm,
+            prior=self.prior,
+            dtype=self.dtype,
+        )
+
+    @nn.nowrap
+    def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
+        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to float32 ones, exact zeros in the padding."""
+        return normalize(images, image_size, self.pixel_mean, self.pixel_std)
+
+    def features(self, images: jax.Array, train: bool = False) -> Features:
+        """Normalised images (N, H, W, 3) to the neck's pyramid; ``train`` updates the batch norm unless frozen."""
+        return self.neck(self.backbone(images, train=train and not self.frozen_norm))
+
+    def heads(self, features: Features) -> RetinaNetPredictions:
+        """The neck's pyramid to predictions."""
+        return self.head(features)
+
+    def __call__(self, images: jax.Array, train: bool = False) -> tuple[Features, RetinaNetPredictions]:
+        """Normalised images (N, H, W, 3) to the pyramid and the predictions."""
+        features = self.features(images, train)
+        return features, self.heads(features)
+
+    def detect(self, images: jax.Array, image_size: jax.Array) -> Detections:
+        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to detections: everything that inference is."""
+        _, predictions = self(self.preprocess(images, image_size))
+        return self.decode(predictions, image_size)
+
+    @nn.nowrap
+    def loss(self, predictions: RetinaNetPredictions, targets: Targets) -> Terms:
+        """{"cls": focal loss, "box": box regression loss}, float32 scalars.
+
+        Both are sums divided by the number of positive anchors. In the convention of MMDetection that is the number in
+        the global batch, an image without any counting as one; the mean over devices of what each returns is the
+        global loss. In torchvision's each image is divided by its own number, and images are averaged. Anchors centred
+        in the padding take no part.
+        """
+        logits = _join(predictions.logits, self.num_classes)
+        deltas = _join(predictions.deltas, 4)
+        anchors = jnp.concatenate(list(self._anchors(predictions).values()))
+
+        def assign(boxes: jax.Array, valid: jax.Array, image_size: jax.Array) -> tuple[jax.Array, ...]:
+            inside = centres_inside(anchors, image_size)
+            return assign_by_iou(anchors, boxes, valid, inside, claim=self.convention == "mmdet")
+
+        matched, positive, negative = jax.vmap(assign)(targets.boxes, targets.valid, targets.image_size)
+        labels = jnp.take_along_axis(targets.labels, matched, axis=1)
+        matched_boxes = jnp.take_along_axis(targets.boxes, matched[..., None], axis=1)
+
+        is_class = positive[..., None] & (labels[..., None] == jnp.arange(self.num_classes)[None, None])
+        focal = sigmoid_focal_loss(logits, is_class)
+        cls_sum = masked_sum(focal, (positive | negative)[..., None], axis=(1, 2))
+
+        anchors = anchors[None]
+        if self.box_loss == "giou":
+            box = giou_loss(self._boxes(deltas, anchors), matched_boxes)[..., None]
+        else:
+            elementwise = l1_loss if self.box_loss == "l1" else smooth_l1_loss
+            box = elementwise(deltas, boxes.encode(matched_boxes, anchors))
+        box_sum = masked_sum(box, positive[..., None], axis=(1, 2))
+
+        count = jnp.maximum(jnp.sum(positive, axis=1).astype(jnp.float32), 1.0)
+        if self.convention == "torchvision":
+            return {"cls": jnp.mean(cls_sum / count), "box": jnp.mean(box_sum / count)}
+        total = jnp.sum(count)
+        if self.axis_name is not None:
+            total = jax.lax.pmean(total, self.axis_name)
+        return {"cls": jnp.sum(cls_sum) / total, "box": jnp.sum(box_sum) / total}
+
+    @nn.nowrap
+    def decode(self, predictions: RetinaNetPredictions, image_size: jax.Array) -> Detections:
+        """Predictions to the detections of images of height and width ``image_size`` (N, 2).
+
+        Of every level, the best (anchor, class) pairs above the score threshold are decoded and clipped to the image;
+        then non-maximum suppression runs class by class over all levels together. Anchors centred in the padding find
+        nothing, and in the convention of MMDetection boxes that are clipped to nothing are dropped.
+        """
+        found = []
+        for level, anchors in self._anchors(predictions).items():
+            logits = _join({level: predictions.logits[level]}, self.num_classes)
+            deltas = _join({level: predictions.deltas[level]}, 4)
+            inside = jax.vmap(centres_inside, (None, 0))(anchors, image_size)
+            logits = jnp.where(inside[..., None], logits, -jnp.inf)
+            best, anchor, label = _best_pairs(logits, self.candidates)
+            decoded = self._boxes(jnp.take_along_axis(deltas, anchor[..., None], axis=1), anchors[anchor])
+            found.append((boxes.clip(decoded, image_size), jax.nn.sigmoid(best), label))
+        found_boxes, scores, labels = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        valid = scores > self.score_threshold
+        if self.convention == "mmdet":
+            valid &= boxes.area(found_boxes) > 0
+        index, kept = nms(
+            found_boxes, scores, labels, valid, iou_threshold=self.iou_threshold, max_outputs=self.max_detections
+        )
+        return Detections(
+            boxes=jnp.where(kept[..., None], jnp.take_along_axis(found_boxes, index[..., None], axis=1), 0),
+            scores=jnp.where(kept, jnp.take_along_axis(scores, index, axis=1), 0),
+            labels=jnp.where(kept, jnp.take_along_axis(labels, index, axis=1), 0),
+            valid=kept,
+        )
+
+    @nn.nowrap
+    def _boxes(self, deltas: jax.Array, anchors: jax.Array) -> jax.Array:
+        return boxes.decode(deltas, anchors, symmetric=self.convention == "mmdet")
+
+    @nn.nowrap
+    def _anchors(self, predictions: RetinaNetPredictions) -> dict[str, jax.Array]:
+        maps = predictions.logits
+        return pyramid_anchors(
+            {level: (maps[level].shape[1], maps[level].shape[2]) for level in _ordered(maps)},
+            scale=self.anchor_scale,
+            octaves=self.anchor_octaves,
+            ratios=self.anchor_ratios,
+            convention=self.convention,
+        )
+
+
+def _ordered(maps: Features) -> list[str]:
+    """Levels from fine to coarse."""
+    return sorted(maps, key=lambda level: int(level[1:]))
+
+
+def _join(maps: Features, size: int) -> jax.Array:
+    """{"p3": (N, H, W, A * size), ...} to (N, anchors of all levels, size), fine to coarse, float32."""
+    parts = [maps[level].reshape(maps[level].shape[0], -1, size) for level in _ordered(maps)]
+    return jnp.concatenate(parts, axis=1).astype(jnp.float32)
+
+
+def _best_pairs(logits: jax.Array, limit: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The ``limit`` highest entries of each image's logits (N, A, classes): their values, anchors and classes (N, L).
+
+    In descending order, L = min(limit, A * classes). The best pairs belong to the anchors with the best classes, so
+    only those anchors' classes are ranked against each other: at COCO's size a fifteenth of the work, the same result.
+    """
+    _, size, classes = logits.shape
+    _, anchor = jax.lax.top_k(jnp.max(logits, axis=-1), min(limit, size))
+    rows = jnp.take_along_axis(logits, anchor[..., None], axis=1)
+    best, pair = jax.lax.top_k(rows.reshape(rows.shape[0], -1), min(limit, size * classes))
+    return best, jnp.take_along_axis(anchor, pair // classes, axis=1), pair % classes
