@@ -45,7 +45,12 @@ def build_detector(
     if config.get("name") not in DETECTORS:
         raise ValueError(f"There is no detector {config.get('name')!r}; choose one of {', '.join(DETECTORS)}.")
     detector = DETECTORS[config["name"]]
-    parts = {part: dict(config.get(part, {})) for part in ("backbone", "neck", "head")}
+    # A config that was kept as JSON has lists where fields have tuples, and modules must be hashable.
+    config = {name: _tuple(value) for name, value in config.items()}
+    parts = {
+        part: {name: _tuple(value) for name, value in config.get(part, {}).items()}
+        for part in ("backbone", "neck", "head")
+    }
     for part, module in (("backbone", ResNet), ("neck", FPN), ("head", detector)):
         fields = [field.name for field in dataclasses.fields(module)]
         _check(parts[part], [name for name in fields if name not in (*_GIVEN, *_COMMON)], f"the detector's {part}")
@@ -58,6 +63,10 @@ def build_detector(
         **parts["head"],
         **{name: config[name] for name in _COMMON if name in config},
     )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _check(given: Mapping[str, Any], known: Any, where: str) -> None:

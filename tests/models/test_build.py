@@ -1,0 +1,118 @@
+"""``build_detector``, the contract that every detector keeps, and what importing the package does not do."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.models import DETECTORS, build_detector
+from kdjax.types import Detections, Targets, stride
+
+TINY = {"backbone": {"depth": 18, "width": 0.125}, "neck": {"channels": 8}}
+SIZE = np.array([[64, 96], [50, 70]], np.int32)
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+
+
+@pytest.fixture(scope="module", params=DETECTORS)
+def detector(request):
+    return build_detector({"name": request.param, **TINY}, num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def outputs(detector):
+    """Features and predictions as shapes: nothing here is compiled."""
+    return jax.eval_shape(lambda: detector.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 96, 3))))
+
+
+def test_preprocessing_normalises_and_leaves_the_padding_zero(detector):
+    images = np.asarray(detector.preprocess(jnp.asarray(IMAGES), jnp.asarray(SIZE)))
+    assert images.dtype == np.float32
+    expected = (IMAGES[1, :50, :70] - np.array(detector.pixel_mean)) / np.array(detector.pixel_std)
+    np.testing.assert_allclose(images[1, :50, :70], expected, rtol=1e-5, atol=1e-5)
+    assert not images[1, 50:].any()
+    assert not images[1, :, 70:].any()
+
+
+def test_features_are_a_pyramid(outputs):
+    (features, _), _ = outputs
+    for level, x in features.items():
+        assert x.shape == (2, -(-64 // stride(level)), -(-96 // stride(level)), 8)
+
+
+def test_parameters_are_grouped_by_part(outputs):
+    assert set(outputs[1]["params"]) == {"backbone", "neck", "head"}
+
+
+def test_calling_is_features_and_heads(detector, outputs):
+    (features, predictions), variables = outputs
+    apply = detector.apply
+    assert jax.eval_shape(lambda v: apply(v, jnp.zeros((2, 64, 96, 3)), method="features"), variables) == features
+    assert jax.eval_shape(lambda v, f: apply(v, f, method="heads"), variables, features) == predictions
+
+
+def test_losses_are_float32_scalars_and_detections_fill_their_slots(detector, outputs):
+    (_, predictions), _ = outputs
+    targets = Targets(np.zeros((2, 4, 4), np.float32), np.zeros((2, 4), np.int32), np.zeros((2, 4), bool), SIZE)
+    terms = jax.eval_shape(detector.loss, predictions, targets)
+    assert terms
+    assert all(term.shape == () and term.dtype == jnp.float32 for term in terms.values())
+    found = jax.eval_shape(detector.decode, predictions, jnp.asarray(SIZE))
+    slots = (2, detector.max_detections)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == Detections(
+        boxes=((*slots, 4), jnp.float32), scores=(slots, jnp.float32), labels=(slots, jnp.int32), valid=(slots, bool)
+    )
+
+
+def test_frozen_norm_is_never_updated():
+    def stats(frozen):
+        detector = build_detector({"name": "retinanet", **TINY, "frozen_norm": frozen}, num_classes=3)
+        shapes = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        traced = jax.make_jaxpr(
+            lambda v: detector.apply(v, jnp.zeros((1, 32, 32, 3)), True, method="features", mutable=["batch_stats"])[1]
+        )(shapes)
+        inputs = set(traced.jaxpr.invars)
+        return [out in inputs for out in traced.jaxpr.outvars]
+
+    # Of a frozen detector, the statistics that come out are the very variables that went in.
+    assert all(stats(frozen=True))
+    assert not any(stats(frozen=False))
+
+
+def test_a_config_kept_as_json_builds_the_same_detector():
+    lists = {"name": "retinanet", **TINY, "head": {"anchor_ratios": [1.0, 2.0]}, "pixel_mean": [1.0, 2.0, 3.0]}
+    tuples = {"name": "retinanet", **TINY, "head": {"anchor_ratios": (1.0, 2.0)}, "pixel_mean": (1.0, 2.0, 3.0)}
+    assert build_detector(lists, num_classes=3) == build_detector(tuples, num_classes=3)
+    assert isinstance(hash(build_detector(lists, num_classes=3)), int)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({}, r"There is no detector None; choose one of retinanet"),
+        ({"name": "yolo"}, r"There is no detector 'yolo'; choose one of retinanet"),
+        (
+            {"name": "retinanet", "nek": {}},
+            r"Unknown field 'nek' in a detector's config; the fields are name, backbone",
+        ),
+        (
+            {"name": "retinanet", "backbone": {"deep": 18}},
+            r"Unknown field 'deep' in .* backbone; .* are depth, width\.",
+        ),
+        ({"name": "retinanet", "neck": {"levels": 5}}, r"Unknown field 'levels' in .* neck; the fields are channels"),
+        ({"name": "retinanet", "head": {"num_classes": 5}}, r"Unknown field 'num_classes' in the detector's head"),
+        ({"name": "retinanet", "head": {"norm": "batch"}}, r"norm is one of \('', 'group'\), not 'batch'"),
+        ({"name": "retinanet", "head": {"box_loss": "l2"}}, r"box_loss is one of .*, not 'l2'"),
+        ({"name": "retinanet", "backbone": {"depth": 20}}, r"no depth 20; choose one of \[18, 34, 50, 101\]"),
+    ],
+)
+def test_mistakes_in_a_config_are_one_clear_sentence(config, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build_detector(config, num_classes=3)
+
+
+def test_importing_the_models_starts_no_backend():
+    code = "import kdjax.models, jax; assert not jax._src.xla_bridge._backends"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,122 @@
+"""ResNet: torchvision's parameter counts, PyTorch's padding, and batch norm in its three modes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.models.resnet import BasicBlock, ResNet, max_pool
+
+# Published parameter counts of torchvision's models, less those of the classifier (C * 1000 + 1000).
+COUNTS = {
+    18: 11_689_512 - 513_000,
+    34: 21_797_672 - 513_000,
+    50: 25_557_032 - 2_049_000,
+    101: 44_549_160 - 2_049_000,
+}
+
+
+def shapes(module, *args):
+    return jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), *args))
+
+
+@pytest.mark.parametrize("depth", COUNTS)
+def test_has_torchvisions_number_of_parameters(depth):
+    maps, variables = shapes(ResNet(depth), jnp.zeros((1, 65, 130, 3)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[depth]
+    factor = 1 if depth < 50 else 4
+    assert {name: x.shape for name, x in maps.items()} == {
+        "c2": (1, 17, 33, 64 * factor),
+        "c3": (1, 9, 17, 128 * factor),
+        "c4": (1, 5, 9, 256 * factor),
+        "c5": (1, 3, 5, 512 * factor),
+    }
+
+
+def test_width_rounds_to_multiples_of_eight():
+    maps, variables = shapes(ResNet(18, width=0.3), jnp.zeros((1, 32, 32, 3)))
+    assert [x.shape[-1] for x in maps.values()] == [16, 40, 80, 152]
+    assert variables["params"]["conv1"]["kernel"].shape == (7, 7, 3, 16)
+    assert variables["params"]["layer1_0"]["conv1"]["kernel"].shape == (3, 3, 16, 16)
+    assert "downsample_conv" not in variables["params"]["layer1_0"]
+    assert variables["params"]["layer2_0"]["downsample_conv"]["kernel"].shape == (1, 1, 16, 40)
+
+
+@pytest.mark.parametrize("size", [(6, 7), (5, 8), (1, 2)])
+def test_max_pool_pads_one_pixel_of_minus_infinity(size):
+    x = np.random.default_rng(0).normal(-5, 1, (2, *size, 3)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    expected = np.stack(
+        [
+            np.stack([padded[:, i : i + 3, j : j + 3].max((1, 2)) for j in range(0, size[1], 2)], axis=1)
+            for i in range(0, size[0], 2)
+        ],
+        axis=1,
+    )
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), expected)
+
+
+def convolve(x, kernel, stride):
+    """A convolution with PyTorch's symmetric padding, as a loop."""
+    size = kernel.shape[0]
+    x = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+    rows, columns = (range(0, n - size + 1, stride) for n in x.shape[1:3])
+    pixels = [[np.tensordot(x[:, i : i + size, j : j + size], kernel, 3) for j in columns] for i in rows]
+    return np.moveaxis(np.array(pixels), 2, 0)
+
+
+def test_strided_block_pads_as_pytorch_does():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 6, 7, 3)).astype(np.float32)  # An even size: XLA's "SAME" would pad (0, 1).
+    block = BasicBlock(channels=4, stride=2)
+    variables = block.init(jax.random.key(0), x)
+    p = jax.tree.map(np.asarray, variables["params"])
+    # Fresh running statistics, mean 0 and variance 1, and fresh scale and bias: batch norm divides by sqrt(1 + 1e-5).
+    norm = 1 / np.sqrt(1 + 1e-5)
+    y = np.maximum(convolve(x, p["conv1"]["kernel"], 2) * norm, 0)
+    y = convolve(y, p["conv2"]["kernel"], 1) * norm + convolve(x, p["downsample_conv"]["kernel"], 2) * norm
+    np.testing.assert_allclose(block.apply(variables, x), np.maximum(y, 0), rtol=1e-4, atol=1e-5)
+
+
+@functools.cache
+def tiny():
+    block = BasicBlock(channels=3, stride=1)
+    return block, jax.jit(block.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+def test_running_statistics_follow_the_batch_by_a_tenth_and_only_in_training():
+    block, variables = tiny()
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    _, updated = block.apply(variables, x, True, mutable=["batch_stats"])
+    y = convolve(x, np.asarray(variables["params"]["conv1"]["kernel"]), 1)
+    np.testing.assert_allclose(updated["batch_stats"]["bn1"]["mean"], 0.1 * y.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(updated["batch_stats"]["bn1"]["var"], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-4)
+    _, untouched = block.apply(variables, x, False, mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, untouched["batch_stats"], variables["batch_stats"])
+
+
+def test_statistics_are_those_of_all_devices():
+    block, variables = tiny()
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
+    expected, stats = block.apply(variables, x, True, mutable=["batch_stats"])
+    across = BasicBlock(channels=3, stride=1, axis_name="devices")
+    run = jax.pmap(
+        lambda x: across.apply(variables, x, True, mutable=["batch_stats"]), axis_name="devices", out_axes=(0, None)
+    )
+    output, updated = run(x[:, None])
+    np.testing.assert_allclose(output[:, 0], expected, rtol=1e-4, atol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), updated, stats)
+
+
+def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
+    maps, variables = shapes(ResNet(18, width=0.125, dtype=jnp.bfloat16), jnp.zeros((1, 32, 32, 3)))
+    assert {x.dtype for x in maps.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(("fields", "sentence"), [({"depth": 20}, "no depth 20"), ({"width": 0.0}, "positive number")])
+def test_refuses_what_it_cannot_build(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ResNet(**fields)
