@@ -1,60 +1,38 @@
 """Trains a teacher and distils a student from it: ``python -m kdjax.main --config=configs/mgd.py``."""
 
+import difflib
+import importlib.util
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from kdjax import pipeline
+from kdjax.config import leaves, rule
 from kdjax.errors import NumericError, UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/mgd.py or configs/mgd.py:tiny.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, such as configs/mgd.py or, for another variant, configs/mgd.py:tiny."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; runs/<name of the config> by default.")
 
 _CACHE = Path.home() / ".cache" / "kdjax" / "xla"
 
 
-def main(_: Sequence[str]) -> None:
-    """Runs the stages of ``--config`` in ``--workdir``."""
+def main(argv: Sequence[str]) -> int:
+    """Runs the stages of ``--config`` in ``--workdir``; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
     # A second start compiles nothing anew; JAX_COMPILATION_CACHE_DIR moves the cache.
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(_CACHE))
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    pipeline.run(_CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
-
-
-def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; whatever is wrong with it is one sentence."""
     try:
-        rest = flags.FLAGS(argv)
-    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise SystemExit(_refuse(UserError(_sentence(error)))) from error
-    if _CONFIG.value is None:
-        raise SystemExit(
-            _refuse(UserError("--config is missing; name a config file, such as --config=configs/mgd.py."))
-        )
-    if len(rest) > 1:
-        raise SystemExit(_refuse(UserError(f"{rest[1]!r} is no flag; every option is --flag=value.")))
-    return rest
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _refuse(error: UserError | NumericError) -> int:
-    print(f"kdjax: {error}", file=sys.stderr)
-    return error.exit_code
-
-
-def _run(argv: Sequence[str]) -> int:
-    try:
-        main(argv)
+        pipeline.run(_CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
     except (UserError, NumericError) as error:
         return _refuse(error)
     except KeyboardInterrupt:
@@ -63,5 +41,96 @@ def _run(argv: Sequence[str]) -> int:
     return 0
 
 
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; whatever is wrong with it is one sentence and exit code 78."""
+    try:
+        if not any(argument in ("--help", "-help", "--helpfull", "-?") for argument in argv):
+            _check(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise SystemExit(_refuse(UserError(" ".join(str(error).split())))) from error
+    except UserError as error:
+        raise SystemExit(_refuse(error)) from error
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The config of a file ``path`` or ``path:variant``, before any override.
+
+    Raises:
+        UserError: there is no such file or variant, or the file fails.
+    """
+    path, *variant = spec.split(":", 1)
+    if not Path(path).is_file():
+        raise UserError(f"--config={spec} cannot be read: there is no file {path}.")
+    module_spec = importlib.util.spec_from_file_location("config", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={spec} is no Python file.")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        return module.get_config(*variant)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config={spec} fails with {type(error).__name__}: {error}") from error
+
+
+def _check(argv: Sequence[str]) -> None:
+    """Refuses in words what the flag library would refuse with a traceback, or not at all."""
+    specs = [value for name, value in _values(argv) if name == "config"]
+    if not specs:
+        raise UserError("--config is missing; name a config file, such as --config=configs/mgd.py.")
+    known = dict(leaves(load_config(specs[-1])))
+    for name, value in _values(argv):
+        if not name.startswith("config."):
+            continue
+        key = name.removeprefix("config.")
+        if key not in known:
+            raise UserError(f"config.{key} (set to {value!r}) is not a key of this config; {_hint(key, known)}.")
+        kind = type(known[key])
+        if kind in (int, float) and not _is_number(value, kind):
+            allowed = rule(key)
+            raise UserError(f"config.{key} is {value!r}; it must be {allowed.words if allowed else kind.__name__}.")
+    rest = [argument for argument in argv[1:] if not argument.startswith("-")]
+    spaced = [value for name, value in _values(argv) if f"--{name}={value}" not in argv]
+    if stray := [argument for argument in rest if argument not in spaced]:
+        raise UserError(f"{stray[0]!r} is no flag; every option is --flag=value.")
+
+
+def _values(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Flags with their values, from ``--flag=value`` and ``--flag value``."""
+    found = []
+    for argument, following in itertools.zip_longest(argv[1:], argv[2:], fillvalue=""):
+        if argument.startswith("-"):
+            name, equals, value = argument.lstrip("-").partition("=")
+            found.append((name, value if equals else following))
+    return found
+
+
+def _is_number(text: str, kind: type) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _hint(key: str, known: Iterable[str]) -> str:
+    """What an unknown key may have meant: a key spelt alike, or what its section has."""
+    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.8):
+        return f"the nearest is config.{near[0]}"
+    section = key
+    while section and not any(path.startswith(section + ".") for path in known):
+        section = section.rpartition(".")[0]
+    prefix = section + "." if section else ""
+    keys = dict.fromkeys(path.removeprefix(prefix).split(".")[0] for path in known if path.startswith(prefix))
+    return f"config{'.' * bool(section)}{section} has {', '.join(keys)}"
+
+
+def _refuse(error: UserError | NumericError) -> int:
+    print(f"kdjax: {error}", file=sys.stderr)
+    return error.exit_code
+
+
 if __name__ == "__main__":
-    app.run(_run, flags_parser=_parse)
+    app.run(main, flags_parser=parse)

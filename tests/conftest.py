@@ -1,12 +1,23 @@
-"""Every test sees eight CPU devices and a JAX that refuses silent broadcasting; warnings are errors (pyproject.toml)."""
+"""Every test sees eight CPU devices and a JAX that refuses silent broadcasting; pyproject.toml makes warnings errors."""
 
 import os
+from pathlib import Path
 
+# Optimising what runs for milliseconds is most of what an XLA test suite would do.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Shared by the test processes, by the programs that tests start, and by the next run of the suite.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path.home() / ".cache" / "kdjax" / "tests")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where this process's tests prepare the embedded data set."""
+    return tmp_path_factory.mktemp("tfds")

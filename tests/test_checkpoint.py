@@ -1,0 +1,105 @@
+"""Checkpoints and model folders: what is kept, what comes back, what is refused."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kdjax
+from kdjax.checkpoint import Checkpoints, read_model_description, save_model
+from kdjax.models import build_detector
+from kdjax.optim import make_optimizer
+from kdjax.state import init_state
+
+OPTIMIZER = make_optimizer(lambda step: 0.1)
+MODEL = {
+    "name": "retinanet",
+    "backbone": {"depth": 18, "width": 0.125},
+    "neck": {"channels": 8, "max_level": 5},
+    "head": {"convs": 1},
+}
+CLASSES = ("dot", "dash")
+
+
+def state(step: int, size: int = 3):
+    variables = {"params": {"head": {"kernel": jnp.full(size, step, jnp.float32)}}, "batch_stats": {}}
+    return init_state(variables, {}, OPTIMIZER).replace(step=jnp.int32(step))
+
+
+def test_the_newest_and_the_best_are_kept_across_restarts(tmp_path):
+    aps = {1: 10.0, 2: 30.0, 3: None, 4: 20.0}
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, ap in aps.items():
+        checkpoints.save(state(step), None if ap is None else {"AP": ap})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (5, 6):
+        checkpoints.save(state(step))
+    checkpoints.close()
+    assert sorted(name for name in os.listdir(tmp_path) if name.isdigit()) == ["2", "6"]
+
+
+def test_the_newest_state_comes_back_whole(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() is None
+    saved = state(7)
+    checkpoints.save(saved)
+    restored = checkpoints.restore(state(0))
+    checkpoints.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(saved)))
+
+
+def test_a_state_of_another_model_is_refused_by_name(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(7))
+    with pytest.raises(ValueError, match="step 7 .* belongs to another model"):
+        checkpoints.restore(state(0, size=5))
+    checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model folder, and what was put into it."""
+    module = build_detector(MODEL, num_classes=len(CLASSES))
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    folder = tmp_path_factory.mktemp("model") / "student"
+    save_model(folder, variables, MODEL, CLASSES, (64, 64))
+    return folder, module, variables
+
+
+def test_a_student_is_loaded_by_one_public_function(trained):
+    folder, module, variables = trained
+    loaded, arrays = kdjax.load_student(folder)
+    assert loaded == module
+    jax.tree.map(np.testing.assert_array_equal, arrays, variables)
+    images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
+    found = jax.jit(lambda x: loaded.apply(x, images, jnp.array([[64, 64]]), method="detect"))(arrays)
+    assert found.boxes.shape == (1, 100, 4)
+
+
+def test_saving_again_replaces_the_folder(trained, tmp_path):
+    _, _, variables = trained
+    for _ in range(2):
+        save_model(tmp_path / "student", variables, MODEL, CLASSES, (64, 64))
+    assert os.listdir(tmp_path) == ["student"]
+    assert read_model_description(tmp_path / "student")["class_names"] == list(CLASSES)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no kdjax model"):
+        kdjax.load_student(tmp_path)
+
+
+def test_arrays_of_another_model_are_refused(trained, tmp_path):
+    _, _, variables = trained
+    folder = tmp_path / "student"
+    save_model(folder, variables, MODEL, CLASSES, (64, 64))
+    description = json.loads((folder / "model.json").read_text())
+    description["model"]["neck"]["channels"] = 16
+    (folder / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="not those of the model"):
+        kdjax.load_student(folder)

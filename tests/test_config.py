@@ -1,0 +1,100 @@
+"""The schema: every shipped config obeys it, every mistake is one sentence with key, value and what is allowed."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from kdjax.config import base_config, check_config, differences, leaves, rule, scaled_schedule
+from kdjax.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path: Path, *variant: str):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, module.get_config(*variant)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("variant", [(), ("tiny",)], ids=["shapes", "tiny"])
+def test_every_config_is_valid_and_documented(path, variant):
+    module, config = load(path, *variant)
+    check_config(config, devices=8)
+    assert f"python -m kdjax.main --config=configs/{path.name}" in module.__doc__
+
+
+def test_every_key_has_a_rule():
+    for path, _ in leaves(base_config()):
+        assert ".model." in path or rule(path), path
+
+
+MISTAKES = [
+    ("student.optimizer.learning_rate", float("nan"), "a number above 0"),
+    ("student.optimizer.learning_rate", -1.0, "a number above 0"),
+    ("student.steps", 0, "a whole number of at least 1"),
+    ("student.steps", True, "a whole number of at least 1"),
+    ("student.method.mask_ratio", 1.5, "at least 0 and at most 1"),
+    ("student.method.name", "mdg", "one of none, mimic, mgd"),
+    ("student.optimizer.schedule", "linear", "one of step, cosine, constant"),
+    ("student.optimizer.milestones", (0.5, 1.5), "between 0 and 1"),
+    ("student.dtype", "float16", "one of float32, bfloat16"),
+    ("student.ema_decay", float("inf"), "at least 0 and at most 1"),
+    ("student.weights.mgd", -1.0, "at least 0"),
+    ("student.inherit", ("neck", 3), "a tuple of texts"),
+    ("data.image_size", (128,), "a pair of whole numbers"),
+    ("teacher.ap_floor", 101.0, "at most 100"),
+    ("student.batch_size", 12, "must be a multiple of 8"),
+    ("eval_batch_size", 9, "must be a multiple of 8"),
+    ("student.teacher", "nobody", "an earlier stage (teacher)"),
+    ("student.teacher", "", "needs config.student.teacher"),
+    ("teacher.inherit", ("neck",), "needs config.teacher.teacher"),
+    ("student.model.backbone.depth", 19, "depth"),
+    ("stages", ("teacher", "pupil"), "no section config.pupil"),
+    ("stages", (), "at least one stage"),
+    ("student.weights.mdg", 1.0, "cls, box, mgd"),
+    ("student.method.ratio", 0.5, "not a key"),
+    ("sede", 1, "not a key"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), MISTAKES, ids=[f"{key}={value}" for key, value, _ in MISTAKES])
+def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(key, value, words):
+    _, config = load(next(path for path in CONFIGS if path.stem == "mgd"))
+    section, *rest = key.split(".")
+    with config.unlocked():
+        target = config
+        for part in (section, *rest)[:-1]:
+            target = target[part]
+        with target.ignore_type():
+            target[key.rsplit(".", 1)[-1]] = value
+    with pytest.raises(UserError) as error:
+        check_config(config, devices=8)
+    message = str(error.value)
+    assert words in message
+    assert key.split(".")[0] in message
+    assert "\n" not in message
+
+
+def test_an_unknown_variant_lists_the_choices():
+    with pytest.raises(UserError, match="choose shapes or tiny"):
+        load(CONFIGS[0], "coco")
+
+
+def test_learning_rate_scales_with_the_batch_and_steps_inversely():
+    stage = base_config().student
+    stage.batch_size = 4 * stage.base_batch
+    scaled, quoted = scaled_schedule(stage), base_config().student
+    assert scaled.learning_rate == 4 * quoted.optimizer.learning_rate
+    assert scaled.steps == quoted.steps / 4
+    assert scaled.eval_every == 0
+
+
+def test_differences_name_key_old_and_new_value():
+    assert differences({"a": {"b": 1, "c": [1, 2]}, "d": 0}, {"a": {"b": 2, "c": (1, 2)}, "e": 0}) == [
+        "a.b: 1 -> 2",
+        "d: 0 -> 'absent'",
+        "e: 'absent' -> 0",
+    ]

@@ -1,0 +1,37 @@
+"""The command line: each mistake is one sentence on standard error and an exit code, before any device work."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+MISTAKES = {
+    "--config=configs/mgd.py --config.student.lr=0.1": "student.lr",
+    "--config=configs/mgd.py --config.student.stepz=3": "stepz",
+    "--config=configs/mgd.py --config.student.steps=many": "many",
+    "--config=configs/mgd.py --config.student.optimizer.learning_rate=nan": "learning_rate is nan; it must be",
+    "--config=configs/mgd.py --config.student.method.mask_ratio=1.5": "mask_ratio is 1.5; it must be",
+    "--config=configs/mgd.py:coco": "no variant 'coco'",
+    "--config=configs/mdg.py": "configs/mdg.py",
+    "": "--config is missing",
+    "--confg=configs/mgd.py": "confg",
+    "--config=configs/mgd.py --workdir=/dev/null": "--workdir=/dev/null cannot be used",
+    "--config=configs/mgd.py extra": "'extra' is no flag",
+    "--config=configs/mgd.py --config.data.name=coco": "unknown data source 'coco'",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_78(arguments, tmp_path):
+    workdir = [] if "--workdir" in arguments else [f"--workdir={tmp_path}"]
+    run = subprocess.run(
+        [sys.executable, "-m", "kdjax.main", *arguments.split(), *workdir], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 78, run.stderr
+    lines = run.stderr.strip().splitlines()
+    assert len(lines) == 1, run.stderr
+    assert lines[0].startswith("kdjax: ")
+    assert MISTAKES[arguments] in lines[0]
