@@ -66,9 +66,8 @@ def nms(
     def decide_block(state: tuple) -> tuple:
         block, kept_boxes, kept_labels, kept_index, kept = state
         boxes, labels, live, index = (jax.lax.dynamic_index_in_dim(x, block, keepdims=False) for x in blocks)
-        occupied = jnp.arange(max_outputs)[None] < kept[:, None]
-        dropped = suppresses(kept_boxes, kept_labels, boxes, labels) & occupied[:, :, None]
-        live &= ~jnp.any(dropped, axis=1)
+        # Slots that are still free hold empty boxes, which overlap nothing.
+        live &= ~jnp.any(suppresses(kept_boxes, kept_labels, boxes, labels), axis=1)
         conflict = suppresses(boxes, labels, boxes, labels) & jnp.triu(jnp.ones((_BLOCK, _BLOCK), bool), 1)[None]
         keep = _resolve(conflict, live)
         # Boxes beyond the last slot are dropped by the scatter.

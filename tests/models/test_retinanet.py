@@ -191,6 +191,25 @@ def test_detections_are_sorted_clipped_and_above_the_threshold():
     assert (boxes.area(found.boxes) > 0).all()
 
 
+@pytest.mark.parametrize(("convention", "scale"), [("mmdet", 16 / 1000), ("torchvision", 0)])
+def test_only_mmdetection_limits_how_far_a_box_shrinks(convention, scale):
+    kind, image_size = detector(convention=convention), random_targets([0]).image_size
+    predictions = jax.tree.map(lambda x: np.full_like(x, -20), random_predictions(1))
+    # One class of one square anchor, number 3 of those at P3's location (4, 6), is sure of a tiny box.
+    predictions.logits["p3"][0, 4, 6, 3 * CLASSES] = 5
+    predictions.deltas["p3"][0, 4, 6, 3 * 4 : 4 * 4] = [0, 0, -30, -30]
+    found = kind.decode(predictions, image_size)
+    np.testing.assert_array_equal(found.valid[0], np.arange(20) == 0)
+    np.testing.assert_allclose(found.boxes[0, 0], np.array([48, 32, 48, 32]) + 8 * scale * np.array([-1, -1, 1, 1]))
+
+
+def test_mmdetection_drops_boxes_that_clipping_leaves_empty_and_torchvision_keeps_them():
+    predictions, image_size = random_predictions(1), random_targets([0]).image_size
+    outside = predictions._replace(deltas=jax.tree.map(lambda x: np.full_like(x, -20), predictions.deltas))
+    assert not detector().decode(outside, image_size).valid.any()
+    assert detector(convention="torchvision").decode(outside, image_size).valid.any()
+
+
 @pytest.mark.parametrize("limit", [7, 50, 1000])
 def test_the_best_pairs_are_those_of_a_full_sort(limit):
     # Whole numbers: many ties, of which a stable sort takes the first.
