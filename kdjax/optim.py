@@ -8,6 +8,8 @@ import optax
 
 SCHEDULES = ("step", "cosine", "constant")
 
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
 
 def make_schedule(
     kind: str,
@@ -62,23 +64,33 @@ def under(path: str, prefixes: Sequence[str]) -> bool:
 def make_optimizer(
     schedule: optax.Schedule,
     *,
+    name: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     decay_all: bool = False,
     clip_norm: float | None = None,
     freeze: Sequence[str] = (),
 ) -> optax.GradientTransformation:
-    """SGD with momentum as PyTorch defines it: clip by global norm, add weight decay, accumulate, scale.
+    """PyTorch's optimisers of those names: clip by global norm, then decay and accumulate, then scale.
+
+    "sgd" and "adam" add the decay to the gradient (L2); "adamw" adds it to Adam's step (Loshchilov and Hutter, 2019).
 
     Args:
+        name: "sgd", "adam" or "adamw".
         schedule: learning rate by step.
-        momentum: of the accumulated gradient.
-        weight_decay: factor of the parameter added to its gradient.
+        momentum: of SGD's accumulated gradient; Adam's are 0.9 and 0.999.
+        weight_decay: factor of the parameter that is added.
         decay_all: decay normalisation scales and biases too; they are spared otherwise.
         clip_norm: largest global norm of the trainable gradients; None for no limit.
         freeze: parameter paths such as ``"student/backbone/conv1"``: nothing at or below them moves, nor counts in the
             global norm.
+
+    Raises:
+        ValueError: for an unknown name.
     """
+
+    if name not in OPTIMIZERS:
+        raise ValueError(f"Unknown optimiser {name!r}: choose one of {', '.join(OPTIMIZERS)}.")
 
     def decays(params: Any) -> Any:
         return jax.tree.map(lambda path: decay_all or path.rsplit("/", 1)[-1] not in ("bias", "scale"), paths(params))
@@ -86,10 +98,11 @@ def make_optimizer(
     def labels(params: Any) -> Any:
         return jax.tree.map(lambda path: "frozen" if under(path, freeze) else "trained", paths(params))
 
+    decay = optax.add_decayed_weights(weight_decay, decays)
+    accumulate = optax.trace(momentum) if name == "sgd" else optax.scale_by_adam()
     trained = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.add_decayed_weights(weight_decay, decays),
-        optax.trace(momentum),
+        *((accumulate, decay) if name == "adamw" else (decay, accumulate)),
         optax.scale_by_learning_rate(schedule),
     )
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)

@@ -48,6 +48,23 @@ def test_sgd_is_pytorchs_and_spares_norm_and_bias_from_decay():
         np.testing.assert_allclose(found, torch_sgd(np.asarray(x), np.asarray(g), 3, 0.9, decay), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_takes_the_decay_into_its_gradient_and_adamw_beside_it(name):
+    x, g = 0.5, 1.25
+    m = v = 0.0
+    for step in (1, 2):
+        gradient = g + (0.2 * x if name == "adam" else 0)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        update = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        x -= 0.1 * (update + (0.2 * x if name == "adamw" else 0))
+    np.testing.assert_allclose(run(2, name=name, weight_decay=0.2)["student"]["head"]["kernel"], [x], rtol=1e-5)
+
+
+def test_an_unknown_optimiser_lists_the_choices():
+    with pytest.raises(ValueError, match="sgd, adam, adamw"):
+        make_optimizer(lambda step: 0.1, name="lion")
+
+
 def test_decay_all_reaches_norm_and_bias():
     spared, decayed = (run(1, weight_decay=0.2, decay_all=flag)["student"]["head"]["bias"] for flag in (False, True))
     np.testing.assert_allclose(spared - decayed, 0.1 * 0.2 * 4.0, rtol=1e-5)
