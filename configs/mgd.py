@@ -8,13 +8,13 @@ generate the teacher's features from its own with positions hidden.
 
 from ml_collections import ConfigDict
 
-from kdjax.config import base_config, with_variant
+from kdjax.config import base_config, method_config, with_variant
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """MGD on the embedded data; ``configs/mgd.py:tiny`` takes two steps of everything."""
     config = base_config()
-    config.student.method = ConfigDict(dict(name="mgd", mask_ratio=0.65))
+    config.student.method = method_config("mgd")
     config.student.weights = ConfigDict(dict(mgd=2e-5))
     config.student.inherit = ("neck", "head")
     return with_variant(config, variant)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from kdjax.errors import UserError
-from kdjax.methods import METHODS, build_method
+from kdjax.methods import METHODS, build_method, method_options, term_names
 from kdjax.models import build_detector
-from kdjax.optim import SCHEDULES
+from kdjax.optim import OPTIMIZERS, SCHEDULES
 
 
 def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
@@ -64,12 +64,14 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # Parts that each device works its share of the batch through in.
             accumulate=1,
             optimizer=dict(
+                name="adamw",
                 learning_rate=0.02,
                 schedule="cosine",
                 # Fractions of the run after which schedule "step" divides the rate by ten.
                 milestones=(8 / 12, 11 / 12),
                 warmup_steps=50,
                 warmup_factor=0.001,
+                # Of SGD.
                 momentum=0.9,
                 weight_decay=1e-4,
                 decay_norm_and_bias=False,
@@ -90,6 +92,11 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             ap_floor=0.0,
         )
     )
+
+
+def method_config(name: str, **options: Any) -> ConfigDict:
+    """Config of a method: every option it has, at its default unless given."""
+    return ConfigDict(dict(name=name) | method_options(name) | options)
 
 
 def base_config() -> ConfigDict:
@@ -210,11 +217,19 @@ RULES: dict[str, Rule] = {
     "*.method.name": _choice(*METHODS),
     "*.method.mask_ratio": _number(0, 1),
     "*.method.mask": _choice("spatial", "channel"),
+    "*.method.spatial_ratio": _number(0, 1),
+    "*.method.channel_ratio": _number(0, 1),
+    "*.method.tau": _number(0, above=True),
+    "*.method.select": _choice("ratio", "threshold"),
+    "*.method.threshold": _number(0),
+    "*.method.hide": _choice("high", "low"),
+    "*.method.keep_probability": _number(0, 1),
     "*.weights.*": _number(0),
     "*.batch_size": _whole(1),
     "*.base_batch": _whole(1),
     "*.steps": _whole(1),
     "*.accumulate": _whole(1),
+    "*.optimizer.name": _choice(*OPTIMIZERS),
     "*.optimizer.learning_rate": _number(0, above=True),
     "*.optimizer.schedule": _choice(*SCHEDULES),
     "*.optimizer.milestones": Rule(
@@ -302,7 +317,7 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
             f"config.{name}.batch_size is {stage.batch_size}, which {devices} devices in {stage.accumulate} part(s) each "
             f"cannot share evenly; it must be a multiple of {share}."
         )
-    terms = (*model.terms, *method.terms)
+    terms = (*model.terms, *term_names(method, model.terms))
     for term in stage.weights:
         if term not in terms:
             raise UserError(
@@ -315,8 +330,9 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
                 f"config.{name}.{field} is {origin!r}; it must be empty, the path of a model folder, or an earlier "
                 f"stage ({', '.join(earlier) or 'there is none'})."
             )
-    if stage.method.name != "none" and not stage.teacher:
-        raise UserError(f"config.{name}.method is {stage.method.name!r}, which needs config.{name}.teacher.")
+    for field in method.needs:
+        if not stage[field]:
+            raise UserError(f"config.{name}.method is {stage.method.name!r}, which needs config.{name}.{field}.")
     if stage.inherit and not stage.teacher:
         raise UserError(f"config.{name}.inherit is {stage.inherit!r}, which needs config.{name}.teacher.")
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from kdjax.state import TrainState, Variables
-from kdjax.types import Batch, Terms
+from kdjax.types import Batch, Features, Terms
 
 
 def image_keys(key: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
@@ -41,7 +41,7 @@ def distill_loss(
 ) -> tuple[jax.Array, tuple[Terms, Any]]:
     """Loss of one device's images: the student's own terms and the method's, each unweighted by name.
 
-    The teacher runs its backbone and neck only, without gradient.
+    The teacher, where there is one, runs its backbone and neck only, without gradient.
 
     Returns:
         the weighted total (float32 scalar), and (metrics, new batch statistics).
@@ -51,11 +51,17 @@ def distill_loss(
     variables = {"params": params["student"], "batch_stats": batch_stats}
     (features, predictions), updates = student.apply(variables, images, train=True, mutable=["batch_stats"])
     terms = student.loss(predictions, targets)
+    teacher_features: Features = {}
     if teacher is not None:
         images = teacher.preprocess(batch["images"], targets.image_size)
-        teacher_features = teacher.apply(teacher_variables, images, method="features")
-        teacher_features = jax.lax.stop_gradient(teacher_features)
-        terms |= method.apply({"params": params["method"]}, features, teacher_features, targets, keys=keys, step=step)
+        teacher_features = jax.lax.stop_gradient(teacher.apply(teacher_variables, images, method="features"))
+
+    def task(other: Features) -> Terms:
+        judge = jax.lax.stop_gradient(variables)
+        return student.loss(student.apply(judge, other, method="heads"), targets)
+
+    learnt = {"params": params["method"]}
+    terms |= method.apply(learnt, features, teacher_features, targets, keys=keys, step=step, task=task)
     total, weighted = weighted_sum(terms, weights)
     metrics = {"loss": total}
     metrics |= {f"raw/{name}": value for name, value in terms.items()}

@@ -27,11 +27,12 @@ from kdjax.distill import distill_step
 from kdjax.errors import NumericError, UserError
 from kdjax.evaluate import ImageDetections, Metrics, evaluate, make_predict
 from kdjax.methods import build_method
+from kdjax.methods.levels import describe_pairs
 from kdjax.models import build_detector
 from kdjax.optim import make_optimizer, make_schedule, trained_norm
 from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
 from kdjax.state import TrainState, Variables, init_state
-from kdjax.types import Targets
+from kdjax.types import Features, Targets
 from kdjax.weights import inherit, load_into
 
 # Forced CPU devices abort when too many steps are in flight.
@@ -174,7 +175,11 @@ def build_run(
     key = jax.random.key(config.seed)
     images = jnp.zeros((1, *config.data.image_size, 3))
     variables = start(init_jit(student.clone(axis_name=None).init)(key, images))
-    method_variables = _init_method(method, student, teacher, images, key)
+    teacher = teacher if "teacher" in method.needs else None
+    features, taught = _pyramid(student, images), _pyramid(teacher.module, images) if teacher else {}
+    if teacher:
+        print(f"[{name}] {_refusing(describe_pairs, features, taught)}", flush=True)
+    method_variables = _init_method(method, features, taught, images, key)
 
     schedule = scaled_schedule(stage)
     options = stage.optimizer
@@ -188,6 +193,7 @@ def build_run(
     )
     optimizer = make_optimizer(
         learning_rate,
+        name=options.name,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         decay_all=options.decay_norm_and_bias,
@@ -237,7 +243,7 @@ def _prepare(config: ConfigDict, name: str, models: Mapping[str, Path], class_na
             print(f"[{name}] inherits {', '.join(stage.inherit)} from the teacher: {report}", flush=True)
         return variables
 
-    run = build_run(config, name, len(class_names), teacher if stage.method.name != "none" else None, start)
+    run = build_run(config, name, len(class_names), teacher, start)
     table = {name: run.state.params["student"]}
     if run.state.params["method"]:
         table[f"method {stage.method.name}"] = run.state.params["method"]
@@ -258,28 +264,28 @@ def init_jit(init: Callable[..., Variables]) -> Callable[..., Variables]:
     return jax.jit(init, compiler_options=options)
 
 
+def _pyramid(module: nn.Module, images: jax.Array) -> Features:
+    """Zeros of the shapes and dtypes of a detector's features."""
+    init = functools.partial(module.clone(axis_name=None).init_with_output, method="features")
+    shapes, _ = jax.eval_shape(init, jax.random.key(0), images)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
 def _init_method(
-    method: nn.Module, student: nn.Module, teacher: Teacher | None, images: jax.Array, key: jax.Array
+    method: nn.Module, student: Features, teacher: Features, images: jax.Array, key: jax.Array
 ) -> Variables:
     """The method's variables, from the shapes of both pyramids."""
-    if teacher is None:
+    if not method.terms:
         return {}
-
-    def features(module: nn.Module) -> Any:
-        shapes = jax.eval_shape(
-            lambda: module.clone(axis_name=None).init_with_output(key, images, method="features")[0]
-        )
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
     targets = Targets(
         boxes=jnp.zeros((1, 1, 4)),
         labels=jnp.zeros((1, 1), jnp.int32),
         valid=jnp.zeros((1, 1), bool),
         image_size=jnp.asarray(images.shape[1:3])[None],
     )
-    init = functools.partial(method.clone(axis_name=None).init, step=jnp.zeros((), jnp.int32))
+    init = functools.partial(method.clone(axis_name=None).init, step=jnp.zeros((), jnp.int32), task=lambda _: {})
     try:
-        return init_jit(init)(key, features(student), features(teacher.module), targets, keys=key[None])
+        return init_jit(init)(key, student, teacher, targets, keys=key[None])
     except ValueError as error:
         raise UserError(str(error)) from error
 

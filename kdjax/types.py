@@ -5,6 +5,7 @@ Boxes are everywhere ``(x1, y1, x2, y2)`` in pixels of the padded image, except 
 detector normalises them.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
 import jax
@@ -14,6 +15,9 @@ Features = dict[str, jax.Array]
 
 Terms = dict[str, jax.Array]
 """Named, unweighted loss terms: name to float32 scalar."""
+
+Task = Callable[[Features], Terms]
+"""The student's heads and loss as a judge of other features: it gives them a gradient, but none to the heads."""
 
 
 class Targets(NamedTuple):

@@ -1,23 +1,48 @@
 """The distillation methods: one paper, one file, each a Flax module that returns named, unweighted loss terms.
 
-The contract: ``method(student, teacher, targets, *, keys, step) -> {term: float32 scalar}`` with feature pyramids by
-level name, ``keys`` (N,) one PRNG key per image and ``step`` an int32 scalar. The mean of a term over equal-sized devices
-is its value on the whole batch. ``method.terms`` says which parameters, "student" or "method", each term may move.
+The contract: ``method(student, teacher, targets, *, keys, step, task=None) -> {term: float32 scalar}``
+
+- ``student``, ``teacher``: feature pyramids by level name; the teacher's is {} where the method needs no teacher.
+- ``keys`` (N,): one PRNG key per image; ``step``: int32 scalar, the finished steps.
+- ``task``: from other features to the terms of the student's own loss on them (:data:`kdjax.types.Task`), for methods
+  that ask the detector's head for its opinion.
+
+The mean of a term over equal-sized devices is its value on the whole batch. ``method.terms`` says which parameters,
+"student" or "method", each term may move; a name that ends in "*" stands for one term for each of the task's.
+``method.needs`` names the fields of a stage that must not be empty: "teacher", "method_init".
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kdjax.methods.dmkd import DMKD
 from kdjax.methods.mgd import MGD
 from kdjax.methods.mimic import Mimic
 from kdjax.methods.none import NoDistillation
 
-METHODS: dict[str, type[nn.Module]] = {"none": NoDistillation, "mimic": Mimic, "mgd": MGD}
+METHODS: dict[str, type[nn.Module]] = {"none": NoDistillation, "mimic": Mimic, "mgd": MGD, "dmkd": DMKD}
 """Every method by its name in a config."""
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """The options of a method in a config, with their defaults.
+
+    >>> method_options("mgd")
+    {'mask_ratio': 0.65, 'mask': 'spatial'}
+    """
+    given = ("parent", "name", "axis_name", "dtype")
+    return {field.name: field.default for field in dataclasses.fields(METHODS[name]) if field.name not in given}
+
+
+def term_names(method: nn.Module, task_terms: Sequence[str]) -> tuple[str, ...]:
+    """Names of a method's terms on a detector whose own terms are ``task_terms``."""
+    return tuple(
+        name for term in method.terms for name in ([term[:-1] + x for x in task_terms] if term[-1] == "*" else [term])
+    )
 
 
 def build_method(
@@ -32,9 +57,9 @@ def build_method(
     name = config["name"]
     if name not in METHODS:
         raise ValueError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
-    fields = {field.name for field in dataclasses.fields(METHODS[name])} - {"parent", "name", "axis_name", "dtype"}
-    if unknown := sorted(options.keys() - fields):
+    known = method_options(name)
+    if unknown := sorted(options.keys() - known):
         raise ValueError(
-            f"Method {name!r} has no option {unknown[0]!r}; its options are: {', '.join(sorted(fields)) or 'none'}."
+            f"Method {name!r} has no option {unknown[0]!r}; its options are: {', '.join(sorted(known)) or 'none'}."
         )
     return METHODS[name](**options, axis_name=axis_name, dtype=dtype)

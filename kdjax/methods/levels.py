@@ -1,37 +1,112 @@
-"""What the methods share: which levels meet, which positions are real, how channels are aligned."""
+"""What the methods share: which levels meet, on which grid, which positions are real, how channels are aligned."""
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses import valid_positions
+from kdjax.losses import hide, valid_positions
 from kdjax.types import Features, Targets, stride
 
 
-def common_levels(student: Features, teacher: Features) -> tuple[str, ...]:
-    """Levels (hence strides) that both pyramids have, finest first.
+class Pair(NamedTuple):
+    """One level of the teacher and what the student has for it, on the teacher's grid."""
+
+    level: str
+    """The teacher's name of the level."""
+    student: jax.Array
+    """(N, H, W, C of the student)."""
+    teacher: jax.Array
+    """(N, H, W, C)."""
+    where: jax.Array
+    """(N, H, W) bool: the positions that lie in the image, not in its padding."""
+
+
+def partners(student: Features, teacher: Features) -> dict[str, str]:
+    """Which level of the student imitates which level of the teacher: {teacher's: student's}, finest first.
+
+    Levels of the same stride, which is in their name, meet, and the others have no partner. Pyramids without any common
+    stride meet at neighbouring levels, a factor of two apart: a level of the teacher takes the student's next finer one
+    or, where there is none, the next coarser one.
 
     Raises:
-        ValueError: if they share none, or a shared level has another height or width.
+        ValueError: if not even neighbours meet.
     """
-    levels = sorted(student.keys() & teacher.keys(), key=lambda level: int(level[1:]))
-    if not levels:
-        raise ValueError(
-            f"Student and teacher share no pyramid level: the student has {', '.join(student)}, the teacher "
-            f"{', '.join(teacher)}; give them a level of the same stride."
-        )
-    for level in levels:
-        if student[level].shape[:3] != teacher[level].shape[:3]:
+    levels = sorted(teacher, key=stride)
+    if shared := [level for level in levels if level in student]:
+        return {level: level for level in shared}
+    number = {level: int(level[1:]) for level in levels}
+    neighbours = {level: (f"p{number[level] - 1}", f"p{number[level] + 1}") for level in levels}
+    found = {level: next((x for x in neighbours[level] if x in student), None) for level in levels}
+    if matched := {level: partner for level, partner in found.items() if partner}:
+        return matched
+    raise ValueError(
+        f"Student and teacher have no pyramid levels that meet: the student has {_names(student)}, the teacher "
+        f"{_names(teacher)}; give them levels of the same or of neighbouring strides."
+    )
+
+
+def pair_levels(student: Features, teacher: Features, targets: Targets) -> list[Pair]:
+    """The levels that are distilled, finest first, with the student's maps on the teacher's grids.
+
+    A student's map of another height or width is resized bilinearly, its padding zeroed first (half-pixel centres, no
+    antialiasing, as PyTorch's ``interpolate``).
+
+    Args:
+        student: (N, h, w, any channels) by level.
+        teacher: (N, H, W, any channels) by level.
+        targets: what the images show; their sizes tell images from padding.
+
+    Raises:
+        ValueError: if no levels meet, see :func:`partners`, or the two pyramids hold different numbers of images.
+    """
+    pairs = []
+    for level, partner in partners(student, teacher).items():
+        ours, theirs = student[partner], teacher[level]
+        if len(ours) != len(theirs):
             raise ValueError(
-                f"Level {level} is {student[level].shape} in the student and {teacher[level].shape} in the teacher: "
-                "batch, height and width must agree."
+                f"The student's {partner} holds {len(ours)} images and the teacher's {level} {len(theirs)}: both must "
+                "be features of the same batch."
             )
-    return tuple(levels)
+        if ours.shape[1:3] != theirs.shape[1:3]:
+            ours = hide(ours, where=_valid(targets, ours, partner))
+            shape = (*theirs.shape[:3], ours.shape[-1])
+            ours = jax.image.resize(ours, shape, method="bilinear", antialias=False)
+        pairs.append(Pair(level, ours, theirs, _valid(targets, theirs, level)))
+    return pairs
 
 
-def valid(targets: Targets, features: Features, level: str) -> jax.Array:
-    """Positions (N, H, W) bool of a level that lie in the image, not in its padding."""
-    _, height, width, _ = features[level].shape
+def describe_pairs(student: Features, teacher: Features) -> str:
+    """What :func:`pair_levels` makes of two pyramids, in words for the person who starts a run.
+
+    >>> maps = {f"p{level}": jnp.zeros((1, 256 >> level, 256 >> level, 8)) for level in range(3, 8)}
+    >>> describe_pairs({"p3": maps["p3"], "p4": maps["p4"]}, maps)
+    "distils p3, p4; the teacher's p5, p6, p7 have no partner."
+    """
+    found = partners(student, teacher)
+
+    def name(level: str, partner: str) -> str:
+        ours, theirs = (f"{x.shape[1]}x{x.shape[2]}" for x in (student[partner], teacher[level]))
+        if ours == theirs and level == partner:
+            return level
+        return f"{level} from the student's {partner} ({ours} resized to {theirs})"
+
+    parts = ["distils " + ", ".join(name(level, partner) for level, partner in found.items())]
+    for owner, features, used in (("teacher", teacher, found.keys()), ("student", student, set(found.values()))):
+        alone = {level: x for level, x in features.items() if level not in used}
+        if alone:
+            parts.append(f"the {owner}'s {_names(alone)} {'has' if len(alone) == 1 else 'have'} no partner")
+    return "; ".join(parts) + "."
+
+
+def _names(features: Features) -> str:
+    return ", ".join(sorted(features, key=stride)) or "none"
+
+
+def _valid(targets: Targets, features: jax.Array, level: str) -> jax.Array:
+    """Positions (N, H, W) bool of a level that lie in the image."""
+    height, width = features.shape[1:3]
     return valid_positions(targets.image_size, (height, width), stride(level))
 
 

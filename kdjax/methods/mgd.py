@@ -1,14 +1,15 @@
 """Masked Generative Distillation: Yang et al., ECCV 2022, https://arxiv.org/abs/2205.01529."""
 
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses import keep_mask, mgd_loss
-from kdjax.methods.levels import Align, Conv, common_levels, valid
-from kdjax.types import Features, Targets, Terms
+from kdjax.losses import hide, keep_mask, mgd_loss
+from kdjax.methods.levels import Align, Conv, pair_levels
+from kdjax.types import Features, Targets, Task, Terms
 
 
 class Generation(nn.Module):
@@ -17,11 +18,18 @@ class Generation(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, C) to (N, H, W, C)."""
+    def __call__(self, x: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H, W, C); a padded image gives what it gives without its padding.
+
+        The input must be zero in the padding; the hidden map, where the bias has filled the padding, is zeroed there.
+
+        Args:
+            x: (N, H, W, C), any float dtype.
+            where: (N, H, W) bool, the valid positions; None for all.
+        """
         channels = x.shape[-1]
         x = nn.relu(Conv(channels, 3, dtype=self.dtype, name="conv_0")(x))
-        return Conv(channels, 3, dtype=self.dtype, name="conv_1")(x)
+        return Conv(channels, 3, dtype=self.dtype, name="conv_1")(hide(x, where=where))
 
 
 class MGD(nn.Module):
@@ -38,23 +46,30 @@ class MGD(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
+    needs: ClassVar[tuple[str, ...]] = ("teacher",)
     terms: ClassVar[dict[str, tuple[str, ...]]] = {"mgd": ("student", "method")}
-    """Which parameters each term may move."""
 
     @nn.compact
     def __call__(
-        self, student: Features, teacher: Features, targets: Targets, *, keys: jax.Array, step: jax.Array
+        self,
+        student: Features,
+        teacher: Features,
+        targets: Targets,
+        *,
+        keys: jax.Array,
+        step: jax.Array,
+        task: Task | None = None,
     ) -> Terms:
-        """The term "mgd" over all common levels; see the contract of :mod:`kdjax.methods`."""
+        """The term "mgd" over all pairs of levels; see the contract of :mod:`kdjax.methods`."""
         loss = jnp.zeros(())
-        for index, level in enumerate(common_levels(student, teacher)):
-            shape = teacher[level].shape
+        for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, targets)):
             level_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+            block = Generation(dtype=self.dtype, name=f"generation_{level}")
             loss += mgd_loss(
-                Align(shape[-1], dtype=self.dtype, name=f"align_{level}")(student[level]),
-                teacher[level],
-                keep=keep_mask(shape, keys=level_keys, mask_ratio=self.mask_ratio, mask=self.mask),
-                generate=Generation(dtype=self.dtype, name=f"generation_{level}"),
-                where=valid(targets, teacher, level),
+                Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours),
+                theirs,
+                keep=keep_mask(theirs.shape, keys=level_keys, mask_ratio=self.mask_ratio, mask=self.mask),
+                generate=functools.partial(block, where=where),
+                where=where,
             )
         return {"mgd": loss}

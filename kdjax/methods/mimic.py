@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses import mimic_loss
-from kdjax.methods.levels import Align, common_levels, valid
-from kdjax.types import Features, Targets, Terms
+from kdjax.methods.levels import Align, pair_levels
+from kdjax.types import Features, Targets, Task, Terms
 
 
 class Mimic(nn.Module):
@@ -17,18 +17,23 @@ class Mimic(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
+    needs: ClassVar[tuple[str, ...]] = ("teacher",)
     terms: ClassVar[dict[str, tuple[str, ...]]] = {"mimic": ("student", "method")}
-    """Which parameters each term may move."""
 
     @nn.compact
     def __call__(
-        self, student: Features, teacher: Features, targets: Targets, *, keys: jax.Array, step: jax.Array
+        self,
+        student: Features,
+        teacher: Features,
+        targets: Targets,
+        *,
+        keys: jax.Array,
+        step: jax.Array,
+        task: Task | None = None,
     ) -> Terms:
-        """The term "mimic" over all common levels; see the contract of :mod:`kdjax.methods`."""
+        """The term "mimic" over all pairs of levels; see the contract of :mod:`kdjax.methods`."""
         loss = jnp.zeros(())
-        for level in common_levels(student, teacher):
-            channels = teacher[level].shape[-1]
-            aligned = Align(channels, dtype=self.dtype, name=f"align_{level}")(student[level])
-            where = valid(targets, teacher, level)
-            loss += mimic_loss(aligned, teacher[level], where=where, axis_name=self.axis_name)
+        for level, ours, theirs, where in pair_levels(student, teacher, targets):
+            aligned = Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours)
+            loss += mimic_loss(aligned, theirs, where=where, axis_name=self.axis_name)
         return {"mimic": loss}

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.types import Features, Targets, Terms
+from kdjax.types import Features, Targets, Task, Terms
 
 
 class NoDistillation(nn.Module):
@@ -15,10 +15,18 @@ class NoDistillation(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
+    needs: ClassVar[tuple[str, ...]] = ()
     terms: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __call__(
-        self, student: Features, teacher: Features, targets: Targets, *, keys: jax.Array, step: jax.Array
+        self,
+        student: Features,
+        teacher: Features,
+        targets: Targets,
+        *,
+        keys: jax.Array,
+        step: jax.Array,
+        task: Task | None = None,
     ) -> Terms:
         """Returns no terms."""
         return {}

@@ -4,6 +4,7 @@ The cases are read from ``losses/`` of the folder named by the environment varia
 ``../shared/goldens`` beside the repository where that exists, else from the copy that lies beside this file.
 """
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from kdjax import losses
 from kdjax.losses.icd import attention_logits
 from kdjax.methods.icd import MLP, DecoderLayer, Values
+from kdjax.methods.mgd import Generation
 
 Arrays = dict[str, Any]
 VALUE_TOLERANCE = 1e-5
@@ -74,9 +76,8 @@ def check_mgd(meta: Arrays, case: Arrays) -> None:
 
     def loss(inputs: Arrays) -> jax.Array:
         student = convolve(inputs["student"], inputs["align"]) if "align" in inputs else inputs["student"]
-        generate = lambda masked: convolve(  # noqa: E731
-            jax.nn.relu(convolve(masked, inputs["generation_0"])), inputs["generation_1"]
-        )
+        block = {f"conv_{k}": {"conv": inputs[f"generation_{k}"]} for k in range(2)}
+        generate = functools.partial(Generation().apply, {"params": block})
         return meta["alpha"] * losses.mgd_loss(student, case["teacher"], keep=case["keep_mask"] > 0, generate=generate)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))({name: case[name] for name in names if name in case})

@@ -1,0 +1,89 @@
+"""Dual Masked Knowledge Distillation: Yang et al., ICASSP 2024, https://arxiv.org/abs/2309.02719.
+
+What is learnt; the mathematics, and what of it is our reconstruction, is in :mod:`kdjax.losses.dmkd`.
+"""
+
+import functools
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses import dmkd_loss, dual_keep
+from kdjax.losses.dmkd import Generate
+from kdjax.methods.levels import Align, pair_levels
+from kdjax.methods.mgd import Generation
+from kdjax.types import Features, Targets, Task, Terms
+
+
+def branches(level: str, where: jax.Array, dtype: jnp.dtype) -> tuple[Generate, Generate]:
+    """G_sp and G_ch of one level: MGD's block each, for positions ``where`` (N, H, W) bool.
+
+    To be called in a module's ``nn.compact`` method, whose parts they become.
+    """
+    spatial, channel = (Generation(dtype=dtype, name=f"{branch}_{level}") for branch in ("spatial", "channel"))
+    return functools.partial(spatial, where=where), functools.partial(channel, where=where)
+
+
+class DMKD(nn.Module):
+    """Sum over levels of :func:`kdjax.losses.dmkd_loss` [recon].
+
+    alpha is the weight of the term "dmkd": 2e-5 for one-stage detectors, 5e-7 for two-stage detectors.
+    """
+
+    spatial_ratio: float = 0.65
+    """Share of the positions to hide: 0.65 for one-stage detectors, 0.45 for two-stage detectors."""
+    channel_ratio: float = 0.5
+    """Share of the channels to hide."""
+    tau: float = 0.5
+    """Temperature of both attentions: 0.5, for FCOS 0.8."""
+    select: str = "ratio"
+    """"ratio", or "threshold" to hide what passes the threshold, whatever its share."""
+    threshold: float = 1.0
+    """For "threshold": the attention from which on places are hidden; 1 is an image's mean."""
+    hide: str = "high"
+    """Hide the places of "high" or of "low" attention."""
+    keep_probability: float = 1.0
+    """Probability with which a selected place stays selected, hence hidden."""
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    needs: ClassVar[tuple[str, ...]] = ("teacher",)
+    terms: ClassVar[dict[str, tuple[str, ...]]] = {"dmkd": ("student", "method")}
+
+    @nn.compact
+    def __call__(
+        self,
+        student: Features,
+        teacher: Features,
+        targets: Targets,
+        *,
+        keys: jax.Array,
+        step: jax.Array,
+        task: Task | None = None,
+    ) -> Terms:
+        """The term "dmkd" over all pairs of levels; see the contract of :mod:`kdjax.methods`."""
+        loss = jnp.zeros(())
+        for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, targets)):
+            keep = dual_keep(
+                theirs,
+                spatial_ratio=self.spatial_ratio,
+                channel_ratio=self.channel_ratio,
+                tau=self.tau,
+                select=self.select,
+                threshold=self.threshold,
+                hide=self.hide,
+                keep_probability=self.keep_probability,
+                keys=jax.vmap(jax.random.fold_in, (0, None))(keys, index),
+                where=where,
+            )
+            loss += dmkd_loss(
+                Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours),
+                theirs,
+                keep=keep,
+                generate=branches(level, where, self.dtype),
+                fusion=self.param(f"fusion_{level}", nn.initializers.zeros, (2,)),
+                where=where,
+            )
+        return {"dmkd": loss}

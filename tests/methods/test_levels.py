@@ -1,0 +1,98 @@
+"""Which levels of two pyramids meet, on which grid, and what is said of it."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.methods import METHODS
+from kdjax.methods.levels import describe_pairs, pair_levels, partners
+from kdjax.types import Targets, stride
+
+SIZE = 64
+
+
+def pyramid(*levels: str, size: int = SIZE, images: int = 2):
+    rng = np.random.default_rng(0)
+    return {
+        level: jnp.asarray(rng.normal(size=(images, size // stride(level), size // stride(level), 4)), jnp.float32)
+        for level in levels
+    }
+
+
+def targets(height: int = SIZE, width: int = SIZE) -> Targets:
+    image_size = jnp.array([[height, width], [SIZE, SIZE]])
+    return Targets(jnp.zeros((2, 1, 4)), jnp.zeros((2, 1), int), jnp.zeros((2, 1), bool), image_size)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        ("p3 p4 p5", "p3 p4 p5", {"p3": "p3", "p4": "p4", "p5": "p5"}),
+        ("p5 p4 p3 p2", "p6 p4 p3", {"p3": "p3", "p4": "p4"}),
+        ("p3 p5", "p4", {"p4": "p3"}),
+        ("p5", "p4 p3", {"p4": "p5"}),
+        ("p4", "p3 p5 p6", {"p3": "p4", "p5": "p4"}),
+    ],
+)
+def test_levels_meet_by_stride_or_else_neighbours_do(student, teacher, expected):
+    assert partners(pyramid(*student.split()), pyramid(*teacher.split())) == expected
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("p3", "p5 p6"), ("p6 p7", "p3 p4"), ("", "p3")])
+def test_pyramids_that_cannot_meet_are_refused_by_name(student, teacher):
+    words = f"the student has {', '.join(student.split()) or 'none'}, the teacher {', '.join(teacher.split())};"
+    with pytest.raises(ValueError, match=words):
+        pair_levels(pyramid(*student.split()), pyramid(*teacher.split()), targets())
+
+
+def test_pyramids_of_different_batches_are_refused():
+    with pytest.raises(ValueError, match="student's p3 holds 2 images and the teacher's p3 3"):
+        pair_levels(pyramid("p3"), pyramid("p3", images=3), targets())
+
+
+def test_common_levels_of_one_grid_are_untouched():
+    student, teacher = pyramid("p3", "p4"), pyramid("p3", "p4", "p5")
+    pairs = pair_levels(student, teacher, targets(height=30, width=50))
+    assert [pair.level for pair in pairs] == ["p3", "p4"]
+    for pair in pairs:
+        assert pair.student is student[pair.level]
+        assert pair.teacher is teacher[pair.level]
+    assert np.asarray(pairs[0].where.sum((1, 2))).tolist() == [4 * 7, 8 * 8]
+
+
+def test_a_finer_map_is_averaged_two_by_two():
+    student = pyramid("p3")
+    (pair,) = pair_levels(student, pyramid("p4"), targets())
+    # Half-pixel centres: a coarse position lies amid four fine ones.
+    expected = np.asarray(student["p3"]).reshape(2, 4, 2, 4, 2, 4).mean((2, 4))
+    np.testing.assert_allclose(pair.student, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_coarser_map_is_interpolated_and_its_padding_is_zero_first():
+    student = {"p4": jnp.full((2, 4, 4, 1), 7.0).at[:, :, :2].set(1.0)}
+    (pair,) = pair_levels(student, pyramid("p3"), targets(width=32))
+    # Weights 3/4 and 1/4 on both sides of the border between position 1 and 2, which in the first image is padding.
+    np.testing.assert_allclose(pair.student[0, 0, :, 0], [1, 1, 1, 0.75, 0.25, 0, 0, 0])
+    np.testing.assert_allclose(pair.student[1, 0, :, 0], [1, 1, 1, 2.5, 5.5, 7, 7, 7])
+
+
+def test_another_grid_at_the_same_level_is_resized():
+    (pair,) = pair_levels(pyramid("p3", size=48), pyramid("p3"), targets())
+    assert pair.student.shape == pair.teacher.shape == (2, 8, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "sentence"),
+    [
+        ("p3 p4", "p3 p4", "distils p3, p4."),
+        ("p3 p4", "p3 p4 p5", "distils p3, p4; the teacher's p5 has no partner."),
+        ("p2 p3", "p3 p4 p5", "distils p3; the teacher's p4, p5 have no partner; the student's p2 has no partner."),
+        ("p3", "p4", "distils p4 from the student's p3 (8x8 resized to 4x4)."),
+    ],
+)
+def test_the_person_is_told_what_is_distilled(student, teacher, sentence):
+    assert describe_pairs(pyramid(*student.split()), pyramid(*teacher.split())) == sentence
+
+
+def test_there_are_methods_to_pair_levels_for():
+    assert {name for name, method in METHODS.items() if "teacher" in method.needs} >= {"mimic", "mgd", "dmkd"}
