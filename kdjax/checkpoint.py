@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -43,6 +44,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(
             os.path.abspath(folder),
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in ("student", "state")},
             options=ocp.CheckpointManagerOptions(best_fn=_average_precision, preservation_policy=policy),
         )
 
@@ -65,15 +67,16 @@ class Checkpoints:
         Raises:
             ValueError: if what was saved has other parameters or shapes than ``state``.
         """
+        self._manager.wait_until_finished()
         step = self.latest()
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
-        except ValueError as error:
+        saved = self._manager.item_metadata(step)["state"].tree
+        if misfits := _misfits(saved, state):
             raise ValueError(
                 f"The checkpoint of step {step} in {self._manager.directory} belongs to another model, method or "
-                f"optimiser; choose another --workdir or delete it ({' '.join(str(error).split())[:400]})."
-            ) from error
+                f"optimiser ({misfits}); choose another --workdir, or delete that folder."
+            )
+        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -164,12 +167,31 @@ def load_student(
     arrays = Path(os.path.abspath(folder)) / ARRAYS_FOLDER
     with ocp.StandardCheckpointer() as checkpointer:
         try:
-            return module, checkpointer.restore(arrays, jax.tree.map(_on_default_device, like))
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(
-                f"The arrays in {arrays} are not those of the model in {MODEL_FILE}: "
-                f"{' '.join(str(error).split())[:400]}"
-            ) from error
+            saved = checkpointer.metadata(arrays).item_metadata.tree
+        except (OSError, AttributeError) as error:
+            raise ValueError(f"The model in {folder} has no readable arrays in {arrays}.") from error
+        if misfits := _misfits(saved, like):
+            raise ValueError(f"The arrays in {arrays} are not those of the model in {MODEL_FILE}: {misfits}.")
+        return module, checkpointer.restore(arrays, jax.tree.map(_on_default_device, like))
+
+
+def _misfits(saved: Any, wanted: Any) -> str:
+    """The first arrays of which shape or dtype differ between two trees, in words; "" where none does.
+
+    Orbax would say so only for some, in pages, and casts another dtype silently.
+    """
+
+    def described(tree: Any) -> dict[str, str]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(x.dtype).name}{list(x.shape)}"
+            for path, x in leaves
+        }
+
+    old, new = described(saved), described(wanted)
+    paths = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
+    lines = [f"{path} is {old.get(path, 'absent')}, wanted {new.get(path, 'absent')}" for path in paths[:3]]
+    return "; ".join(lines) + f" and {len(paths) - 3} more" * (len(paths) > 3)
 
 
 def _on_default_device(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

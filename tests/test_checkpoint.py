@@ -56,7 +56,7 @@ def test_the_newest_state_comes_back_whole(tmp_path):
 def test_a_state_of_another_model_is_refused_by_name(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(7))
-    with pytest.raises(ValueError, match="step 7 .* belongs to another model"):
+    with pytest.raises(ValueError, match=r"step 7 .* another model.*head/kernel is float32\[3\], wanted float32\[5\]"):
         checkpoints.restore(state(0, size=5))
     checkpoints.close()
 
@@ -94,6 +94,13 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         kdjax.load_student(tmp_path)
 
 
+def test_a_model_without_its_arrays_is_refused(trained, tmp_path):
+    folder, _, _ = trained
+    (tmp_path / "model.json").write_text((folder / "model.json").read_text())
+    with pytest.raises(ValueError, match="no readable arrays"):
+        kdjax.load_student(tmp_path)
+
+
 def test_arrays_of_another_model_are_refused(trained, tmp_path):
     _, _, variables = trained
     folder = tmp_path / "student"
@@ -101,5 +108,5 @@ def test_arrays_of_another_model_are_refused(trained, tmp_path):
     description = json.loads((folder / "model.json").read_text())
     description["model"]["neck"]["channels"] = 16
     (folder / "model.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="not those of the model"):
+    with pytest.raises(ValueError, match=r"not those of the model.*box_conv_0/bias is float32\[8\], wanted float32\[16\]"):
         kdjax.load_student(folder)

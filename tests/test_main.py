@@ -17,7 +17,7 @@ MISTAKES = {
     "--config=configs/mgd.py:coco": "no variant 'coco'",
     "--config=configs/mdg.py": "configs/mdg.py",
     "": "--config is missing",
-    "--confg=configs/mgd.py": "confg",
+    "--config=configs/mgd.py --confg=3": "confg",
     "--config=configs/mgd.py --workdir=/dev/null": "--workdir=/dev/null cannot be used",
     "--config=configs/mgd.py extra": "'extra' is no flag",
     "--config=configs/mgd.py --config.data.name=coco": "unknown data source 'coco'",
