@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -121,6 +122,7 @@ def _shapes(config: str, data_dir: str | os.PathLike[str] | None) -> Any:
 
     builder = shapes.Shapes(config=config, data_dir=data_dir)
     if not builder.is_prepared():
+        print(f"Generating the data set shapes in {builder.data_dir}, once.", file=sys.stderr, flush=True)
         try:
             builder.download_and_prepare(
                 file_format="array_record",
