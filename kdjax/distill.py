@@ -51,7 +51,7 @@ def distill_loss(
     variables = {"params": params["student"], "batch_stats": batch_stats}
     (features, predictions), updates = student.apply(variables, images, train=True, mutable=["batch_stats"])
     terms = student.loss(predictions, targets)
-    teacher_features: Features = {}
+    teacher_features: Any = {}
     if teacher is not None:
         images = teacher.preprocess(batch["images"], targets.image_size)
         teacher_features = jax.lax.stop_gradient(teacher.apply(teacher_variables, images, method="features"))

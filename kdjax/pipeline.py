@@ -41,10 +41,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """
     workdir = _usable(Path(workdir))
     check_config(config, devices=jax.local_device_count())
-    stages = dict.fromkeys(config.stages)
+    stages = list(config.stages)
     if config.compare:
-        config = add_baseline(config)
-        stages[BASELINE] = None
+        config, baselines = add_baseline(config)
+        stages += baselines
     write_json(workdir / "config.json", config.to_dict())
     results: dict[str, dict[str, Any]] = {}
     models: dict[str, Path] = {}
@@ -56,20 +56,32 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     summary = _summary(config, results)
     student = config.stages[-1]
     _publish(models[student], workdir / "student")
-    _draw(config, workdir, list(stages))
+    _draw(config, workdir, stages)
     write_json(workdir / "summary.json", summary)
     print(_table(config, results))
     print(f"Everything is in {workdir}: the student alone in student/, pictures in predictions.png.")
     return summary
 
 
-def add_baseline(config: ConfigDict) -> ConfigDict:
-    """Adds the stage that a gain is quoted against: the last stage with the same start, without the method."""
+def add_baseline(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """Adds what a gain is quoted against: the last stage with the same start, without the method.
+
+    Where that stage starts from another one with a teacher, the baseline starts from that one's baseline.
+
+    Returns:
+        the config with the new sections, and their names in order, ``BASELINE`` last.
+    """
     config = ConfigDict(config.to_dict())
-    baseline = ConfigDict(config[config.stages[-1]].to_dict())
-    baseline.method = ConfigDict(dict(name="none"))
-    config[BASELINE] = baseline
-    return config
+    chain = [config.stages[-1]]
+    while (origin := config[chain[0]].init) in config.stages and config[origin].teacher:
+        chain.insert(0, origin)
+    names = [f"{BASELINE}_{stage}" for stage in chain[:-1]] + [BASELINE]
+    for position, (stage, name) in enumerate(zip(chain, names, strict=True)):
+        config[name] = ConfigDict(config[stage].to_dict())
+        config[name].method = ConfigDict(dict(name="none"))
+        if position:
+            config[name].init = names[position - 1]
+    return config, names
 
 
 def _usable(workdir: Path) -> Path:

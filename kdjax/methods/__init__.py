@@ -19,12 +19,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kdjax.methods.dfmsd import DFMSD
 from kdjax.methods.dmkd import DMKD
 from kdjax.methods.mgd import MGD
 from kdjax.methods.mimic import Mimic
 from kdjax.methods.none import NoDistillation
 
-METHODS: dict[str, type[nn.Module]] = {"none": NoDistillation, "mimic": Mimic, "mgd": MGD, "dmkd": DMKD}
+METHODS: dict[str, type[nn.Module]] = {"none": NoDistillation, "mimic": Mimic, "mgd": MGD, "dmkd": DMKD, "dfmsd": DFMSD}
 """Every method by its name in a config."""
 
 

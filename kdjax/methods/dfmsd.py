@@ -1,0 +1,114 @@
+"""Dual Feature Masking Stage-wise Distillation: Zhang et al., 2024, https://arxiv.org/abs/2407.13147.
+
+What is learnt; the mathematics, and what of it is our reconstruction, is in :mod:`kdjax.losses.dfmsd`. The stages are
+stages of a config, each with a stronger teacher, that start from the student of the stage before: ``configs/dfmsd.py``.
+"""
+
+import functools
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses import dfmsd_loss, dmkd_loss, object_positions, pearson_loss, stage_keep
+from kdjax.methods.dmkd import branches
+from kdjax.methods.levels import Align, pair_levels
+from kdjax.types import Features, Targets, Task, Terms, stride
+
+
+class DFMSD(nn.Module):
+    """One stage: the sum over levels of :func:`kdjax.losses.dfmsd_loss` [recon].
+
+    The weight of the term "dfmsd" is 10 for one-stage teachers, 6 for two-stage and transformer teachers. With
+    ``alignment = "separate"`` it is a sum over positions, of MGD's scale (2e-5, two-stage 5e-7), and the semantic
+    alignment is a term of its own, "dfmsd_alignment".
+
+    The enhancement "union", which also hides what the last stage's teacher hides, needs both teachers' features where a
+    stage has one teacher: it is an option of :func:`kdjax.losses.stage_keep` alone.
+    """
+
+    stage: int = 1
+    """1 for the weakest teacher, 2 for the next, and so on."""
+    enhance: str = "ratio"
+    """How masks strengthen: "ratio", with the stage, or "objects", where objects are."""
+    eta: float = 1.0
+    """For "objects": what being inside a ground-truth box adds to the attention's factor of 1."""
+    spatial_ratio: float = 0.45
+    """Share of the positions to hide; for "ratio" in the first stage, and 0.1 more in each stage after it."""
+    channel_ratio: float = 0.5
+    """Share of the channels to hide."""
+    tau: float = 0.5
+    """Temperature of both attentions: 0.5, for FCOS 0.8."""
+    select: str = "ratio"
+    """"ratio", or "threshold" to hide what passes the threshold, whatever its share."""
+    threshold: float = 1.0
+    """For "threshold": the attention from which on places are hidden; 1 is an image's mean."""
+    hide: str = "high"
+    """Hide the places of "high" or of "low" attention."""
+    keep_probability: float = 1.0
+    """Probability with which a selected place stays selected, hence hidden."""
+    alignment: str = "norm"
+    """Semantic alignment: "norm", features are normalised before they are compared, or "separate"."""
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    needs: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    def __post_init__(self) -> None:
+        if self.alignment not in ("norm", "separate"):
+            raise ValueError(f'alignment is "{self.alignment}"; it must be "norm" or "separate".')
+        super().__post_init__()
+
+    @property
+    def terms(self) -> dict[str, tuple[str, ...]]:
+        """Which parameters each term may move."""
+        names = ("dfmsd",) if self.alignment == "norm" else ("dfmsd", "dfmsd_alignment")
+        return dict.fromkeys(names, ("student", "method"))
+
+    @nn.compact
+    def __call__(
+        self,
+        student: Features,
+        teacher: Features,
+        targets: Targets,
+        *,
+        keys: jax.Array,
+        step: jax.Array,
+        task: Task | None = None,
+    ) -> Terms:
+        """The terms over all pairs of levels; see the contract of :mod:`kdjax.methods`."""
+        terms = {name: jnp.zeros(()) for name in self.terms}
+        for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, targets)):
+            _, height, width = where.shape
+            aligned = Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours)
+            keep = stage_keep(
+                theirs,
+                stage=self.stage,
+                enhance=self.enhance,
+                objects=object_positions(targets, (height, width), stride(level)),
+                eta=self.eta,
+                spatial_ratio=self.spatial_ratio,
+                channel_ratio=self.channel_ratio,
+                tau=self.tau,
+                select=self.select,
+                threshold=self.threshold,
+                hide=self.hide,
+                keep_probability=self.keep_probability,
+                keys=jax.vmap(jax.random.fold_in, (0, None))(keys, index),
+                where=where,
+            )
+            reconstruction_loss = dmkd_loss
+            if self.alignment == "norm":
+                reconstruction_loss = functools.partial(dfmsd_loss, axis_name=self.axis_name)
+            else:
+                terms["dfmsd_alignment"] += pearson_loss(aligned, theirs, where=where, axis_name=self.axis_name)
+            terms["dfmsd"] += reconstruction_loss(
+                aligned,
+                theirs,
+                keep=keep,
+                generate=branches(level, where, self.dtype),
+                fusion=self.param(f"fusion_{level}", nn.initializers.zeros, (2,)),
+                where=where,
+            )
+        return terms
