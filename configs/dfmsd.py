@@ -18,7 +18,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """DFMSD on the embedded data; ``configs/dfmsd.py:tiny`` takes two steps of everything."""
     config = base_config()
     config.stages = ("first_teacher", "teacher", "first_student", "student")
-    config.first_teacher = base_stage(retinanet(depth=18, width=0.25))
+    config.first_teacher = base_stage(retinanet(depth=34, width=0.25))
     config.first_teacher.steps = config.teacher.steps // 2
     config.student.weights = ConfigDict(dict(dfmsd=0.2))
     config.student.steps //= 2

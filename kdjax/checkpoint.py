@@ -19,6 +19,7 @@ from kdjax.models import build_detector
 from kdjax.state import TrainState
 
 MODEL_FILE = "model.json"
+METHOD_FILE = "method.json"
 ARRAYS_FOLDER = "variables"
 
 
@@ -102,19 +103,48 @@ def save_model(
         class_names: names of the labels, in order.
         image_size: height and width in pixels that the model was trained at.
     """
+    description = {"model": dict(model), "class_names": list(class_names), "image_size": list(image_size)}
+    _write(folder, variables, MODEL_FILE, description)
+
+
+def save_method(folder: Path, params: Mapping[str, Any], method: Mapping[str, Any]) -> None:
+    """Writes what a method learnt, for a later stage to take over: what :func:`load_method` reads.
+
+    The folder appears whole or not at all; one that exists is replaced.
+
+    Args:
+        folder: where to.
+        params: the method's parameters.
+        method: the plain dict that :func:`kdjax.methods.build_method` takes.
+    """
+    _write(folder, params, METHOD_FILE, {"method": dict(method)})
+
+
+def load_method(folder: str | os.PathLike) -> dict[str, Any]:
+    """The parameters in a folder that :func:`save_method` wrote.
+
+    Raises:
+        ValueError: if it is no such folder.
+    """
+    arrays = Path(os.path.abspath(folder)) / ARRAYS_FOLDER
+    if not (arrays.with_name(METHOD_FILE)).is_file():
+        raise ValueError(
+            f"{folder} holds no method; give the folder `method` of a stage whose method learns something."
+        )
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(arrays).item_metadata.tree
+        return checkpointer.restore(arrays, jax.tree.map(_on_default_device, saved))
+
+
+def _write(folder: Path, arrays: Mapping[str, Any], file: str, description: Mapping[str, Any]) -> None:
+    """Writes a folder of arrays and the file that describes them, all at once."""
     folder = Path(os.path.abspath(folder))
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(partial / ARRAYS_FOLDER, dict(variables))
-    description = {
-        "kdjax": __version__,
-        "model": dict(model),
-        "class_names": list(class_names),
-        "image_size": list(image_size),
-    }
-    (partial / MODEL_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        checkpointer.save(partial / ARRAYS_FOLDER, dict(arrays))
+    (partial / file).write_text(json.dumps({"kdjax": __version__, **description}, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -51,6 +51,9 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # Parts of the detector that start from the teacher's where shapes match, such as ("neck", "head").
             inherit=(),
             method=dict(name="none"),
+            # Name of an earlier stage, or path of its folder "method": the parts of the method that were learnt there
+            # are taken over and stay as they are.
+            method_init="",
             # Weight of each loss term by name; 1 where absent.
             weights=dict(),
             # Parameter paths that do not move, such as ("student/backbone/conv1",).
@@ -69,6 +72,8 @@ def base_stage(model: ConfigDict) -> ConfigDict:
                 schedule="cosine",
                 # Fractions of the run after which schedule "step" divides the rate by ten.
                 milestones=(8 / 12, 11 / 12),
+                # Share of the rate at which schedule "cosine" ends.
+                final_factor=0.0,
                 warmup_steps=50,
                 warmup_factor=0.001,
                 # Of SGD.
@@ -147,7 +152,8 @@ def with_variant(config: ConfigDict, name: str) -> ConfigDict:
         config.data.image_size = (64, 64)
         config.eval_batch_size = 8
         for stage in (config[stage] for stage in config.stages):
-            stage.model = retinanet(depth=18, width=0.125, channels=16)
+            stage.model.backbone.update(depth=18, width=0.125)
+            stage.model.neck.channels = 16
             stage.batch_size = stage.base_batch = 8
             stage.steps = 2
             stage.ap_floor = 0.0
@@ -212,6 +218,7 @@ RULES: dict[str, Rule] = {
     "data.threads": _whole(1),
     "*.init": _TEXT,
     "*.teacher": _TEXT,
+    "*.method_init": _TEXT,
     "*.inherit": _NAMES,
     "*.freeze": _NAMES,
     "*.method.name": _choice(*METHODS),
@@ -224,6 +231,9 @@ RULES: dict[str, Rule] = {
     "*.method.threshold": _number(0),
     "*.method.hide": _choice("high", "low"),
     "*.method.keep_probability": _number(0, 1),
+    "*.method.tokens": _whole(2),
+    "*.method.weighted": _FLAG,
+    "*.method.warmup_steps": _whole(0),
     "*.method.stage": _whole(1),
     "*.method.enhance": _choice("ratio", "objects"),
     "*.method.eta": _number(0),
@@ -240,6 +250,7 @@ RULES: dict[str, Rule] = {
         "a tuple of numbers between 0 and 1, fractions of the run",
         lambda value: isinstance(value, tuple) and all(type(x) in (int, float) and 0 < x < 1 for x in value),
     ),
+    "*.optimizer.final_factor": _number(0, 1),
     "*.optimizer.warmup_steps": _whole(0),
     "*.optimizer.warmup_factor": _number(0, 1),
     "*.optimizer.momentum": _number(0, 1),
@@ -327,11 +338,11 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
             raise UserError(
                 f"config.{name}.weights has the term {term!r}, but this stage's loss has: {', '.join(terms)}."
             )
-    for field in ("init", "teacher"):
+    for field, kind in (("init", "model"), ("teacher", "model"), ("method_init", "method")):
         origin = stage[field]
         if origin and origin not in earlier and "/" not in origin:
             raise UserError(
-                f"config.{name}.{field} is {origin!r}; it must be empty, the path of a model folder, or an earlier "
+                f"config.{name}.{field} is {origin!r}; it must be empty, the path of a {kind} folder, or an earlier "
                 f"stage ({', '.join(earlier) or 'there is none'})."
             )
     for field in method.needs:
@@ -344,6 +355,8 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
 class Scaled(NamedTuple):
     """A stage's schedule at its actual batch size."""
 
+    method: dict[str, Any]
+    """The stage's section ``method``."""
     steps: int
     learning_rate: float
     warmup_steps: int
@@ -358,7 +371,11 @@ def scaled_schedule(stage: ConfigDict) -> Scaled:
     def count(steps: int) -> int:
         return max(1, round(steps / factor)) if steps else 0
 
+    method = stage.method.to_dict()
+    if "warmup_steps" in method:
+        method["warmup_steps"] = count(method["warmup_steps"])
     return Scaled(
+        method=method,
         steps=count(stage.steps),
         learning_rate=stage.optimizer.learning_rate * factor,
         warmup_steps=count(stage.optimizer.warmup_steps),

@@ -17,17 +17,19 @@ def make_schedule(
     steps: int,
     *,
     milestones: Sequence[float] = (),
+    final_factor: float = 0.0,
     warmup_steps: int = 0,
     warmup_factor: float = 0.001,
 ) -> optax.Schedule:
     """Learning rate as a function of the step, with a linear warm-up that multiplies the schedule.
 
     Args:
-        kind: "step" (a tenth at each milestone), "cosine" (to zero at the last step) or "constant".
+        kind: "step" (a tenth at each milestone), "cosine" (to ``final_factor`` at the last step) or "constant".
         learning_rate: the peak.
         steps: length of the run.
         milestones: fractions of ``steps`` at which "step" decays; the 1x and 2x schedules of COCO decay at 8/12 and
             11/12.
+        final_factor: share of the peak at which "cosine" ends.
         warmup_steps: steps until the schedule holds in full.
         warmup_factor: share of the schedule at step 0.
 
@@ -38,7 +40,7 @@ def make_schedule(
         boundaries = {round(milestone * steps): 0.1 for milestone in milestones}
         schedule = optax.piecewise_constant_schedule(learning_rate, boundaries)
     elif kind == "cosine":
-        schedule = optax.cosine_decay_schedule(learning_rate, steps)
+        schedule = optax.cosine_decay_schedule(learning_rate, steps, alpha=final_factor)
     elif kind == "constant":
         schedule = optax.constant_schedule(learning_rate)
     else:

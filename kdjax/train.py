@@ -1,7 +1,8 @@
 """The one train loop: a stage of a config becomes a trained detector in a folder.
 
 A stage's folder holds ``config.json``, ``metrics.jsonl``, TensorBoard events, ``checkpoints/`` and, once finished,
-``model/`` (the trained detector alone), ``detections.json`` (of the images that are drawn) and ``result.json``.
+``model/`` (the trained detector alone), ``method/`` (what the method learnt, if anything), ``detections.json`` (of the
+images that are drawn) and ``result.json``.
 """
 
 import functools
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from kdjax.checkpoint import Checkpoints, load_student, read_model_description, save_model
+from kdjax.checkpoint import Checkpoints, load_method, load_student, read_model_description, save_method, save_model
 from kdjax.config import Scaled, differences, scaled_schedule
 from kdjax.data.batches import train_batches
 from kdjax.data.sources import Source, open_source
@@ -150,11 +151,18 @@ def train_stage(config: ConfigDict, name: str, folder: Path, models: Mapping[str
     if checkpoints.latest() != steps:
         checkpoints.save(state, metrics)
     checkpoints.close()
+    if state.params["method"]:
+        save_method(folder / "method", state.params["method"], stage.method.to_dict())
     return _finish(config, name, folder, state.student(), train_source, metrics, detections, throughput, steps)
 
 
 def build_run(
-    config: ConfigDict, name: str, num_classes: int, teacher: Teacher | None, start: Callable[[Variables], Variables]
+    config: ConfigDict,
+    name: str,
+    num_classes: int,
+    teacher: Teacher | None,
+    start: Callable[[Variables], Variables],
+    given: Mapping[str, Any] | None = None,
 ) -> Run:
     """Builds the student, the method, the optimiser, the mapped step and the state of step 0.
 
@@ -164,6 +172,7 @@ def build_run(
         num_classes: of the data.
         teacher: detector whose features are distilled, or None.
         start: takes the student's fresh variables to those that it starts from.
+        given: parts of the method's parameters, by name, that an earlier stage learnt; they do not move.
 
     Raises:
         UserError: the method cannot pair the two pyramids.
@@ -171,7 +180,8 @@ def build_run(
     stage = config[name]
     dtype = jnp.dtype(stage.dtype)
     student = build_detector(stage.model.to_dict(), num_classes=num_classes, axis_name=AXIS, dtype=dtype)
-    method = build_method(stage.method.to_dict(), axis_name=AXIS, dtype=dtype)
+    schedule = scaled_schedule(stage)
+    method = build_method(schedule.method, axis_name=AXIS, dtype=dtype)
     key = jax.random.key(config.seed)
     images = jnp.zeros((1, *config.data.image_size, 3))
     variables = start(init_jit(student.clone(axis_name=None).init)(key, images))
@@ -180,14 +190,22 @@ def build_run(
     if teacher:
         print(f"[{name}] {_refusing(describe_pairs, features, taught)}", flush=True)
     method_variables = _init_method(method, features, taught, images, key)
+    given = given or {}
+    if given:
+        params = method_variables["params"]
+        wanted = {part: params[part] for part in given if part in params}
+        filled, report = _refusing(load_into, wanted, given, origin=stage.method_init)
+        print(f"[{name}] the method's {', '.join(given)} from {stage.method_init}: {report}", flush=True)
+        method_variables = {"params": params | filled}
+    freeze = (*stage.freeze, *(f"method/{part}" for part in given))
 
-    schedule = scaled_schedule(stage)
     options = stage.optimizer
     learning_rate = make_schedule(
         options.schedule,
         schedule.learning_rate,
         schedule.steps,
         milestones=options.milestones,
+        final_factor=options.final_factor,
         warmup_steps=schedule.warmup_steps,
         warmup_factor=options.warmup_factor,
     )
@@ -198,7 +216,7 @@ def build_run(
         weight_decay=options.weight_decay,
         decay_all=options.decay_norm_and_bias,
         clip_norm=options.clip_norm or None,
-        freeze=stage.freeze,
+        freeze=freeze,
     )
     step = functools.partial(
         distill_step,
@@ -210,7 +228,7 @@ def build_run(
         axis_name=AXIS,
         accumulate=stage.accumulate,
         ema_decay=stage.ema_decay,
-        norm=functools.partial(trained_norm, freeze=stage.freeze),
+        norm=functools.partial(trained_norm, freeze=freeze),
     )
     state = init_state(variables, method_variables, optimizer, ema=stage.ema_decay > 0)
     return Run(
@@ -243,7 +261,11 @@ def _prepare(config: ConfigDict, name: str, models: Mapping[str, Path], class_na
             print(f"[{name}] inherits {', '.join(stage.inherit)} from the teacher: {report}", flush=True)
         return variables
 
-    run = build_run(config, name, len(class_names), teacher, start)
+    given = None
+    if stage.method_init:
+        earlier = models.get(stage.method_init)
+        given = _refusing(load_method, earlier.with_name("method") if earlier else stage.method_init)
+    run = build_run(config, name, len(class_names), teacher, start, given)
     table = {name: run.state.params["student"]}
     if run.state.params["method"]:
         table[f"method {stage.method.name}"] = run.state.params["method"]

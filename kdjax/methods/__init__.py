@@ -21,11 +21,20 @@ import jax.numpy as jnp
 
 from kdjax.methods.dfmsd import DFMSD
 from kdjax.methods.dmkd import DMKD
+from kdjax.methods.maskd import MasKD, MasKDTokens
 from kdjax.methods.mgd import MGD
 from kdjax.methods.mimic import Mimic
 from kdjax.methods.none import NoDistillation
 
-METHODS: dict[str, type[nn.Module]] = {"none": NoDistillation, "mimic": Mimic, "mgd": MGD, "dmkd": DMKD, "dfmsd": DFMSD}
+METHODS: dict[str, type[nn.Module]] = {
+    "none": NoDistillation,
+    "mimic": Mimic,
+    "mgd": MGD,
+    "dmkd": DMKD,
+    "dfmsd": DFMSD,
+    "maskd": MasKD,
+    "maskd_tokens": MasKDTokens,
+}
 """Every method by its name in a config."""
 
 

@@ -70,10 +70,10 @@ def pair_levels(student: Features, teacher: Features, targets: Targets) -> list[
                 "be features of the same batch."
             )
         if ours.shape[1:3] != theirs.shape[1:3]:
-            ours = hide(ours, where=_valid(targets, ours, partner))
+            ours = hide(ours, where=valid(targets, ours, partner))
             shape = (*theirs.shape[:3], ours.shape[-1])
             ours = jax.image.resize(ours, shape, method="bilinear", antialias=False)
-        pairs.append(Pair(level, ours, theirs, _valid(targets, theirs, level)))
+        pairs.append(Pair(level, ours, theirs, valid(targets, theirs, level)))
     return pairs
 
 
@@ -104,8 +104,8 @@ def _names(features: Features) -> str:
     return ", ".join(sorted(features, key=stride)) or "none"
 
 
-def _valid(targets: Targets, features: jax.Array, level: str) -> jax.Array:
-    """Positions (N, H, W) bool of a level that lie in the image."""
+def valid(targets: Targets, features: jax.Array, level: str) -> jax.Array:
+    """Positions (N, H, W) bool of a level's features (N, H, W, C) that lie in the image, not in its padding."""
     height, width = features.shape[1:3]
     return valid_positions(targets.image_size, (height, width), stride(level))
 
