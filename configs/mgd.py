@@ -2,8 +2,11 @@
 
     python -m kdjax.main --config=configs/mgd.py
 
-Trains a RetinaNet teacher on the embedded data set, then a small RetinaNet that inherits its neck and head and learns to
-generate the teacher's features from its own with positions hidden.
+Trains a RetinaNet teacher on the embedded data set, then a small RetinaNet that inherits its neck and head and learns
+to generate the teacher's features from its own with positions hidden.
+
+The weight of the loss is the paper's alpha, 2e-5 for one-stage detectors at 800x1344 pixels and 256 channels. The loss
+is a sum over positions and channels, of which an image here has 260 times fewer: 5e-4.
 """
 
 from ml_collections import ConfigDict
@@ -15,6 +18,6 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """MGD on the embedded data; ``configs/mgd.py:tiny`` takes two steps of everything."""
     config = base_config()
     config.student.method = method_config("mgd")
-    config.student.weights = ConfigDict(dict(mgd=2e-5))
+    config.student.weights = ConfigDict(dict(mgd=5e-4))
     config.student.inherit = ("neck", "head")
     return with_variant(config, variant)

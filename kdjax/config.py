@@ -31,7 +31,7 @@ def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
             name="retinanet",
             backbone=dict(depth=depth, width=width),
             neck=dict(channels=channels, min_level=3, max_level=7, extra_from="p5"),
-            head=dict(convs=2, norm="group", anchor_scale=2.0),
+            head=dict(convs=2, norm="group", anchor_scale=2.5),
             frozen_norm=False,
             pixel_mean=(123.675, 116.28, 103.53),
             pixel_std=(58.395, 57.12, 57.375),
@@ -59,29 +59,29 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # Parameter paths that do not move, such as ("student/backbone/conv1",).
             freeze=(),
             # Images of one step on all devices together.
-            batch_size=16,
+            batch_size=8,
             # The batch that steps and learning rate are quoted for: the rate scales linearly with batch_size, the
             # counts of steps inversely.
-            base_batch=16,
-            steps=600,
+            base_batch=8,
+            steps=1000,
             # Parts that each device works its share of the batch through in.
             accumulate=1,
             optimizer=dict(
                 name="adamw",
-                learning_rate=0.02,
+                learning_rate=2e-3,
                 schedule="cosine",
                 # Fractions of the run after which schedule "step" divides the rate by ten.
                 milestones=(8 / 12, 11 / 12),
                 # Share of the rate at which schedule "cosine" ends.
                 final_factor=0.0,
-                warmup_steps=50,
+                warmup_steps=100,
                 warmup_factor=0.001,
                 # Of SGD.
                 momentum=0.9,
                 weight_decay=1e-4,
                 decay_norm_and_bias=False,
                 # Largest global norm of the gradient; 0 for no limit.
-                clip_norm=35.0,
+                clip_norm=10.0,
             ),
             # Decay of an exponential moving average of the weights; 0 for none.
             ema_decay=0.0,
@@ -128,11 +128,12 @@ def base_config() -> ConfigDict:
             eval_batch_size=16,
             # Validation images drawn with their predictions into predictions.png.
             pictures=8,
-            teacher=base_stage(retinanet(depth=34, width=0.5)),
-            student=base_stage(retinanet(depth=18, width=0.25)),
+            teacher=base_stage(retinanet(depth=18, width=0.5)),
+            student=base_stage(retinanet(depth=18, width=0.125)),
         )
     )
-    config.teacher.ap_floor = 5.0
+    config.teacher.steps = 1200
+    config.teacher.ap_floor = 15.0
     config.student.teacher = "teacher"
     return config
 
