@@ -66,6 +66,7 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             steps=1000,
             # Parts that each device works its share of the batch through in.
             accumulate=1,
+            # A section "method_optimizer" like this one gives what the method learns an optimiser of its own.
             optimizer=dict(
                 name="adamw",
                 learning_rate=2e-3,
@@ -232,6 +233,10 @@ RULES: dict[str, Rule] = {
     "*.method.threshold": _number(0),
     "*.method.hide": _choice("high", "low"),
     "*.method.keep_probability": _number(0, 1),
+    "*.method.heads": _whole(1),
+    "*.method.layers": _whole(1),
+    "*.method.temperature": _number(0, above=True),
+    "*.method.queries": _whole(1),
     "*.method.tokens": _whole(2),
     "*.method.weighted": _FLAG,
     "*.method.warmup_steps": _whole(0),
@@ -244,20 +249,20 @@ RULES: dict[str, Rule] = {
     "*.base_batch": _whole(1),
     "*.steps": _whole(1),
     "*.accumulate": _whole(1),
-    "*.optimizer.name": _choice(*OPTIMIZERS),
-    "*.optimizer.learning_rate": _number(0, above=True),
-    "*.optimizer.schedule": _choice(*SCHEDULES),
-    "*.optimizer.milestones": Rule(
+    "*optimizer.name": _choice(*OPTIMIZERS),
+    "*optimizer.learning_rate": _number(0, above=True),
+    "*optimizer.schedule": _choice(*SCHEDULES),
+    "*optimizer.milestones": Rule(
         "a tuple of numbers between 0 and 1, fractions of the run",
         lambda value: isinstance(value, tuple) and all(type(x) in (int, float) and 0 < x < 1 for x in value),
     ),
-    "*.optimizer.final_factor": _number(0, 1),
-    "*.optimizer.warmup_steps": _whole(0),
-    "*.optimizer.warmup_factor": _number(0, 1),
-    "*.optimizer.momentum": _number(0, 1),
-    "*.optimizer.weight_decay": _number(0),
-    "*.optimizer.decay_norm_and_bias": _FLAG,
-    "*.optimizer.clip_norm": _number(0),
+    "*optimizer.final_factor": _number(0, 1),
+    "*optimizer.warmup_steps": _whole(0),
+    "*optimizer.warmup_factor": _number(0, 1),
+    "*optimizer.momentum": _number(0, 1),
+    "*optimizer.weight_decay": _number(0),
+    "*optimizer.decay_norm_and_bias": _FLAG,
+    "*optimizer.clip_norm": _number(0),
     "*.ema_decay": _number(0, 1),
     "*.dtype": _choice("float32", "bfloat16"),
     "*.eval_every": _whole(0),
@@ -347,7 +352,7 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
                 f"stage ({', '.join(earlier) or 'there is none'})."
             )
     for field in method.needs:
-        if not stage[field]:
+        if field in stage and not stage[field]:
             raise UserError(f"config.{name}.method is {stage.method.name!r}, which needs config.{name}.{field}.")
     if stage.inherit and not stage.teacher:
         raise UserError(f"config.{name}.inherit is {stage.inherit!r}, which needs config.{name}.teacher.")
@@ -365,8 +370,13 @@ class Scaled(NamedTuple):
     checkpoint_every: int
 
 
-def scaled_schedule(stage: ConfigDict) -> Scaled:
-    """Scales the learning rate linearly with the batch, and all counts of steps inversely (Goyal et al., 2017)."""
+def scaled_schedule(stage: ConfigDict, optimizer: str = "optimizer") -> Scaled:
+    """Scales the learning rate linearly with the batch, and all counts of steps inversely (Goyal et al., 2017).
+
+    Args:
+        stage: the section of a stage.
+        optimizer: name of the section of the optimiser, "optimizer" or "method_optimizer".
+    """
     factor = stage.batch_size / stage.base_batch
 
     def count(steps: int) -> int:
@@ -378,8 +388,8 @@ def scaled_schedule(stage: ConfigDict) -> Scaled:
     return Scaled(
         method=method,
         steps=count(stage.steps),
-        learning_rate=stage.optimizer.learning_rate * factor,
-        warmup_steps=count(stage.optimizer.warmup_steps),
+        learning_rate=stage[optimizer].learning_rate * factor,
+        warmup_steps=count(stage[optimizer].warmup_steps),
         eval_every=count(stage.eval_every),
         checkpoint_every=count(stage.checkpoint_every),
     )

@@ -71,7 +71,6 @@ def make_optimizer(
     weight_decay: float = 0.0,
     decay_all: bool = False,
     clip_norm: float | None = None,
-    freeze: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """PyTorch's optimisers of those names: clip by global norm, then decay and accumulate, then scale.
 
@@ -83,31 +82,48 @@ def make_optimizer(
         momentum: of SGD's accumulated gradient; Adam's are 0.9 and 0.999.
         weight_decay: factor of the parameter that is added.
         decay_all: decay normalisation scales and biases too; they are spared otherwise.
-        clip_norm: largest global norm of the trainable gradients; None for no limit.
-        freeze: parameter paths such as ``"student/backbone/conv1"``: nothing at or below them moves, nor counts in the
-            global norm.
+        clip_norm: largest global norm of the gradient; None for no limit.
 
     Raises:
         ValueError: for an unknown name.
     """
-
     if name not in OPTIMIZERS:
         raise ValueError(f"Unknown optimiser {name!r}: choose one of {', '.join(OPTIMIZERS)}.")
 
     def decays(params: Any) -> Any:
         return jax.tree.map(lambda path: decay_all or path.rsplit("/", 1)[-1] not in ("bias", "scale"), paths(params))
 
-    def labels(params: Any) -> Any:
-        return jax.tree.map(lambda path: "frozen" if under(path, freeze) else "trained", paths(params))
-
     decay = optax.add_decayed_weights(weight_decay, decays)
     accumulate = optax.trace(momentum) if name == "sgd" else optax.scale_by_adam()
-    trained = optax.chain(
+    return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         *((accumulate, decay) if name == "adamw" else (decay, accumulate)),
         optax.scale_by_learning_rate(schedule),
     )
-    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def by_part(
+    optimizer: optax.GradientTransformation,
+    *,
+    method: optax.GradientTransformation | None = None,
+    freeze: Sequence[str] = (),
+) -> optax.GradientTransformation:
+    """The optimiser of the tree {"student", "method"}.
+
+    Args:
+        optimizer: of the student, and of the method unless it has its own; a common global norm is clipped.
+        method: the method's own optimiser.
+        freeze: parameter paths such as ``"student/backbone/conv1"``: nothing at or below them moves, nor counts in the
+            global norm.
+    """
+
+    def label(path: str) -> str:
+        if under(path, freeze):
+            return "frozen"
+        return "method" if method is not None and under(path, ("method",)) else "trained"
+
+    optimizers = {"trained": optimizer, "method": method or optimizer, "frozen": optax.set_to_zero()}
+    return optax.partition(optimizers, lambda params: jax.tree.map(label, paths(params)))
 
 
 def trained_norm(gradient: Any, freeze: Sequence[str] = ()) -> jax.Array:

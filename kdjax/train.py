@@ -17,20 +17,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from kdjax.checkpoint import Checkpoints, load_method, load_student, read_model_description, save_method, save_model
 from kdjax.config import Scaled, differences, scaled_schedule
 from kdjax.data.batches import train_batches
 from kdjax.data.sources import Source, open_source
+from kdjax.data.statistics import class_statistics
 from kdjax.devices import AXIS, parallel, replicate, split
 from kdjax.distill import distill_step
 from kdjax.errors import NumericError, UserError
 from kdjax.evaluate import ImageDetections, Metrics, evaluate, make_predict
+from kdjax.losses import ClassStatistics, uniform_statistics
 from kdjax.methods import build_method
 from kdjax.methods.levels import describe_pairs
 from kdjax.models import build_detector
-from kdjax.optim import make_optimizer, make_schedule, trained_norm
+from kdjax.optim import by_part, make_optimizer, make_schedule, trained_norm
 from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
 from kdjax.state import TrainState, Variables, init_state
 from kdjax.types import Features, Targets
@@ -88,7 +91,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, models: Mapping[str
         return result
     train_source = _open(config, config.data.train_split)
     eval_source = _open(config, config.data.eval_split)
-    run = _prepare(config, name, models, train_source.class_names)
+    run = _prepare(config, name, models, train_source)
     state = run.state
     checkpoints = Checkpoints(folder / "checkpoints", keep=stage.keep_checkpoints)
     if checkpoints.latest() is not None:
@@ -163,6 +166,7 @@ def build_run(
     teacher: Teacher | None,
     start: Callable[[Variables], Variables],
     given: Mapping[str, Any] | None = None,
+    statistics: ClassStatistics | None = None,
 ) -> Run:
     """Builds the student, the method, the optimiser, the mapped step and the state of step 0.
 
@@ -173,6 +177,7 @@ def build_run(
         teacher: detector whose features are distilled, or None.
         start: takes the student's fresh variables to those that it starts from.
         given: parts of the method's parameters, by name, that an earlier stage learnt; they do not move.
+        statistics: of the training set's boxes; None for :func:`kdjax.losses.uniform_statistics`.
 
     Raises:
         UserError: the method cannot pair the two pyramids.
@@ -181,7 +186,8 @@ def build_run(
     dtype = jnp.dtype(stage.dtype)
     student = build_detector(stage.model.to_dict(), num_classes=num_classes, axis_name=AXIS, dtype=dtype)
     schedule = scaled_schedule(stage)
-    method = build_method(schedule.method, axis_name=AXIS, dtype=dtype)
+    statistics = statistics or uniform_statistics(num_classes)
+    method = build_method(schedule.method, statistics=statistics, axis_name=AXIS, dtype=dtype)
     key = jax.random.key(config.seed)
     images = jnp.zeros((1, *config.data.image_size, 3))
     variables = start(init_jit(student.clone(axis_name=None).init)(key, images))
@@ -199,7 +205,36 @@ def build_run(
         method_variables = {"params": params | filled}
     freeze = (*stage.freeze, *(f"method/{part}" for part in given))
 
-    options = stage.optimizer
+    learning_rate, optimizer = _optimizer(stage, "optimizer")
+    separate = "method_optimizer" in stage
+    method_optimizer = _optimizer(stage, "method_optimizer")[1] if separate else None
+    optimizer = by_part(optimizer, method=method_optimizer, freeze=freeze)
+    step = functools.partial(
+        distill_step,
+        student=student,
+        teacher=teacher and teacher.module,
+        method=method,
+        optimizer=optimizer,
+        weights=stage.weights.to_dict(),
+        axis_name=AXIS,
+        accumulate=stage.accumulate,
+        ema_decay=stage.ema_decay,
+        norm=functools.partial(trained_norm, freeze=(*freeze, *(["method"] if separate else []))),
+    )
+    state = init_state(variables, method_variables, optimizer, ema=stage.ema_decay > 0)
+    return Run(
+        student=student,
+        teacher=teacher,
+        step=parallel(step, in_axes=(None, None, 0, None), replicated=True),
+        learning_rate=learning_rate,
+        schedule=schedule,
+        state=replicate(state),
+    )
+
+
+def _optimizer(stage: ConfigDict, section: str) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning rate by step, and the optimiser, of a section of a stage."""
+    options, schedule = stage[section], scaled_schedule(stage, section)
     learning_rate = make_schedule(
         options.schedule,
         schedule.learning_rate,
@@ -216,34 +251,13 @@ def build_run(
         weight_decay=options.weight_decay,
         decay_all=options.decay_norm_and_bias,
         clip_norm=options.clip_norm or None,
-        freeze=freeze,
     )
-    step = functools.partial(
-        distill_step,
-        student=student,
-        teacher=teacher and teacher.module,
-        method=method,
-        optimizer=optimizer,
-        weights=stage.weights.to_dict(),
-        axis_name=AXIS,
-        accumulate=stage.accumulate,
-        ema_decay=stage.ema_decay,
-        norm=functools.partial(trained_norm, freeze=freeze),
-    )
-    state = init_state(variables, method_variables, optimizer, ema=stage.ema_decay > 0)
-    return Run(
-        student=student,
-        teacher=teacher,
-        step=parallel(step, in_axes=(None, None, 0, None), replicated=True),
-        learning_rate=learning_rate,
-        schedule=schedule,
-        state=replicate(state),
-    )
+    return learning_rate, optimizer
 
 
-def _prepare(config: ConfigDict, name: str, models: Mapping[str, Path], class_names: tuple[str, ...]) -> Run:
+def _prepare(config: ConfigDict, name: str, models: Mapping[str, Path], source: Source) -> Run:
     """Builds a stage's run, and says what was loaded from where."""
-    stage = config[name]
+    stage, class_names = config[name], source.class_names
     teacher = None
     if stage.teacher:
         origin = models.get(stage.teacher, stage.teacher)
@@ -265,7 +279,9 @@ def _prepare(config: ConfigDict, name: str, models: Mapping[str, Path], class_na
     if stage.method_init:
         earlier = models.get(stage.method_init)
         given = _refusing(load_method, earlier.with_name("method") if earlier else stage.method_init)
-    run = build_run(config, name, len(class_names), teacher, start, given)
+    needs = build_method(stage.method.to_dict()).needs
+    statistics = class_statistics(source) if "statistics" in needs else None
+    run = build_run(config, name, len(class_names), teacher, start, given, statistics)
     table = {name: run.state.params["student"]}
     if run.state.params["method"]:
         table[f"method {stage.method.name}"] = run.state.params["method"]

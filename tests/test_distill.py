@@ -10,7 +10,7 @@ import pytest
 from kdjax.devices import AXIS, parallel, replicate, split
 from kdjax.distill import distill_step, image_keys, weighted_sum
 from kdjax.methods import build_method
-from kdjax.optim import make_optimizer, trained_norm
+from kdjax.optim import by_part, make_optimizer, trained_norm
 from kdjax.state import init_state
 from tests import tiny
 
@@ -25,7 +25,7 @@ def run(devices: int, steps: int, *, accumulate: int = 1, ema: float = 0.0, free
     student = tiny.detector(axis_name=AXIS)
     teacher = tiny.detector(width=16, channels=12)
     method = build_method({"name": "mgd"}, axis_name=AXIS)
-    optimizer = make_optimizer(lambda step: 0.01, weight_decay=1e-4, clip_norm=10.0, freeze=freeze)
+    optimizer = by_part(make_optimizer(lambda step: 0.01, weight_decay=1e-4, clip_norm=10.0), freeze=freeze)
     key = jax.random.key(7)
     images = jnp.zeros((1, tiny.SIZE, tiny.SIZE, 3))
     variables = _init(student, 7)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.optim import make_optimizer, make_schedule, trained_norm
+from kdjax.optim import by_part, make_optimizer, make_schedule, trained_norm
 
 PARAMS = {
     "student": {
@@ -18,7 +18,8 @@ GRADIENT = jax.tree.map(lambda x: 0.5 * x + 1, PARAMS)
 
 
 def run(steps: int, **options) -> dict:
-    optimizer = make_optimizer(lambda step: 0.1, **options)
+    freeze = options.pop("freeze", ())
+    optimizer = by_part(make_optimizer(lambda step: 0.1, **options), freeze=freeze)
     params, state = PARAMS, optimizer.init(PARAMS)
     for _ in range(steps):
         updates, state = optimizer.update(GRADIENT, state, params)
@@ -104,3 +105,21 @@ def test_schedules_warm_up_linearly_and_decay(kind, expected):
 def test_an_unknown_schedule_lists_the_choices():
     with pytest.raises(ValueError, match="step, cosine, constant"):
         make_schedule("linear", 1.0, 100)
+
+
+def test_the_method_may_have_an_optimiser_and_a_clipped_norm_of_its_own():
+    params = {"student": {"kernel": jnp.array([3.0, 4.0])}, "method": {"query": {"kernel": jnp.array([6.0, 8.0])}}}
+    student = make_optimizer(lambda step: 0.1, momentum=0.0, clip_norm=1.0)
+    method = make_optimizer(lambda step: 1.0, momentum=0.0, clip_norm=0.01)
+    optimizer = by_part(student, method=method)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["student"]["kernel"], [-0.06, -0.08], rtol=1e-5)
+    np.testing.assert_allclose(updates["method"]["query"]["kernel"], [-0.006, -0.008], rtol=1e-5)
+    together = by_part(student)
+    updates, _ = together.update(params, together.init(params), params)
+    np.testing.assert_allclose(updates["method"]["query"]["kernel"], -0.1 * jnp.array([6.0, 8.0]) / 125**0.5, rtol=1e-5)
+
+
+def test_cosine_may_end_above_zero():
+    schedule = make_schedule("cosine", 0.01, 100, final_factor=1e-4)
+    np.testing.assert_allclose([schedule(0), schedule(100)], [0.01, 1e-6], rtol=1e-4)

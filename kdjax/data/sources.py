@@ -32,6 +32,17 @@ class Example(NamedTuple):
     """(n,) float32: pixels of the object itself (COCO's size classes are made of it), not of its box."""
 
 
+class Objects(NamedTuple):
+    """The n objects of one image."""
+
+    boxes: np.ndarray
+    """(n, 4) float32, xyxy relative to the image's width and height."""
+    labels: np.ndarray
+    """(n,) int32 in [0, classes)."""
+    crowd: np.ndarray
+    """(n,) bool, as :class:`Example` has it."""
+
+
 class Source(Protocol):
     """A sequence of examples with random access, safe to read from several threads."""
 
@@ -42,6 +53,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    def objects(self, index: int) -> Objects:
+        """The objects of an example, without its image, which need not be decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +71,29 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Example:
         record = self.records[index]
+        boxes, labels, crowd = self._objects(record)
         with Image.open(io.BytesIO(record["image"])) as file:
             image = np.asarray(file.convert("RGB"))
-        objects = record["objects"]
         height, width = image.shape[:2]
-        relative = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
         return Example(
             image=image,
             image_id=int(record["image/id"]),
-            boxes=relative[:, [1, 0, 3, 2]] * np.array([width, height, width, height], np.float32),
+            boxes=boxes * np.array([width, height, width, height], np.float32),
+            labels=labels,
+            crowd=crowd,
+            area=np.asarray(record["objects"]["area"], np.float32),
+        )
+
+    def objects(self, index: int) -> Objects:
+        """The objects of an example, without decoding its image."""
+        return self._objects(self.records[index])
+
+    def _objects(self, record: Any) -> Objects:
+        objects = record["objects"]
+        return Objects(
+            boxes=np.asarray(objects["bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]],
             labels=np.asarray(objects["label"], np.int32),
             crowd=np.asarray(objects["is_crowd"], np.bool_),
-            area=np.asarray(objects["area"], np.float32),
         )
 
 

@@ -9,7 +9,8 @@ The contract: ``method(student, teacher, targets, *, keys, step, task=None) -> {
 
 The mean of a term over equal-sized devices is its value on the whole batch. ``method.terms`` says which parameters,
 "student" or "method", each term may move; a name that ends in "*" stands for one term for each of the task's.
-``method.needs`` names the fields of a stage that must not be empty: "teacher", "method_init".
+``method.needs`` names what it cannot do without: fields of a stage that must not be empty ("teacher", "method_init"),
+and "statistics", what the boxes of the training set look like.
 """
 
 import dataclasses
@@ -17,10 +18,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from kdjax.losses import ClassStatistics
 from kdjax.methods.dfmsd import DFMSD
 from kdjax.methods.dmkd import DMKD
+from kdjax.methods.icd import ICD
 from kdjax.methods.maskd import MasKD, MasKDTokens
 from kdjax.methods.mgd import MGD
 from kdjax.methods.mimic import Mimic
@@ -34,6 +38,7 @@ METHODS: dict[str, type[nn.Module]] = {
     "dfmsd": DFMSD,
     "maskd": MasKD,
     "maskd_tokens": MasKDTokens,
+    "icd": ICD,
 }
 """Every method by its name in a config."""
 
@@ -44,7 +49,7 @@ def method_options(name: str) -> dict[str, Any]:
     >>> method_options("mgd")
     {'mask_ratio': 0.65, 'mask': 'spatial'}
     """
-    given = ("parent", "name", "axis_name", "dtype")
+    given = ("parent", "name", "axis_name", "dtype", "statistics")
     return {field.name: field.default for field in dataclasses.fields(METHODS[name]) if field.name not in given}
 
 
@@ -56,9 +61,19 @@ def term_names(method: nn.Module, task_terms: Sequence[str]) -> tuple[str, ...]:
 
 
 def build_method(
-    config: Mapping[str, Any], *, axis_name: str | None = None, dtype: jnp.dtype = jnp.float32
+    config: Mapping[str, Any],
+    *,
+    statistics: ClassStatistics | None = None,
+    axis_name: str | None = None,
+    dtype: jnp.dtype = jnp.float32,
 ) -> nn.Module:
     """The module that ``config`` names, ``{"name": "mgd", "mask_ratio": 0.65}``.
+
+    Args:
+        config: the name and options.
+        statistics: for methods that need them, of the training set.
+        axis_name: mapped axis over which counts and statistics are averaged; None outside of one.
+        dtype: of the computation; parameters and losses are float32.
 
     Raises:
         ValueError: for an unknown name or option, listing the choices.
@@ -72,4 +87,12 @@ def build_method(
         raise ValueError(
             f"Method {name!r} has no option {unknown[0]!r}; its options are: {', '.join(sorted(known)) or 'none'}."
         )
-    return METHODS[name](**options, axis_name=axis_name, dtype=dtype)
+    method = METHODS[name](**options, axis_name=axis_name, dtype=dtype)
+    if statistics is not None and "statistics" in method.needs:
+        # Nested tuples, because modules must be hashable.
+        method = method.clone(statistics=ClassStatistics(*map(_nested_tuple, statistics)))
+    return method
+
+
+def _nested_tuple(array: jax.Array) -> Any:
+    return tuple(map(tuple, array.tolist())) if array.ndim > 1 else tuple(array.tolist())

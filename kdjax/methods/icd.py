@@ -3,12 +3,27 @@
 What is learnt; the mathematics is in :mod:`kdjax.losses.icd`.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses.icd import NORM_EPSILON, instance_attention, split_heads
-from kdjax.methods.levels import torch_uniform
+from kdjax.losses import (
+    ClassStatistics,
+    hide,
+    icd_loss,
+    instance_attention,
+    instance_confidence_loss,
+    instance_descriptors,
+    instance_localization_loss,
+    sample_queries,
+    sine_position,
+    split_heads,
+)
+from kdjax.losses.icd import NORM_EPSILON
+from kdjax.methods.levels import Align, pair_levels, torch_uniform
+from kdjax.types import Features, Targets, Task, Terms
 
 
 def linear(x: jax.Array, width: int, *, dtype: jnp.dtype, name: str) -> jax.Array:
@@ -98,3 +113,94 @@ class DecoderLayer(nn.Module):
         hidden = nn.relu(linear(queries, 4 * channels, dtype=self.dtype, name="mlp_0"))
         queries = normalise(queries + linear(hidden, channels, dtype=self.dtype, name="mlp_1"), "norm_1")
         return queries, values, instance_mask
+
+
+class ICD(nn.Module):
+    """Where the teacher's instance queries look, the student imitates the teacher's values [code].
+
+    The term "icd" is the mean over decoder layers of :func:`kdjax.losses.icd_loss`; its weight is 8 for one-stage
+    detectors, 3 for two-stage. The terms "icd_confidence" and "icd_localization", sums over decoder layers, are the
+    auxiliary task that teaches queries, teacher's decoder and predictor; they move neither detector. What the method
+    learns has an optimiser of its own, ``method_optimizer`` of a stage: AdamW at 1e-4, clipped to a norm of 0.01.
+
+    A student whose width is not the teacher's is aligned by a 1x1 convolution [recon]; the authors' have one width.
+    """
+
+    statistics: ClassStatistics | None = None
+    """What the boxes of the training set look like, as nested tuples or arrays; its length is the number of classes."""
+    heads: int = 8
+    """Attention heads; divide the teacher's width."""
+    layers: int = 1
+    """Layers of the decoder."""
+    temperature: float = 1.0
+    """Divides the logits of the instance masks."""
+    queries: int = 300
+    """Queries per image at most, unless it has more boxes: 300 for one-stage detectors, 100 for two-stage."""
+    warmup_steps: int = 1000
+    """Steps before the term "icd" moves the student; its value projection learns from the start."""
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    needs: ClassVar[tuple[str, ...]] = ("teacher", "statistics")
+    terms: ClassVar[dict[str, tuple[str, ...]]] = {
+        "icd": ("student", "method"),
+        "icd_confidence": ("method",),
+        "icd_localization": ("method",),
+    }
+
+    @nn.compact
+    def __call__(
+        self,
+        student: Features,
+        teacher: Features,
+        targets: Targets,
+        *,
+        keys: jax.Array,
+        step: jax.Array,
+        task: Task | None = None,
+    ) -> Terms:
+        """The terms over all pairs of levels; see the contract of :mod:`kdjax.methods`."""
+        if self.statistics is None:
+            raise ValueError("ICD draws fake instances from the statistics of the classes: statistics are missing.")
+        statistics = ClassStatistics(*(jnp.asarray(x, jnp.float32) for x in self.statistics))
+        num_classes = len(statistics.frequency)
+        pairs = pair_levels(student, teacher, targets)
+        channels = pairs[0].teacher.shape[-1]
+        if channels % self.heads or channels % 4:
+            raise ValueError(
+                f"The teacher's features have {channels} channels, which ICD's {self.heads} heads and 4 parts of the "
+                "position code cannot share evenly; choose other heads."
+            )
+
+        def flat(levels: list[jax.Array]) -> jax.Array:
+            """(N, H, W, ...) of each level to (N, S, ...), the finest level first."""
+            return jnp.concatenate([x.reshape(len(x), -1, *x.shape[3:]) for x in levels], axis=1)
+
+        queries = sample_queries(targets, keys=keys, statistics=statistics, limit=self.queries)
+        descriptors = instance_descriptors(queries, image_size=targets.image_size, num_classes=num_classes)
+        where = flat([pair.where for pair in pairs])
+        position = flat([sine_position(pair.where, channels) for pair in pairs])
+        taught = flat([hide(jax.lax.stop_gradient(pair.teacher), where=pair.where) for pair in pairs])
+        # Until the queries have learnt where to look, what the student learns there would be noise.
+        detached = step < self.warmup_steps
+        learning = flat(
+            [
+                Align(channels, dtype=self.dtype, name=f"align_{pair.level}")(
+                    jnp.where(detached, jax.lax.stop_gradient(pair.student), pair.student)
+                )
+                for pair in pairs
+            ]
+        )
+
+        decoded = MLP((channels,) * 3, dtype=self.dtype, name="encoder")(descriptors)
+        predict = MLP((channels, channels, 5), dtype=self.dtype, name="predictor")
+        terms = dict.fromkeys(self.terms, jnp.zeros(()))
+        for index in range(self.layers):
+            layer = DecoderLayer(self.heads, self.temperature, dtype=self.dtype, name=f"teacher_layer_{index}")
+            decoded, values, instance_mask = layer(decoded, taught, position, real=queries.real, where=where)
+            outputs = predict(decoded)
+            terms["icd_confidence"] += instance_confidence_loss(outputs[..., 0], queries, axis_name=self.axis_name)
+            terms["icd_localization"] += instance_localization_loss(outputs[..., 1:], queries, axis_name=self.axis_name)
+            own = Values(self.heads, dtype=self.dtype, name=f"student_layer_{index}")(learning)
+            terms["icd"] += icd_loss(own, values, instance_mask=instance_mask) / self.layers
+        return terms

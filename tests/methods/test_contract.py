@@ -9,7 +9,7 @@ import pytest
 
 from kdjax.config import rule
 from kdjax.devices import AXIS
-from kdjax.losses import valid_positions
+from kdjax.losses import uniform_statistics, valid_positions
 from kdjax.methods import METHODS, build_method, method_options, term_names
 from kdjax.types import Targets, stride
 from tests import tiny
@@ -17,7 +17,7 @@ from tests import tiny
 NAMES = sorted(METHODS)
 STUDENT, TEACHER = 4, 8
 """Channels."""
-OPTIONS: dict[str, dict] = {}
+OPTIONS = {"icd": {"heads": 2, "queries": 12}}
 """What a method needs to run on pyramids this narrow."""
 DETERMINISTIC = {"mgd": {"mask_ratio": 0.0}}
 """Options without random numbers by position: another crop would draw others."""
@@ -26,7 +26,8 @@ STEP = jnp.asarray(100_000, jnp.int32)
 
 
 def build(name: str, **options):
-    return build_method({"name": name} | OPTIONS.get(name, {}) | options.pop("options", {}), **options)
+    config = {"name": name} | OPTIONS.get(name, {}) | options.pop("options", {})
+    return build_method(config, statistics=uniform_statistics(tiny.CLASSES), **options)
 
 
 def keys(images: int) -> jax.Array:

@@ -10,7 +10,7 @@ import pytest
 from kdjax.checkpoint import load_method, save_method
 from kdjax.distill import distill_step
 from kdjax.methods import build_method
-from kdjax.optim import make_optimizer
+from kdjax.optim import by_part, make_optimizer
 from kdjax.state import init_state
 from tests import tiny
 from tests.methods.test_contract import STEP, keys, pyramids, setup, targets, task
@@ -95,7 +95,8 @@ def test_the_token_stage_moves_tokens_alone():
     learnt = jax.jit(functools.partial(method.init, task=task))(
         jax.random.key(0), features, {}, jax.tree.map(lambda x: jnp.asarray(x[:1]), batch["targets"]), **arguments
     )
-    optimizer = make_optimizer(lambda step: 0.01, name="adam", weight_decay=1e-3, decay_all=True, freeze=("student",))
+    optimizer = make_optimizer(lambda step: 0.01, name="adam", weight_decay=1e-3, decay_all=True)
+    optimizer = by_part(optimizer, freeze=("student",))
     step = jax.jit(
         functools.partial(
             distill_step,

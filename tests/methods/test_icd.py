@@ -1,0 +1,82 @@
+"""ICD beyond the contract: who learns from which term, when, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.methods import build_method
+from tests.methods.test_contract import STEP, build, keys, pyramids, setup, targets
+
+
+def moved(tree) -> set[str]:
+    """Top-level names below which anything has a gradient."""
+    return {name for name, part in tree.items() if any(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(part))}
+
+
+@pytest.mark.parametrize("step", [0, 999, 1000])
+def test_before_the_warm_up_ends_only_the_value_projection_imitates(step):
+    params, _, gradients, _ = setup("icd")
+    found = gradients(params, *pyramids("icd"), targets(), keys(2), jnp.int32(step))["icd"]
+    assert moved(found["student"]) == (set() if step < 1000 else {"p4", "p5"})
+    assert moved(found["method"]) == {"student_layer_0", "align_p4", "align_p5"}
+    assert params["student_layer_0"].keys() == {"value"}
+
+
+def test_the_auxiliary_task_teaches_the_teachers_side_alone():
+    params, _, gradients, _ = setup("icd")
+    found = gradients(params, *pyramids("icd"), targets(), keys(2), STEP)
+    for term in ("icd_confidence", "icd_localization"):
+        assert moved(found[term]["method"]) == {"encoder", "teacher_layer_0", "predictor"}
+
+
+def test_images_without_boxes_are_not_imitated_but_their_fakes_are_told_apart():
+    params, terms, _, _ = setup("icd")
+    empty = targets()._replace(valid=jnp.zeros((2, 4), bool))
+    found = terms(params, *pyramids("icd"), empty, keys(2), STEP)
+    assert found["icd"] == 0
+    assert found["icd_localization"] == 0
+    assert found["icd_confidence"] > 0
+
+
+def test_queries_differ_with_the_keys():
+    params, terms, _, _ = setup("icd")
+    one, other = (
+        terms(params, *pyramids("icd"), targets(), jax.random.split(jax.random.key(seed), 2), STEP) for seed in (1, 2)
+    )
+    assert one["icd_confidence"] != other["icd_confidence"]
+
+
+def test_the_class_is_described_by_as_many_numbers_as_there_are_classes():
+    assert setup("icd")[0]["encoder"]["layer_0"]["kernel"].shape == (3 + 266, 8)
+
+
+def test_the_aligned_student_is_compared_in_the_teachers_width():
+    _, teacher = pyramids("icd")
+    method = build("icd")
+    shapes = jax.eval_shape(method.init, jax.random.key(0), teacher, teacher, targets(), keys=keys(2), step=STEP)
+    assert not [name for name in shapes["params"] if name.startswith("align")]
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (lambda: build("icd", options={"heads": 3}), "8 channels, which ICD's 3 heads"),
+        (lambda: build_method({"name": "icd"}), "statistics are missing"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words(method, words):
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(method().init, jax.random.key(0), *pyramids("icd"), targets(), keys=keys(2), step=STEP)
+
+
+def test_several_layers_share_the_predictor_and_sum_the_auxiliary_task():
+    method = build("icd", options={"layers": 2})
+    arguments = (*pyramids("icd"), targets())
+    found, variables = jax.jit(method.init_with_output)(jax.random.key(0), *arguments, keys=keys(2), step=STEP)
+    assert {name for name in variables["params"] if "layer" in name} == {
+        f"{side}_layer_{index}" for side in ("teacher", "student") for index in range(2)
+    }
+    assert all(np.isfinite(x) for x in found.values())
+    # Two binary cross-entropies of a predictor that knows nothing yet, against one.
+    assert 0.8 < float(found["icd_confidence"]) < 3
