@@ -3,9 +3,9 @@
     python -m kdjax.main --config=configs/maskd.py
 
 Trains a RetinaNet teacher on the embedded data set; learns tokens that attend to the regions it detects from, the
-teacher frozen; then a small RetinaNet imitates the teacher region by region. The authors' settings for RetinaNet on COCO:
-2000 steps for the tokens, weight 7, warmup_steps 7000 of 180000, and, as here, imitated box regression and an inherited
-neck and head.
+teacher frozen; then a small RetinaNet imitates the teacher region by region. The authors' settings for RetinaNet on
+COCO: 2000 steps for the tokens, weight 7, warmup_steps 7000 of 180000, and, as here, imitated box regression and an
+inherited neck and head.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     config.tokens.freeze = ("student",)
     config.tokens.method = method_config("maskd_tokens")
     # The teacher's own loss, on features without masks, moves nothing.
-    config.tokens.weights = ConfigDict(dict(cls=0.0, box=0.0))
+    config.tokens.weights.cls = config.tokens.weights.box = 0.0
     config.tokens.steps = 200
     config.tokens.optimizer.update(
         name="adam",
@@ -37,6 +37,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     )
     config.student.method = method_config("maskd", warmup_steps=30)
     config.student.method_init = "tokens"
-    config.student.weights = ConfigDict(dict(maskd=0.1))
+    config.student.imitate_boxes = True
+    config.student.weights.maskd = 0.1
     config.student.inherit = ("neck", "head")
     return with_variant(config, variant)

@@ -54,6 +54,8 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # Name of an earlier stage, or path of its folder "method": the parts of the method that were learnt there
             # are taken over and stay as they are.
             method_init="",
+            # Also learn the teacher's box regression, map by map: the term "box_imitation", beside any method.
+            imitate_boxes=False,
             # Weight of each loss term by name; 1 where absent.
             weights=dict(),
             # Parameter paths that do not move, such as ("student/backbone/conv1",).
@@ -222,6 +224,7 @@ RULES: dict[str, Rule] = {
     "*.teacher": _TEXT,
     "*.method_init": _TEXT,
     "*.inherit": _NAMES,
+    "*.imitate_boxes": _FLAG,
     "*.freeze": _NAMES,
     "*.method.name": _choice(*METHODS),
     "*.method.mask_ratio": _number(0, 1),
@@ -338,7 +341,7 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
             f"config.{name}.batch_size is {stage.batch_size}, which {devices} devices in {stage.accumulate} part(s) each "
             f"cannot share evenly; it must be a multiple of {share}."
         )
-    terms = (*model.terms, *term_names(method, model.terms))
+    terms = (*model.terms, *term_names(method, model.terms), *(["box_imitation"] * stage.imitate_boxes))
     for term in stage.weights:
         if term not in terms:
             raise UserError(
@@ -354,8 +357,9 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
     for field in method.needs:
         if field in stage and not stage[field]:
             raise UserError(f"config.{name}.method is {stage.method.name!r}, which needs config.{name}.{field}.")
-    if stage.inherit and not stage.teacher:
-        raise UserError(f"config.{name}.inherit is {stage.inherit!r}, which needs config.{name}.teacher.")
+    for field in ("inherit", "imitate_boxes"):
+        if stage[field] and not stage.teacher:
+            raise UserError(f"config.{name}.{field} is {stage[field]!r}, which needs config.{name}.teacher.")
 
 
 class Scaled(NamedTuple):

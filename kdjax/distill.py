@@ -1,5 +1,6 @@
 """The distillation step: pure, written for one device, mapped over devices by ``kdjax.devices.parallel``."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,10 +39,12 @@ def distill_loss(
     teacher: nn.Module | None,
     method: nn.Module,
     weights: Mapping[str, float],
+    imitate_boxes: bool = False,
 ) -> tuple[jax.Array, tuple[Terms, Any]]:
     """Loss of one device's images: the student's own terms and the method's, each unweighted by name.
 
-    The teacher, where there is one, runs its backbone and neck only, without gradient.
+    The teacher, where there is one, runs without gradient, and its backbone and neck only, unless the student's head
+    imitates its box regression: the term "box_imitation".
 
     Returns:
         the weighted total (float32 scalar), and (metrics, new batch statistics).
@@ -51,10 +54,14 @@ def distill_loss(
     variables = {"params": params["student"], "batch_stats": batch_stats}
     (features, predictions), updates = student.apply(variables, images, train=True, mutable=["batch_stats"])
     terms = student.loss(predictions, targets)
-    teacher_features: Any = {}
+    teacher_features: Features = {}
     if teacher is not None:
         images = teacher.preprocess(batch["images"], targets.image_size)
-        teacher_features = jax.lax.stop_gradient(teacher.apply(teacher_variables, images, method="features"))
+        run_teacher: Callable[..., Any] = functools.partial(teacher.apply, teacher_variables or {})
+        teacher_features = jax.lax.stop_gradient(run_teacher(images, method="features"))
+        if imitate_boxes:
+            teacher_predictions = run_teacher(teacher_features, method="heads")
+            terms["box_imitation"] = student.imitate_boxes(predictions, teacher_predictions, targets)
 
     def task(other: Features) -> Terms:
         judge = jax.lax.stop_gradient(variables)
@@ -114,6 +121,7 @@ def distill_step(
     method: nn.Module,
     optimizer: optax.GradientTransformation,
     weights: Mapping[str, float],
+    imitate_boxes: bool = False,
     axis_name: str | None = None,
     accumulate: int = 1,
     ema_decay: float = 0.0,
@@ -131,6 +139,7 @@ def distill_step(
         method: module of ``kdjax.methods``.
         optimizer: of the tree {"student", "method"}.
         weights: weight of each loss term by name, 1 where absent.
+        imitate_boxes: whether the student's head imitates the teacher's box regression.
         axis_name: mapped axis over which losses and gradients are averaged; None on a single device.
         accumulate: number of parts the batch is worked through in; divides N / devices.
         ema_decay: decay of the moving average per step, where the state keeps one.
@@ -142,7 +151,9 @@ def distill_step(
     keys = image_keys(key, state.step, batch["index"])
 
     def loss(*arguments: Any) -> Any:
-        return distill_loss(*arguments, student=student, teacher=teacher, method=method, weights=weights)
+        return distill_loss(
+            *arguments, student=student, teacher=teacher, method=method, weights=weights, imitate_boxes=imitate_boxes
+        )
 
     value_and_grad = accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)
     (_, (metrics, batch_stats)), gradient = value_and_grad(

@@ -79,6 +79,7 @@ def add_baseline(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     for position, (stage, name) in enumerate(zip(chain, names, strict=True)):
         config[name] = ConfigDict(config[stage].to_dict())
         config[name].method = ConfigDict(dict(name="none"))
+        config[name].method_init, config[name].imitate_boxes = "", False
         if position:
             config[name].init = names[position - 1]
     return config, names

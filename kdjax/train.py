@@ -191,10 +191,14 @@ def build_run(
     key = jax.random.key(config.seed)
     images = jnp.zeros((1, *config.data.image_size, 3))
     variables = start(init_jit(student.clone(axis_name=None).init)(key, images))
-    teacher = teacher if "teacher" in method.needs else None
-    features, taught = _pyramid(student, images), _pyramid(teacher.module, images) if teacher else {}
-    if teacher:
+    features, taught = _pyramid(student, images), {}
+    if "teacher" in method.needs and teacher:
+        taught = _pyramid(teacher.module, images)
         print(f"[{name}] {_refusing(describe_pairs, features, taught)}", flush=True)
+    if stage.imitate_boxes and teacher:
+        _refusing(_try_imitation, student, teacher.module, images)
+    elif not taught:
+        teacher = None
     method_variables = _init_method(method, features, taught, images, key)
     given = given or {}
     if given:
@@ -216,6 +220,7 @@ def build_run(
         method=method,
         optimizer=optimizer,
         weights=stage.weights.to_dict(),
+        imitate_boxes=stage.imitate_boxes,
         axis_name=AXIS,
         accumulate=stage.accumulate,
         ema_decay=stage.ema_decay,
@@ -309,21 +314,36 @@ def _pyramid(module: nn.Module, images: jax.Array) -> Features:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
+def _try_imitation(student: nn.Module, teacher: nn.Module, images: jax.Array) -> None:
+    """Raises ValueError unless the student's head can imitate the teacher's."""
+    modules = [module.clone(axis_name=None) for module in (student, teacher)]
+
+    def imitate() -> jax.Array:
+        (_, ours), (_, theirs) = (module.init_with_output(jax.random.key(0), images)[0] for module in modules)
+        return modules[0].imitate_boxes(ours, theirs, _no_targets(images))
+
+    jax.eval_shape(imitate)
+
+
+def _no_targets(images: jax.Array) -> Targets:
+    """One image without objects."""
+    return Targets(
+        boxes=jnp.zeros((1, 1, 4)),
+        labels=jnp.zeros((1, 1), jnp.int32),
+        valid=jnp.zeros((1, 1), bool),
+        image_size=jnp.asarray(images.shape[1:3])[None],
+    )
+
+
 def _init_method(
     method: nn.Module, student: Features, teacher: Features, images: jax.Array, key: jax.Array
 ) -> Variables:
     """The method's variables, from the shapes of both pyramids."""
     if not method.terms:
         return {}
-    targets = Targets(
-        boxes=jnp.zeros((1, 1, 4)),
-        labels=jnp.zeros((1, 1), jnp.int32),
-        valid=jnp.zeros((1, 1), bool),
-        image_size=jnp.asarray(images.shape[1:3])[None],
-    )
     init = functools.partial(method.clone(axis_name=None).init, step=jnp.zeros((), jnp.int32), task=lambda _: {})
     try:
-        return init_jit(init)(key, student, teacher, targets, keys=key[None])
+        return init_jit(init)(key, student, teacher, _no_targets(images), keys=key[None])
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,12 +11,13 @@ from flax.typing import Dtype
 
 from kdjax import boxes
 from kdjax.losses.detection import giou_loss, l1_loss, sigmoid_focal_loss, smooth_l1_loss
-from kdjax.losses.reduce import masked_sum
+from kdjax.losses.features import valid_positions
+from kdjax.losses.reduce import masked_mean, masked_sum
 from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
 from kdjax.models.assign import assign_by_iou
 from kdjax.models.nms import nms
 from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
-from kdjax.types import Detections, Features, Targets, Terms
+from kdjax.types import Detections, Features, Targets, Terms, stride
 
 NORMS = ("", "group")
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
@@ -212,6 +213,40 @@ class RetinaNet(nn.Module):
         if self.axis_name is not None:
             total = jax.lax.pmean(total, self.axis_name)
         return {"cls": jnp.sum(cls_sum) / total, "box": jnp.sum(box_sum) / total}
+
+    @nn.nowrap
+    def imitate_boxes(self, predictions: RetinaNetPredictions, teacher: Any, targets: Targets) -> jax.Array:
+        """Smooth L1 (beta 1) between the box-regression maps of this detector and of a teacher, a float32 scalar.
+
+        MasKD's configs for RetinaNet have such a term, of weight 1. That each level is averaged over its valid
+        positions and the common levels are summed is our reconstruction.
+
+        Args:
+            predictions: of this detector.
+            teacher: the teacher's predictions for the same images; they get no gradient.
+            targets: what the images show; their sizes tell images from padding.
+
+        Raises:
+            ValueError: if the two heads have no maps that can be compared.
+        """
+        theirs = teacher.deltas if isinstance(teacher, RetinaNetPredictions) else {}
+        ours = predictions.deltas
+        levels = [level for level in _ordered(ours) if level in theirs]
+        if not levels or any(ours[level].shape != theirs[level].shape for level in levels):
+            shapes = (
+                ", ".join(f"{level} {maps[level].shape[1:]}" for level in maps) or "none" for maps in (ours, theirs)
+            )
+            raise ValueError(
+                "Box regression can be imitated where both detectors are RetinaNets with equal anchors and grids, but "
+                "the student's maps are {} and the teacher's {}.".format(*shapes)
+            )
+        loss = jnp.zeros(())
+        for level in levels:
+            height, width = ours[level].shape[1:3]
+            where = valid_positions(targets.image_size, (height, width), stride(level))[..., None]
+            error = smooth_l1_loss(ours[level], jax.lax.stop_gradient(theirs[level]), beta=1.0)
+            loss += masked_mean(error, where, axis_name=self.axis_name)
+        return loss
 
     @nn.nowrap
     def decode(self, predictions: RetinaNetPredictions, image_size: jax.Array) -> Detections:
