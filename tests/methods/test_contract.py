@@ -138,6 +138,34 @@ def test_a_padded_image_counts_as_the_image_without_its_padding(name):
         np.testing.assert_allclose(padded[term], without[term], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "teacher" in METHODS[name].needs])
+def test_pyramids_without_a_common_stride_are_distilled_through_their_neighbours(name):
+    method = build(name)
+    student = {"p3": tiny.pyramid(STUDENT)["p3"]}
+    teacher = {level: tiny.pyramid(TEACHER, seed=1)[level] for level in ("p4", "p6")}
+    small = targets()._replace(image_size=jnp.array([[40, 24], [16, 64]]))
+    noisy = {"p3": jnp.where(valid_positions(small.image_size, (8, 8), 8)[..., None], student["p3"], 1e3)}
+
+    @jax.jit
+    def loss(student):
+        total = lambda found: sum(found.values())  # noqa: E731
+        arguments = dict(keys=keys(2), step=STEP, task=task)
+        variables = method.init(jax.random.key(0), student, teacher, small, **arguments)
+        return jax.value_and_grad(lambda x: total(method.apply(variables, x, teacher, small, **arguments)))(student)
+
+    (value, gradient), (disturbed, _) = loss(student), loss(noisy)
+    assert np.isfinite(value)
+    assert jnp.abs(gradient["p3"]).max() > 0
+    np.testing.assert_allclose(disturbed, value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "teacher" in METHODS[name].needs])
+def test_pyramids_that_cannot_meet_are_refused_by_every_method(name):
+    student, teacher = ({level: tiny.pyramid(4)[level]} for level in ("p3", "p6"))
+    with pytest.raises(ValueError, match="the student has p3, the teacher p6"):
+        jax.eval_shape(build(name).init, jax.random.key(0), student, teacher, targets(), keys=keys(2), step=STEP)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("case", ["no boxes", "constant features", "all padding"])
 def test_extremes_stay_finite_with_their_gradients(name, case):
