@@ -18,6 +18,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     config.student.method = method_config("icd", warmup_steps=20, queries=60)
     config.student.method_optimizer = ConfigDict(config.student.optimizer.to_dict())
     config.student.method_optimizer.update(
+        beta2=0.999,
         name="adamw",
         learning_rate=1e-4,
         schedule="cosine",

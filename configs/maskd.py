@@ -27,6 +27,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     # Few images and short tokens: the dice loss has fallen from 5 to 1 by then, and the teacher still detects.
     config.tokens.steps = 200
     config.tokens.optimizer.update(
+        beta2=0.999,
         name="adam",
         learning_rate=0.01,
         schedule="cosine",

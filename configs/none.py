@@ -2,7 +2,8 @@
 
     python -m kdjax.main --config=configs/none.py
 
-It starts from the teacher's neck and head as the distilled students do; ``--config.student.inherit="()"`` leaves that out.
+It starts from the teacher's neck and head as the distilled students do; ``--config.student.inherit="()"`` leaves that
+out.
 """
 
 from ml_collections import ConfigDict

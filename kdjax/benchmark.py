@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import app, flags, logging
+from ml_collections import ConfigDict
 
+from kdjax.checkpoint import describe
 from kdjax.config import check_config
 from kdjax.devices import parallel, replicate, split
+from kdjax.errors import UserError
+from kdjax.main import CONFIG, parse, refuse
 from kdjax.models import build_detector
+from kdjax.state import TrainState
 from kdjax.train import Run, Teacher, build_run, init_jit
 from kdjax.types import Batch, Targets
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/mgd.py.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of each part, in turn.", lower_bound=1)
 _CLASSES = 80
 
@@ -55,44 +58,53 @@ def random_batch(batch_size: int, image_size: tuple[int, int], max_objects: int,
     size = rng.uniform(0.1, 0.4, (batch_size, max_objects, 2))
     boxes = np.concatenate([corner, corner + size], -1) * [width, height, width, height]
     valid = np.arange(max_objects) < max(1, max_objects // 3)
-    return Batch(
-        images=rng.integers(0, 256, (batch_size, height, width, 3), dtype=np.uint8),
-        targets=Targets(
-            boxes=boxes.astype(np.float32),
-            labels=rng.integers(0, _CLASSES, (batch_size, max_objects), dtype=np.int32),
-            valid=np.broadcast_to(valid, (batch_size, max_objects)),
-            image_size=np.broadcast_to(np.int32(image_size), (batch_size, 2)),
-        ),
-        index=np.arange(batch_size, dtype=np.int32),
+    targets = Targets(
+        boxes=jnp.asarray(boxes, jnp.float32),
+        labels=jnp.asarray(rng.integers(0, _CLASSES, (batch_size, max_objects)), jnp.int32),
+        valid=jnp.broadcast_to(valid, (batch_size, max_objects)),
+        image_size=jnp.tile(jnp.array([image_size], jnp.int32), (batch_size, 1)),
     )
+    images = jnp.asarray(rng.integers(0, 256, (batch_size, height, width, 3)), jnp.uint8)
+    return Batch(images=images, targets=targets, index=jnp.arange(batch_size, dtype=jnp.int32))
 
 
 def compile_parts(config: ConfigDict) -> list[Part]:
-    """Compiles the plain student step, the teacher's forward pass and the distillation step of the last stage."""
+    """Compiles the plain student step and, where the last stage has a teacher, its forward pass and the whole step."""
     name = config.stages[-1]
     stage = config[name]
-    teacher_config = config[stage.teacher].model.to_dict()
-    module = build_detector(teacher_config, num_classes=_CLASSES, dtype=jnp.dtype(stage.dtype))
+    batch = split(
+        random_batch(stage.batch_size, config.data.image_size, config.data.max_objects), parts=stage.accumulate
+    )
+    key = replicate(jax.random.key(config.seed))
+
+    def training(label: str, built: tuple[Run, TrainState]) -> Part:
+        run, state = built
+        variables = run.teacher and run.teacher.variables
+        return _compile(label, run.step, [state, variables, batch, key], trains=True)
+
+    plain = ConfigDict(config.to_dict())
+    plain[name].method, plain[name].imitate_boxes = ConfigDict(dict(name="none")), False
+    parts = [training("student step", build_run(plain, name, _CLASSES, None, _as_it_is))]
+    if not stage.teacher:
+        return parts
+    model = config[stage.teacher].model.to_dict() if stage.teacher in config else describe(stage.teacher)["model"]
+    module = build_detector(model, num_classes=_CLASSES, dtype=jnp.dtype(stage.dtype))
     images = jnp.zeros((1, *config.data.image_size, 3))
     teacher = Teacher(module, replicate(init_jit(module.init)(jax.random.key(0), images)))
-    batch = split(random_batch(stage.batch_size, config.data.image_size, config.data.max_objects))
-    key = jax.random.key(config.seed)
 
     def forward(variables: Any, batch: Batch) -> Any:
         images = module.preprocess(batch["images"], batch["targets"].image_size)
         return module.apply(variables, images, method="features")
 
-    def training(label: str, run: Run) -> Part:
-        variables = run.teacher and run.teacher.variables
-        return _compile(label, run.step, [run.state, variables, batch, key], trains=True)
-
-    plain = ConfigDict(config.to_dict())
-    plain[name].method = ConfigDict(dict(name="none"))
     return [
-        training("student step", build_run(plain, name, _CLASSES, None, lambda variables: variables)),
+        *parts,
         _compile("teacher forward", parallel(forward, in_axes=(None, 0), replicated=False), [teacher.variables, batch]),
-        training("distillation step", build_run(config, name, _CLASSES, teacher, lambda variables: variables)),
+        training("distillation step", build_run(config, name, _CLASSES, teacher, _as_it_is)),
     ]
+
+
+def _as_it_is(variables: Any) -> Any:
+    return variables
 
 
 def _compile(name: str, function: Any, arguments: list[Any], trains: bool = False) -> Part:
@@ -101,39 +113,45 @@ def _compile(name: str, function: Any, arguments: list[Any], trains: bool = Fals
     return Part(name, lowered.compile(), time.perf_counter() - start, arguments, trains)
 
 
-def main(_: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> int:
     """Prints the table."""
-    config = _CONFIG.value
-    check_config(config, devices=jax.local_device_count())
+    logging.set_verbosity(logging.ERROR)
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = CONFIG.value
+    try:
+        check_config(config, devices=jax.local_device_count())
+        parts = compile_parts(config)
+    except UserError as error:
+        return refuse(error)
     batch_size = config[config.stages[-1]].batch_size
-    parts = compile_parts(config)
     for part in parts:
         part.call()
-    seconds = {part.name: [] for part in parts}
+    seconds: dict[str, list[float]] = {part.name: [] for part in parts}
     for _round in range(_ROUNDS.value):
         for part in parts:
             seconds[part.name].append(part.call())
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+    flops = {part.name: part.compiled.cost_analysis()["flops"] / 1e9 for part in parts}
     device = jax.devices()[0]
     print(f"{jax.device_count()} x {device.device_kind}, batch {batch_size}, jax {jax.__version__}")
     print(f"{'part':18} {'compile s':>10} {'ms':>9} {'images/s':>9} {'GFLOP':>8} {'temp MiB':>9}")
-    flops = {}
     for part in parts:
-        flops[part.name] = part.compiled.cost_analysis()["flops"] / 1e9
         temporary = part.compiled.memory_analysis().temp_size_in_bytes / 2**20
         median = medians[part.name]
         print(
             f"{part.name:18} {part.compile_seconds:10.1f} {1e3 * median:9.1f} {batch_size / median:9.1f} "
             f"{flops[part.name]:8.1f} {temporary:9.0f}"
         )
-    plain, forward, distill = (part.name for part in parts)
-    print(f"overhead in time:  {medians[distill] / (medians[plain] + medians[forward]):.3f}")
-    print(f"overhead in FLOPs: {flops[distill] / (flops[plain] + flops[forward]):.3f}")
-    statistics_of_device = device.memory_stats() or {}
-    peak = statistics_of_device.get("peak_bytes_in_use")
+    if len(parts) == 3:
+        plain, forward, distill = (part.name for part in parts)
+        print(f"overhead in time:  {medians[distill] / (medians[plain] + medians[forward]):.3f}")
+        print(f"overhead in FLOPs: {flops[distill] / (flops[plain] + flops[forward]):.3f}")
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(f"peak memory: {f'{peak / 2**20:.0f} MiB of the device, ' if peak else ''}{host:.0f} MiB of the host")
+    of_device = f"{peak / 2**20:.0f} MiB of the device, " if peak else ""
+    print(f"peak memory of this process, all parts together: {of_device}{host:.0f} MiB of the host")
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

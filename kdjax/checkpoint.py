@@ -1,6 +1,8 @@
 """Orbax behind one file: a run's checkpoints, and the trained model as a folder of its own."""
 
+import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,17 +23,25 @@ from kdjax.state import TrainState
 MODEL_FILE = "model.json"
 METHOD_FILE = "method.json"
 ARRAYS_FOLDER = "variables"
+STUDENT, REST = "student", "rest"
+"""The two items of a checkpoint."""
 
 
 def _average_precision(metrics: Mapping[str, float]) -> float:
     return metrics["AP"]
 
 
+def _items(state: TrainState) -> dict[str, Any]:
+    """A state in the two parts in which it is saved."""
+    student = {"params": state.params["student"], "batch_stats": state.batch_stats}
+    return {STUDENT: student, REST: state.replace(params={"method": state.params["method"]}, batch_stats={})}
+
+
 class Checkpoints:
     """The checkpoints of one run: asynchronous, atomic; the newest ``keep`` and the one of the best AP stay.
 
     Every step holds the student's variables apart from the rest, so that they can be read without the method or the
-    optimiser.
+    optimiser. A context manager: at its end, whatever ended it, everything is on disk.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
@@ -45,7 +55,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(
             os.path.abspath(folder),
-            item_handlers={name: ocp.StandardCheckpointHandler() for name in ("student", "state")},
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in (STUDENT, REST)},
             options=ocp.CheckpointManagerOptions(best_fn=_average_precision, preservation_policy=policy),
         )
 
@@ -53,14 +63,12 @@ class Checkpoints:
         """The newest committed step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
-        """Starts saving ``state`` under its step; ``metrics`` with an "AP" make it a candidate for the best."""
-        student = state.student()
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(student=ocp.args.StandardSave(student), state=ocp.args.StandardSave(state)),
-            metrics=None if metrics is None else {"AP": metrics["AP"]},
-        )
+    def save(self, state: TrainState, ap: float | None = None) -> None:
+        """Starts saving ``state`` under its step; with its average precision it is a candidate for the best."""
+        # A model that finds nothing anywhere has AP NaN, which must not count as the best.
+        metrics = {"AP": ap} if ap is not None and math.isfinite(ap) else None
+        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, state: TrainState) -> TrainState:
         """The newest saved state, placed as the arrays of ``state`` are.
@@ -70,14 +78,24 @@ class Checkpoints:
         """
         self._manager.wait_until_finished()
         step = self.latest()
-        saved = self._manager.item_metadata(step)["state"].tree
-        if misfits := _misfits(saved, state):
+        saved, wanted = self._manager.item_metadata(step), _items(state)
+        if misfits := _misfits({name: saved[name].tree for name in wanted}, wanted):
             raise ValueError(
                 f"The checkpoint of step {step} in {self._manager.directory} belongs to another model, method or "
                 f"optimiser ({misfits}); choose another --workdir, or delete that folder."
             )
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+        args = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        student, rest = restored[STUDENT], restored[REST]
+        params = {"student": student["params"], **rest.params}
+        return rest.replace(params=params, batch_stats=student["batch_stats"])
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -131,9 +149,7 @@ def load_method(folder: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(
             f"{folder} holds no method; give the folder `method` of a stage whose method learns something."
         )
-    with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(arrays).item_metadata.tree
-        return checkpointer.restore(arrays, jax.tree.map(_on_default_device, saved))
+    return _read(arrays)
 
 
 def _write(folder: Path, arrays: Mapping[str, Any], file: str, description: Mapping[str, Any]) -> None:
@@ -144,30 +160,66 @@ def _write(folder: Path, arrays: Mapping[str, Any], file: str, description: Mapp
     partial.mkdir(parents=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(partial / ARRAYS_FOLDER, dict(arrays))
-    (partial / file).write_text(json.dumps({"kdjax": __version__, **description}, indent=2) + "\n")
+    # Two trainings of one config differ by it: whatever is learnt from these arrays is remembered with it.
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(arrays):
+        digest.update(np.asarray(leaf).tobytes())
+    description = {"kdjax": __version__, **description, "sha256": digest.hexdigest()}
+    (partial / file).write_text(json.dumps(description, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
-def read_model_description(folder: str | os.PathLike) -> dict[str, Any]:
-    """What a model folder says of itself: "model", "class_names", "image_size" and the version that wrote it.
+def describe(folder: str | os.PathLike) -> dict[str, Any]:
+    """What a folder of arrays says of itself.
+
+    Args:
+        folder: of a model ("model", "class_names", "image_size", "sha256", "kdjax": the version that wrote it), of a
+            method ("method", "sha256", "kdjax"), or one step of a run's checkpoints ("checkpoint": its path).
 
     Raises:
-        ValueError: if ``folder`` is no model folder.
+        ValueError: if ``folder`` is none of them.
     """
-    path = Path(folder) / MODEL_FILE
+    for file in (MODEL_FILE, METHOD_FILE):
+        path = Path(folder) / file
+        if path.exists():
+            try:
+                return json.loads(path.read_text())
+            except (OSError, json.JSONDecodeError) as error:
+                raise ValueError(f"{path} cannot be read: {error}.") from error
+    if (Path(folder) / STUDENT).is_dir() and (Path(folder) / REST).is_dir():
+        return {"checkpoint": os.path.abspath(folder)}
+    raise ValueError(
+        f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir, or one step in the "
+        "`checkpoints` of a stage."
+    )
+
+
+def load_variables(folder: str | os.PathLike) -> dict[str, Any]:
+    """The variables {"params": ..., "batch_stats": ...} in a model folder or in one step of a run's checkpoints.
+
+    Raises:
+        ValueError: if ``folder`` is neither.
+    """
+    item = STUDENT if "checkpoint" in describe(folder) else ARRAYS_FOLDER
+    return _read(Path(os.path.abspath(folder)) / item)
+
+
+def _read(arrays: Path) -> dict[str, Any]:
+    """Whatever arrays Orbax finds, on the default device."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(arrays, jax.tree.map(_on_default_device, _saved(checkpointer, arrays)))
+
+
+def _saved(checkpointer: ocp.StandardCheckpointer, arrays: Path) -> Any:
+    """Shapes and dtypes of saved arrays."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{folder} holds no kdjax model: {path} cannot be read ({error}); give the `student` folder of a finished "
-            "run's workdir."
-        ) from error
+        return checkpointer.metadata(arrays).item_metadata.tree
+    except (OSError, AttributeError) as error:
+        raise ValueError(f"There are no readable arrays in {arrays}.") from error
 
 
-def load_student(
-    folder: str | os.PathLike, *, axis_name: str | None = None, dtype: str = "float32"
-) -> tuple[nn.Module, dict[str, Any]]:
+def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[nn.Module, dict[str, Any]]:
     """Loads a trained detector: ``module, variables = kdjax.load_student("runs/mgd/student")``.
 
     Neither the teacher nor the method is needed. ``module.detect`` does everything from uint8 images to detections::
@@ -176,7 +228,6 @@ def load_student(
 
     Args:
         folder: a model folder, as a finished run leaves it in its workdir.
-        axis_name: mapped axis, for use inside a training step.
         dtype: compute dtype.
 
     Returns:
@@ -185,22 +236,19 @@ def load_student(
     Raises:
         ValueError: if the folder holds no model, or its arrays are not those of its config.
     """
-    description = read_model_description(folder)
+    description = describe(folder)
+    if "model" not in description:
+        raise ValueError(f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir.")
     module = build_detector(
         description["model"],
         num_classes=len(description["class_names"]),
-        axis_name=axis_name,
         dtype=jnp.dtype(dtype),
     )
     images = jnp.zeros((1, *description["image_size"], 3))
     like = jax.eval_shape(module.init, jax.random.key(0), images)
     arrays = Path(os.path.abspath(folder)) / ARRAYS_FOLDER
     with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            saved = checkpointer.metadata(arrays).item_metadata.tree
-        except (OSError, AttributeError) as error:
-            raise ValueError(f"The model in {folder} has no readable arrays in {arrays}.") from error
-        if misfits := _misfits(saved, like):
+        if misfits := _misfits(_saved(checkpointer, arrays), like):
             raise ValueError(f"The arrays in {arrays} are not those of the model in {MODEL_FILE}: {misfits}.")
         return module, checkpointer.restore(arrays, jax.tree.map(_on_default_device, like))
 

@@ -1,13 +1,14 @@
 """The schema of a run: every key with its default, and what each may be.
 
-A config file in ``configs/`` is a short diff of :func:`base_config`. The defaults are the laptop protocol on the embedded
-data set ``shapes``.
+A config file in ``configs/`` is a short diff of :func:`base_config`. The defaults are the laptop protocol on the
+embedded data set ``shapes``.
 """
 
 import fnmatch
 import json
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -44,8 +45,11 @@ def base_stage(model: ConfigDict) -> ConfigDict:
     return ConfigDict(
         dict(
             model=model,
-            # "" trains from scratch; the name of an earlier stage, or the path of a model folder, starts from it.
+            # "" trains from scratch; the name of an earlier stage, or the path of a model folder or of one step of a
+            # run's checkpoints, starts from it.
             init="",
+            # False takes from init what fits by path and shape, and leaves the rest as it is initialised.
+            init_strict=True,
             # Name of an earlier stage, or path of a model folder; "" trains without a teacher.
             teacher="",
             # Parts of the detector that start from the teacher's where shapes match, such as ("neck", "head").
@@ -57,7 +61,7 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # Also learn the teacher's box regression, map by map: the term "box_imitation", beside any method.
             imitate_boxes=False,
             # Weight of each loss term by name; 1 where absent.
-            weights=dict(),
+            weights=dict(cls=1.0, box=1.0),
             # Parameter paths that do not move, such as ("student/backbone/conv1",).
             freeze=(),
             # Images of one step on all devices together.
@@ -79,8 +83,9 @@ def base_stage(model: ConfigDict) -> ConfigDict:
                 final_factor=0.0,
                 warmup_steps=100,
                 warmup_factor=0.001,
-                # Of SGD.
+                # Of SGD's accumulated gradient, or Adam's; beta2 is of Adam's accumulated squares.
                 momentum=0.9,
+                beta2=0.99,
                 weight_decay=1e-4,
                 decay_norm_and_bias=False,
                 # Largest global norm of the gradient; 0 for no limit.
@@ -96,8 +101,8 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # Newest checkpoints that are kept, besides the best.
             keep_checkpoints=2,
             log_every=20,
-            # The stage fails if its AP ends below this, before anything is learnt from it.
-            ap_floor=0.0,
+            # The stage does not start if its teacher's AP is below this.
+            teacher_floor=0.0,
         )
     )
 
@@ -136,8 +141,8 @@ def base_config() -> ConfigDict:
         )
     )
     config.teacher.steps = 1200
-    config.teacher.ap_floor = 15.0
     config.student.teacher = "teacher"
+    config.student.teacher_floor = 15.0
     return config
 
 
@@ -157,13 +162,18 @@ def with_variant(config: ConfigDict, name: str) -> ConfigDict:
         config.eval_batch_size = 8
         for stage in (config[stage] for stage in config.stages):
             stage.model.backbone.update(depth=18, width=0.125)
-            stage.model.neck.channels = 16
+            stage.model.neck.update(channels=16, max_level=6)
+            stage.model.head.convs = 1
             stage.batch_size = stage.base_batch = 8
             stage.steps = 2
-            stage.ap_floor = 0.0
+            stage.teacher_floor = 0.0
     elif name != "shapes":
         raise UserError(f"There is no variant {name!r} of this config; choose shapes or tiny.")
     return config
+
+
+PARTS = ("backbone", "neck", "head")
+"""What every detector is made of, and what a student may inherit."""
 
 
 class Rule(NamedTuple):
@@ -177,13 +187,15 @@ def _whole(low: int) -> Rule:
     return Rule(f"a whole number of at least {low}", lambda value: type(value) is int and value >= low)
 
 
-def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+def _number(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> Rule:
     words = f"a number above {low:g}" if above else f"a number of at least {low:g}"
-    words = f"{words} and at most {high:g}" if math.isfinite(high) else words
+    if math.isfinite(high):
+        words += f" and below {high:g}" if below else f" and at most {high:g}"
 
     def holds(value: Any) -> bool:
-        real = type(value) in (int, float) and math.isfinite(value)
-        return real and (low < value if above else low <= value) and value <= high
+        if type(value) not in (int, float) or not math.isfinite(value):
+            return False
+        return (low < value if above else low <= value) and (value < high if below else value <= high)
 
     return Rule(words, holds)
 
@@ -204,7 +216,7 @@ _TEXT = Rule("a text", lambda value: isinstance(value, str))
 _NAMES = _tuple_of(str, "texts, such as ('neck', 'head')")
 
 RULES: dict[str, Rule] = {
-    "seed": _whole(0),
+    "seed": Rule("a whole number from 0 to 2**32 - 1", lambda value: type(value) is int and 0 <= value < 2**32),
     "stages": _NAMES,
     "compare": _FLAG,
     "eval_batch_size": _whole(1),
@@ -221,6 +233,7 @@ RULES: dict[str, Rule] = {
     "data.flip": _number(0, 1),
     "data.threads": _whole(1),
     "*.init": _TEXT,
+    "*.init_strict": _FLAG,
     "*.teacher": _TEXT,
     "*.method_init": _TEXT,
     "*.inherit": _NAMES,
@@ -262,17 +275,18 @@ RULES: dict[str, Rule] = {
     "*optimizer.final_factor": _number(0, 1),
     "*optimizer.warmup_steps": _whole(0),
     "*optimizer.warmup_factor": _number(0, 1),
-    "*optimizer.momentum": _number(0, 1),
+    "*optimizer.momentum": _number(0, 1, below=True),
+    "*optimizer.beta2": _number(0, 1, below=True),
     "*optimizer.weight_decay": _number(0),
     "*optimizer.decay_norm_and_bias": _FLAG,
     "*optimizer.clip_norm": _number(0),
-    "*.ema_decay": _number(0, 1),
+    "*.ema_decay": _number(0, 1, below=True),
     "*.dtype": _choice("float32", "bfloat16"),
     "*.eval_every": _whole(0),
     "*.checkpoint_every": _whole(1),
     "*.keep_checkpoints": _whole(1),
     "*.log_every": _whole(1),
-    "*.ap_floor": _number(0, 100),
+    "*.teacher_floor": _number(0, 100),
 }
 """What each key may be, by pattern; the sections ``model`` are checked by the detectors that they build."""
 
@@ -317,8 +331,12 @@ def check_config(config: ConfigDict, devices: int) -> None:
             f"must be a multiple of {devices}."
         )
     for position, name in enumerate(config.stages):
-        if name not in config:
-            raise UserError(f"config.stages names {name!r}, but there is no section config.{name}.")
+        if not isinstance(config.get(name), ConfigDict) or "model" not in config[name]:
+            raise UserError(f"config.stages names {name!r}, but there is no stage config.{name}.")
+        if name in config.stages[:position] or name.startswith("baseline"):
+            raise UserError(
+                f"config.stages is {config.stages!r}; each name must be there once, and none be 'baseline'."
+            )
         _check_stage(name, config[name], earlier=config.stages[:position], devices=devices)
     if config.compare and not config[config.stages[-1]].teacher:
         raise UserError(
@@ -338,8 +356,8 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
     share = devices * stage.accumulate
     if stage.batch_size % share:
         raise UserError(
-            f"config.{name}.batch_size is {stage.batch_size}, which {devices} devices in {stage.accumulate} part(s) each "
-            f"cannot share evenly; it must be a multiple of {share}."
+            f"config.{name}.batch_size is {stage.batch_size}, which {devices} devices in {stage.accumulate} part(s) "
+            f"each cannot share evenly; it must be a multiple of {share}."
         )
     terms = (*model.terms, *term_names(method, model.terms), *(["box_imitation"] * stage.imitate_boxes))
     for term in stage.weights:
@@ -349,11 +367,14 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
             )
     for field, kind in (("init", "model"), ("teacher", "model"), ("method_init", "method")):
         origin = stage[field]
-        if origin and origin not in earlier and "/" not in origin:
+        if origin and origin not in earlier and not ("/" in origin and Path(origin).is_dir()):
             raise UserError(
-                f"config.{name}.{field} is {origin!r}; it must be empty, the path of a {kind} folder, or an earlier "
-                f"stage ({', '.join(earlier) or 'there is none'})."
+                f"config.{name}.{field} is {origin!r}; it must be empty, the path of a {kind} folder that exists (with "
+                f"a slash, such as ./{kind}), or an earlier stage ({', '.join(earlier) or 'there is none'})."
             )
+    for part in stage.inherit:
+        if part not in PARTS:
+            raise UserError(f"config.{name}.inherit has {part!r}; the parts of a detector are {', '.join(PARTS)}.")
     for field in method.needs:
         if field in stage and not stage[field]:
             raise UserError(f"config.{name}.method is {stage.method.name!r}, which needs config.{name}.{field}.")

@@ -27,10 +27,19 @@ def replicate(tree: Tree, devices: list[jax.Device] | None = None) -> Tree:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def split(batch: Tree, devices: list[jax.Device] | None = None) -> Tree:
-    """Reshapes host arrays (N, ...) to (D, N / D, ...) for the D local devices."""
+def split(batch: Tree, devices: list[jax.Device] | None = None, *, parts: int = 1) -> Tree:
+    """Reshapes host arrays (N, ...) to (D, N / D, ...) for the D local devices.
+
+    A step that works through its share in ``parts`` meets, in its part p, images of the batch's p-th part only: the
+    parts hold the same images however many devices share them.
+    """
     count = len(devices) if devices else jax.local_device_count()
-    return jax.tree.map(lambda x: np.asarray(x).reshape(count, -1, *np.shape(x)[1:]), batch)
+
+    def reshape(x: jax.Array) -> np.ndarray:
+        by_part = np.asarray(x).reshape(parts, count, -1, *x.shape[1:])
+        return by_part.swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
+
+    return jax.tree.map(reshape, batch)
 
 
 def parallel(

@@ -16,7 +16,7 @@ from kdjax import pipeline
 from kdjax.config import leaves, rule
 from kdjax.errors import NumericError, UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
+CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/mgd.py or, for another variant, configs/mgd.py:tiny."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; runs/<name of the config> by default.")
@@ -28,15 +28,15 @@ def main(argv: Sequence[str]) -> int:
     """Runs the stages of ``--config`` in ``--workdir``; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
     # A second start compiles nothing anew; JAX_COMPILATION_CACHE_DIR moves the cache.
-    if not jax.config.jax_compilation_cache_dir:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(_CACHE))
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     try:
-        pipeline.run(_CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
+        pipeline.run(CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
     except (UserError, NumericError) as error:
-        return _refuse(error)
+        return refuse(error)
     except KeyboardInterrupt:
-        print("kdjax: interrupted; the same command continues from the last checkpoint.", file=sys.stderr)
+        print("kdjax: interrupted; the same command goes on from the last checkpoint, if any.", file=sys.stderr)
         return 130
     return 0
 
@@ -48,9 +48,9 @@ def parse(argv: Sequence[str]) -> list[str]:
             _check(argv)
         return flags.FLAGS(argv)
     except flags.Error as error:
-        raise SystemExit(_refuse(UserError(" ".join(str(error).split())))) from error
+        raise SystemExit(refuse(UserError(" ".join(str(error).split())))) from error
     except UserError as error:
-        raise SystemExit(_refuse(error)) from error
+        raise SystemExit(refuse(error)) from error
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -85,6 +85,8 @@ def _check(argv: Sequence[str]) -> None:
         if not name.startswith("config."):
             continue
         key = name.removeprefix("config.")
+        if any(path.startswith(key + ".") for path in known):
+            raise UserError(f"config.{key} is a section, not a key; {_hint(key, known)}.")
         if key not in known:
             raise UserError(f"config.{key} (set to {value!r}) is not a key of this config; {_hint(key, known)}.")
         kind = type(known[key])
@@ -127,7 +129,8 @@ def _hint(key: str, known: Iterable[str]) -> str:
     return f"config{'.' * bool(section)}{section} has {', '.join(keys)}"
 
 
-def _refuse(error: UserError | NumericError) -> int:
+def refuse(error: UserError | NumericError) -> int:
+    """Prints the one sentence that ends a program; returns its exit code."""
     print(f"kdjax: {error}", file=sys.stderr)
     return error.exit_code
 

@@ -68,6 +68,7 @@ def make_optimizer(
     *,
     name: str = "sgd",
     momentum: float = 0.9,
+    beta2: float = 0.999,
     weight_decay: float = 0.0,
     decay_all: bool = False,
     clip_norm: float | None = None,
@@ -79,7 +80,8 @@ def make_optimizer(
     Args:
         name: "sgd", "adam" or "adamw".
         schedule: learning rate by step.
-        momentum: of SGD's accumulated gradient; Adam's are 0.9 and 0.999.
+        momentum: of SGD's accumulated gradient, or of Adam's.
+        beta2: of Adam's accumulated squares.
         weight_decay: factor of the parameter that is added.
         decay_all: decay normalisation scales and biases too; they are spared otherwise.
         clip_norm: largest global norm of the gradient; None for no limit.
@@ -94,7 +96,7 @@ def make_optimizer(
         return jax.tree.map(lambda path: decay_all or path.rsplit("/", 1)[-1] not in ("bias", "scale"), paths(params))
 
     decay = optax.add_decayed_weights(weight_decay, decays)
-    accumulate = optax.trace(momentum) if name == "sgd" else optax.scale_by_adam()
+    accumulate = optax.trace(momentum) if name == "sgd" else optax.scale_by_adam(momentum, beta2)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         *((accumulate, decay) if name == "adamw" else (decay, accumulate)),

@@ -15,7 +15,7 @@ from kdjax.data.sources import open_source
 from kdjax.errors import UserError
 from kdjax.evaluate import ImageDetections
 from kdjax.report import Row, summary_table, write_json
-from kdjax.train import train_stage
+from kdjax.train import Finished, check_claim, train_stage
 from kdjax.visualize import save_predictions
 
 BASELINE = "baseline"
@@ -39,25 +39,25 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: the config, the workdir or something that the config names cannot be used.
         NumericError: a loss is not finite.
     """
-    workdir = _usable(Path(workdir))
     check_config(config, devices=jax.local_device_count())
+    workdir = _usable(Path(workdir))
     stages = list(config.stages)
     if config.compare:
         config, baselines = add_baseline(config)
         stages += baselines
+    folders = {name: workdir / "stages" / name for name in stages}
+    for name, folder in folders.items():
+        check_claim(config, name, folder)
     write_json(workdir / "config.json", config.to_dict())
     results: dict[str, dict[str, Any]] = {}
-    models: dict[str, Path] = {}
-    for name in stages:
-        folder = workdir / "stages" / name
-        results[name] = train_stage(config, name, folder, models)
-        models[name] = folder / "model"
-        _check_floor(config, name, results[name])
+    finished: dict[str, Finished] = {}
+    for name, folder in folders.items():
+        results[name] = train_stage(config, name, folder, finished)
+        finished[name] = Finished(folder, results[name]["metrics"])
     summary = _summary(config, results)
-    student = config.stages[-1]
-    _publish(models[student], workdir / "student")
-    _draw(config, workdir, stages)
+    _publish(finished[config.stages[-1]].model, workdir / "student")
     write_json(workdir / "summary.json", summary)
+    _draw(config, workdir, stages)
     print(_table(config, results))
     print(f"Everything is in {workdir}: the student alone in student/, pictures in predictions.png.")
     return summary
@@ -99,22 +99,12 @@ def _usable(workdir: Path) -> Path:
     return workdir
 
 
-def _check_floor(config: ConfigDict, name: str, result: dict[str, Any]) -> None:
-    ap, floor = result["metrics"]["AP"], config[name].ap_floor
-    if not ap >= floor:
-        raise UserError(
-            f"Stage {name!r} reached AP {ap:.1f}, below config.{name}.ap_floor = {floor:g}: nothing is distilled from "
-            "it; train it longer, check its weights, or lower the floor."
-        )
-
-
 def _summary(config: ConfigDict, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     student = config.stages[-1]
-    teacher = config[student].teacher
     last = results[student]
     return {
         "method": config[student].method.name,
-        "teacher": results[teacher]["metrics"] if teacher in results else None,
+        "teacher": last["teacher"],
         "student": last["metrics"],
         "baseline": results[BASELINE]["metrics"] if BASELINE in results else None,
         "steps": last["steps"],
@@ -159,4 +149,5 @@ def _draw(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
             for entry in entries
         ]
 
-    save_predictions(workdir / "predictions.png", source, {name: found(name) for name in stages})
+    columns = {name: found(name)[: config.pictures] for name in stages}
+    save_predictions(workdir / "predictions.png", source, columns)

@@ -154,8 +154,9 @@ class Throughput:
 
 
 def _speed(start: tuple[int, float], end: tuple[int, float]) -> float:
-    """Steps per second between two (step, seconds); NaN where no time has passed."""
-    return (end[0] - start[0]) / (end[1] - start[1]) if end[1] > start[1] else math.nan
+    """Steps per second between two (step, seconds); NaN where no step was made or no time has passed."""
+    steps, seconds = end[0] - start[0], end[1] - start[1]
+    return steps / seconds if steps > 0 and seconds > 0 else math.nan
 
 
 def progress_line(

@@ -20,7 +20,15 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from kdjax.checkpoint import Checkpoints, load_method, load_student, read_model_description, save_method, save_model
+from kdjax.checkpoint import (
+    Checkpoints,
+    describe,
+    load_method,
+    load_student,
+    load_variables,
+    save_method,
+    save_model,
+)
 from kdjax.config import Scaled, differences, scaled_schedule
 from kdjax.data.batches import train_batches
 from kdjax.data.sources import Source, open_source
@@ -33,17 +41,30 @@ from kdjax.losses import ClassStatistics, uniform_statistics
 from kdjax.methods import build_method
 from kdjax.methods.levels import describe_pairs
 from kdjax.models import build_detector
-from kdjax.optim import by_part, make_optimizer, make_schedule, trained_norm
+from kdjax.optim import by_part, make_optimizer, make_schedule, paths, trained_norm, under
 from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
 from kdjax.state import TrainState, Variables, init_state
 from kdjax.types import Features, Targets
-from kdjax.weights import inherit, load_into
+from kdjax.weights import LoadReport, inherit, load_into
 
 # Forced CPU devices abort when too many steps are in flight.
 _MOST_STEPS_IN_FLIGHT = 20
 
 # Keys that change nothing that a stage computes: a run may be resumed with other values.
-_WITHOUT_EFFECT = ("log_every", "checkpoint_every", "keep_checkpoints", "threads", "data_dir")
+_WITHOUT_EFFECT = (
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "teacher_floor",
+    "threads",
+    "data_dir",
+)
+
+_RESULT = "result.json"
+
+MOST_PICTURES = 32
+"""Images whose detections are kept for drawing."""
 
 
 class Teacher(NamedTuple):
@@ -63,100 +84,167 @@ class Run(NamedTuple):
     learning_rate: Any
     """The schedule: learning rate by step."""
     schedule: Scaled
-    state: TrainState
 
 
-def train_stage(config: ConfigDict, name: str, folder: Path, models: Mapping[str, Path]) -> dict[str, Any]:
+class Finished(NamedTuple):
+    """A stage that is done."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The folder of its trained detector."""
+        return self.folder / "model"
+
+    @property
+    def method(self) -> Path:
+        """The folder of what its method learnt."""
+        return self.folder / "method"
+
+
+def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[str, Finished]) -> dict[str, Any]:
     """Trains one stage of a config, or continues it, or finds it finished.
 
     Args:
         config: the whole config, checked.
         name: of the stage: its section is ``config[name]``.
         folder: the stage's own.
-        models: folders of the models of earlier stages by name.
+        earlier: the stages before it, by name.
 
     Returns:
-        what ``result.json`` holds: "metrics" (percent), "steps", "images_per_second", "parameters".
+        what ``result.json`` holds: "metrics" (percent), those of the "teacher" or None, "steps", "images_per_second",
+        "parameters".
 
     Raises:
-        UserError: something that the config names does not fit, or the AP ends below the stage's floor.
+        UserError: something that the config names does not fit, or the teacher's AP is below ``teacher_floor``.
         NumericError: the loss is not finite.
     """
     stage = config[name]
-    _claim(folder, _effective(config, name))
-    result_file = folder / "result.json"
-    if result_file.exists():
-        result = _read_result(result_file)
-        print(f"[{name}] finished earlier: AP {result['metrics']['AP']:.1f}. Nothing to do.", flush=True)
-        return result
+    if done_before := finished_result(folder):
+        print(f"[{name}] finished earlier: AP {done_before['metrics']['AP']:.1f}. Nothing to do.", flush=True)
+        return done_before
     train_source = _open(config, config.data.train_split)
     eval_source = _open(config, config.data.eval_split)
-    run = _prepare(config, name, models, train_source)
-    state = run.state
-    checkpoints = Checkpoints(folder / "checkpoints", keep=stage.keep_checkpoints)
-    if checkpoints.latest() is not None:
-        state = checkpoints.restore(state)
-        print(f"[{name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
-    predict = make_predict(run.student)
     evaluation = functools.partial(
-        evaluate, predict, source=eval_source, batch_size=config.eval_batch_size, image_size=config.data.image_size
+        evaluate, source=eval_source, batch_size=config.eval_batch_size, image_size=config.data.image_size
     )
+    run, state, teacher = _prepare(config, name, earlier, train_source)
+    steps = run.schedule.steps
+    teacher_metrics = _check_teacher(config, name, earlier, teacher, evaluation)
+    predict = make_predict(run.student)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", identity(config, name))
+    with Checkpoints(folder / "checkpoints", keep=stage.keep_checkpoints) as checkpoints:
+        if checkpoints.latest() is not None:
+            state = _refusing(checkpoints.restore, state)
+            print(f"[{name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
+        first = int(state.step)
+        batches = _refusing(
+            train_batches,
+            train_source,
+            batch_size=stage.batch_size,
+            image_size=config.data.image_size,
+            max_objects=config.data.max_objects,
+            seed=config.seed,
+            first_step=first,
+            flip=config.data.flip,
+            num_threads=config.data.threads,
+        )
+        teacher_variables = run.teacher and replicate(run.teacher.variables)
+        key = replicate(jax.random.key(config.seed))
+        throughput = Throughput(steps, stage.batch_size)
+        recent: list[dict[str, jax.Array]] = []
+        started = time.perf_counter()
+        with MetricWriter(folder, first) as writer:
+            for done in range(first + 1, steps + 1):
+                batch = split(next(batches), parts=stage.accumulate)
+                state, values = run.step(state, teacher_variables, batch, key)
+                recent.append(values)
+                if done == first + 1:
+                    jax.block_until_ready(values)
+                    throughput.measure(done)
+                    seconds = time.perf_counter() - started
+                    print(f"[{name}] first step, compilation included, after {seconds:.0f} s.", flush=True)
+                evaluates = done == steps or _due(done, run.schedule.eval_every)
+                saves = evaluates or _due(done, run.schedule.checkpoint_every)
+                if saves or _due(done, stage.log_every):
+                    means = _means(recent)
+                    recent = []
+                    row = _report_progress(name, run, done, means, throughput)
+                    if evaluates:
+                        with throughput.paused():
+                            metrics, detections = evaluation(predict, state.student())
+                        print(f"[{name}] step {done}: {_in_words(metrics)}", flush=True)
+                        row["eval"] = metrics
+                    writer.write(done, row)
+                    _check_finite(name, done, means)
+                    if saves:
+                        checkpoints.save(state, ap=metrics["AP"] if evaluates else None)
+                elif done % _MOST_STEPS_IN_FLIGHT == 0:
+                    jax.block_until_ready(values)
+    if first == steps:
+        metrics, detections = evaluation(predict, state.student())
+    _export(config, name, folder, state, train_source, detections)
+    result: dict[str, Any] = {
+        "metrics": metrics,
+        "teacher": teacher_metrics,
+        "steps": steps,
+        "images_per_second": throughput.images_per_second,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
+    }
+    # Last: it marks the stage as finished.
+    write_json(folder / _RESULT, result)
+    return result
 
-    steps, first = run.schedule.steps, int(state.step)
-    throughput = Throughput(steps, stage.batch_size)
-    teacher_variables = run.teacher and replicate(run.teacher.variables)
-    key = jax.random.key(config.seed)
-    batches = train_batches(
-        train_source,
-        batch_size=stage.batch_size,
-        image_size=config.data.image_size,
-        max_objects=config.data.max_objects,
-        seed=config.seed,
-        first_step=first,
-        flip=config.data.flip,
-        num_threads=config.data.threads,
-    )
-    metrics: Metrics | None = None
-    recent: list[dict[str, jax.Array]] = []
-    started = time.perf_counter()
-    with MetricWriter(folder, first) as writer:
-        for done in range(first + 1, steps + 1):
-            state, values = run.step(state, teacher_variables, split(next(batches)), key)
-            recent.append(values)
-            if done == first + 1:
-                jax.block_until_ready(values)
-                throughput.measure(done)
-                print(f"[{name}] first step after {time.perf_counter() - started:.0f} s of compilation.", flush=True)
-            if done % _MOST_STEPS_IN_FLIGHT == 0:
-                jax.block_until_ready(values)
-            if done % stage.log_every == 0 or done == steps:
-                means = {key: float(np.mean([x[key] for x in recent])) for key in values}
-                recent = []
-                _check_finite(name, done, means)
-                rate = throughput.measure(done)
-                learning_rate = float(run.learning_rate(done - 1))
-                writer.write(
-                    done, {**means, "learning_rate": learning_rate, "images_per_second": rate.images_per_second}
-                )
-                shares = {key.removeprefix("loss/"): x for key, x in means.items() if key.startswith("loss/")}
-                print(f"[{name}] {progress_line(done, steps, shares, learning_rate, *rate)}", flush=True)
-            due = done % run.schedule.checkpoint_every == 0 and done < steps
-            if run.schedule.eval_every and done % run.schedule.eval_every == 0 and done < steps:
-                with throughput.paused():
-                    metrics, _ = evaluation(variables=state.student())
-                _report_metrics(name, done, metrics, writer)
-                checkpoints.save(state, metrics)
-            elif due:
-                checkpoints.save(state)
 
-        metrics, detections = evaluation(variables=state.student())
-        _report_metrics(name, steps, metrics, writer)
-    if checkpoints.latest() != steps:
-        checkpoints.save(state, metrics)
-    checkpoints.close()
-    if state.params["method"]:
-        save_method(folder / "method", state.params["method"], stage.method.to_dict())
-    return _finish(config, name, folder, state.student(), train_source, metrics, detections, throughput, steps)
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _means(recent: list[dict[str, jax.Array]]) -> dict[str, float]:
+    values = jax.device_get(recent)
+    return {name: float(np.mean([x[name] for x in values])) for name in values[0]}
+
+
+def _report_progress(
+    name: str, run: Run, done: int, means: Mapping[str, float], throughput: Throughput
+) -> dict[str, Any]:
+    """Prints the line of a step, and returns its row of ``metrics.jsonl``."""
+    rate = throughput.measure(done)
+    learning_rate = float(run.learning_rate(done - 1))
+    shares = {key.removeprefix("loss/"): x for key, x in means.items() if key.startswith("loss/")}
+    print(f"[{name}] {progress_line(done, run.schedule.steps, shares, learning_rate, *rate)}", flush=True)
+    return {**means, "learning_rate": learning_rate, "images_per_second": rate.images_per_second}
+
+
+def _in_words(metrics: Mapping[str, Any]) -> str:
+    return "  ".join(f"{key} {metrics[key]:.1f}" for key in ("AP", "AP50", "AP75"))
+
+
+def _check_teacher(
+    config: ConfigDict,
+    name: str,
+    earlier: Mapping[str, Finished],
+    teacher: Teacher | None,
+    evaluation: Callable[..., tuple[Metrics, list[ImageDetections]]],
+) -> Mapping[str, Any] | None:
+    """The teacher's metrics on the evaluation split; a teacher below the stage's floor stops the run."""
+    stage = config[name]
+    if teacher is None:
+        return None
+    if stage.teacher in earlier:
+        metrics: Mapping[str, Any] = earlier[stage.teacher].metrics
+    else:
+        metrics, _ = evaluation(make_predict(teacher.module), teacher.variables)
+        print(f"[{name}] teacher: {_in_words(metrics)}", flush=True)
+    if not metrics["AP"] >= stage.teacher_floor:
+        raise UserError(
+            f"The teacher of stage {name!r}, {stage.teacher!r}, reaches AP {metrics['AP']:.1f}, below "
+            f"config.{name}.teacher_floor = {stage.teacher_floor:g}: check its weights, train it longer, or lower the "
+            "floor."
+        )
+    return metrics
 
 
 def build_run(
@@ -167,8 +255,8 @@ def build_run(
     start: Callable[[Variables], Variables],
     given: Mapping[str, Any] | None = None,
     statistics: ClassStatistics | None = None,
-) -> Run:
-    """Builds the student, the method, the optimiser, the mapped step and the state of step 0.
+) -> tuple[Run, TrainState]:
+    """Builds the student, the method, the optimiser and the mapped step; and the state of step 0.
 
     Args:
         config: the whole config, checked.
@@ -180,7 +268,7 @@ def build_run(
         statistics: of the training set's boxes; None for :func:`kdjax.losses.uniform_statistics`.
 
     Raises:
-        UserError: the method cannot pair the two pyramids.
+        UserError: the method cannot pair the two pyramids, or a frozen path is in neither of them.
     """
     stage = config[name]
     dtype = jnp.dtype(stage.dtype)
@@ -227,14 +315,17 @@ def build_run(
         norm=functools.partial(trained_norm, freeze=(*freeze, *(["method"] if separate else []))),
     )
     state = init_state(variables, method_variables, optimizer, ema=stage.ema_decay > 0)
-    return Run(
+    for prefix in stage.freeze:
+        if not any(under(path, (prefix,)) for path in jax.tree.leaves(paths(state.params))):
+            raise UserError(f"config.{name}.freeze has {prefix!r}, below which there are no parameters.")
+    run = Run(
         student=student,
         teacher=teacher,
         step=parallel(step, in_axes=(None, None, 0, None), replicated=True),
         learning_rate=learning_rate,
         schedule=schedule,
-        state=replicate(state),
     )
+    return run, replicate(state)
 
 
 def _optimizer(stage: ConfigDict, section: str) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -253,6 +344,7 @@ def _optimizer(stage: ConfigDict, section: str) -> tuple[optax.Schedule, optax.G
         learning_rate,
         name=options.name,
         momentum=options.momentum,
+        beta2=options.beta2,
         weight_decay=options.weight_decay,
         decay_all=options.decay_norm_and_bias,
         clip_norm=options.clip_norm or None,
@@ -260,21 +352,30 @@ def _optimizer(stage: ConfigDict, section: str) -> tuple[optax.Schedule, optax.G
     return learning_rate, optimizer
 
 
-def _prepare(config: ConfigDict, name: str, models: Mapping[str, Path], source: Source) -> Run:
-    """Builds a stage's run, and says what was loaded from where."""
+def _prepare(
+    config: ConfigDict, name: str, earlier: Mapping[str, Finished], source: Source
+) -> tuple[Run, TrainState, Teacher | None]:
+    """Builds a stage's run and its first state, loads its teacher, and says what was loaded from where."""
     stage, class_names = config[name], source.class_names
+
+    def folder(origin: str) -> Path:
+        return earlier[origin].model if origin in earlier else Path(origin)
+
     teacher = None
     if stage.teacher:
-        origin = models.get(stage.teacher, stage.teacher)
-        teacher = _load(origin, class_names, stage.dtype)
-        print(f"[{name}] teacher {origin}: all {len(jax.tree.leaves(teacher.variables))} arrays loaded.", flush=True)
+        teacher = _load(folder(stage.teacher), class_names, stage.dtype)
+        report = LoadReport(tuple(jax.tree.leaves(paths(teacher.variables))), (), (), ())
+        print(f"[{name}] teacher {folder(stage.teacher)}: {report}", flush=True)
 
     def start(variables: Variables) -> Variables:
         if stage.init:
-            origin = models.get(stage.init, stage.init)
-            source = _load(origin, class_names, stage.dtype).variables
-            variables, report = _refusing(load_into, variables, source, origin=str(origin))
-            print(f"[{name}] starts from {origin}: {report}", flush=True)
+            if stage.init_strict:
+                _check_classes(folder(stage.init), class_names)
+            saved = _refusing(load_variables, folder(stage.init))
+            variables, report = _refusing(
+                load_into, variables, saved, origin=str(folder(stage.init)), strict=stage.init_strict
+            )
+            print(f"[{name}] starts from {folder(stage.init)}: {report}", flush=True)
         if teacher and stage.inherit:
             variables, report = _refusing(inherit, variables, teacher.variables, stage.inherit)
             print(f"[{name}] inherits {', '.join(stage.inherit)} from the teacher: {report}", flush=True)
@@ -282,14 +383,14 @@ def _prepare(config: ConfigDict, name: str, models: Mapping[str, Path], source: 
 
     given = None
     if stage.method_init:
-        earlier = models.get(stage.method_init)
-        given = _refusing(load_method, earlier.with_name("method") if earlier else stage.method_init)
+        origin = stage.method_init
+        given = _refusing(load_method, earlier[origin].method if origin in earlier else origin)
     needs = build_method(stage.method.to_dict()).needs
     statistics = class_statistics(source) if "statistics" in needs else None
-    run = build_run(config, name, len(class_names), teacher, start, given, statistics)
-    table = {name: run.state.params["student"]}
-    if run.state.params["method"]:
-        table[f"method {stage.method.name}"] = run.state.params["method"]
+    run, state = build_run(config, name, len(class_names), teacher, start, given, statistics)
+    table = {name: state.params["student"]}
+    if state.params["method"]:
+        table[f"method {stage.method.name}"] = state.params["method"]
     print(parameter_table(table), flush=True)
     if stage.batch_size != stage.base_batch:
         print(
@@ -298,10 +399,10 @@ def _prepare(config: ConfigDict, name: str, models: Mapping[str, Path], source: 
             f"instead of {stage.steps}.",
             flush=True,
         )
-    return run
+    return run, state, teacher
 
 
-def init_jit(init: Callable[..., Variables]) -> Callable[..., Variables]:
+def init_jit(init: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a module's ``init``, which runs once: on CPU without optimisation, which took 16 s for one detector."""
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=options)
@@ -348,15 +449,20 @@ def _init_method(
         raise UserError(str(error)) from error
 
 
-def _load(folder: str | Path, class_names: tuple[str, ...], dtype: str) -> Teacher:
+def _load(folder: Path, class_names: tuple[str, ...], dtype: str) -> Teacher:
     """A trained detector, which must know the classes of the data."""
-    known = tuple(_refusing(read_model_description, folder)["class_names"])
+    _check_classes(folder, class_names)
+    return Teacher(*_refusing(load_student, folder, dtype=dtype))
+
+
+def _check_classes(folder: Path, class_names: tuple[str, ...]) -> None:
+    """Refuses a model of other classes than the data's, or in another order, where its folder says which."""
+    known = tuple(_refusing(describe, folder).get("class_names", class_names))
     if known != class_names:
         raise UserError(
             f"The model in {folder} knows {len(known)} classes ({', '.join(known[:5])}, ...), the data have "
             f"{len(class_names)} ({', '.join(class_names[:5])}, ...): both must be the same, in the same order."
         )
-    return Teacher(*_refusing(load_student, folder, dtype=dtype))
 
 
 def _refusing(function: Any, *args: Any, **options: Any) -> Any:
@@ -371,75 +477,72 @@ def _open(config: ConfigDict, split_name: str) -> Source:
     return _refusing(open_source, config.data.name, split_name, config.data.data_dir or None)
 
 
-def _effective(config: ConfigDict, name: str) -> dict[str, Any]:
-    """What determines a stage's result, as plain JSON."""
-    sections = {"seed": config.seed, "data": config.data.to_dict(), "stage": config[name].to_dict()}
-    return json.loads(json.dumps(sections))
+def identity(config: ConfigDict, name: str) -> dict[str, Any]:
+    """What determines a stage's result, as plain JSON: its section, the data, the seed, and all that it draws from."""
+    stage = config[name]
+    sources = {
+        field: identity(config, stage[field]) if stage[field] in config else _refusing(describe, stage[field])
+        for field in ("teacher", "init", "method_init")
+        if stage[field]
+    }
+    section = {key: value for key, value in stage.to_dict().items() if key not in _WITHOUT_EFFECT}
+    data = {key: value for key, value in config.data.to_dict().items() if key not in _WITHOUT_EFFECT}
+    return json.loads(json.dumps({"seed": config.seed, "data": data, "stage": section, "from": sources}))
 
 
-def _claim(folder: Path, config: dict[str, Any]) -> None:
-    """Makes the stage's folder, or checks that it belongs to the same config."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.json"
-    if path.exists():
-        changed = [
-            line
-            for line in differences(json.loads(path.read_text()), config)
-            if line.split(":")[0].rsplit(".", 1)[-1] not in _WITHOUT_EFFECT
-        ]
-        if changed:
-            raise UserError(
-                f"{folder} holds a run of another config ({'; '.join(changed[:5])}): choose another --workdir, or "
-                "delete that folder to start it anew."
-            )
-    write_json(path, config)
+def check_claim(config: ConfigDict, name: str, folder: Path) -> None:
+    """Refuses to go on in the folder of a run of another config; nothing is written.
+
+    Raises:
+        UserError: one sentence with the keys that differ.
+    """
+    started = (folder / _RESULT).exists() or any((folder / "checkpoints").glob("[0-9]*"))
+    if not started or not (folder / "config.json").exists():
+        return
+    changed = differences(json.loads((folder / "config.json").read_text()), identity(config, name))
+    if changed:
+        raise UserError(
+            f"{folder} holds a run of another config ({'; '.join(changed[:5])}): choose another --workdir, or delete "
+            "that folder to start it anew."
+        )
 
 
 def _check_finite(name: str, step: int, means: Mapping[str, float]) -> None:
     bad = [f"{key} {value}" for key, value in means.items() if not math.isfinite(value)]
     if bad:
         raise NumericError(
-            f"Stage {name!r} left the finite numbers before step {step} ({', '.join(bad)}): lower "
+            f"Stage {name!r} left the finite numbers by step {step} ({', '.join(bad)}): lower "
             f"config.{name}.optimizer.learning_rate, or the weight of the first bad term in config.{name}.weights. "
             "Earlier checkpoints are intact."
         )
 
 
-def _report_metrics(name: str, step: int, metrics: Metrics, writer: MetricWriter) -> None:
-    writer.write(step, {"eval": metrics})
-    print(
-        f"[{name}] step {step}: AP {metrics['AP']:.1f}  AP50 {metrics['AP50']:.1f}  AP75 {metrics['AP75']:.1f}",
-        flush=True,
-    )
-
-
-def _finish(
+def _export(
     config: ConfigDict,
     name: str,
     folder: Path,
-    variables: Variables,
+    state: TrainState,
     source: Source,
-    metrics: Metrics,
     detections: list[ImageDetections],
-    throughput: Throughput,
-    steps: int,
-) -> dict[str, Any]:
-    """Writes the trained model and the result; the result last, since it marks the stage as finished."""
+) -> None:
+    """Writes the trained model, what its method learnt, and the detections of the first images."""
     stage = config[name]
-    save_model(folder / "model", variables, stage.model.to_dict(), source.class_names, config.data.image_size)
-    write_json(folder / "detections.json", [found._asdict() for found in detections[: config.pictures]])
-    result = {
-        "metrics": metrics,
-        "steps": steps,
-        "images_per_second": throughput.images_per_second,
-        "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
-    }
-    write_json(folder / "result.json", result)
-    return _read_result(folder / "result.json")
+    save_model(folder / "model", state.student(), stage.model.to_dict(), source.class_names, config.data.image_size)
+    if state.params["method"]:
+        save_method(folder / "method", state.params["method"], stage.method.to_dict())
+    write_json(folder / "detections.json", [found._asdict() for found in detections[:MOST_PICTURES]])
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    """A stage's result; what JSON cannot hold (NaN, where there was nothing to find) is NaN again."""
+def finished_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished stage, None for one that is not; what JSON cannot hold (NaN) is NaN again."""
+
+    def restored(metrics: Any) -> Any:
+        if isinstance(metrics, dict):
+            return {key: restored(value) for key, value in metrics.items()}
+        return math.nan if metrics is None else metrics
+
+    path = folder / _RESULT
+    if not path.exists():
+        return None
     result = json.loads(path.read_text())
-    result["metrics"] = {key: math.nan if value is None else value for key, value in result["metrics"].items()}
-    return result
+    return {key: restored(value) if key != "teacher" or value else None for key, value in result.items()}

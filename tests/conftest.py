@@ -1,4 +1,4 @@
-"""Every test sees eight CPU devices and a JAX that refuses silent broadcasting; pyproject.toml makes warnings errors."""
+"""Tests see eight CPU devices and a JAX that refuses silent broadcasting; pyproject.toml turns warnings into errors."""
 
 import os
 from pathlib import Path

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax.checkpoint import Checkpoints, read_model_description, save_model
+from kdjax.checkpoint import Checkpoints, describe, load_variables, save_model
 from kdjax.models import build_detector
 from kdjax.optim import make_optimizer
 from kdjax.state import init_state
@@ -30,16 +30,16 @@ def state(step: int, size: int = 3):
 
 
 def test_the_newest_and_the_best_are_kept_across_restarts(tmp_path):
-    aps = {1: 10.0, 2: 30.0, 3: None, 4: 20.0}
+    aps = {1: 10.0, 2: 30.0, 3: float("nan"), 4: 20.0, 5: None}
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step, ap in aps.items():
-        checkpoints.save(state(step), None if ap is None else {"AP": ap})
+        checkpoints.save(state(step), ap)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, keep=1)
-    for step in (5, 6):
+    for step in (6, 7):
         checkpoints.save(state(step))
     checkpoints.close()
-    assert sorted(name for name in os.listdir(tmp_path) if name.isdigit()) == ["2", "6"]
+    assert sorted(name for name in os.listdir(tmp_path) if name.isdigit()) == ["2", "7"]
 
 
 def test_the_newest_state_comes_back_whole(tmp_path):
@@ -86,7 +86,24 @@ def test_saving_again_replaces_the_folder(trained, tmp_path):
     for _ in range(2):
         save_model(tmp_path / "student", variables, MODEL, CLASSES, (64, 64))
     assert os.listdir(tmp_path) == ["student"]
-    assert read_model_description(tmp_path / "student")["class_names"] == list(CLASSES)
+    assert describe(tmp_path / "student")["class_names"] == list(CLASSES)
+
+
+def test_variables_come_from_a_model_folder_or_from_one_step_of_the_checkpoints(trained, tmp_path):
+    folder, _, variables = trained
+    jax.tree.map(np.testing.assert_array_equal, load_variables(folder), variables)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(7))
+    found = load_variables(tmp_path / "7")
+    np.testing.assert_array_equal(found["params"]["head"]["kernel"], [7, 7, 7])
+    with pytest.raises(ValueError, match="holds no kdjax model"):
+        load_variables(tmp_path)
+
+
+def test_two_trainings_of_one_config_have_different_digests(trained, tmp_path):
+    folder, _, variables = trained
+    save_model(tmp_path / "other", jax.tree.map(lambda x: x + 1, variables), MODEL, CLASSES, (64, 64))
+    assert describe(folder)["sha256"] != describe(tmp_path / "other")["sha256"]
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
@@ -108,5 +125,5 @@ def test_arrays_of_another_model_are_refused(trained, tmp_path):
     description = json.loads((folder / "model.json").read_text())
     description["model"]["neck"]["channels"] = 16
     (folder / "model.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"not those of the model.*box_conv_0/bias is float32\[8\], wanted float32\[16\]"):
+    with pytest.raises(ValueError, match=r"not those of the model.*conv_0/bias is float32\[8\], wanted float32\[16\]"):
         kdjax.load_student(folder)

@@ -90,29 +90,64 @@ def test_comparing_later_trains_only_the_baseline_which_starts_as_the_student_di
 def test_another_config_in_the_same_workdir_is_refused_by_key(teacher, data_dir, tmp_path):
     config = tiny(ROOT / "configs" / "none.py", data_dir)
     config.teacher.optimizer.momentum = 0.8
-    with pytest.raises(UserError, match="stage.optimizer.momentum: 0.9 -> 0.8"):
+    with pytest.raises(UserError, match=r"stage.optimizer.momentum: 0.9 -> 0.8"):
         pipeline.run(config, with_teacher(teacher, tmp_path))
 
 
-def test_a_teacher_below_the_floor_stops_the_run_before_distillation(teacher, data_dir, tmp_path):
-    config = tiny(ROOT / "configs" / "mgd.py", data_dir)
+def test_a_teacher_below_the_floor_stops_the_run_before_distillation_until_the_floor_is_lowered(
+    teacher, data_dir, tmp_path
+):
+    config = tiny(ROOT / "configs" / "mimic.py", data_dir)
     workdir = with_teacher(teacher, tmp_path)
-    saved = workdir / "stages" / "teacher" / "config.json"
-    saved.write_text(saved.read_text().replace('"ap_floor": 0.0', '"ap_floor": 99.0'))
-    config.teacher.ap_floor = 99.0
-    with pytest.raises(UserError, match=r"'teacher' reached AP .* below config.teacher.ap_floor = 99"):
+    config.student.teacher_floor = 99.0
+    with pytest.raises(UserError, match=r"'teacher', reaches AP .* below config.student.teacher_floor = 99"):
         pipeline.run(config, workdir)
-    assert not (workdir / "stages" / "student").exists()
+    assert not (workdir / "stages" / "student" / "checkpoints").exists()
+    config.student.teacher_floor = 0.0
+    assert pipeline.run(config, workdir)["steps"] == 2
+
+
+def test_a_teacher_by_path_is_evaluated_too(teacher, data_dir, tmp_path, capsys):
+    config = tiny(ROOT / "configs" / "mimic.py", data_dir)
+    config.stages = ("student",)
+    config.student.teacher = str(teacher / "student")
+    summary = pipeline.run(config, tmp_path)
+    assert "[student] teacher: AP" in capsys.readouterr().out
+    assert summary["teacher"]["AP"] == json.loads((teacher / "summary.json").read_text())["student"]["AP"]
+
+
+def test_a_mistake_found_late_can_be_corrected_in_the_same_workdir(teacher, data_dir, tmp_path):
+    config = tiny(ROOT / "configs" / "mimic.py", data_dir)
+    workdir = with_teacher(teacher, tmp_path)
+    config.student.freeze = ("student/backbon",)
+    with pytest.raises(UserError, match="freeze has 'student/backbon'"):
+        pipeline.run(config, workdir)
+    config.student.freeze = ("student/backbone",)
+    assert pipeline.run(config, workdir)["steps"] == 2
+
+
+def test_a_student_of_another_teacher_is_not_taken_for_finished(teacher, data_dir, tmp_path):
+    config = tiny(ROOT / "configs" / "mimic.py", data_dir)
+    workdir = with_teacher(teacher, tmp_path)
+    pipeline.run(config, workdir)
+    shutil.rmtree(workdir / "stages" / "teacher")
+    config.teacher.optimizer.momentum = 0.8
+    with pytest.raises(UserError, match=r"stages/student holds .*from.teacher.stage.optimizer.momentum: 0.9 -> 0.8"):
+        pipeline.run(config, workdir)
+    assert not (workdir / "stages" / "teacher").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_words(teacher, data_dir, tmp_path):
     config = tiny(ROOT / "configs" / "none.py", data_dir)
     config.student.optimizer.update(learning_rate=1e30, warmup_steps=0, clip_norm=0.0)
     config.student.steps = 4
-    config.student.log_every = 1
-    with pytest.raises(NumericError, match="left the finite numbers before step .*learning_rate"):
+    config.student.checkpoint_every = 1
+    with pytest.raises(NumericError, match=r"left the finite numbers by step .*learning_rate"):
         pipeline.run(config, with_teacher(teacher, tmp_path))
     assert not (tmp_path / "stages" / "student" / "result.json").exists()
+    saved = [int(path.name) for path in (tmp_path / "stages" / "student" / "checkpoints").glob("[0-9]*")]
+    assert rows(tmp_path / "stages" / "student")[-1]["loss"] is None
+    assert max(saved, default=0) < rows(tmp_path / "stages" / "student")[-1]["step"]
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file"])

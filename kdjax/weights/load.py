@@ -31,7 +31,7 @@ class LoadReport(NamedTuple):
         for name in ("missing", "unexpected", "mismatched"):
             paths = getattr(self, name)
             if paths:
-                line += f"\n  {name}: {', '.join(paths[:5])}" + (f" and {len(paths) - 5} more" * (len(paths) > 5))
+                line += f"; {name}: {', '.join(paths[:5])}" + (f" and {len(paths) - 5} more" * (len(paths) > 5))
         return line
 
 
