@@ -1,0 +1,31 @@
+"""The README's commands and its Python are what they claim to be."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_loss_in_another_project_falls():
+    (example,) = (block for block in blocks("python") if "train_step" in block)
+    values: list[float] = []
+    watched = example + "    values.append(float(value))\n"
+    exec(compile(watched, "README.md", "exec"), {"values": values})
+    assert len(values) == 20
+    assert values[-1] < values[0]
+
+
+def test_every_config_is_listed_and_every_listed_one_exists():
+    listed = set(re.findall(r"^\| `(\w+\.py)` \|", README, re.MULTILINE))
+    assert listed == {path.name for path in (ROOT / "configs").glob("*.py")}
+
+
+def test_ci_runs_the_test_command():
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.endswith("pytest")]
+    assert len(commands) == 1
+    assert commands[0].startswith("python3 -m venv .venv && ")
