@@ -5,6 +5,7 @@ embedded data set ``shapes``.
 """
 
 import fnmatch
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -170,6 +171,28 @@ def with_variant(config: ConfigDict, name: str) -> ConfigDict:
     elif name != "shapes":
         raise UserError(f"There is no variant {name!r} of this config; choose shapes or tiny.")
     return config
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The config of a file ``path`` or ``path:variant``, before any override.
+
+    Raises:
+        UserError: there is no such file or variant, or the file fails.
+    """
+    path, *variant = spec.split(":", 1)
+    if not Path(path).is_file():
+        raise UserError(f"--config={spec} cannot be read: there is no file {path}.")
+    module_spec = importlib.util.spec_from_file_location("config", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={spec} is no Python file.")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        return module.get_config(*variant)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config={spec} fails with {type(error).__name__}: {error}") from error
 
 
 PARTS = ("backbone", "neck", "head")

@@ -5,7 +5,9 @@ single logical arrays replicated over the devices (never a stacked copy per devi
 them as they are, on any number of devices.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -16,6 +18,14 @@ AXIS = "devices"
 """Name of the mapped axis: what a module takes as ``axis_name`` inside a step."""
 
 Tree = TypeVar("Tree")
+
+_CACHE = Path.home() / ".cache" / "kdjax" / "xla"
+
+
+def cache_compilations() -> None:
+    """Lets a second start compile nothing anew; ``JAX_COMPILATION_CACHE_DIR`` moves the cache."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 
 
 def replicate(tree: Tree, devices: list[jax.Device] | None = None) -> Tree:

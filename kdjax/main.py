@@ -1,19 +1,18 @@
 """Trains a teacher and distils a student from it: ``python -m kdjax.main --config=configs/mgd.py``."""
 
 import difflib
-import importlib.util
 import itertools
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from kdjax import pipeline
-from kdjax.config import leaves, rule
+from kdjax.config import leaves, load_config, rule
+from kdjax.devices import cache_compilations
 from kdjax.errors import NumericError, UserError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -21,15 +20,11 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; runs/<name of the config> by default.")
 
-_CACHE = Path.home() / ".cache" / "kdjax" / "xla"
-
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stages of ``--config`` in ``--workdir``; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
-    # A second start compiles nothing anew; JAX_COMPILATION_CACHE_DIR moves the cache.
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+    cache_compilations()
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     try:
         pipeline.run(CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
@@ -51,28 +46,6 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise SystemExit(refuse(UserError(" ".join(str(error).split())))) from error
     except UserError as error:
         raise SystemExit(refuse(error)) from error
-
-
-def load_config(spec: str) -> ConfigDict:
-    """The config of a file ``path`` or ``path:variant``, before any override.
-
-    Raises:
-        UserError: there is no such file or variant, or the file fails.
-    """
-    path, *variant = spec.split(":", 1)
-    if not Path(path).is_file():
-        raise UserError(f"--config={spec} cannot be read: there is no file {path}.")
-    module_spec = importlib.util.spec_from_file_location("config", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"--config={spec} is no Python file.")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        return module.get_config(*variant)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"--config={spec} fails with {type(error).__name__}: {error}") from error
 
 
 def _check(argv: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Shared by the test processes, by the programs that tests start, and by the next run of the suite.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path.home() / ".cache" / "kdjax" / "tests")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest

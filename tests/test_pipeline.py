@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def tiny(path: Path, data_dir: Path):
-    _, config = load(path, "tiny")
+    config = load(path, "tiny")
     config.data.data_dir = str(data_dir)
     return config
 

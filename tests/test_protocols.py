@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 @pytest.fixture(scope="module")
 def maskd(tmp_path_factory, data_dir):
     """The config of MasKD, two steps of everything, and the stages of its run."""
-    _, config = load(CONFIGS / "maskd.py", "tiny")
+    config = load(CONFIGS / "maskd.py", "tiny")
     config.data.data_dir = str(data_dir)
     workdir = tmp_path_factory.mktemp("maskd")
     pipeline.run(config, workdir)
@@ -72,7 +72,7 @@ def test_a_method_that_needs_what_no_stage_gives_is_refused(maskd):
 
 
 def test_students_in_a_chain_are_compared_with_a_chain_of_baselines():
-    _, config = load(CONFIGS / "dfmsd.py", "tiny")
+    config = load(CONFIGS / "dfmsd.py", "tiny")
     extended, names = pipeline.add_baseline(config)
     assert names == ["baseline_first_student", "baseline"]
     assert extended.baseline.init == "baseline_first_student"
