@@ -172,13 +172,15 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
                     means = _means(recent)
                     recent = []
                     row = _report_progress(name, run, done, means, throughput)
-                    if evaluates:
+                    finite = all(map(math.isfinite, means.values()))
+                    if evaluates and finite:
                         with throughput.paused():
                             metrics, detections = evaluation(predict, state.student())
                         print(f"[{name}] step {done}: {_in_words(metrics)}", flush=True)
                         row["eval"] = metrics
                     writer.write(done, row)
-                    _check_finite(name, done, means)
+                    if not finite:
+                        raise _not_finite(name, done, means)
                     if saves:
                         checkpoints.save(state, ap=metrics["AP"] if evaluates else None)
                 elif done % _MOST_STEPS_IN_FLIGHT == 0:
@@ -507,14 +509,13 @@ def check_claim(config: ConfigDict, name: str, folder: Path) -> None:
         )
 
 
-def _check_finite(name: str, step: int, means: Mapping[str, float]) -> None:
+def _not_finite(name: str, step: int, means: Mapping[str, float]) -> NumericError:
     bad = [f"{key} {value}" for key, value in means.items() if not math.isfinite(value)]
-    if bad:
-        raise NumericError(
-            f"Stage {name!r} left the finite numbers by step {step} ({', '.join(bad)}): lower "
-            f"config.{name}.optimizer.learning_rate, or the weight of the first bad term in config.{name}.weights. "
-            "Earlier checkpoints are intact."
-        )
+    return NumericError(
+        f"Stage {name!r} left the finite numbers by step {step} ({', '.join(bad)}): lower "
+        f"config.{name}.optimizer.learning_rate, or the weight of the first bad term in config.{name}.weights. "
+        "Earlier checkpoints are intact."
+    )
 
 
 def _export(
