@@ -137,7 +137,7 @@ def base_config() -> ConfigDict:
             eval_batch_size=16,
             # Validation images drawn with their predictions into predictions.png.
             pictures=8,
-            teacher=base_stage(retinanet(depth=18, width=0.5)),
+            teacher=base_stage(retinanet(depth=18, width=0.375)),
             student=base_stage(retinanet(depth=18, width=0.125)),
         )
     )
