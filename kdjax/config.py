@@ -70,7 +70,7 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # The batch that steps and learning rate are quoted for: the rate scales linearly with batch_size, the
             # counts of steps inversely.
             base_batch=8,
-            steps=1000,
+            steps=700,
             # Parts that each device works its share of the batch through in.
             accumulate=1,
             # A section "method_optimizer" like this one gives what the method learns an optimiser of its own.
@@ -137,11 +137,11 @@ def base_config() -> ConfigDict:
             eval_batch_size=16,
             # Validation images drawn with their predictions into predictions.png.
             pictures=8,
-            teacher=base_stage(retinanet(depth=18, width=0.375)),
+            teacher=base_stage(retinanet(depth=18, width=0.5)),
             student=base_stage(retinanet(depth=18, width=0.125)),
         )
     )
-    config.teacher.steps = 1200
+    config.teacher.steps = 800
     config.student.teacher = "teacher"
     config.student.teacher_floor = 15.0
     return config
