@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from kdjax.checkpoint import describe
 from kdjax.config import check_config
+from kdjax.data.sources import open_source
 from kdjax.devices import parallel, replicate, split
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
@@ -27,7 +28,6 @@ from kdjax.train import Run, Teacher, build_run, init_jit
 from kdjax.types import Batch, Targets
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of each part, in turn.", lower_bound=1)
-_CLASSES = 80
 
 
 class Part(NamedTuple):
@@ -50,7 +50,9 @@ class Part(NamedTuple):
         return seconds
 
 
-def random_batch(batch_size: int, image_size: tuple[int, int], max_objects: int, seed: int = 0) -> Batch:
+def random_batch(
+    batch_size: int, image_size: tuple[int, int], max_objects: int, num_classes: int, seed: int = 0
+) -> Batch:
     """A batch of noise with a third of its object slots filled."""
     rng = np.random.default_rng(seed)
     height, width = image_size
@@ -60,7 +62,7 @@ def random_batch(batch_size: int, image_size: tuple[int, int], max_objects: int,
     valid = np.arange(max_objects) < max(1, max_objects // 3)
     targets = Targets(
         boxes=jnp.asarray(boxes, jnp.float32),
-        labels=jnp.asarray(rng.integers(0, _CLASSES, (batch_size, max_objects)), jnp.int32),
+        labels=jnp.asarray(rng.integers(0, num_classes, (batch_size, max_objects)), jnp.int32),
         valid=jnp.broadcast_to(valid, (batch_size, max_objects)),
         image_size=jnp.tile(jnp.array([image_size], jnp.int32), (batch_size, 1)),
     )
@@ -68,13 +70,12 @@ def random_batch(batch_size: int, image_size: tuple[int, int], max_objects: int,
     return Batch(images=images, targets=targets, index=jnp.arange(batch_size, dtype=jnp.int32))
 
 
-def compile_parts(config: ConfigDict) -> list[Part]:
+def compile_parts(config: ConfigDict, classes: int) -> list[Part]:
     """Compiles the plain student step and, where the last stage has a teacher, its forward pass and the whole step."""
     name = config.stages[-1]
     stage = config[name]
-    batch = split(
-        random_batch(stage.batch_size, config.data.image_size, config.data.max_objects), parts=stage.accumulate
-    )
+    batch = random_batch(stage.batch_size, config.data.image_size, config.data.max_objects, classes)
+    batch = split(batch, parts=stage.accumulate)
     key = replicate(jax.random.key(config.seed))
 
     def training(label: str, built: tuple[Run, TrainState]) -> Part:
@@ -84,11 +85,11 @@ def compile_parts(config: ConfigDict) -> list[Part]:
 
     plain = ConfigDict(config.to_dict())
     plain[name].method, plain[name].imitate_boxes = ConfigDict(dict(name="none")), False
-    parts = [training("student step", build_run(plain, name, _CLASSES, None, _as_it_is))]
+    parts = [training("student step", build_run(plain, name, classes, None, _as_it_is))]
     if not stage.teacher:
         return parts
     model = config[stage.teacher].model.to_dict() if stage.teacher in config else describe(stage.teacher)["model"]
-    module = build_detector(model, num_classes=_CLASSES, dtype=jnp.dtype(stage.dtype))
+    module = build_detector(model, num_classes=classes, dtype=jnp.dtype(stage.dtype))
     images = jnp.zeros((1, *config.data.image_size, 3))
     teacher = Teacher(module, replicate(init_jit(module.init)(jax.random.key(0), images)))
 
@@ -99,7 +100,7 @@ def compile_parts(config: ConfigDict) -> list[Part]:
     return [
         *parts,
         _compile("teacher forward", parallel(forward, in_axes=(None, 0), replicated=False), [teacher.variables, batch]),
-        training("distillation step", build_run(config, name, _CLASSES, teacher, _as_it_is)),
+        training("distillation step", build_run(config, name, classes, teacher, _as_it_is)),
     ]
 
 
@@ -120,9 +121,10 @@ def main(_: Sequence[str]) -> int:
     config = CONFIG.value
     try:
         check_config(config, devices=jax.local_device_count())
-        parts = compile_parts(config)
-    except UserError as error:
-        return refuse(error)
+        source = open_source(config.data.name, config.data.eval_split, config.data.data_dir or None)
+    except ValueError as error:
+        return refuse(UserError(str(error)))
+    parts = compile_parts(config, len(source.class_names))
     batch_size = config[config.stages[-1]].batch_size
     for part in parts:
         part.call()
