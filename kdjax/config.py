@@ -143,7 +143,7 @@ def base_config() -> ConfigDict:
     )
     config.teacher.steps = 800
     config.student.teacher = "teacher"
-    config.student.teacher_floor = 15.0
+    config.student.teacher_floor = 10.0
     return config
 
 

@@ -22,3 +22,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def data_dir(tmp_path_factory):
     """Where this process's tests prepare the embedded data set."""
     return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_functions():
+    """Files share none: kept for the whole session they would fill gigabytes, and slow down every later trace."""
+    yield
+    jax.clear_caches()
