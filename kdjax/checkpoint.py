@@ -1,11 +1,12 @@
 """Orbax behind one file: a run's checkpoints, and the trained model as a folder of its own."""
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,18 +155,25 @@ def load_method(folder: str | os.PathLike) -> dict[str, Any]:
 
 def _write(folder: Path, arrays: Mapping[str, Any], file: str, description: Mapping[str, Any]) -> None:
     """Writes a folder of arrays and the file that describes them, all at once."""
-    folder = Path(os.path.abspath(folder))
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(partial / ARRAYS_FOLDER, dict(arrays))
     # Two trainings of one config differ by it: whatever is learnt from these arrays is remembered with it.
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(arrays):
         digest.update(np.asarray(leaf).tobytes())
     description = {"kdjax": __version__, **description, "sha256": digest.hexdigest()}
-    (partial / file).write_text(json.dumps(description, indent=2) + "\n")
+    with replacing(folder) as partial:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / ARRAYS_FOLDER, dict(arrays))
+        (partial / file).write_text(json.dumps(description, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of ``folder`` at the end: it appears whole or not at all."""
+    folder = Path(os.path.abspath(folder))
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from kdjax.checkpoint import replacing
 from kdjax.config import check_config
 from kdjax.data.sources import open_source
 from kdjax.errors import UserError
@@ -55,7 +56,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         results[name] = train_stage(config, name, folder, finished)
         finished[name] = Finished(folder, results[name]["metrics"])
     summary = _summary(config, results)
-    _publish(finished[config.stages[-1]].model, workdir / "student")
+    with replacing(workdir / "student") as partial:
+        shutil.copytree(finished[config.stages[-1]].model, partial, dirs_exist_ok=True)
     write_json(workdir / "summary.json", summary)
     _draw(config, workdir, stages)
     print(_table(config, results))
@@ -120,15 +122,6 @@ def _table(config: ConfigDict, results: dict[str, dict[str, Any]]) -> str:
     rows = [row(name, name) for name in earlier]
     rows.append(row(student, f"{student} ({config[student].method.name})"))
     return summary_table(rows, row(BASELINE, f"{student} (none)") if BASELINE in results else None)
-
-
-def _publish(model: Path, folder: Path) -> None:
-    """Copies the student's model to its public place; it appears whole or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(model, partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 def _draw(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
