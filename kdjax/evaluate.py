@@ -132,7 +132,7 @@ def coco_metrics(source: Source, detections: Iterable[ImageDetections]) -> Metri
     image_ids: list[int] = []
     truth: list[dict[str, Any]] = []
     for i in range(len(source)):
-        image_id, boxes, labels, crowd, area = source[i][1:]
+        image_id, boxes, labels, crowd, area = source[i][1:6]
         image_ids.append(image_id)
         truth.extend(_annotations(image_id, boxes, labels, area=area, iscrowd=crowd.astype(int)))
 

@@ -15,6 +15,11 @@ from PIL import Image
 # tensorflow_datasets is imported where it is used: it is slow to import and talkative.
 
 
+Segmentation = list[list[float]] | dict[str, Any]
+"""The outline of one object as COCO files have it, in pixels of the image: polygons, each ``[x1, y1, x2, y2, ...]``, or
+a run-length encoding ``{"size": [height, width], "counts": [...] or "..."}``."""
+
+
 class Example(NamedTuple):
     """One annotated image with n objects."""
 
@@ -30,17 +35,33 @@ class Example(NamedTuple):
     """(n,) bool: the box holds a group of objects; evaluation ignores what is found there."""
     area: np.ndarray
     """(n,) float32: pixels of the object itself (COCO's size classes are made of it), not of its box."""
+    segmentation: tuple[Segmentation, ...] | None = None
+    """One for each object; None where the data set has none."""
 
 
 class Objects(NamedTuple):
-    """The n objects of one image."""
+    """The n objects of one image, which is not decoded for them: an :class:`Example` without its pixels."""
 
+    image_id: int
+    """As :class:`Example` has it."""
+    size: tuple[int, int]
+    """Height and width of the image in its file, in pixels."""
     boxes: np.ndarray
-    """(n, 4) float32, xyxy relative to the image's width and height."""
+    """(n, 4) float32, xyxy in pixels of the image in its file."""
     labels: np.ndarray
     """(n,) int32 in [0, classes)."""
     crowd: np.ndarray
-    """(n,) bool, as :class:`Example` has it."""
+    """(n,) bool."""
+    area: np.ndarray
+    """(n,) float32, pixels."""
+    segmentation: tuple[Segmentation, ...] | None = None
+    """One for each object; None where the data set has none."""
+
+    def in_image(self, image: np.ndarray) -> Example:
+        """The example that has these objects in the given pixels."""
+        fields = self._asdict()
+        del fields["size"]
+        return Example(image, **fields)
 
 
 class Source(Protocol):
@@ -55,7 +76,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def objects(self, index: int) -> Objects:
-        """The objects of an example, without its image, which need not be decoded."""
+        """The objects of an example, without decoding its image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,29 +92,27 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Example:
         record = self.records[index]
-        boxes, labels, crowd = self._objects(record)
         with Image.open(io.BytesIO(record["image"])) as file:
             image = np.asarray(file.convert("RGB"))
-        height, width = image.shape[:2]
-        return Example(
-            image=image,
-            image_id=int(record["image/id"]),
-            boxes=boxes * np.array([width, height, width, height], np.float32),
-            labels=labels,
-            crowd=crowd,
-            area=np.asarray(record["objects"]["area"], np.float32),
-        )
+        return self._objects(record, image.shape[:2]).in_image(image)
 
     def objects(self, index: int) -> Objects:
-        """The objects of an example, without decoding its image."""
-        return self._objects(self.records[index])
+        """The objects of an example; of its image only the header is read, for the size."""
+        record = self.records[index]
+        with Image.open(io.BytesIO(record["image"])) as file:
+            width, height = file.size
+        return self._objects(record, (height, width))
 
-    def _objects(self, record: Any) -> Objects:
-        objects = record["objects"]
+    def _objects(self, record: Any, size: tuple[int, int]) -> Objects:
+        objects, (height, width) = record["objects"], size
+        relative = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
         return Objects(
-            boxes=np.asarray(objects["bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]],
+            image_id=int(record["image/id"]),
+            size=size,
+            boxes=relative * np.array([width, height, width, height], np.float32),
             labels=np.asarray(objects["label"], np.int32),
             crowd=np.asarray(objects["is_crowd"], np.bool_),
+            area=np.asarray(objects["area"], np.float32),
         )
 
 

@@ -21,7 +21,8 @@ def class_statistics(source: Source) -> ClassStatistics:
     sizes, labels = [np.zeros((0, 2))], [np.zeros(0, np.int32)]
     for index in range(len(source)):
         objects = source.objects(index)
-        sizes.append((objects.boxes[:, 2:] - objects.boxes[:, :2])[~objects.crowd])
+        size = (objects.boxes[:, 2:] - objects.boxes[:, :2]) / np.array(objects.size[::-1], np.float32)
+        sizes.append(size[~objects.crowd])
         labels.append(objects.labels[~objects.crowd])
     size, label = np.concatenate(sizes), np.concatenate(labels)
     default = uniform_statistics(len(source.class_names))

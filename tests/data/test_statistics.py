@@ -20,7 +20,10 @@ class Listed:
 
     def objects(self, index):
         boxes, labels, crowd = self.rows[index]
-        return Objects(np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32), np.array(crowd, bool))
+        # Images of 50 x 200 pixels.
+        boxes = np.array(boxes, np.float32).reshape(-1, 4) * np.array([200, 50, 200, 50], np.float32)
+        area = np.zeros(len(boxes), np.float32)
+        return Objects(index, (50, 200), boxes, np.array(labels, np.int32), np.array(crowd, bool), area)
 
 
 def test_share_mean_and_deviation_of_each_class_without_crowds():
@@ -44,8 +47,8 @@ def test_objects_are_those_of_the_examples(data_dir):
     source = open_source("shapes/tiny", "validation", data_dir)
     for index in range(4):
         example, objects = source[index], source.objects(index)
-        height, width = example.image.shape[:2]
-        scale = np.array([width, height, width, height], np.float32)
-        np.testing.assert_allclose(objects.boxes * scale, example.boxes)
-        np.testing.assert_array_equal(objects.labels, example.labels)
-        np.testing.assert_array_equal(objects.crowd, example.crowd)
+        assert objects.size == example.image.shape[:2]
+        assert objects.image_id == example.image_id
+        assert objects.segmentation is example.segmentation is None
+        for name in ("boxes", "labels", "crowd", "area"):
+            np.testing.assert_array_equal(getattr(objects, name), getattr(example, name))
