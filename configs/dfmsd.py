@@ -21,7 +21,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     config.first_teacher = base_stage(retinanet(depth=34, width=0.25))
     config.first_teacher.steps = config.teacher.steps // 2
     # A quarter of the task loss at the start, which is 1.5.
-    config.student.weights.dfmsd = 0.15
+    config.student.loss_weights.dfmsd = 0.15
     config.student.steps //= 2
     config.first_student = ConfigDict(config.student.to_dict())
     config.first_student.teacher = "first_teacher"

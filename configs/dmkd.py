@@ -18,6 +18,6 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     config = base_config()
     config.student.method = method_config("dmkd")
     # What was best for MGD, whose term has the same size.
-    config.student.weights.dmkd = 5e-4
+    config.student.loss_weights.dmkd = 5e-4
     config.student.inherit = ("neck", "head")
     return with_variant(config, variant)

@@ -28,6 +28,6 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         clip_norm=0.01,
     )
     # A quarter of the task loss at the start, which is 1.5.
-    config.student.weights.icd = 0.2
+    config.student.loss_weights.icd = 0.2
     config.student.inherit = ("neck", "head")
     return with_variant(config, variant)

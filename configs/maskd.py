@@ -23,7 +23,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     config.tokens.freeze = ("student",)
     config.tokens.method = method_config("maskd_tokens")
     # The teacher's own loss, on features without masks, moves nothing.
-    config.tokens.weights.cls = config.tokens.weights.box = 0.0
+    config.tokens.loss_weights.cls = config.tokens.loss_weights.box = 0.0
     # Few images and short tokens: the dice loss has fallen from 5 to 1 by then, and the teacher still detects.
     config.tokens.steps = 200
     config.tokens.optimizer.update(
@@ -41,6 +41,6 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     config.student.method_init = "tokens"
     config.student.imitate_boxes = True
     # A quarter of the task loss at the start, which is 1.5; features are stronger here than on COCO.
-    config.student.weights.maskd = 0.008
+    config.student.loss_weights.maskd = 0.008
     config.student.inherit = ("neck", "head")
     return with_variant(config, variant)

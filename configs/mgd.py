@@ -18,6 +18,6 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """MGD on the embedded data; ``configs/mgd.py:tiny`` takes two steps of everything."""
     config = base_config()
     config.student.method = method_config("mgd")
-    config.student.weights.mgd = 5e-4
+    config.student.loss_weights.mgd = 5e-4
     config.student.inherit = ("neck", "head")
     return with_variant(config, variant)

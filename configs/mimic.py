@@ -12,6 +12,6 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """Feature imitation on the embedded data; ``configs/mimic.py:tiny`` takes two steps of everything."""
     config = base_config()
     config.student.method = ConfigDict(dict(name="mimic"))
-    config.student.weights.mimic = 1.0
+    config.student.loss_weights.mimic = 1.0
     config.student.inherit = ("neck", "head")
     return with_variant(config, variant)

@@ -18,11 +18,24 @@ def pairwise_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:
 
     Pairs whose union is empty have IoU 0, never NaN.
     """
-    corner = jnp.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
-    opposite = jnp.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
-    intersection = area(jnp.concatenate([corner, opposite], axis=-1))
+    intersection = _intersection(boxes, others)
     union = area(boxes)[..., :, None] + area(others)[..., None, :] - intersection
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+
+
+def pairwise_coverage(boxes: jax.Array, others: jax.Array) -> jax.Array:
+    """The share of each box that lies in each other one: (..., A, 4) and (..., B, 4) to (..., A, B).
+
+    Intersection over the area of ``boxes`` ("IoF"); 0 for empty ones.
+    """
+    own = area(boxes)[..., :, None]
+    return jnp.where(own > 0, _intersection(boxes, others) / jnp.where(own > 0, own, 1), 0)
+
+
+def _intersection(boxes: jax.Array, others: jax.Array) -> jax.Array:
+    corner = jnp.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
+    opposite = jnp.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
+    return area(jnp.concatenate([corner, opposite], axis=-1))
 
 
 def clip(boxes: jax.Array, image_size: jax.Array) -> jax.Array:

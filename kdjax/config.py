@@ -62,7 +62,7 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # Also learn the teacher's box regression, map by map: the term "box_imitation", beside any method.
             imitate_boxes=False,
             # Weight of each loss term by name; 1 where absent.
-            weights=dict(cls=1.0, box=1.0),
+            loss_weights=dict(cls=1.0, box=1.0),
             # Parameter paths that do not move, such as ("student/backbone/conv1",).
             freeze=(),
             # Images of one step on all devices together.
@@ -283,7 +283,7 @@ RULES: dict[str, Rule] = {
     "*.method.enhance": _choice("ratio", "objects"),
     "*.method.eta": _number(0),
     "*.method.alignment": _choice("norm", "separate"),
-    "*.weights.*": _number(0),
+    "*.loss_weights.*": _number(0),
     "*.batch_size": _whole(1),
     "*.base_batch": _whole(1),
     "*.steps": _whole(1),
@@ -383,10 +383,10 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
             f"each cannot share evenly; it must be a multiple of {share}."
         )
     terms = (*model.terms, *term_names(method, model.terms), *(["box_imitation"] * stage.imitate_boxes))
-    for term in stage.weights:
+    for term in stage.loss_weights:
         if term not in terms:
             raise UserError(
-                f"config.{name}.weights has the term {term!r}, but this stage's loss has: {', '.join(terms)}."
+                f"config.{name}.loss_weights has the term {term!r}, but this stage's loss has: {', '.join(terms)}."
             )
     for field, kind in (("init", "model"), ("teacher", "model"), ("method_init", "method")):
         origin = stage[field]

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from kdjax.state import TrainState, Variables
-from kdjax.types import Batch, Features, Terms
+from kdjax.types import Batch, Features, Sampling, Terms
+
+# Folded into the keys of images that a detector samples its proposals by, so that methods draw other numbers.
+_SAMPLING = 2**31 - 1
 
 
 def image_keys(key: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
@@ -38,7 +41,7 @@ def distill_loss(
     student: nn.Module,
     teacher: nn.Module | None,
     method: nn.Module,
-    weights: Mapping[str, float],
+    loss_weights: Mapping[str, float],
     imitate_boxes: bool = False,
 ) -> tuple[jax.Array, tuple[Terms, Any]]:
     """Loss of one device's images: the student's own terms and the method's, each unweighted by name.
@@ -50,26 +53,30 @@ def distill_loss(
         the weighted total (float32 scalar), and (metrics, new batch statistics).
     """
     targets = batch["targets"]
-    images = student.preprocess(batch["images"], targets.image_size)
+    size = targets.image_size
+    sampling = Sampling(targets, jax.vmap(jax.random.fold_in, (0, None))(keys, _SAMPLING))
+    images = student.preprocess(batch["images"], size)
     variables = {"params": params["student"], "batch_stats": batch_stats}
-    (features, predictions), updates = student.apply(variables, images, train=True, mutable=["batch_stats"])
+    (features, predictions), updates = student.apply(
+        variables, images, size, train=True, sampling=sampling, mutable=["batch_stats"]
+    )
     terms = student.loss(predictions, targets)
     teacher_features: Features = {}
     if teacher is not None:
-        images = teacher.preprocess(batch["images"], targets.image_size)
+        images = teacher.preprocess(batch["images"], size)
         run_teacher: Callable[..., Any] = functools.partial(teacher.apply, teacher_variables or {})
         teacher_features = jax.lax.stop_gradient(run_teacher(images, method="features"))
         if imitate_boxes:
-            teacher_predictions = run_teacher(teacher_features, method="heads")
-            terms["box_imitation"] = student.imitate_boxes(predictions, teacher_predictions, targets)
+            theirs = run_teacher(teacher_features, predictions, size, method="regress")
+            terms["box_imitation"] = student.imitate_boxes(predictions, theirs, targets)
 
     def task(other: Features) -> Terms:
         judge = jax.lax.stop_gradient(variables)
-        return student.loss(student.apply(judge, other, method="heads"), targets)
+        return student.loss(student.apply(judge, other, size, sampling, method="heads"), targets)
 
     learnt = {"params": params["method"]}
     terms |= method.apply(learnt, features, teacher_features, targets, keys=keys, step=step, task=task)
-    total, weighted = weighted_sum(terms, weights)
+    total, weighted = weighted_sum(terms, loss_weights)
     metrics = {"loss": total}
     metrics |= {f"raw/{name}": value for name, value in terms.items()}
     metrics |= {f"loss/{name}": value for name, value in weighted.items()}
@@ -120,7 +127,7 @@ def distill_step(
     teacher: nn.Module | None,
     method: nn.Module,
     optimizer: optax.GradientTransformation,
-    weights: Mapping[str, float],
+    loss_weights: Mapping[str, float],
     imitate_boxes: bool = False,
     axis_name: str | None = None,
     accumulate: int = 1,
@@ -138,7 +145,7 @@ def distill_step(
         teacher: detector that teaches, or None to train without one.
         method: module of ``kdjax.methods``.
         optimizer: of the tree {"student", "method"}.
-        weights: weight of each loss term by name, 1 where absent.
+        loss_weights: weight of each loss term by name, 1 where absent.
         imitate_boxes: whether the student's head imitates the teacher's box regression.
         axis_name: mapped axis over which losses and gradients are averaged; None on a single device.
         accumulate: number of parts the batch is worked through in; divides N / devices.
@@ -152,7 +159,12 @@ def distill_step(
 
     def loss(*arguments: Any) -> Any:
         return distill_loss(
-            *arguments, student=student, teacher=teacher, method=method, weights=weights, imitate_boxes=imitate_boxes
+            *arguments,
+            student=student,
+            teacher=teacher,
+            method=method,
+            loss_weights=loss_weights,
+            imitate_boxes=imitate_boxes,
         )
 
     value_and_grad = accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)

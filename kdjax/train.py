@@ -44,7 +44,7 @@ from kdjax.models import build_detector
 from kdjax.optim import by_part, make_optimizer, make_schedule, paths, trained_norm, under
 from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
 from kdjax.state import TrainState, Variables, init_state
-from kdjax.types import Features, Targets
+from kdjax.types import Features, Sampling, Targets
 from kdjax.weights import LoadReport, inherit, load_into
 
 # Forced CPU devices abort when too many steps are in flight.
@@ -309,7 +309,7 @@ def build_run(
         teacher=teacher and teacher.module,
         method=method,
         optimizer=optimizer,
-        weights=stage.weights.to_dict(),
+        loss_weights=stage.loss_weights.to_dict(),
         imitate_boxes=stage.imitate_boxes,
         axis_name=AXIS,
         accumulate=stage.accumulate,
@@ -422,8 +422,11 @@ def _try_imitation(student: nn.Module, teacher: nn.Module, images: jax.Array) ->
     modules = [module.clone(axis_name=None) for module in (student, teacher)]
 
     def imitate() -> jax.Array:
-        (_, ours), (_, theirs) = (module.init_with_output(jax.random.key(0), images)[0] for module in modules)
-        return modules[0].imitate_boxes(ours, theirs, _no_targets(images))
+        targets, key = _no_targets(images), jax.random.key(0)
+        ours = modules[0].init_with_output(key, images, sampling=Sampling(targets, key[None]))[0][1]
+        features = modules[1].init_with_output(key, images, method="features")[0]
+        theirs = modules[1].init_with_output(key, features, ours, targets.image_size, method="regress")[0]
+        return modules[0].imitate_boxes(ours, theirs, targets)
 
     jax.eval_shape(imitate)
 
@@ -513,7 +516,7 @@ def _not_finite(name: str, step: int, means: Mapping[str, float]) -> NumericErro
     bad = [f"{key} {value}" for key, value in means.items() if not math.isfinite(value)]
     return NumericError(
         f"Stage {name!r} left the finite numbers by step {step} ({', '.join(bad)}): lower "
-        f"config.{name}.optimizer.learning_rate, or the weight of the first bad term in config.{name}.weights. "
+        f"config.{name}.optimizer.learning_rate, or the weight of the first bad term in config.{name}.loss_weights. "
         "Earlier checkpoints are intact."
     )
 

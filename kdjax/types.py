@@ -20,6 +20,18 @@ Task = Callable[[Features], Terms]
 """The student's heads and loss as a judge of other features: it gives them a gradient, but none to the heads."""
 
 
+class Masks(NamedTuple):
+    """The masks of M objects in each of N images, every one on an S x S grid of its own."""
+
+    grid: jax.Array
+    """(N, M, S, S) bool: which cells the object covers; False everywhere where not valid."""
+    frame: jax.Array
+    """(N, M, 4) float32: the region that the grid cuts into S x S equal cells, xyxy in pixels of the padded image.
+
+    It begins at the object's first pixel. A cell is one pixel where the object fits into S pixels along that axis, and
+    larger where it does not; nothing of the object is outside."""
+
+
 class Targets(NamedTuple):
     """Ground truth of a batch of N images with room for M objects each."""
 
@@ -31,6 +43,18 @@ class Targets(NamedTuple):
     """(N, M) bool: True for real objects, False for empty slots."""
     image_size: jax.Array
     """(N, 2) int32: height and width of the image inside the padded array, in pixels."""
+    crowd: jax.Array | None = None
+    """(N, M) bool: slots of ``boxes`` with a region to ignore, which holds a group of objects; they are not valid."""
+    masks: Masks | None = None
+    """Where detectors learn masks: those of the boxes."""
+
+
+class Sampling(NamedTuple):
+    """What a two-stage detector samples the proposals of a training step by."""
+
+    targets: Targets
+    keys: jax.Array
+    """(N,) PRNG keys, one for each image."""
 
 
 class Detections(NamedTuple):
@@ -44,6 +68,8 @@ class Detections(NamedTuple):
     """(N, D) int32 in [0, classes)."""
     valid: jax.Array
     """(N, D) bool: False for empty slots."""
+    masks: jax.Array | None = None
+    """(N, D, S, S) float32 in [0, 1], of detectors that find masks: the box cut into S x S equal cells."""
 
 
 class Batch(TypedDict):

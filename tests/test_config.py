@@ -37,7 +37,7 @@ MISTAKES = [
     ("student.optimizer.milestones", (0.5, 1.5), "between 0 and 1"),
     ("student.dtype", "float16", "one of float32, bfloat16"),
     ("student.ema_decay", 1.0, "at least 0 and below 1"),
-    ("student.weights.mgd", -1.0, "at least 0"),
+    ("student.loss_weights.mgd", -1.0, "at least 0"),
     ("student.inherit", ("neck", 3), "a tuple of texts"),
     ("data.image_size", (128,), "a pair of whole numbers"),
     ("student.teacher_floor", 101.0, "at most 100"),
@@ -54,7 +54,7 @@ MISTAKES = [
     ("student.teacher", "/no/such/folder", "that exists"),
     ("seed", 2**40, "2**32"),
     ("stages", (), "at least one stage"),
-    ("student.weights.mdg", 1.0, "cls, box, mgd"),
+    ("student.loss_weights.mdg", 1.0, "cls, box, mgd"),
     ("student.method.ratio", 0.5, "not a key"),
     ("sede", 1, "not a key"),
 ]

@@ -57,7 +57,7 @@ def run(
             teacher=teacher,
             method=method,
             optimizer=optimizer,
-            weights=WEIGHTS,
+            loss_weights=WEIGHTS,
             axis_name=AXIS,
             accumulate=accumulate,
             ema_decay=ema,

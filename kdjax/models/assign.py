@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kdjax.boxes import pairwise_iou
+from kdjax.boxes import pairwise_coverage, pairwise_iou
 
 
 class Assignment(NamedTuple):
@@ -25,6 +25,7 @@ def assign_by_iou(
     valid: jax.Array,
     inside: jax.Array,
     *,
+    crowd: jax.Array | None = None,
     positive_iou: float = 0.5,
     negative_iou: float = 0.4,
     claim: bool = True,
@@ -33,13 +34,14 @@ def assign_by_iou(
 
     An anchor is positive where its best IoU with an object is at least ``positive_iou`` and negative where it is below
     ``negative_iou``. Besides, every object makes its best anchors positive, all of them where they tie, however low
-    the IoU, if it is above zero.
+    the IoU, if it is above zero. An anchor that would be negative and lies by more than half in a crowd is ignored.
 
     Args:
         anchors: (A, 4) xyxy.
         boxes: (M, 4) xyxy.
         valid: (M,) bool: which of the boxes are objects; the others have no influence.
         inside: (A,) bool: which of the anchors take part; the others are ignored and serve as no object's best.
+        crowd: (M,) bool or None: which of the boxes are regions to ignore; they are not valid.
         positive_iou: in [0, 1].
         negative_iou: in [0, positive_iou].
         claim: whether an object's best anchor learns that object, the last of them if there are several (MMDetection's
@@ -60,4 +62,7 @@ def assign_by_iou(
     if claim:
         last = jnp.max(jnp.where(served, jnp.arange(boxes.shape[0], dtype=jnp.int32)[None], -1), axis=1)
         matched = jnp.where(last >= 0, last, matched)
-    return Assignment(matched=matched, positive=positive, negative=inside & ~positive & (best < negative_iou))
+    negative = inside & ~positive & (best < negative_iou)
+    if crowd is not None:
+        negative &= ~jnp.any(crowd[None] & (pairwise_coverage(anchors, boxes) > 0.5), axis=1)
+    return Assignment(matched=matched, positive=positive, negative=negative)

@@ -17,7 +17,7 @@ from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
 from kdjax.models.assign import assign_by_iou
 from kdjax.models.nms import nms
 from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
-from kdjax.types import Detections, Features, Targets, Terms, stride
+from kdjax.types import Detections, Features, Sampling, Targets, Terms, stride
 
 NORMS = ("", "group")
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
@@ -159,18 +159,27 @@ class RetinaNet(nn.Module):
         """Normalised images (N, H, W, 3) to the neck's pyramid; ``train`` updates the batch norm unless frozen."""
         return self.neck(self.backbone(images, train=train and not self.frozen_norm))
 
-    def heads(self, features: Features) -> RetinaNetPredictions:
-        """The neck's pyramid to predictions."""
+    def heads(
+        self, features: Features, image_size: jax.Array | None = None, sampling: Sampling | None = None
+    ) -> RetinaNetPredictions:
+        """The neck's pyramid to predictions; the rest is for detectors with proposals."""
+        del image_size, sampling
         return self.head(features)
 
-    def __call__(self, images: jax.Array, train: bool = False) -> tuple[Features, RetinaNetPredictions]:
+    def __call__(
+        self,
+        images: jax.Array,
+        image_size: jax.Array | None = None,
+        train: bool = False,
+        sampling: Sampling | None = None,
+    ) -> tuple[Features, RetinaNetPredictions]:
         """Normalised images (N, H, W, 3) to the pyramid and the predictions."""
         features = self.features(images, train)
-        return features, self.heads(features)
+        return features, self.heads(features, image_size, sampling)
 
     def detect(self, images: jax.Array, image_size: jax.Array) -> Detections:
         """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to detections: everything that inference is."""
-        _, predictions = self(self.preprocess(images, image_size))
+        _, predictions = self(self.preprocess(images, image_size), image_size)
         return self.decode(predictions, image_size)
 
     @nn.nowrap
@@ -180,17 +189,23 @@ class RetinaNet(nn.Module):
         Both are sums divided by the number of positive anchors. In the convention of MMDetection that is the number in
         the global batch, an image without any counting as one; the mean over devices of what each returns is the
         global loss. In torchvision's each image is divided by its own number, and images are averaged. Anchors centred
-        in the padding take no part.
+        in the padding take no part, nor do those that would be negative in a crowd.
         """
         logits = _join(predictions.logits, self.num_classes)
         deltas = _join(predictions.deltas, 4)
         anchors = jnp.concatenate(list(self._anchors(predictions).values()))
 
-        def assign(boxes: jax.Array, valid: jax.Array, image_size: jax.Array) -> tuple[jax.Array, ...]:
-            inside = centres_inside(anchors, image_size)
-            return assign_by_iou(anchors, boxes, valid, inside, claim=self.convention == "mmdet")
+        def assign(targets: Targets) -> tuple[jax.Array, ...]:
+            return assign_by_iou(
+                anchors,
+                targets.boxes,
+                targets.valid,
+                centres_inside(anchors, targets.image_size),
+                crowd=targets.crowd,
+                claim=self.convention == "mmdet",
+            )
 
-        matched, positive, negative = jax.vmap(assign)(targets.boxes, targets.valid, targets.image_size)
+        matched, positive, negative = jax.vmap(assign)(targets._replace(masks=None))
         labels = jnp.take_along_axis(targets.labels, matched, axis=1)
         matched_boxes = jnp.take_along_axis(targets.boxes, matched[..., None], axis=1)
 
@@ -214,8 +229,15 @@ class RetinaNet(nn.Module):
             total = jax.lax.pmean(total, self.axis_name)
         return {"cls": jnp.sum(cls_sum) / total, "box": jnp.sum(box_sum) / total}
 
+    def regress(
+        self, features: Features, predictions: Any, image_size: jax.Array | None = None
+    ) -> RetinaNetPredictions:
+        """What a student's :meth:`imitate_boxes` imitates: this head's predictions, whatever the student predicts."""
+        del predictions
+        return self.heads(features, image_size)
+
     @nn.nowrap
-    def imitate_boxes(self, predictions: RetinaNetPredictions, teacher: Any, targets: Targets) -> jax.Array:
+    def imitate_boxes(self, predictions: RetinaNetPredictions, theirs: Any, targets: Targets) -> jax.Array:
         """Smooth L1 (beta 1) between the box-regression maps of this detector and of a teacher, a float32 scalar.
 
         MasKD's configs for RetinaNet have such a term, of weight 1. That each level is averaged over its valid
@@ -223,13 +245,13 @@ class RetinaNet(nn.Module):
 
         Args:
             predictions: of this detector.
-            teacher: the teacher's predictions for the same images; they get no gradient.
+            theirs: the teacher's :meth:`regress` for the same images; it gets no gradient.
             targets: what the images show; their sizes tell images from padding.
 
         Raises:
             ValueError: if the two heads have no maps that can be compared.
         """
-        theirs = teacher.deltas if isinstance(teacher, RetinaNetPredictions) else {}
+        theirs = theirs.deltas if isinstance(theirs, RetinaNetPredictions) else {}
         ours = predictions.deltas
         levels = [level for level in _ordered(ours) if level in theirs]
         if not levels or any(ours[level].shape != theirs[level].shape for level in levels):

@@ -104,7 +104,7 @@ def test_the_token_stage_moves_tokens_alone():
             teacher=None,
             method=method,
             optimizer=optimizer,
-            weights={"cls": 0.0, "box": 0.0},
+            loss_weights={"cls": 0.0, "box": 0.0},
         )
     )
     first = state = init_state(variables, learnt, optimizer)
