@@ -1,10 +1,11 @@
-"""ResNet (He et al., 2016) as a feature extractor, with the arithmetic of PyTorch's.
+"""ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017) as feature extractors, with the arithmetic of PyTorch's.
 
 Convolutions and pooling pad symmetrically, as PyTorch does and XLA's "SAME" does not for stride 2, so that imported
-weights give identical features. Bottlenecks stride in their 3x3 convolution ("ResNet v1.5", the style of torchvision).
+weights give identical features.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,13 +22,14 @@ class BasicBlock(nn.Module):
 
     channels: int
     stride: int
+    epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """The block's output; ``train`` as in :class:`ResNet`."""
-        conv, norm = _parts(self.axis_name, self.dtype, train)
+        conv, norm = _parts(self.epsilon, self.axis_name, self.dtype, train)
         y = conv(self.channels, (3, 3), self.stride, padding=1, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
         y = conv(self.channels, (3, 3), padding=1, name="conv2")(y)
@@ -43,16 +45,22 @@ class Bottleneck(nn.Module):
 
     channels: int
     stride: int
+    style: str = "pytorch"
+    groups: int = 1
+    base_width: int = 64
+    epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """The block's output; ``train`` as in :class:`ResNet`."""
-        conv, norm = _parts(self.axis_name, self.dtype, train)
-        y = conv(self.channels, (1, 1), padding=0, name="conv1")(x)
+        conv, norm = _parts(self.epsilon, self.axis_name, self.dtype, train)
+        inner = self.channels * self.base_width // 64 * self.groups
+        strides = (1, self.stride) if self.style == "pytorch" else (self.stride, 1)
+        y = conv(inner, (1, 1), strides[0], padding=0, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
-        y = conv(self.channels, (3, 3), self.stride, padding=1, name="conv2")(y)
+        y = conv(inner, (3, 3), strides[1], padding=1, feature_group_count=self.groups, name="conv2")(y)
         y = nn.relu(norm(name="bn2")(y))
         y = conv(4 * self.channels, (1, 1), padding=0, name="conv3")(y)
         y = norm(name="bn3")(y)
@@ -70,6 +78,9 @@ LAYERS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
 }
 """Depth to the kind of block and the number of blocks in each of the four layers."""
 
+STYLES = ("pytorch", "caffe")
+"""Where a bottleneck strides."""
+
 
 class ResNet(nn.Module):
     """Images to the maps of the four layers.
@@ -77,12 +88,22 @@ class ResNet(nn.Module):
     Attributes:
         depth: 18, 34, 50 or 101.
         width: factor on every number of channels, which are rounded to a multiple of 8.
+        style: where bottlenecks stride: "pytorch" in the 3x3 convolution ("ResNet v1.5": torchvision, timm, most of
+            MMDetection), "caffe" in the first 1x1 (the paper; Detectron2 and MMDetection's ``caffe`` configs).
+        groups: of the 3x3 convolutions of bottlenecks; ResNeXt-101 64x4d is depth 101, groups 64, base_width 4.
+        base_width: channels of a group in the first layer where ``groups`` is above 1; the 3x3 convolution of a block
+            of C channels has ``int(C * base_width / 64) * groups``.
+        epsilon: added to variances by batch norm. torchvision's published COCO_V1 detectors need 0.
         axis_name: mapped axis over which batch norm averages its statistics in training; None outside of one.
         dtype: of the computation; parameters and statistics are float32.
     """
 
     depth: int = 50
     width: float = 1.0
+    style: str = "pytorch"
+    groups: int = 1
+    base_width: int = 64
+    epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
@@ -91,6 +112,20 @@ class ResNet(nn.Module):
             raise ValueError(f"ResNet has no depth {self.depth}; choose one of {sorted(LAYERS)}.")
         if not 0 < self.width < float("inf"):
             raise ValueError(f"The width factor of a ResNet is a positive number, not {self.width}.")
+        if self.style not in STYLES:
+            raise ValueError(f"The style of a ResNet is one of {', '.join(STYLES)}, not {self.style!r}.")
+        if not 0 <= self.epsilon < float("inf"):
+            raise ValueError(f"The epsilon of a ResNet's batch norm is a number of at least 0, not {self.epsilon}.")
+        if LAYERS[self.depth][0] is BasicBlock and (self.style, self.groups, self.base_width) != ("pytorch", 1, 64):
+            raise ValueError(
+                f"A ResNet of depth {self.depth} has no bottlenecks, which style, groups and base_width are about; "
+                "leave them out, or choose depth 50 or 101."
+            )
+        if min(self.groups, self.base_width) < 1 or self._channels(64) * self.base_width < 64:
+            raise ValueError(
+                f"groups={self.groups}, base_width={self.base_width} and width={self.width} leave the 3x3 convolutions "
+                "of a ResNet's first layer no channels; each group needs at least one."
+            )
         super().__post_init__()
 
     @nn.compact
@@ -100,19 +135,21 @@ class ResNet(nn.Module):
         ``train`` normalises with the batch's statistics and updates the running ones (PyTorch's momentum 0.1, but the
         biased variance, as is Flax's custom); otherwise the running statistics are used and left alone.
         """
-        block, repeats = LAYERS[self.depth]
-        conv, norm = _parts(self.axis_name, self.dtype, train)
+        kind, repeats = LAYERS[self.depth]
+        shared: dict[str, Any] = {"epsilon": self.epsilon, "axis_name": self.axis_name, "dtype": self.dtype}
+        if kind is Bottleneck:
+            shared |= {"style": self.style, "groups": self.groups, "base_width": self.base_width}
+        conv, norm = _parts(self.epsilon, self.axis_name, self.dtype, train)
         x = conv(self._channels(64), (7, 7), 2, padding=3, name="conv1")(images)
         x = nn.relu(norm(name="bn1")(x))
         x = max_pool(x)
         maps = {}
         for layer, count in enumerate(repeats, start=1):
             for index in range(count):
-                x = block(
+                x = kind(
                     channels=self._channels(32 * 2**layer),
                     stride=2 if layer > 1 and index == 0 else 1,
-                    axis_name=self.axis_name,
-                    dtype=self.dtype,
+                    **shared,
                     name=f"layer{layer}_{index}",
                 )(x, train)
             maps[f"c{layer + 1}"] = x
@@ -139,10 +176,12 @@ def max_pool(x: jax.Array) -> jax.Array:
     return x
 
 
-def _parts(axis_name: str | None, dtype: Dtype, train: bool) -> tuple[functools.partial, functools.partial]:
+def _parts(
+    epsilon: float, axis_name: str | None, dtype: Dtype, train: bool
+) -> tuple[functools.partial, functools.partial]:
     """The convolution and the batch norm that every layer of a ResNet is made of."""
     conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_he, dtype=dtype)
     norm = functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=axis_name, dtype=dtype
+        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=epsilon, axis_name=axis_name, dtype=dtype
     )
     return conv, norm

@@ -1,13 +1,14 @@
-"""ResNet: torchvision's parameter counts, PyTorch's padding, and batch norm in its three modes."""
+"""ResNet: torchvision's parameter counts, PyTorch's padding and groups, and batch norm in its three modes."""
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.models.resnet import BasicBlock, ResNet, max_pool
+from kdjax.models.resnet import BasicBlock, Bottleneck, ResNet, max_pool
 
 # Published parameter counts of torchvision's models, less those of the classifier (C * 1000 + 1000).
 COUNTS = {
@@ -15,6 +16,13 @@ COUNTS = {
     34: 21_797_672 - 513_000,
     50: 25_557_032 - 2_049_000,
     101: 44_549_160 - 2_049_000,
+}
+
+# Likewise, by depth, groups and base width.
+RESNEXT_COUNTS = {
+    (50, 32, 4): 25_028_904 - 2_049_000,
+    (101, 32, 8): 88_791_336 - 2_049_000,
+    (101, 64, 4): 83_455_272 - 2_049_000,
 }
 
 
@@ -33,6 +41,14 @@ def test_has_torchvisions_number_of_parameters(depth):
         "c4": (1, 5, 9, 256 * factor),
         "c5": (1, 3, 5, 512 * factor),
     }
+
+
+@pytest.mark.parametrize("variant", RESNEXT_COUNTS, ids=lambda variant: "-".join(map(str, variant)))
+def test_resnext_has_torchvisions_number_of_parameters(variant):
+    depth, groups, base_width = variant
+    module = ResNet(depth, groups=groups, base_width=base_width)
+    _, variables = shapes(module, jnp.zeros((1, 32, 32, 3)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == RESNEXT_COUNTS[variant]
 
 
 def test_width_rounds_to_multiples_of_eight():
@@ -80,6 +96,45 @@ def test_strided_block_pads_as_pytorch_does():
     np.testing.assert_allclose(block.apply(variables, x), np.maximum(y, 0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("style", ["pytorch", "caffe"])
+def test_bottleneck_strides_where_its_style_says_and_convolves_in_groups(style):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 6, 8)).astype(np.float32)
+    block = Bottleneck(channels=16, stride=2, style=style, groups=2, base_width=8, epsilon=0.5)
+    variables = block.init(jax.random.key(0), x)
+    kernels = {name: np.asarray(layer["kernel"]) for name, layer in variables["params"].items() if "kernel" in layer}
+    # int(16 * 8 / 64) * 2 channels inside, in two groups of two.
+    assert {name: kernel.shape for name, kernel in kernels.items()} == {
+        "conv1": (1, 1, 8, 4),
+        "conv2": (3, 3, 2, 4),
+        "conv3": (1, 1, 4, 64),
+        "downsample_conv": (1, 1, 8, 64),
+    }
+    norm = 1 / np.sqrt(1 + 0.5)
+    strides = {"pytorch": (1, 2), "caffe": (2, 1)}[style]
+    y = np.maximum(convolve(x, kernels["conv1"], strides[0]) * norm, 0)
+    halves = [convolve(y[..., i : i + 2], kernels["conv2"][..., i : i + 2], strides[1]) for i in (0, 2)]
+    y = np.maximum(np.concatenate(halves, axis=-1) * norm, 0)
+    y = convolve(y, kernels["conv3"], 1) * norm + convolve(x, kernels["downsample_conv"], 2) * norm
+    np.testing.assert_allclose(block.apply(variables, x), np.maximum(y, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_fields_reach_every_block():
+    parts = []
+
+    def note(call, args, kwargs, context):
+        parts.append(context.module)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        shapes(ResNet(50, style="caffe", groups=2, base_width=32, epsilon=0.5), jnp.zeros((1, 32, 32, 3)))
+    assert {part.epsilon for part in parts if isinstance(part, nn.BatchNorm)} == {0.5}
+    in_groups = [part for part in parts if isinstance(part, nn.Conv) and part.feature_group_count == 2]
+    assert [part.name for part in in_groups] == ["conv2"] * 16
+    strided = [part.name for part in parts if isinstance(part, nn.Conv) and part.strides == 2]
+    assert strided == ["conv1"] + ["conv1", "downsample_conv"] * 3
+
+
 @functools.cache
 def tiny():
     block = BasicBlock(channels=3, stride=1)
@@ -116,7 +171,18 @@ def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize(("fields", "sentence"), [({"depth": 20}, "no depth 20"), ({"width": 0.0}, "positive number")])
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"depth": 20}, "no depth 20"),
+        ({"width": 0.0}, "positive number"),
+        ({"style": "tensorflow"}, "one of pytorch, caffe, not 'tensorflow'"),
+        ({"epsilon": float("nan")}, "at least 0, not nan"),
+        ({"depth": 18, "groups": 32}, "depth 18 has no bottlenecks"),
+        ({"groups": 0}, "groups=0"),
+        ({"groups": 32, "base_width": 4, "width": 0.125}, "no channels"),
+    ],
+)
 def test_refuses_what_it_cannot_build(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         ResNet(**fields)
