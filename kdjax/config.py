@@ -46,6 +46,10 @@ def base_stage(model: ConfigDict) -> ConfigDict:
     return ConfigDict(
         dict(
             model=model,
+            # File of a PyTorch detector's weights, or of a backbone's alone, to start from; "" for none.
+            weights="",
+            # Where that file is from: torchvision, mmdet, detectron2 or timm.
+            source="",
             # "" trains from scratch; the name of an earlier stage, or the path of a model folder or of one step of a
             # run's checkpoints, starts from it.
             init="",
@@ -59,6 +63,8 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # Name of an earlier stage, or path of its folder "method": the parts of the method that were learnt there
             # are taken over and stay as they are.
             method_init="",
+            # Levels of the pyramids that the method sees, such as ("p2", "p3"); () for all.
+            levels=(),
             # Also learn the teacher's box regression, map by map: the term "box_imitation", beside any method.
             imitate_boxes=False,
             # Weight of each loss term by name; 1 where absent.
@@ -70,6 +76,7 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # The batch that steps and learning rate are quoted for: the rate scales linearly with batch_size, the
             # counts of steps inversely.
             base_batch=8,
+            # 0 takes over the weights as they are: evaluated, and ready to teach.
             steps=700,
             # Parts that each device works its share of the batch through in.
             accumulate=1,
@@ -195,6 +202,9 @@ def load_config(spec: str) -> ConfigDict:
         raise UserError(f"--config={spec} fails with {type(error).__name__}: {error}") from error
 
 
+SOURCES = ("torchvision", "mmdet", "detectron2", "timm")
+"""Whose files of weights are understood."""
+
 PARTS = ("backbone", "neck", "head")
 """What every detector is made of, and what a student may inherit."""
 
@@ -255,11 +265,14 @@ RULES: dict[str, Rule] = {
     "data.max_objects": _whole(1),
     "data.flip": _number(0, 1),
     "data.threads": _whole(1),
+    "*.weights": _TEXT,
+    "*.source": _choice("", *SOURCES),
     "*.init": _TEXT,
     "*.init_strict": _FLAG,
     "*.teacher": _TEXT,
     "*.method_init": _TEXT,
     "*.inherit": _NAMES,
+    "*.levels": _tuple_of(str, "levels, such as ('p3', 'p4')"),
     "*.imitate_boxes": _FLAG,
     "*.freeze": _NAMES,
     "*.method.name": _choice(*METHODS),
@@ -286,7 +299,7 @@ RULES: dict[str, Rule] = {
     "*.loss_weights.*": _number(0),
     "*.batch_size": _whole(1),
     "*.base_batch": _whole(1),
-    "*.steps": _whole(1),
+    "*.steps": _whole(0),
     "*.accumulate": _whole(1),
     "*optimizer.name": _choice(*OPTIMIZERS),
     "*optimizer.learning_rate": _number(0, above=True),
@@ -395,6 +408,17 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
                 f"config.{name}.{field} is {origin!r}; it must be empty, the path of a {kind} folder that exists (with "
                 f"a slash, such as ./{kind}), or an earlier stage ({', '.join(earlier) or 'there is none'})."
             )
+    if stage.weights and not stage.source:
+        raise UserError(
+            f"config.{name}.source is empty, but config.{name}.weights names a file: say where it is from, one of "
+            f"{', '.join(SOURCES)}."
+        )
+    if stage.weights and not Path(stage.weights).is_file():
+        raise UserError(f"config.{name}.weights is {stage.weights!r}, but there is no such file; give its path.")
+    if stage.weights and stage.init:
+        raise UserError(f"config.{name} has both weights and init; a stage starts from one of them.")
+    if not stage.steps and not (stage.weights or stage.init):
+        raise UserError(f"config.{name}.steps is 0, which takes over weights: give config.{name}.weights or init.")
     for part in stage.inherit:
         if part not in PARTS:
             raise UserError(f"config.{name}.inherit has {part!r}; the parts of a detector are {', '.join(PARTS)}.")

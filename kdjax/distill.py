@@ -1,7 +1,7 @@
 """The distillation step: pure, written for one device, mapped over devices by ``kdjax.devices.parallel``."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +30,11 @@ def weighted_sum(terms: Terms, weights: Mapping[str, float]) -> tuple[jax.Array,
     return sum(weighted.values(), jnp.zeros(())), weighted
 
 
+def select_levels(features: Features, levels: Collection[str]) -> Features:
+    """The pyramid's ``levels``, those that it has; all of them where none is named."""
+    return {level: x for level, x in features.items() if not levels or level in levels}
+
+
 def distill_loss(
     params: dict[str, Any],
     batch_stats: Any,
@@ -42,6 +47,7 @@ def distill_loss(
     teacher: nn.Module | None,
     method: nn.Module,
     loss_weights: Mapping[str, float],
+    levels: Collection[str] = (),
     imitate_boxes: bool = False,
 ) -> tuple[jax.Array, tuple[Terms, Any]]:
     """Loss of one device's images: the student's own terms and the method's, each unweighted by name.
@@ -71,11 +77,13 @@ def distill_loss(
             terms["box_imitation"] = student.imitate_boxes(predictions, theirs, targets)
 
     def task(other: Features) -> Terms:
-        judge = jax.lax.stop_gradient(variables)
+        judge, unchanged = jax.lax.stop_gradient((variables, features))
+        other = {**unchanged, **other}
         return student.loss(student.apply(judge, other, size, sampling, method="heads"), targets)
 
     learnt = {"params": params["method"]}
-    terms |= method.apply(learnt, features, teacher_features, targets, keys=keys, step=step, task=task)
+    seen = select_levels(features, levels), select_levels(teacher_features, levels)
+    terms |= method.apply(learnt, *seen, targets, keys=keys, step=step, task=task)
     total, weighted = weighted_sum(terms, loss_weights)
     metrics = {"loss": total}
     metrics |= {f"raw/{name}": value for name, value in terms.items()}
@@ -128,6 +136,7 @@ def distill_step(
     method: nn.Module,
     optimizer: optax.GradientTransformation,
     loss_weights: Mapping[str, float],
+    levels: Collection[str] = (),
     imitate_boxes: bool = False,
     axis_name: str | None = None,
     accumulate: int = 1,
@@ -146,6 +155,7 @@ def distill_step(
         method: module of ``kdjax.methods``.
         optimizer: of the tree {"student", "method"}.
         loss_weights: weight of each loss term by name, 1 where absent.
+        levels: of the pyramids that the method sees; all where none is named.
         imitate_boxes: whether the student's head imitates the teacher's box regression.
         axis_name: mapped axis over which losses and gradients are averaged; None on a single device.
         accumulate: number of parts the batch is worked through in; divides N / devices.
@@ -164,6 +174,7 @@ def distill_step(
             teacher=teacher,
             method=method,
             loss_weights=loss_weights,
+            levels=levels,
             imitate_boxes=imitate_boxes,
         )
 

@@ -6,6 +6,7 @@ images that are drawn) and ``result.json``.
 """
 
 import functools
+import hashlib
 import json
 import math
 import time
@@ -34,7 +35,7 @@ from kdjax.data.batches import train_batches
 from kdjax.data.sources import Source, open_source
 from kdjax.data.statistics import class_statistics
 from kdjax.devices import AXIS, parallel, replicate, split
-from kdjax.distill import distill_step
+from kdjax.distill import distill_step, select_levels
 from kdjax.errors import NumericError, UserError
 from kdjax.evaluate import ImageDetections, Metrics, evaluate, make_predict
 from kdjax.losses import ClassStatistics, uniform_statistics
@@ -140,16 +141,20 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
             state = _refusing(checkpoints.restore, state)
             print(f"[{name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
         first = int(state.step)
-        batches = _refusing(
-            train_batches,
-            train_source,
-            batch_size=stage.batch_size,
-            image_size=config.data.image_size,
-            max_objects=config.data.max_objects,
-            seed=config.seed,
-            first_step=first,
-            flip=config.data.flip,
-            num_threads=config.data.threads,
+        batches = (
+            iter(())
+            if first == steps
+            else _refusing(
+                train_batches,
+                train_source,
+                batch_size=stage.batch_size,
+                image_size=config.data.image_size,
+                max_objects=config.data.max_objects,
+                seed=config.seed,
+                first_step=first,
+                flip=config.data.flip,
+                num_threads=config.data.threads,
+            )
         )
         teacher_variables = run.teacher and replicate(run.teacher.variables)
         key = replicate(jax.random.key(config.seed))
@@ -281,9 +286,9 @@ def build_run(
     key = jax.random.key(config.seed)
     images = jnp.zeros((1, *config.data.image_size, 3))
     variables = start(init_jit(student.clone(axis_name=None).init)(key, images))
-    features, taught = _pyramid(student, images), {}
+    features, taught = select_levels(_pyramid(student, images), stage.levels), {}
     if "teacher" in method.needs and teacher:
-        taught = _pyramid(teacher.module, images)
+        taught = select_levels(_pyramid(teacher.module, images), stage.levels)
         print(f"[{name}] {_refusing(describe_pairs, features, taught)}", flush=True)
     if stage.imitate_boxes and teacher:
         _refusing(_try_imitation, student, teacher.module, images)
@@ -310,6 +315,7 @@ def build_run(
         method=method,
         optimizer=optimizer,
         loss_weights=stage.loss_weights.to_dict(),
+        levels=stage.levels,
         imitate_boxes=stage.imitate_boxes,
         axis_name=AXIS,
         accumulate=stage.accumulate,
@@ -336,7 +342,7 @@ def _optimizer(stage: ConfigDict, section: str) -> tuple[optax.Schedule, optax.G
     learning_rate = make_schedule(
         options.schedule,
         schedule.learning_rate,
-        schedule.steps,
+        max(schedule.steps, 1),
         milestones=options.milestones,
         final_factor=options.final_factor,
         warmup_steps=schedule.warmup_steps,
@@ -492,6 +498,9 @@ def identity(config: ConfigDict, name: str) -> dict[str, Any]:
     }
     section = {key: value for key, value in stage.to_dict().items() if key not in _WITHOUT_EFFECT}
     data = {key: value for key, value in config.data.to_dict().items() if key not in _WITHOUT_EFFECT}
+    if stage.weights:
+        with open(stage.weights, "rb") as file:
+            sources["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
     return json.loads(json.dumps({"seed": config.seed, "data": data, "stage": section, "from": sources}))
 
 
