@@ -19,7 +19,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     config = base_config()
     config.stages = ("first_teacher", "teacher", "first_student", "student")
     config.first_teacher = base_stage(retinanet(depth=34, width=0.25))
-    config.first_teacher.steps = config.teacher.steps // 2
+    config.first_teacher.steps = config.teacher.steps
     # A quarter of the task loss at the start, which is 1.5.
     config.student.loss_weights.dfmsd = 0.15
     config.student.steps //= 2

@@ -29,8 +29,11 @@ def test_every_key_has_a_rule():
 MISTAKES = [
     ("student.optimizer.learning_rate", float("nan"), "a number above 0"),
     ("student.optimizer.learning_rate", -1.0, "a number above 0"),
-    ("student.steps", 0, "a whole number of at least 1"),
-    ("student.steps", True, "a whole number of at least 1"),
+    ("student.steps", 0, "give config.student.weights or init"),
+    ("student.steps", -1, "a whole number of at least 0"),
+    ("student.weights", "no/such.pth", "config.student.source is empty"),
+    ("student.source", "keras", "torchvision, mmdet, detectron2, timm"),
+    ("student.steps", True, "a whole number of at least 0"),
     ("student.method.mask_ratio", 1.5, "at least 0 and at most 1"),
     ("student.method.name", "mdg", "one of none, mimic, mgd"),
     ("student.optimizer.schedule", "linear", "one of step, cosine, constant"),
