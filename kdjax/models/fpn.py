@@ -1,4 +1,4 @@
-"""The feature pyramid network (Lin et al., 2017) with the extra levels of RetinaNet."""
+"""The feature pyramid network (Lin et al., 2017) with the levels that detectors add to it."""
 
 import flax.linen as nn
 import jax
@@ -9,8 +9,8 @@ from kdjax.types import Features
 
 _init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
-EXTRA_FROM = ("c5", "p5")
-"""What the first level above P5 may be made of."""
+EXTRA_FROM = ("c5", "p5", "pool")
+"""What the levels above P5 may be made of."""
 
 
 class FPN(nn.Module):
@@ -19,8 +19,10 @@ class FPN(nn.Module):
     Attributes:
         channels: of every level of the pyramid.
         min_level: finest level, 2 to 5.
-        max_level: coarsest level, at least 5; levels above 5 are made by strided convolutions.
-        extra_from: what P6 is made of: "c5" (RetinaNet's paper, MMDetection) or "p5" (torchvision, FCOS).
+        max_level: coarsest level, at least 5.
+        extra_from: what P6 is made of: a strided convolution of "c5" (RetinaNet's paper, MMDetection) or of "p5"
+            (torchvision, FCOS), as are the levels above it of the level below; or by "pool", where each level above P5
+            is every second position of the level below, without parameters (Faster R-CNN).
         extra_relu: whether P7 is made of relu(P6) (the paper, torchvision) or of P6 (MMDetection's RetinaNet).
         dtype: of the computation; parameters are float32.
     """
@@ -62,6 +64,9 @@ class FPN(nn.Module):
         }
         x = maps["c5"] if self.extra_from == "c5" else pyramid["p5"]
         for level in range(6, self.max_level + 1):
+            if self.extra_from == "pool":
+                x = pyramid[f"p{level}"] = x[:, ::2, ::2]
+                continue
             if level > 6 and self.extra_relu:
                 x = nn.relu(x)
             x = pyramid[f"p{level}"] = conv(3, 2, f"extra_p{level}")(x)

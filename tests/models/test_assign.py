@@ -7,7 +7,7 @@ import pytest
 
 from kdjax.models.assign import assign_by_iou
 
-assign = jax.jit(assign_by_iou, static_argnames=("positive_iou", "negative_iou", "claim"))
+assign = jax.jit(assign_by_iou, static_argnames=("positive_iou", "negative_iou", "best_iou", "claim"))
 
 # Over the object 0..10, strips from the left: a strip of width w has IoU w / 10.
 STRIPS = np.array([[0, 0, width, 10] for width in (9, 5, 4.5, 4, 3.9, 0)], np.float32)
@@ -36,6 +36,17 @@ def test_an_object_keeps_its_best_anchor_however_low():
 def test_all_of_an_objects_equally_good_anchors_are_positive():
     _, positive, _ = run([[0, 0, 3, 10], [7, 0, 10, 10], [0, 0, 2, 10]], OBJECT)
     assert positive == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("best_iou", "expected"), [(0.25, [True, True]), (0.35, [False, True]), (None, [False, False])]
+)
+def test_an_objects_best_anchor_may_need_some_overlap(best_iou, expected):
+    # Each of two objects has one anchor, of IoU 0.3 and of 0.4.
+    anchors = [[0, 0, 3, 10], [20, 0, 24, 10]]
+    _, positive, negative = run(anchors, [[0, 0, 10, 10], [20, 0, 30, 10]], best_iou=best_iou, negative_iou=0.5)
+    assert positive == expected
+    assert negative == [not x for x in expected]
 
 
 def test_an_object_that_nothing_overlaps_makes_nothing_positive():

@@ -70,6 +70,14 @@ def test_what_every_level_is_made_of(extra_from, extra_relu):
     np.testing.assert_allclose(features["p7"], p7[:, ::2, ::2], rtol=1e-5, atol=1e-5)
 
 
+def test_pooled_levels_are_every_second_position_of_the_level_below():
+    neck = FPN(channels=8, min_level=5, max_level=7, extra_from="pool")
+    features, variables = jax.jit(neck.init_with_output)(jax.random.key(0), MAPS)
+    assert set(variables["params"]) == {"lateral_c5", "output_p5"}
+    np.testing.assert_array_equal(features["p6"], features["p5"][:, ::2, ::2])
+    np.testing.assert_array_equal(features["p7"], features["p6"][:, ::2, ::2])
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
