@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from kdjax.boxes import area
 
 _EMPTY = 1e-7
-"""Added to the areas that :func:`giou_loss` divides by, as torchvision does."""
+"""Added to the areas that :func:`iou_loss` and :func:`giou_loss` divide by, as torchvision does."""
 
 
 def sigmoid_focal_loss(logits: jax.Array, targets: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
@@ -53,17 +53,34 @@ def smooth_l1_loss(predictions: jax.Array, targets: jax.Array, *, beta: float = 
     return jnp.where(difference < beta, 0.5 * difference**2 / beta, difference - 0.5 * beta)
 
 
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """``-t log(p) - (1 - t) log(1 - p)`` with ``p = sigmoid(logit)``: (...) and (...) in [0, 1] to (...) float32."""
+    logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
+    return jax.nn.softplus(logits) - logits * targets
+
+
+def iou_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """``-log(IoU)`` of xyxy boxes: (..., 4) and (..., 4) to (...) float32 (Yu et al., UnitBox, equation 1).
+
+    IoUs below 1e-6 count as 1e-6, as in MMDetection: the loss and its gradient are finite.
+    """
+    intersection, union, _ = _overlap(predictions, targets)
+    return -jnp.log(jnp.maximum(intersection / (union + _EMPTY), 1e-6))
+
+
 def giou_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """``1 - GIoU`` of xyxy boxes: (..., 4) and (..., 4) to (...) float32 in [0, 2] (Rezatofighi et al., algorithm 1).
 
     ``GIoU = I / U - (C - U) / C``: intersection, union and the smallest enclosing box.
     """
-    predictions, targets = predictions.astype(jnp.float32), targets.astype(jnp.float32)
-    corner = jnp.maximum(predictions[..., :2], targets[..., :2])
-    opposite = jnp.minimum(predictions[..., 2:], targets[..., 2:])
-    intersection = area(jnp.concatenate([corner, opposite], axis=-1))
-    union = area(predictions) + area(targets) - intersection
-    corner = jnp.minimum(predictions[..., :2], targets[..., :2])
-    opposite = jnp.maximum(predictions[..., 2:], targets[..., 2:])
-    hull = area(jnp.concatenate([corner, opposite], axis=-1))
+    intersection, union, hull = _overlap(predictions, targets)
     return 1.0 - intersection / (union + _EMPTY) + (hull - union) / (hull + _EMPTY)
+
+
+def _overlap(boxes: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The areas, in float32, of the intersection, the union and the smallest enclosing box of (..., 4) and (..., 4)."""
+    boxes, others = boxes.astype(jnp.float32), others.astype(jnp.float32)
+    inner = jnp.maximum(boxes[..., :2], others[..., :2]), jnp.minimum(boxes[..., 2:], others[..., 2:])
+    outer = jnp.minimum(boxes[..., :2], others[..., :2]), jnp.maximum(boxes[..., 2:], others[..., 2:])
+    intersection, hull = (area(jnp.concatenate(corners, axis=-1)) for corners in (inner, outer))
+    return intersection, area(boxes) + area(others) - intersection, hull

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kdjax.losses.detection import binary_cross_entropy
 from kdjax.losses.features import squared_error
 from kdjax.losses.reduce import masked_mean
 from kdjax.types import Targets
@@ -267,9 +268,7 @@ def instance_confidence_loss(logits: jax.Array, queries: Queries, *, axis_name: 
     Returns:
         A float32 scalar.
     """
-    logits = logits.astype(jnp.float32)
-    entropy = jax.nn.softplus(logits) - logits * queries.real
-    return masked_mean(entropy, queries.valid, axis_name=axis_name)
+    return masked_mean(binary_cross_entropy(logits, queries.real), queries.valid, axis_name=axis_name)
 
 
 def instance_localization_loss(outputs: jax.Array, queries: Queries, *, axis_name: str | None = None) -> jax.Array:

@@ -42,3 +42,20 @@ def masked_mean(
     if axis_name is not None:
         count = jax.lax.pmean(count, axis_name)
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
+
+
+def mean_count(count: jax.Array, axis_name: str | None = None, *, least: float = 1.0) -> jax.Array:
+    """What a sum over this device's entries is divided by, so that the mean over devices is the global quotient.
+
+    Args:
+        count: a scalar of this device: a number of entries, or the sum of their weights.
+        axis_name: mapped axis over which it is averaged; None outside of one.
+        least: what the global count is at least.
+
+    Returns:
+        A float32 scalar: the mean over devices, equal on all of them.
+    """
+    count = count.astype(jnp.float32)
+    if axis_name is None:
+        return jnp.maximum(count, least)
+    return jnp.maximum(jax.lax.pmean(count, axis_name), least / jax.lax.psum(1, axis_name))

@@ -8,13 +8,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from kdjax.models.fcos import FCOS
 from kdjax.models.fpn import FPN
 from kdjax.models.resnet import ResNet
 from kdjax.models.retinanet import RetinaNet
 
-__all__ = ["DETECTORS", "FPN", "ResNet", "RetinaNet", "build_detector"]
+__all__ = ["DETECTORS", "FCOS", "FPN", "ResNet", "RetinaNet", "build_detector"]
 
-DETECTORS: dict[str, type[nn.Module]] = {"retinanet": RetinaNet}
+DETECTORS: dict[str, type[nn.Module]] = {"retinanet": RetinaNet, "fcos": FCOS}
 
 _COMMON = ("pixel_mean", "pixel_std", "frozen_norm")
 _GIVEN = ("backbone", "neck", "num_classes", "axis_name", "dtype", "parent", "name")

@@ -1,7 +1,5 @@
 """RetinaNet (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
 
-import functools
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -10,16 +8,26 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from kdjax import boxes
-from kdjax.losses.detection import giou_loss, l1_loss, sigmoid_focal_loss, smooth_l1_loss
-from kdjax.losses.features import valid_positions
-from kdjax.losses.reduce import masked_mean, masked_sum
+from kdjax.losses.detection import giou_loss, l1_loss, smooth_l1_loss
+from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
-from kdjax.models.assign import assign_by_iou
-from kdjax.models.nms import nms
+from kdjax.models.assign import Assignment, assign_by_iou
+from kdjax.models.dense import (
+    NORMS,
+    Candidates,
+    best_pairs,
+    conv3x3,
+    focal_sums,
+    imitate_maps,
+    join,
+    ordered,
+    prior_bias,
+    suppress,
+    tower,
+)
 from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
-from kdjax.types import Detections, Features, Sampling, Targets, Terms, stride
+from kdjax.types import Detections, Features, Sampling, Targets, Terms
 
-NORMS = ("", "group")
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
 
 
@@ -39,7 +47,7 @@ class RetinaNetHead(nn.Module):
         num_classes: number of classes, without a background.
         anchors: number of anchors at a location.
         convs: convolutions in each tower before the last one.
-        norm: "" or "group", group normalisation after each of them, of at most 32 groups of at least 8 channels.
+        norm: "" or "group", see :func:`kdjax.models.dense.tower`.
         prior: probability that every classifier starts with.
         dtype: of the computation; parameters are float32.
     """
@@ -54,28 +62,17 @@ class RetinaNetHead(nn.Module):
     @nn.compact
     def __call__(self, features: Features) -> RetinaNetPredictions:
         """{"p3": (N, H, W, C), ...} to the predictions at every location."""
-        channels = next(iter(features.values())).shape[-1]
-        conv = functools.partial(
-            nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype
+        cls, box = (
+            tower(features, kind, convs=self.convs, norm=self.norm, bias=not self.norm, dtype=self.dtype)
+            for kind in ("cls", "box")
         )
-
-        def tower(kind: str, features: Features) -> Features:
-            for index in range(self.convs):
-                layer = conv(channels, use_bias=not self.norm, name=f"{kind}_conv_{index}")
-                features = {level: layer(x) for level, x in features.items()}
-                if self.norm:
-                    groups = math.gcd(32, max(1, channels // 8))
-                    norm = nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=f"{kind}_norm_{index}")
-                    features = {level: norm(x) for level, x in features.items()}
-                features = {level: nn.relu(x) for level, x in features.items()}
-            return features
-
-        bias = nn.initializers.constant(-math.log((1 - self.prior) / self.prior))
-        logits = conv(self.anchors * self.num_classes, bias_init=bias, name="cls_logits")
-        deltas = conv(self.anchors * 4, name="box_deltas")
+        logits = conv3x3(
+            self.anchors * self.num_classes, bias_init=prior_bias(self.prior), dtype=self.dtype, name="cls_logits"
+        )
+        deltas = conv3x3(self.anchors * 4, dtype=self.dtype, name="box_deltas")
         return RetinaNetPredictions(
-            logits={level: logits(x) for level, x in tower("cls", features).items()},
-            deltas={level: deltas(x) for level, x in tower("box", features).items()},
+            logits={level: logits(x) for level, x in cls.items()},
+            deltas={level: deltas(x) for level, x in box.items()},
         )
 
 
@@ -191,11 +188,11 @@ class RetinaNet(nn.Module):
         global loss. In torchvision's each image is divided by its own number, and images are averaged. Anchors centred
         in the padding take no part, nor do those that would be negative in a crowd.
         """
-        logits = _join(predictions.logits, self.num_classes)
-        deltas = _join(predictions.deltas, 4)
+        logits = join(predictions.logits, self.num_classes)
+        deltas = join(predictions.deltas, 4)
         anchors = jnp.concatenate(list(self._anchors(predictions).values()))
 
-        def assign(targets: Targets) -> tuple[jax.Array, ...]:
+        def assign(targets: Targets) -> Assignment:
             return assign_by_iou(
                 anchors,
                 targets.boxes,
@@ -205,13 +202,11 @@ class RetinaNet(nn.Module):
                 claim=self.convention == "mmdet",
             )
 
-        matched, positive, negative = jax.vmap(assign)(targets._replace(masks=None))
+        assignment = jax.vmap(assign)(targets._replace(masks=None))
+        matched, positive = assignment.matched, assignment.positive
         labels = jnp.take_along_axis(targets.labels, matched, axis=1)
         matched_boxes = jnp.take_along_axis(targets.boxes, matched[..., None], axis=1)
-
-        is_class = positive[..., None] & (labels[..., None] == jnp.arange(self.num_classes)[None, None])
-        focal = sigmoid_focal_loss(logits, is_class)
-        cls_sum = masked_sum(focal, (positive | negative)[..., None], axis=(1, 2))
+        cls_sum = focal_sums(logits, labels, assignment)
 
         anchors = anchors[None]
         if self.box_loss == "giou":
@@ -224,9 +219,7 @@ class RetinaNet(nn.Module):
         count = jnp.maximum(jnp.sum(positive, axis=1).astype(jnp.float32), 1.0)
         if self.convention == "torchvision":
             return {"cls": jnp.mean(cls_sum / count), "box": jnp.mean(box_sum / count)}
-        total = jnp.sum(count)
-        if self.axis_name is not None:
-            total = jax.lax.pmean(total, self.axis_name)
+        total = mean_count(jnp.sum(count), self.axis_name)
         return {"cls": jnp.sum(cls_sum) / total, "box": jnp.sum(box_sum) / total}
 
     def regress(
@@ -238,37 +231,25 @@ class RetinaNet(nn.Module):
 
     @nn.nowrap
     def imitate_boxes(self, predictions: RetinaNetPredictions, theirs: Any, targets: Targets) -> jax.Array:
-        """Smooth L1 (beta 1) between the box-regression maps of this detector and of a teacher, a float32 scalar.
+        """The distance of the box-regression maps of this detector and of a teacher, a float32 scalar.
 
-        MasKD's configs for RetinaNet have such a term, of weight 1. That each level is averaged over its valid
-        positions and the common levels are summed is our reconstruction.
+        See :func:`kdjax.models.dense.imitate_maps`.
 
         Args:
             predictions: of this detector.
             theirs: the teacher's :meth:`regress` for the same images; it gets no gradient.
-            targets: what the images show; their sizes tell images from padding.
+            targets: what the images show.
 
         Raises:
             ValueError: if the two heads have no maps that can be compared.
         """
-        theirs = theirs.deltas if isinstance(theirs, RetinaNetPredictions) else {}
-        ours = predictions.deltas
-        levels = [level for level in _ordered(ours) if level in theirs]
-        if not levels or any(ours[level].shape != theirs[level].shape for level in levels):
-            shapes = (
-                ", ".join(f"{level} {maps[level].shape[1:]}" for level in maps) or "none" for maps in (ours, theirs)
-            )
-            raise ValueError(
-                "Box regression can be imitated where both detectors are RetinaNets with equal anchors and grids, but "
-                "the student's maps are {} and the teacher's {}.".format(*shapes)
-            )
-        loss = jnp.zeros(())
-        for level in levels:
-            height, width = ours[level].shape[1:3]
-            where = valid_positions(targets.image_size, (height, width), stride(level))[..., None]
-            error = smooth_l1_loss(ours[level], jax.lax.stop_gradient(theirs[level]), beta=1.0)
-            loss += masked_mean(error, where, axis_name=self.axis_name)
-        return loss
+        return imitate_maps(
+            predictions.deltas,
+            theirs.deltas if isinstance(theirs, RetinaNetPredictions) else {},
+            targets,
+            kind="RetinaNets with equal anchors and grids",
+            axis_name=self.axis_name,
+        )
 
     @nn.nowrap
     def decode(self, predictions: RetinaNetPredictions, image_size: jax.Array) -> Detections:
@@ -280,25 +261,18 @@ class RetinaNet(nn.Module):
         """
         found = []
         for level, anchors in self._anchors(predictions).items():
-            logits = _join({level: predictions.logits[level]}, self.num_classes)
-            deltas = _join({level: predictions.deltas[level]}, 4)
+            # Ranked after the sigmoid, as the originals do: in float32 its large values are equal.
+            scores = jax.nn.sigmoid(join({level: predictions.logits[level]}, self.num_classes))
+            deltas = join({level: predictions.deltas[level]}, 4)
             inside = jax.vmap(centres_inside, (None, 0))(anchors, image_size)
-            logits = jnp.where(inside[..., None], logits, -jnp.inf)
-            best, anchor, label = _best_pairs(logits, self.candidates)
+            scores, anchor, label = best_pairs(jnp.where(inside[..., None], scores, 0), self.candidates)
             decoded = self._boxes(jnp.take_along_axis(deltas, anchor[..., None], axis=1), anchors[anchor])
-            found.append((boxes.clip(decoded, image_size), jax.nn.sigmoid(best), label))
-        found_boxes, scores, labels = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-        valid = scores > self.score_threshold
-        if self.convention == "mmdet":
-            valid &= boxes.area(found_boxes) > 0
-        index, kept = nms(
-            found_boxes, scores, labels, valid, iou_threshold=self.iou_threshold, max_outputs=self.max_detections
-        )
-        return Detections(
-            boxes=jnp.where(kept[..., None], jnp.take_along_axis(found_boxes, index[..., None], axis=1), 0),
-            scores=jnp.where(kept, jnp.take_along_axis(scores, index, axis=1), 0),
-            labels=jnp.where(kept, jnp.take_along_axis(labels, index, axis=1), 0),
-            valid=kept,
+            found.append(Candidates(boxes.clip(decoded, image_size), scores, label, scores > self.score_threshold))
+        return suppress(
+            found,
+            iou_threshold=self.iou_threshold,
+            max_detections=self.max_detections,
+            drop_empty=self.convention == "mmdet",
         )
 
     @nn.nowrap
@@ -309,35 +283,9 @@ class RetinaNet(nn.Module):
     def _anchors(self, predictions: RetinaNetPredictions) -> dict[str, jax.Array]:
         maps = predictions.logits
         return pyramid_anchors(
-            {level: (maps[level].shape[1], maps[level].shape[2]) for level in _ordered(maps)},
+            {level: (maps[level].shape[1], maps[level].shape[2]) for level in ordered(maps)},
             scale=self.anchor_scale,
             octaves=self.anchor_octaves,
             ratios=self.anchor_ratios,
             convention=self.convention,
         )
-
-
-def _ordered(maps: Features) -> list[str]:
-    """Levels from fine to coarse."""
-    return sorted(maps, key=lambda level: int(level[1:]))
-
-
-def _join(maps: Features, size: int) -> jax.Array:
-    """{"p3": (N, H, W, A * size), ...} to (N, anchors of all levels, size), fine to coarse, float32."""
-    parts = [maps[level].reshape(maps[level].shape[0], -1, size) for level in _ordered(maps)]
-    return jnp.concatenate(parts, axis=1).astype(jnp.float32)
-
-
-def _best_pairs(logits: jax.Array, limit: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The ``limit`` highest entries of each image's logits (N, A, classes): their values, anchors and classes (N, L).
-
-    In descending order, of equals the first, L = min(limit, A * classes). The best pairs belong to the anchors with
-    the best classes, so only those anchors' classes are ranked against each other: the result of sorting all pairs for
-    a fraction of the work.
-    """
-    _, size, classes = logits.shape
-    _, anchor = jax.lax.top_k(jnp.max(logits, axis=-1), min(limit, size))
-    anchor = jnp.sort(anchor, axis=-1)  # Back in the order of the map, so that ties are broken as among all pairs.
-    rows = jnp.take_along_axis(logits, anchor[..., None], axis=1)
-    best, pair = jax.lax.top_k(rows.reshape(rows.shape[0], -1), min(limit, size * classes))
-    return best, jnp.take_along_axis(anchor, pair // classes, axis=1), pair % classes

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.losses.detection import giou_loss, l1_loss, sigmoid_focal_loss, smooth_l1_loss
+from kdjax.losses.detection import (
+    binary_cross_entropy,
+    giou_loss,
+    iou_loss,
+    l1_loss,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -43,6 +50,17 @@ def test_focal_loss_of_extreme_logits_is_finite_and_right():
         assert np.isfinite(jax.grad(lambda x, t=targets: jnp.sum(sigmoid_focal_loss(x, t)))(logits)).all()
 
 
+def test_cross_entropy_and_its_gradient_are_the_formula():
+    x, target = RNG.normal(0, 3, 50), RNG.random(50)
+    p = 1 / (1 + np.exp(-x))
+    expected = -target * np.log(p) - (1 - target) * np.log(1 - p)
+    np.testing.assert_allclose(binary_cross_entropy(jnp.asarray(x, jnp.float32), target), expected, rtol=1e-4)
+    gradient = jax.grad(lambda x: jnp.sum(binary_cross_entropy(x, target)))(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(gradient, p - target, rtol=1e-4, atol=1e-6)
+    # Of extreme logits: one that is right, one that is wrong.
+    np.testing.assert_allclose(binary_cross_entropy(jnp.array([1e4, -1e4]), jnp.array([True, True])), [0, 1e4])
+
+
 def test_l1_and_smooth_l1_by_hand():
     predictions, targets = jnp.array([0.0, 1.0, 3.0, -2.0]), jnp.array([0.0, 1.25, 1.0, -2.5])
     np.testing.assert_array_equal(l1_loss(predictions, targets), [0, 0.25, 2, 0.5])
@@ -59,14 +77,22 @@ def test_giou_by_hand():
     np.testing.assert_allclose(giou_loss(jnp.array([box] * 4), others), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_giou_of_empty_boxes_has_a_finite_gradient():
+def test_iou_by_hand():
+    box = [0.0, 0.0, 2.0, 2.0]
+    others = jnp.array([box, [1, 0, 3, 2], [2, 2, 4, 4]])
+    # IoU 1, 2/6 and 0, which counts as 1e-6.
+    np.testing.assert_allclose(iou_loss(jnp.array([box] * 3), others), np.log([1, 3, 1e6]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [iou_loss, giou_loss])
+def test_overlap_of_empty_boxes_has_a_finite_gradient(loss):
     empty = jnp.zeros((1, 4))
-    value, gradient = jax.value_and_grad(lambda box: jnp.sum(giou_loss(box, empty)))(empty)
+    value, gradient = jax.value_and_grad(lambda box: jnp.sum(loss(box, empty)))(empty)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("loss", [l1_loss, smooth_l1_loss, giou_loss])
+@pytest.mark.parametrize("loss", [l1_loss, smooth_l1_loss, iou_loss, giou_loss])
 def test_regression_losses_are_computed_in_float32(loss):
     # 300 and 301 are one number in bfloat16, so are they after a subtraction in bfloat16.
     predictions = jnp.array([[1.0, 2.0, 3.0, 260.0]], jnp.bfloat16)

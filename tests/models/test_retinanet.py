@@ -11,7 +11,7 @@ import pytest
 from kdjax import boxes
 from kdjax.models import FPN, RetinaNet
 from kdjax.models.assign import assign_by_iou
-from kdjax.models.retinanet import RetinaNetHead, RetinaNetPredictions, _best_pairs
+from kdjax.models.retinanet import RetinaNetHead, RetinaNetPredictions
 from kdjax.types import Targets
 
 CLASSES = 3
@@ -208,17 +208,6 @@ def test_mmdetection_drops_boxes_that_clipping_leaves_empty_and_torchvision_keep
     outside = predictions._replace(deltas=jax.tree.map(lambda x: np.full_like(x, -20), predictions.deltas))
     assert not detector().decode(outside, image_size).valid.any()
     assert detector(convention="torchvision").decode(outside, image_size).valid.any()
-
-
-@pytest.mark.parametrize("limit", [7, 50, 1000])
-def test_the_best_pairs_are_those_of_a_full_sort(limit):
-    # Whole numbers: many ties, of which a stable sort takes the first.
-    logits = np.random.default_rng(0).integers(-9, 9, (2, 40, 5)).astype(np.float32)
-    best, anchor, label = _best_pairs(jnp.asarray(logits), limit)
-    for image, row in enumerate(logits.reshape(2, -1)):
-        order = np.argsort(-row, kind="stable")[:limit]
-        np.testing.assert_array_equal(best[image], row[order])
-        np.testing.assert_array_equal(anchor[image] * 5 + label[image], order)
 
 
 def pad(predictions, height, width, fill):

@@ -1,0 +1,448 @@
+"""FCOS (Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection", 2019) and its later improvements.
+
+A location of a pyramid level learns the smallest object that it lies in and whose size suits the level: the distances
+to the object's four sides, its class, and how central the location is in it.
+"""
+
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from kdjax import boxes
+from kdjax.losses.detection import binary_cross_entropy, giou_loss, iou_loss
+from kdjax.losses.reduce import masked_sum, mean_count
+from kdjax.models.anchors import CONVENTIONS, pyramid_anchors
+from kdjax.models.assign import Assignment
+from kdjax.models.dense import (
+    NORMS,
+    Candidates,
+    best_pairs,
+    conv3x3,
+    focal_sums,
+    imitate_maps,
+    join,
+    ordered,
+    prior_bias,
+    suppress,
+    tower,
+)
+from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
+from kdjax.types import Detections, Features, Sampling, Targets, Terms, stride
+
+BOX_LOSSES = ("iou", "giou")
+
+_FARTHEST = 1e5
+"""Pixels, beyond every image, that a distance is limited to where it is an exponential, so that nothing overflows."""
+
+
+class FCOSPredictions(NamedTuple):
+    """The maps of the head, level by level."""
+
+    logits: Features
+    """{"p3": (N, H, W, classes), ...}, before the sigmoid."""
+    distances: Features
+    """{"p3": (N, H, W, 4), ...} float32: from the location to the left, top, right and bottom side, in pixels."""
+    centerness: Features
+    """{"p3": (N, H, W, 1), ...}, before the sigmoid."""
+
+
+class FCOSHead(nn.Module):
+    """The two towers of convolutions, as wide as the pyramid, shared by all levels.
+
+    Attributes:
+        num_classes: number of classes, without a background.
+        convs: convolutions in each tower before the last one.
+        norm: "" or "group", as in :func:`kdjax.models.dense.tower`.
+        conv_bias: whether convolutions that a normalisation follows have a bias.
+        prior: probability that every classifier starts with.
+        norm_on_box: whether distances are relu(x) strides, or exp(x) pixels.
+        centerness_on_box: whether the centerness comes from the tower of the boxes, or from that of the classes.
+        level_scale: whether each level multiplies x by a number of its own, which is learnt.
+        dtype: of the computation; parameters and distances are float32.
+    """
+
+    num_classes: int
+    convs: int = 4
+    norm: str = "group"
+    conv_bias: bool = False
+    prior: float = 0.01
+    norm_on_box: bool = False
+    centerness_on_box: bool = False
+    level_scale: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features) -> FCOSPredictions:
+        """{"p3": (N, H, W, C), ...} to the predictions at every location."""
+        cls, box = (
+            tower(
+                features,
+                kind,
+                convs=self.convs,
+                norm=self.norm,
+                bias=self.conv_bias or not self.norm,
+                dtype=self.dtype,
+            )
+            for kind in ("cls", "box")
+        )
+        logits = conv3x3(self.num_classes, bias_init=prior_bias(self.prior), dtype=self.dtype, name="cls_logits")
+        sides = conv3x3(4, dtype=self.dtype, name="box_distances")
+        centerness = conv3x3(1, dtype=self.dtype, name="centerness")
+
+        def distances(level: str, x: jax.Array) -> jax.Array:
+            x = sides(x).astype(jnp.float32)
+            if self.level_scale:
+                x *= self.param(f"scale_{level}", nn.initializers.ones, ())
+            return nn.relu(x) * stride(level) if self.norm_on_box else jnp.exp(jnp.minimum(x, math.log(_FARTHEST)))
+
+        return FCOSPredictions(
+            logits={level: logits(x) for level, x in cls.items()},
+            distances={level: distances(level, x) for level, x in box.items()},
+            centerness={level: centerness(x) for level, x in (box if self.centerness_on_box else cls).items()},
+        )
+
+
+class Locations(NamedTuple):
+    """The P locations of a pyramid, and which objects suit them."""
+
+    cells: jax.Array
+    """(P, 2) float32: x and y where the location's cell begins, in pixels of the padded image."""
+    centres: jax.Array
+    """(P, 2) float32: x and y of the location."""
+    strides: jax.Array
+    """(P,) float32, in pixels."""
+    nearest: jax.Array
+    """(P,) float32: least distance, in pixels, of the farthest side of an object that the location may learn."""
+    farthest: jax.Array
+    """(P,) float32: its largest distance."""
+
+    def inside(self, image_size: jax.Array) -> jax.Array:
+        """Which of them have a cell that begins inside an image of height and width ``image_size`` (2,): (P,) bool."""
+        return jnp.all(self.cells < image_size[None, ::-1], axis=-1)
+
+
+def assign_by_location(
+    locations: Locations,
+    objects: jax.Array,
+    valid: jax.Array,
+    inside: jax.Array,
+    *,
+    crowd: jax.Array | None = None,
+    radius: float = 0.0,
+    convention: str = "mmdet",
+) -> Assignment:
+    """Assigns the P locations of one image to its objects (Tian et al., section 3.1 and 3.2).
+
+    A location is positive if it lies in an object, near its centre where ``radius`` is given, and the farthest of the
+    object's sides is in the location's range; of several such objects it learns the one with the least area. Any other
+    is negative, or ignored if it lies in a crowd.
+
+    Args:
+        locations: of all levels.
+        objects: (M, 4) xyxy.
+        valid: (M,) bool: which of the boxes are objects; the others have no influence.
+        inside: (P,) bool: which of the locations take part; the others are ignored.
+        crowd: (M,) bool or None: which of the boxes are regions to ignore; they are not valid.
+        radius: how many strides a location may be away from the object's centre, horizontally and vertically (centre
+            sampling); 0 for any distance.
+        convention: "mmdet": the ends of a range belong to it. "torchvision": they do not, and areas are compared as
+            float32 numbers below 1e8, so that those which differ by a few square pixels are equal.
+
+    Returns:
+        The assignment; of equal areas the first object is learnt.
+    """
+    x, y = locations.centres[:, :1], locations.centres[:, 1:]
+    x1, y1, x2, y2 = objects.T[:, None]
+    sides = (x - x1, y - y1, x2 - x, y2 - y)
+    in_box = jnp.minimum(jnp.minimum(sides[0], sides[1]), jnp.minimum(sides[2], sides[3])) > 0
+    far = jnp.maximum(jnp.maximum(sides[0], sides[1]), jnp.maximum(sides[2], sides[3]))
+    nearest, farthest = locations.nearest[:, None], locations.farthest[:, None]
+    area = boxes.area(objects)
+    if convention == "mmdet":
+        fits = (nearest <= far) & (far <= farthest)
+    else:
+        fits = (nearest < far) & (far < farthest)
+        area -= 1e8
+    candidate = in_box & fits & valid[None] & inside[:, None]
+    if radius:
+        away = jnp.maximum(jnp.abs(x - (x1 + x2) / 2), jnp.abs(y - (y1 + y2) / 2))
+        candidate &= away < radius * locations.strides[:, None]
+    positive = jnp.any(candidate, axis=1)
+    negative = inside & ~positive
+    if crowd is not None:
+        negative &= ~jnp.any(in_box & crowd[None], axis=1)
+    matched = jnp.argmin(jnp.where(candidate, area[None], jnp.inf), axis=1).astype(jnp.int32)
+    return Assignment(matched=matched, positive=positive, negative=negative)
+
+
+def box_of(centres: jax.Array, distances: jax.Array) -> jax.Array:
+    """The boxes (..., 4) xyxy whose sides are at ``distances`` (..., 4) from ``centres`` (..., 2)."""
+    return jnp.concatenate([centres - distances[..., :2], centres + distances[..., 2:]], axis=-1)
+
+
+def distances_to(centres: jax.Array, objects: jax.Array) -> jax.Array:
+    """The inverse of :func:`box_of`: distances (..., 4) from ``centres`` (..., 2) to the sides of boxes (..., 4)."""
+    return jnp.concatenate([centres - objects[..., :2], objects[..., 2:] - centres], axis=-1)
+
+
+def centrality(distances: jax.Array) -> jax.Array:
+    """How central locations with these distances (..., 4) are (Tian et al., equation 3): (...), 1 at the centre.
+
+    ``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))``; 0 on a side and outside of the box.
+    """
+    before, after = jnp.maximum(distances[..., :2], 0), jnp.maximum(distances[..., 2:], 0)
+    longer = jnp.maximum(before, after)
+    ratio = jnp.minimum(before, after) / jnp.where(longer > 0, longer, 1)
+    return jnp.sqrt(ratio[..., 0] * ratio[..., 1])
+
+
+class FCOS(nn.Module):
+    """The detector: backbone, neck and head, what they learn from targets, and what they find.
+
+    The defaults are the paper's first version. MMDetection's improved one has ``conv_bias``, ``norm_on_box`` and
+    ``centerness_on_box``, ``centre_radius=1.5``, ``box_loss="giou"`` and ``iou_threshold=0.6``; torchvision's has these
+    too, and ``convention="torchvision"`` and ``score_threshold=0.2``.
+
+    Attributes:
+        backbone: normalised images (N, H, W, 3) to named maps; takes ``train``.
+        neck: those maps to a pyramid of features.
+        num_classes: number of classes, without a background.
+        convs: see :class:`FCOSHead`.
+        norm: see :class:`FCOSHead`.
+        conv_bias: see :class:`FCOSHead`.
+        prior: see :class:`FCOSHead`.
+        norm_on_box: see :class:`FCOSHead`.
+        centerness_on_box: see :class:`FCOSHead`.
+        range_scale: a level learns objects whose farthest side is range_scale / 2 to range_scale strides away, the
+            finest level nearer ones too, and the coarsest all farther ones: 8 in the paper, 64 pixels at P3; small
+            images need less.
+        centre_radius: 0, or the radius of centre sampling in strides, see :func:`assign_by_location`.
+        box_loss: "iou", minus the logarithm of the IoU, or "giou".
+        convention: "mmdet" or "torchvision". Decides where in its cell a location is, in the middle or at the top left,
+            and for torchvision how far apart cells are (``kdjax.models.anchors``); details of the assignment
+            (:func:`assign_by_location`); whether levels have a scale; whether centerness weights the loss of the boxes
+            (:meth:`loss`); how it enters scores, and whether empty boxes are dropped (:meth:`decode`).
+        score_threshold: candidates scored above it go to non-maximum suppression.
+        candidates: how many of them each level sends at most.
+        iou_threshold: overlap at which non-maximum suppression drops the lower-scored box.
+        max_detections: D, how many boxes an image returns at most.
+        pixel_mean: of red, green and blue on the scale of 0 to 255.
+        pixel_std: likewise.
+        frozen_norm: whether batch norm uses its running statistics in training too and never updates them.
+        axis_name: mapped axis over which counts are averaged; None outside of one.
+        dtype: of the computation; parameters and losses are float32.
+    """
+
+    backbone: nn.Module
+    neck: nn.Module
+    num_classes: int
+    convs: int = 4
+    norm: str = "group"
+    conv_bias: bool = False
+    prior: float = 0.01
+    norm_on_box: bool = False
+    centerness_on_box: bool = False
+    range_scale: float = 8.0
+    centre_radius: float = 0.0
+    box_loss: str = "iou"
+    convention: str = "mmdet"
+    score_threshold: float = 0.05
+    candidates: int = 1000
+    iou_threshold: float = 0.5
+    max_detections: int = 100
+    pixel_mean: RGB = IMAGENET_MEAN
+    pixel_std: RGB = IMAGENET_STD
+    frozen_norm: bool = False
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    terms: ClassVar[tuple[str, ...]] = ("cls", "box", "centerness")
+    """Names of the loss terms."""
+
+    def __post_init__(self) -> None:
+        for field, choices in (("norm", NORMS), ("box_loss", BOX_LOSSES), ("convention", CONVENTIONS)):
+            if getattr(self, field) not in choices:
+                raise ValueError(f"FCOS's {field} is one of {choices}, not {getattr(self, field)!r}.")
+        super().__post_init__()
+
+    def setup(self) -> None:
+        """Makes the head; the backbone and the neck come from outside."""
+        self.head = FCOSHead(
+            self.num_classes,
+            convs=self.convs,
+            norm=self.norm,
+            conv_bias=self.conv_bias,
+            prior=self.prior,
+            norm_on_box=self.norm_on_box,
+            centerness_on_box=self.centerness_on_box,
+            level_scale=self.convention == "mmdet",
+            dtype=self.dtype,
+        )
+
+    @nn.nowrap
+    def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
+        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to float32 ones, exact zeros in the padding."""
+        return normalize(images, image_size, self.pixel_mean, self.pixel_std)
+
+    def features(self, images: jax.Array, train: bool = False) -> Features:
+        """Normalised images (N, H, W, 3) to the neck's pyramid; ``train`` updates the batch norm unless frozen."""
+        return self.neck(self.backbone(images, train=train and not self.frozen_norm))
+
+    def heads(
+        self, features: Features, image_size: jax.Array | None = None, sampling: Sampling | None = None
+    ) -> FCOSPredictions:
+        """The neck's pyramid to predictions; the rest is for detectors with proposals."""
+        del image_size, sampling
+        return self.head(features)
+
+    def __call__(
+        self,
+        images: jax.Array,
+        image_size: jax.Array | None = None,
+        train: bool = False,
+        sampling: Sampling | None = None,
+    ) -> tuple[Features, FCOSPredictions]:
+        """Normalised images (N, H, W, 3) to the pyramid and the predictions."""
+        features = self.features(images, train)
+        return features, self.heads(features, image_size, sampling)
+
+    def detect(self, images: jax.Array, image_size: jax.Array) -> Detections:
+        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to detections: everything that inference is."""
+        _, predictions = self(self.preprocess(images, image_size), image_size)
+        return self.decode(predictions, image_size)
+
+    @nn.nowrap
+    def loss(self, predictions: FCOSPredictions, targets: Targets) -> Terms:
+        """{"cls": focal loss, "box": IoU loss, "centerness": binary cross-entropy}, float32 scalars.
+
+        ``cls`` and ``centerness`` are sums divided by the number of positive locations in the global batch, at least 1,
+        and so is ``box`` in torchvision's convention; in MMDetection's it is the mean weighted by the centerness that
+        positive locations have in their objects (Tian et al., section 3.3, and the authors' code). The mean over
+        devices of what each returns is the global loss. Locations whose cell begins in the padding take no part, nor do
+        those in a crowd that are not positive.
+        """
+        logits = join(predictions.logits, self.num_classes)
+        distances = join(predictions.distances, 4)
+        centerness = join(predictions.centerness, 1)[..., 0]
+        locations = jax.tree.map(lambda *parts: jnp.concatenate(parts), *self._locations(predictions).values())
+
+        def assign(targets: Targets) -> Assignment:
+            return assign_by_location(
+                locations,
+                targets.boxes,
+                targets.valid,
+                locations.inside(targets.image_size),
+                crowd=targets.crowd,
+                radius=self.centre_radius,
+                convention=self.convention,
+            )
+
+        assignment = jax.vmap(assign)(targets._replace(masks=None))
+        matched, positive = assignment.matched, assignment.positive
+        labels = jnp.take_along_axis(targets.labels, matched, axis=1)
+        objects = jnp.take_along_axis(targets.boxes, matched[..., None], axis=1)
+
+        centres = jnp.broadcast_to(locations.centres, (*matched.shape, 2))
+        central = centrality(distances_to(centres, objects))
+        box = (iou_loss if self.box_loss == "iou" else giou_loss)(box_of(centres, distances), objects)
+        weight = central if self.convention == "mmdet" else jnp.ones_like(central)
+        count = mean_count(jnp.sum(positive), self.axis_name)
+        total = mean_count(masked_sum(weight, positive), self.axis_name, least=1e-6)
+        return {
+            "cls": jnp.sum(focal_sums(logits, labels, assignment)) / count,
+            "box": masked_sum(weight * box, positive) / total,
+            "centerness": masked_sum(binary_cross_entropy(centerness, central), positive) / count,
+        }
+
+    def regress(self, features: Features, predictions: Any, image_size: jax.Array | None = None) -> FCOSPredictions:
+        """What a student's :meth:`imitate_boxes` imitates: this head's predictions, whatever the student predicts."""
+        del predictions
+        return self.heads(features, image_size)
+
+    @nn.nowrap
+    def imitate_boxes(self, predictions: FCOSPredictions, theirs: Any, targets: Targets) -> jax.Array:
+        """The distance of the box-regression maps, in strides, of this detector and of a teacher, a float32 scalar.
+
+        See :func:`kdjax.models.dense.imitate_maps`. No paper's configs for FCOS have such a term; in strides, maps of
+        all levels are of one scale, as RetinaNet's are in sizes of anchors.
+
+        Args:
+            predictions: of this detector.
+            theirs: the teacher's :meth:`regress` for the same images; it gets no gradient.
+            targets: what the images show.
+
+        Raises:
+            ValueError: if the two heads have no maps that can be compared.
+        """
+
+        def in_strides(maps: Features) -> Features:
+            return {level: distances / stride(level) for level, distances in maps.items()}
+
+        return imitate_maps(
+            in_strides(predictions.distances),
+            in_strides(theirs.distances) if isinstance(theirs, FCOSPredictions) else {},
+            targets,
+            kind="FCOS with equal grids",
+            axis_name=self.axis_name,
+        )
+
+    @nn.nowrap
+    def decode(self, predictions: FCOSPredictions, image_size: jax.Array) -> Detections:
+        """Predictions to the detections of images of height and width ``image_size`` (N, 2).
+
+        Of every level, the best (location, class) pairs above the score threshold are decoded and clipped to the image;
+        then non-maximum suppression runs class by class over all levels together. In the convention of MMDetection,
+        pairs are ranked and compared with the threshold by the class's probability alone, suppressed and returned with
+        its product with the centerness, and boxes that are clipped to nothing are dropped. In torchvision's the score
+        is the square root of that product throughout. Locations whose cell begins in the padding find nothing.
+        """
+        found = []
+        for level, locations in self._locations(predictions).items():
+            scores = jax.nn.sigmoid(join({level: predictions.logits[level]}, self.num_classes))
+            centerness = jax.nn.sigmoid(join({level: predictions.centerness[level]}, 1))
+            distances = join({level: predictions.distances[level]}, 4)
+            if self.convention == "torchvision":
+                scores = jnp.sqrt(scores * centerness)
+            inside = jax.vmap(locations.inside)(image_size)
+            best, location, label = best_pairs(jnp.where(inside[..., None], scores, 0), self.candidates)
+            valid = best > self.score_threshold
+            if self.convention == "mmdet":
+                best *= jnp.take_along_axis(centerness[..., 0], location, axis=1)
+            decoded = box_of(locations.centres[location], jnp.take_along_axis(distances, location[..., None], axis=1))
+            found.append(Candidates(boxes.clip(decoded, image_size), best, label, valid))
+        return suppress(
+            found,
+            iou_threshold=self.iou_threshold,
+            max_detections=self.max_detections,
+            drop_empty=self.convention == "mmdet",
+        )
+
+    @nn.nowrap
+    def _locations(self, predictions: FCOSPredictions) -> dict[str, Locations]:
+        """The locations of each level: what anchors of one stride, one at each location, are centred on."""
+        maps = predictions.logits
+        levels = ordered(maps)
+        anchors = pyramid_anchors(
+            {level: (maps[level].shape[1], maps[level].shape[2]) for level in levels},
+            scale=1.0,
+            octaves=1,
+            ratios=(1.0,),
+            convention=self.convention,
+        )
+        locations = {}
+        for level in levels:
+            step, reach = float(stride(level)), self.range_scale * stride(level)
+            cells = (anchors[level][:, :2] + anchors[level][:, 2:]) / 2
+            size = cells.shape[0]
+            locations[level] = Locations(
+                cells=cells,
+                centres=cells + step / 2 if self.convention == "mmdet" else cells,
+                strides=jnp.full(size, step),
+                nearest=jnp.full(size, 0.0 if level == levels[0] else reach / 2),
+                farthest=jnp.full(size, jnp.inf if level == levels[-1] else reach),
+            )
+        return locations
