@@ -1,5 +1,7 @@
 """Weights into models: by path and shape, strictly."""
 
 from kdjax.weights.load import LoadReport, inherit, load_into
+from kdjax.weights.sources import SOURCES
+from kdjax.weights.state_dict import Imported, ImportReport, import_state_dict
 
-__all__ = ["LoadReport", "inherit", "load_into"]
+__all__ = ["SOURCES", "ImportReport", "Imported", "LoadReport", "import_state_dict", "inherit", "load_into"]

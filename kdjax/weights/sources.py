@@ -1,0 +1,272 @@
+"""Where foreign weights come from: what their tensors are called, how they are laid out, what images they expect.
+
+A source is a table: one line of it turns the name of a layer into the path of ours by a regular expression. The rest
+of a tensor's name ("weight", "running_mean", ...) and the transposition from PyTorch's layout are the same for all and
+stand in :mod:`kdjax.weights.state_dict`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+RGB = tuple[float, float, float]
+
+IMAGENET_MEAN: RGB = (123.675, 116.28, 103.53)
+IMAGENET_STD: RGB = (58.395, 57.12, 57.375)
+
+
+class Rule(NamedTuple):
+    """One line of a table: layers whose name matches go to a path.
+
+    Groups of the pattern fill the path. Some are counted differently by the two sides: ``level`` is the index of a
+    level of the pyramid, 0 being the finest; ``fpn`` too, but of a layer that may be an output or an extra level;
+    ``half`` and ``third`` count the modules of a sequence in which every second or third is a convolution; ``more``
+    counts one more than we do.
+    """
+
+    pattern: str
+    """Regular expression of the whole name of a layer: a tensor's name up to the last dot."""
+    path: str
+    """Path of ours below "params" or "batch_stats"."""
+    layout: str = ""
+    """What is unusual about the arrays, a key of ``kdjax.weights.state_dict.LAYOUTS``; "" for nothing."""
+
+
+class Source(NamedTuple):
+    """A family of files with the same names, layouts and preprocessing."""
+
+    backbone: tuple[Rule, ...]
+    """Of the backbone."""
+    neck: tuple[Rule, ...] = ()
+    heads: Mapping[str, tuple[Rule, ...]] = {}
+    """By detector, a key of ``kdjax.models.DETECTORS``."""
+    background: bool = False
+    """Whether the class of index 0 is a background, and classes are counted from 1."""
+    bgr: bool = False
+    """Whether the first convolution takes blue, green, red; it is turned around, for our images are RGB."""
+    pixel_mean: RGB = IMAGENET_MEAN
+    """Of red, green and blue, on the scale of 0 to 255."""
+    pixel_std: RGB = IMAGENET_STD
+    style: str = "pytorch"
+    """Of the backbone, see ``kdjax.models.ResNet``."""
+    epsilon: float = 1e-5
+    """Of the backbone's batch norm."""
+
+    def expects(self) -> dict[str, Any]:
+        """What a detector's config must say for these weights, in the form of that config."""
+        return {
+            "pixel_mean": self.pixel_mean,
+            "pixel_std": self.pixel_std,
+            "backbone": {"style": self.style, "epsilon": self.epsilon},
+        }
+
+
+SKIPPED = {
+    r"(.*\.)?num_batches_tracked": "a counter that inference does not use",
+    r"fc\.(weight|bias)": "the classifier of ImageNet's classes",
+    r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d": "anchors, which are computed here",
+    r"pixel_(mean|std)": "preprocessing, which is the detector's config here",
+}
+"""Regular expressions of tensors that no model needs, and why."""
+
+
+def _resnet(prefix: str) -> tuple[Rule, ...]:
+    """A ResNet with the names that torchvision gave it, and timm, MMDetection and many others kept."""
+    return (
+        Rule(prefix + r"conv1", "backbone/conv1", "stem"),
+        Rule(prefix + r"bn1", "backbone/bn1"),
+        Rule(
+            prefix + r"layer(?P<layer>\d)\.(?P<block>\d+)\.(?P<part>(conv|bn)\d)",
+            "backbone/layer{layer}_{block}/{part}",
+        ),
+        Rule(
+            prefix + r"layer(?P<layer>\d)\.(?P<block>\d+)\.downsample\.0",
+            "backbone/layer{layer}_{block}/downsample_conv",
+        ),
+        Rule(
+            prefix + r"layer(?P<layer>\d)\.(?P<block>\d+)\.downsample\.1", "backbone/layer{layer}_{block}/downsample_bn"
+        ),
+    )
+
+
+# --- torchvision. Files published before its version 0.13 have the shorter names that the optional groups allow.
+
+_TORCHVISION_RPN = (
+    Rule(r"rpn\.head\.conv(\.0\.0)?", "head/rpn/conv"),
+    Rule(r"rpn\.head\.cls_logits", "head/rpn/objectness"),
+    Rule(r"rpn\.head\.bbox_pred", "head/rpn/deltas"),
+)
+_TORCHVISION_BOXES = (
+    Rule(r"roi_heads\.box_head\.fc6", "head/box_0/fc1", "flattened"),
+    Rule(r"roi_heads\.box_head\.fc7", "head/box_0/fc2"),
+    Rule(r"roi_heads\.box_predictor\.cls_score", "head/box_0/classes", "classes"),
+    Rule(r"roi_heads\.box_predictor\.bbox_pred", "head/box_0/deltas", "class_boxes"),
+)
+_TORCHVISION_MASKS = (
+    Rule(r"roi_heads\.mask_head\.(?P<index>\d)\.0", "head/mask_0/conv_{index}"),
+    Rule(r"roi_heads\.mask_head\.mask_fcn(?P<more>\d)", "head/mask_0/conv_{more}"),
+    Rule(r"roi_heads\.mask_predictor\.conv5_mask", "head/mask_0/upsample", "transposed"),
+    Rule(r"roi_heads\.mask_predictor\.mask_fcn_logits", "head/mask_0/logits", "class_masks"),
+)
+_TORCHVISION = Source(
+    backbone=_resnet(r"(backbone\.body\.)?"),
+    neck=(
+        Rule(r"backbone\.fpn\.inner_blocks\.(?P<level>\d)(\.0)?", "neck/lateral_c{level}"),
+        Rule(r"backbone\.fpn\.layer_blocks\.(?P<level>\d)(\.0)?", "neck/output_p{level}"),
+        Rule(r"backbone\.fpn\.extra_blocks\.p(?P<index>\d)", "neck/extra_p{index}"),
+    ),
+    heads={
+        "retinanet": (
+            Rule(r"head\.classification_head\.conv\.(?P<index>\d)\.0", "head/cls_conv_{index}"),
+            Rule(r"head\.classification_head\.conv\.(?P<index>\d)\.1", "head/cls_norm_{index}"),
+            Rule(r"head\.classification_head\.conv\.(?P<half>\d)", "head/cls_conv_{half}"),
+            Rule(r"head\.classification_head\.cls_logits", "head/cls_logits", "anchor_classes"),
+            Rule(r"head\.regression_head\.conv\.(?P<index>\d)\.0", "head/box_conv_{index}"),
+            Rule(r"head\.regression_head\.conv\.(?P<index>\d)\.1", "head/box_norm_{index}"),
+            Rule(r"head\.regression_head\.conv\.(?P<half>\d)", "head/box_conv_{half}"),
+            Rule(r"head\.regression_head\.bbox_reg", "head/box_deltas"),
+        ),
+        "fcos": (
+            Rule(r"head\.classification_head\.conv\.(?P<third>0|3|6|9)", "head/cls_conv_{third}"),
+            Rule(r"head\.classification_head\.conv\.(?P<third>1|4|7|10)", "head/cls_norm_{third}"),
+            Rule(r"head\.classification_head\.cls_logits", "head/cls_logits", "anchor_classes"),
+            Rule(r"head\.regression_head\.conv\.(?P<third>0|3|6|9)", "head/box_conv_{third}"),
+            Rule(r"head\.regression_head\.conv\.(?P<third>1|4|7|10)", "head/box_norm_{third}"),
+            Rule(r"head\.regression_head\.bbox_reg", "head/box_distances"),
+            Rule(r"head\.regression_head\.bbox_ctrness", "head/centerness"),
+        ),
+        "faster_rcnn": _TORCHVISION_RPN + _TORCHVISION_BOXES,
+        "mask_rcnn": _TORCHVISION_RPN + _TORCHVISION_BOXES + _TORCHVISION_MASKS,
+    },
+    background=True,
+)
+
+# --- MMDetection 2 and 3.
+
+_MMDET_RPN = (
+    Rule(r"rpn_head\.rpn_conv", "head/rpn/conv"),
+    Rule(r"rpn_head\.rpn_cls", "head/rpn/objectness"),
+    Rule(r"rpn_head\.rpn_reg", "head/rpn/deltas"),
+)
+
+
+def _mmdet_boxes(prefix: str, stage: str) -> tuple[Rule, ...]:
+    return (
+        Rule(prefix + r"shared_fcs\.0", f"head/box_{stage}/fc1", "flattened"),
+        Rule(prefix + r"shared_fcs\.1", f"head/box_{stage}/fc2"),
+        Rule(prefix + r"fc_cls", f"head/box_{stage}/classes"),
+        Rule(prefix + r"fc_reg", f"head/box_{stage}/deltas"),
+    )
+
+
+def _mmdet_masks(prefix: str, stage: str) -> tuple[Rule, ...]:
+    return (
+        Rule(prefix + r"convs\.(?P<index>\d)\.conv", f"head/mask_{stage}/conv_{{index}}"),
+        Rule(prefix + r"upsample", f"head/mask_{stage}/upsample", "transposed"),
+        Rule(prefix + r"conv_logits", f"head/mask_{stage}/logits"),
+    )
+
+
+_MMDET_CASCADE = _MMDET_RPN + _mmdet_boxes(r"roi_head\.bbox_head\.(?P<stage>\d)\.", "{stage}")
+_MMDET_FASTER = _MMDET_RPN + _mmdet_boxes(r"roi_head\.bbox_head\.", "0")
+_MMDET = Source(
+    backbone=_resnet(r"backbone\."),
+    neck=(
+        Rule(r"neck\.lateral_convs\.(?P<level>\d)\.conv", "neck/lateral_c{level}"),
+        Rule(r"neck\.fpn_convs\.(?P<fpn>\d)\.conv", "neck/{fpn}"),
+    ),
+    heads={
+        "retinanet": (
+            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
+            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
+            Rule(r"bbox_head\.retina_cls", "head/cls_logits"),
+            Rule(r"bbox_head\.retina_reg", "head/box_deltas"),
+        ),
+        "fcos": (
+            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
+            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
+            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
+            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.gn", "head/box_norm_{index}"),
+            Rule(r"bbox_head\.conv_cls", "head/cls_logits"),
+            Rule(r"bbox_head\.conv_reg", "head/box_distances"),
+            Rule(r"bbox_head\.conv_centerness", "head/centerness"),
+            Rule(r"bbox_head\.scales\.(?P<level>\d)", "head/scale_p{level}"),
+        ),
+        "faster_rcnn": _MMDET_FASTER,
+        "mask_rcnn": _MMDET_FASTER + _mmdet_masks(r"roi_head\.mask_head\.", "0"),
+        "cascade_rcnn": _MMDET_CASCADE,
+        "cascade_mask_rcnn": _MMDET_CASCADE + _mmdet_masks(r"roi_head\.mask_head\.(?P<stage>\d)\.", "{stage}"),
+    },
+)
+
+# --- Detectron2.
+
+_BLOCK = r"backbone\.bottom_up\.res(?P<more>\d)\.(?P<block>\d+)\."
+_DETECTRON2_RPN = (
+    Rule(r"proposal_generator\.rpn_head\.conv", "head/rpn/conv"),
+    Rule(r"proposal_generator\.rpn_head\.objectness_logits", "head/rpn/objectness"),
+    Rule(r"proposal_generator\.rpn_head\.anchor_deltas", "head/rpn/deltas"),
+)
+
+
+def _detectron2_boxes(index: str, stage: str) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"roi_heads\.box_head\.{index}fc1", f"head/box_{stage}/fc1", "flattened"),
+        Rule(rf"roi_heads\.box_head\.{index}fc2", f"head/box_{stage}/fc2"),
+        Rule(rf"roi_heads\.box_predictor\.{index}cls_score", f"head/box_{stage}/classes"),
+        Rule(rf"roi_heads\.box_predictor\.{index}bbox_pred", f"head/box_{stage}/deltas"),
+    )
+
+
+_DETECTRON2 = Source(
+    backbone=(
+        Rule(r"backbone\.bottom_up\.stem\.conv1", "backbone/conv1", "stem"),
+        Rule(r"backbone\.bottom_up\.stem\.conv1\.norm", "backbone/bn1"),
+        Rule(_BLOCK + r"conv(?P<index>\d)", "backbone/layer{more}_{block}/conv{index}"),
+        Rule(_BLOCK + r"conv(?P<index>\d)\.norm", "backbone/layer{more}_{block}/bn{index}"),
+        Rule(_BLOCK + r"shortcut", "backbone/layer{more}_{block}/downsample_conv"),
+        Rule(_BLOCK + r"shortcut\.norm", "backbone/layer{more}_{block}/downsample_bn"),
+    ),
+    neck=(
+        Rule(r"backbone\.fpn_lateral(?P<index>\d)", "neck/lateral_c{index}"),
+        Rule(r"backbone\.fpn_output(?P<index>\d)", "neck/output_p{index}"),
+        Rule(r"backbone\.top_block\.p(?P<index>\d)", "neck/extra_p{index}"),
+    ),
+    heads={
+        "retinanet": (
+            Rule(r"head\.cls_subnet\.(?P<half>\d)", "head/cls_conv_{half}"),
+            Rule(r"head\.bbox_subnet\.(?P<half>\d)", "head/box_conv_{half}"),
+            Rule(r"head\.cls_score", "head/cls_logits", "sizes_first"),
+            Rule(r"head\.bbox_pred", "head/box_deltas", "sizes_first"),
+        ),
+        "faster_rcnn": _DETECTRON2_RPN + _detectron2_boxes("", "0"),
+        "mask_rcnn": (
+            *_DETECTRON2_RPN,
+            *_detectron2_boxes("", "0"),
+            Rule(r"roi_heads\.mask_head\.mask_fcn(?P<more>\d)", "head/mask_0/conv_{more}"),
+            Rule(r"roi_heads\.mask_head\.deconv", "head/mask_0/upsample", "transposed"),
+            Rule(r"roi_heads\.mask_head\.predictor", "head/mask_0/logits"),
+        ),
+        "cascade_rcnn": _DETECTRON2_RPN + _detectron2_boxes(r"(?P<stage>\d)\.", "{stage}"),
+    },
+    bgr=True,
+    pixel_std=(1.0, 1.0, 1.0),
+    style="caffe",
+)
+
+SOURCES: dict[str, Source] = {
+    "torchvision": _TORCHVISION,
+    # The published COCO_V1 files of RetinaNet, Faster R-CNN and Mask R-CNN with ResNet-50.
+    "torchvision_coco_v1": _TORCHVISION._replace(epsilon=0.0),
+    "mmdet": _MMDET,
+    # Configs named "caffe", whose backbone came from Detectron2, and those, FCOS above all, for which it came from
+    # Detectron.
+    "mmdet_caffe": _MMDET._replace(bgr=True, pixel_std=(1.0, 1.0, 1.0), style="caffe"),
+    "mmdet_detectron": _MMDET._replace(
+        bgr=True, pixel_mean=(122.7717, 115.9465, 102.9801), pixel_std=(1.0, 1.0, 1.0), style="caffe"
+    ),
+    "detectron2": _DETECTRON2,
+    # ResNeXt-101 32x8d, which came from PyTorch by way of Caffe2.
+    "detectron2_x101": _DETECTRON2._replace(pixel_std=(58.395, 57.12, 57.375), style="pytorch"),
+    "timm": Source(backbone=_resnet("")),
+}
+"""By the name that a config calls them."""

@@ -1,0 +1,343 @@
+"""PyTorch state dicts to our variables: by the table of their source, strictly, and without a framework."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from kdjax.weights.coco import COCO_IDS, COCO_NAMES
+from kdjax.weights.load import Tree
+from kdjax.weights.sources import SKIPPED, SOURCES, Rule
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+"""What parameters may be stored as; they become float32."""
+
+_DENSE_CLASSES = "params/head/cls_logits/bias"
+_ROI_CLASSES = "params/head/box_0/classes/bias"
+_COCO_PLACES = 91
+"""torchvision's detectors have a place for the background and for every category id up to 90."""
+
+_ROI_SIZE = 7
+"""Height and width of the RoI features that the first dense layer of a box head takes."""
+
+_LEAVES = {
+    "weight": ("params/{}/kernel", "params/{}/scale"),
+    "bias": ("params/{}/bias",),
+    "running_mean": ("batch_stats/{}/mean",),
+    "running_var": ("batch_stats/{}/var",),
+    "scale": ("params/{}",),
+}
+"""Last part of a tensor's name to the paths that it may have here: a normalisation's weight is our scale."""
+
+
+class ImportReport(NamedTuple):
+    """What became of every tensor of a file and of every array of the model."""
+
+    taken: tuple[tuple[str, str], ...]
+    """Names of tensors and the paths that they went to (``"params/backbone/conv1/kernel"``)."""
+    skipped: tuple[tuple[str, str], ...]
+    """Names of tensors that no model needs, and why."""
+    untouched: tuple[str, ...]
+    """Paths of the model that a file of a backbone alone has nothing for."""
+    changes: tuple[str, ...]
+    """What was done besides PyTorch's layout becoming ours, in words."""
+
+    def __str__(self) -> str:
+        reasons = [why for _, why in self.skipped]
+        lines = [
+            f"{len(self.taken)} tensors taken",
+            *(f"{reasons.count(why)} skipped: {why}" for why in dict.fromkeys(reasons)),
+            *([f"{len(self.untouched)} arrays of the model left as they are"] * bool(self.untouched)),
+            *self.changes,
+        ]
+        return "; ".join(lines)
+
+
+class Imported(NamedTuple):
+    """A detector, or the backbone of one, that was trained elsewhere."""
+
+    variables: Tree
+    """{"params": ..., "batch_stats": ...}, float32 NumPy arrays; of a backbone's file the backbone alone."""
+    report: ImportReport
+    model: dict[str, Any]
+    """The config of the detector with what the weights expect: pixels, and the backbone's style and epsilon."""
+    class_names: tuple[str, ...] | None
+    """Of COCO's 80 classes, where the file has them; None where it does not say what its classes are."""
+
+
+class _Classes(NamedTuple):
+    """The classes of a file that counts a background as its first."""
+
+    number: int
+    """How many it tells apart, the background included."""
+    kept: np.ndarray
+    """Indices of ours among them, in our order."""
+
+
+class _Context(NamedTuple):
+    """What the layouts depend on besides the array."""
+
+    bgr: bool
+    classes: _Classes
+    anchors: tuple[int, int]
+    """Sizes and ratios of the anchors at a location."""
+
+
+_NO_CLASSES = _Classes(0, np.arange(0))
+
+
+def import_state_dict(
+    state: Mapping[str, np.ndarray],
+    source: str,
+    *,
+    model: Mapping[str, Any],
+    like: Tree,
+    num_classes: int,
+    origin: str = "the file",
+) -> Imported:
+    """A state dict of PyTorch to the variables of the detector that is the same.
+
+    Every tensor is used or named as skipped, every array of the model is filled, every shape is checked. A file of a
+    backbone alone, of timm or torchvision, fills the backbone.
+
+    Args:
+        state: name to array, in PyTorch's layout, of any of ``FLOATS``; arrays that are skipped may be of any kind.
+        source: a key of ``SOURCES``.
+        model: the detector's config, as :func:`kdjax.models.build_detector` takes it.
+        like: the detector's variables {"params": ..., "batch_stats": ...}; shapes suffice.
+        num_classes: of the detector. torchvision's 91 places for the category ids of COCO become 80 classes, and its
+            background goes, where that leaves so many; its one-stage detectors may also keep all places.
+        origin: what the state dict is, for messages.
+
+    Raises:
+        ValueError: an unknown source, a detector it has no table for, or a tensor that is not finite, not of floats, or
+            does not fit.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"There is no source of weights {source!r}; choose one of {', '.join(SOURCES)}.")
+    where = f"The {source} weights of {origin}"
+    table = SOURCES[source]
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): array for name, array in state.items()}
+    wanted = flatten_dict(like, sep="/")
+    backbone_alone = not any(name.startswith("backbone.") for name in state)
+    rules = table.backbone
+    if not backbone_alone:
+        if model["name"] not in table.heads:
+            known = ", ".join(table.heads) or "none"
+            raise ValueError(f"{where} cannot be those of a {model['name']}; this source has the detectors: {known}.")
+        rules += table.neck + table.heads[model["name"]]
+    untouched = sorted(path for path in wanted if backbone_alone and path.split("/")[1] != "backbone")
+    wanted = {path: array for path, array in wanted.items() if path not in untouched}
+
+    skipped, places, unknown = [], {}, []
+    index = _indices(model)
+    for name in sorted(state):
+        why = next((why for pattern, why in SKIPPED.items() if re.fullmatch(pattern, name)), None)
+        place = _place(name, rules, index, wanted)
+        if why:
+            skipped.append((name, why))
+        elif place is None or place[0] in places:
+            unknown.append(name)
+        else:
+            places[place[0]] = (name, place[1])
+    if unknown or len(places) < len(wanted):
+        missing = sorted(wanted.keys() - places.keys())
+        raise ValueError(
+            f"{where} do not fit the model: {len(places)} of {len(state)} tensors have a place in it; "
+            f"without one: {_some(unknown)}; arrays of the model without a tensor: {_some(missing)}."
+        )
+
+    classes = _NO_CLASSES
+    if table.background and not backbone_alone:
+        classes = _classes_in(state, places, wanted, num_classes, where)
+    context = _Context(table.bgr, classes, _anchors(model))
+    filled, misfits, dtypes = {}, [], set()
+    for path, (name, rule) in places.items():
+        array = _float32(np.asarray(state[name]), name, where)
+        dtypes.add(state[name].dtype.name)
+        arranged = LAYOUTS[rule.layout](array, context)
+        if arranged.shape != tuple(wanted[path].shape):
+            misfits.append(f"{name} {list(array.shape)}, which {path} {list(wanted[path].shape)} cannot take")
+        filled[path] = np.ascontiguousarray(arranged)
+    if misfits:
+        raise ValueError(f"{where} have other shapes than the model: {_some(misfits)}.")
+    is_coco = not backbone_alone and num_classes == len(COCO_NAMES) and classes.number in (0, _COCO_PLACES)
+    changes = (
+        *(
+            [f"{classes.number} places for the background and category ids became {num_classes} classes"]
+            * (classes.number > num_classes)
+        ),
+        *(["the first convolution takes red, green, blue instead of blue, green, red"] * table.bgr),
+        *(f"{dtype} became float32" for dtype in sorted(dtypes - {"float32"})),
+    )
+    report = ImportReport(
+        taken=tuple((name, path) for path, (name, _) in sorted(places.items())),
+        skipped=tuple(skipped),
+        untouched=tuple(untouched),
+        changes=changes,
+    )
+    return Imported(
+        variables=unflatten_dict(filled, sep="/"),
+        report=report,
+        model=_merged(model, table.expects()),
+        class_names=COCO_NAMES if is_coco else None,
+    )
+
+
+def _place(
+    name: str, rules: tuple[Rule, ...], index: Mapping[str, Callable[[int], Any]], wanted: Mapping[str, Any]
+) -> tuple[str, Rule] | None:
+    """The path that a tensor goes to and the rule that says so, or None."""
+    layer, _, leaf = name.rpartition(".")
+    for rule in rules:
+        match = re.fullmatch(rule.pattern, layer)
+        if match:
+            groups = {key: index[key](int(x)) if key in index else x for key, x in match.groupdict().items()}
+            for path in _LEAVES.get(leaf, ()):
+                if path.format(rule.path.format(**groups)) in wanted:
+                    return path.format(rule.path.format(**groups)), rule
+    return None
+
+
+def _indices(model: Mapping[str, Any]) -> dict[str, Callable[[int], Any]]:
+    """How the groups of a :class:`Rule` count."""
+    finest = model.get("neck", {}).get("min_level", 3)
+
+    def fpn(index: int) -> str:
+        level = finest + index
+        return f"output_p{level}" if level <= 5 else f"extra_p{level}"
+
+    return {
+        "level": lambda index: finest + index,
+        "fpn": fpn,
+        "half": lambda index: index // 2,
+        "third": lambda index: index // 3,
+        "more": lambda index: index - 1,
+    }
+
+
+def _anchors(model: Mapping[str, Any]) -> tuple[int, int]:
+    head = model.get("head", {})
+    return head.get("anchor_octaves", 3), len(head.get("anchor_ratios", (0.5, 1.0, 2.0)))
+
+
+def _classes_in(
+    state: Mapping[str, np.ndarray],
+    places: Mapping[str, tuple[str, Rule]],
+    wanted: Mapping[str, Any],
+    num_classes: int,
+    where: str,
+) -> _Classes:
+    """The classes of a file of torchvision's."""
+    dense = _DENSE_CLASSES in wanted
+    path = _DENSE_CLASSES if dense else _ROI_CLASSES
+    count = state[places[path][0]].size
+    if dense:
+        count //= wanted[path].shape[0] // num_classes
+    if (count, num_classes) == (_COCO_PLACES, len(COCO_IDS)):
+        return _Classes(count, np.array(COCO_IDS))
+    if count == num_classes + 1:
+        return _Classes(count, np.arange(1, count))
+    if dense and count == num_classes:
+        return _Classes(count, np.arange(count))
+    raise ValueError(f"{where} tell {count} classes apart, the background included; the model has {num_classes}.")
+
+
+def _float32(array: np.ndarray, name: str, where: str) -> np.ndarray:
+    if array.dtype.name not in FLOATS:
+        raise ValueError(
+            f"{where} have the tensor {name} of {array.dtype.name}; it must be one of {', '.join(FLOATS)}."
+        )
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{where} have NaN or infinity in the tensor {name}.")
+    return array
+
+
+def _merged(config: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with the values of ``expected``, section by section."""
+    merged = dict(config)
+    for key, value in expected.items():
+        merged[key] = _merged(merged.get(key, {}), value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)) or "none"
+
+
+def _plain(array: np.ndarray, _: _Context | None = None) -> np.ndarray:
+    """OIHW to HWIO, (out, in) to (in, out); the outputs stand last."""
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _stem(array: np.ndarray, context: _Context) -> np.ndarray:
+    return _plain(array)[:, :, ::-1] if context.bgr else _plain(array)
+
+
+def _flattened(array: np.ndarray, context: _Context) -> np.ndarray:
+    """A dense layer of features flattened from (C, 7, 7) becomes one of features flattened from (7, 7, C)."""
+    if array.ndim < 2 or array.shape[1] % _ROI_SIZE**2:
+        return _plain(array)
+    outputs = array.shape[0]
+    return array.reshape(outputs, -1, _ROI_SIZE, _ROI_SIZE).transpose(2, 3, 1, 0).reshape(-1, outputs)
+
+
+def _transposed(array: np.ndarray, context: _Context) -> np.ndarray:
+    """(in, out, H, W) of ConvTranspose2d to Flax's, whose transposed convolution slides the kernel unflipped."""
+    return array.transpose(2, 3, 0, 1)[::-1, ::-1] if array.ndim == 4 else array
+
+
+def _picked(array: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The outputs of those indices; all of them where there are too few, which the check of shapes will tell."""
+    plain = _plain(array)
+    return plain[..., index] if index.max() < plain.shape[-1] else plain
+
+
+def _classes(array: np.ndarray, context: _Context) -> np.ndarray:
+    """The background goes from first to last."""
+    return _picked(array, np.append(context.classes.kept, 0))
+
+
+def _class_boxes(array: np.ndarray, context: _Context) -> np.ndarray:
+    """Four numbers for each class; the background's are dropped."""
+    return _picked(array, (4 * context.classes.kept[:, None] + np.arange(4)[None]).reshape(-1))
+
+
+def _class_masks(array: np.ndarray, context: _Context) -> np.ndarray:
+    """One mask for each class; the background's is dropped."""
+    return _picked(array, context.classes.kept)
+
+
+def _anchor_classes(array: np.ndarray, context: _Context) -> np.ndarray:
+    """All classes of each anchor at a location, anchor after anchor."""
+    anchors = np.arange(array.shape[0] // context.classes.number)
+    return _picked(array, (context.classes.number * anchors[:, None] + context.classes.kept[None]).reshape(-1))
+
+
+def _sizes_first(array: np.ndarray, context: _Context) -> np.ndarray:
+    """Anchors in order of size and then ratio become anchors in order of ratio and then size."""
+    plain = _plain(array)
+    sizes, ratios = context.anchors
+    if plain.shape[-1] % (sizes * ratios):
+        return plain
+    parts = plain.reshape(*plain.shape[:-1], sizes, ratios, -1)
+    return np.swapaxes(parts, -3, -2).reshape(plain.shape)
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray, _Context], np.ndarray]] = {
+    "": _plain,
+    "stem": _stem,
+    "flattened": _flattened,
+    "transposed": _transposed,
+    "classes": _classes,
+    "class_boxes": _class_boxes,
+    "class_masks": _class_masks,
+    "anchor_classes": _anchor_classes,
+    "sizes_first": _sizes_first,
+}
+"""How PyTorch's array becomes ours, by the layout that a rule names."""
