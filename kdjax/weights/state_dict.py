@@ -161,7 +161,7 @@ def import_state_dict(
         arranged = LAYOUTS[rule.layout](array, context)
         if arranged.shape != tuple(wanted[path].shape):
             misfits.append(f"{name} {list(array.shape)}, which {path} {list(wanted[path].shape)} cannot take")
-        filled[path] = np.ascontiguousarray(arranged)
+        filled[path] = np.asarray(arranged, order="C")  # Keeps a scalar a scalar, as ascontiguousarray does not.
     if misfits:
         raise ValueError(f"{where} have other shapes than the model: {_some(misfits)}.")
     is_coco = not backbone_alone and num_classes == len(COCO_NAMES) and classes.number in (0, _COCO_PLACES)
