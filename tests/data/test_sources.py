@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from kdjax.data import shapes
@@ -36,16 +37,15 @@ def test_needs_no_tensorflow(data_dir):
 
 
 def test_annotation_ids_are_unique_and_positive(data_dir):
-    records = open_source("shapes/tiny", "train", data_dir).records
-    ids = [identity for record in records for identity in record["objects"]["id"]]
-    assert len(set(ids)) == len(ids)
+    ids = open_source("shapes/tiny", "train", data_dir).annotations.identity
+    assert len(set(ids.tolist())) == len(ids)
     assert min(ids) > 0
 
 
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("shape", "train", "unknown data source 'shape': choose shapes, shapes/tiny or tfds:<name>"),
+        ("shape", "train", "unknown data source 'shape': choose shapes, shapes/tiny, tfds:<name> or coco_json:"),
         ("shapes/huge", "train", "unknown data source 'shapes/huge'"),
         ("tfds:", "train", "unknown data source 'tfds:'"),
         ("shapes/tiny", "test", "shapes/tiny has no split 'test': choose train, validation"),
@@ -58,19 +58,19 @@ def test_mistakes_are_one_sentence(data_dir, name, split, message):
     assert "\n" not in str(error.value)
 
 
-def prepare(path, features, example):
-    """Prepares a data set ``other`` of one example through TFDS."""
-    import tensorflow_datasets as tfds
+def prepare(path, features, *examples):
+    """Prepares a data set ``other`` through TFDS."""
 
     class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         code_path = None
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            features_dict = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features_dict, disable_shuffling=True)
 
         def _split_generators(self, dl_manager):
-            return {"train": iter([(0, example)])}
+            return {"train": enumerate(examples)}
 
         def _generate_examples(self):
             raise NotImplementedError
@@ -82,7 +82,7 @@ def prepare(path, features, example):
 
 def test_other_features_are_refused_by_name(tmp_path):
     prepare(tmp_path, {"image/id": np.int64}, {"image/id": 1})
-    with pytest.raises(ValueError, match="tfds:other has no image, objects: it needs the features of TFDS's COCO"):
+    with pytest.raises(ValueError, match="tfds:other has no image, objects/bbox, objects/label: it needs the features"):
         open_source("tfds:other", "train", tmp_path)
 
 
@@ -91,7 +91,9 @@ def test_grey_images_and_images_without_objects_are_read(tmp_path, data_dir):
     Image.fromarray(np.full((6, 9), 77, np.uint8)).save(file, "PNG")
     features = dict(shapes.Shapes(config="tiny", data_dir=data_dir).info.features)
     example = {"image": file.getvalue(), "image/filename": "grey.png", "image/id": 7, "objects": []}
-    prepare(tmp_path, features, example)
+    box = tfds.features.BBox(ymin=0.0, xmin=0.0, ymax=0.5, xmax=0.5)
+    objects = [{"area": 9, "bbox": box, "id": 1, "is_crowd": False, "label": 0}]
+    prepare(tmp_path, features, example, example | {"image/id": 8, "objects": objects})
     found = open_source("tfds:other", "train", tmp_path)[0]
     np.testing.assert_array_equal(found.image, np.full((6, 9, 3), 77))
     assert found.boxes.shape == (0, 4)

@@ -1,0 +1,479 @@
+"""People's own data: images in folders, with annotations in COCO's json format.
+
+Annotation files and folders are found by the names that the usual tools give them. All ids may be any integers;
+classes are labelled in the ascending order of their category ids, images come in the order of their ids and objects in
+that of their annotation ids, whatever the order in the file.
+"""
+
+import contextlib
+import gc
+import itertools
+import json
+import math
+import os
+import re
+import stat
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from kdjax.data import check
+from kdjax.data.check import Annotations, Checks, DataReport, Images, check_images, check_objects
+from kdjax.data.images import Header, ImageError, for_all, read_header
+from kdjax.data.indexed import IndexedSource, Outline, check_counts
+
+MOST_JSON_BYTES = 10**9
+"""A larger annotation file is refused: parsed, it would take several times as much memory."""
+
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test", "testing"),
+}
+"""What tools call the splits."""
+
+_LONGEST_NAME = 255
+"""Bytes in one part of a path, which file systems allow."""
+
+
+class _OutsideError(ImageError):
+    """A file that lies elsewhere."""
+
+
+def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = check.DEFAULT) -> IndexedSource:
+    """Opens one split of a folder with annotations in COCO's format, after checking all of it.
+
+    Args:
+        folder: holds annotation files and images.
+        split: ``train``, ``validation`` or ``test``, found by the usual names (``annotations/instances_train2017.json``
+            and ``train2017/``; ``annotations_val.json`` and ``val/``; ``valid/_annotations.coco.json``; ...); or
+            ``<json>:<images>``, an annotation file and a folder of images, relative to ``folder``. With a slice at the
+            end, such as ``train[:100]`` or ``train[50%:]``, some of its images in the order of their ids.
+        checks: how flaws are met.
+
+    Raises:
+        ValueError: one sentence with the file, the id, and what is wrong.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"coco_json:{folder} is no folder that can be read.")
+    name, part = _sliced(split)
+    file, stem = _annotation_file(folder, name)
+    report = DataReport(str(file), checks)
+    content = _parsed(file)
+    class_names, category_ids, categories = _categories(content, report)
+    identity, names, annotated = _image_entries(content, report)
+    annotations, outlines = _annotation_entries(content, identity, names, categories, report)
+    del content
+
+    rows = np.arange(len(identity))[part(len(identity))]
+    identity, names, annotated = identity[rows], [names[row] for row in rows.tolist()], annotated[rows]
+    annotations, outlines = _of_images(annotations, outlines, rows)
+    root = _image_folder(folder, file, name, stem, names)
+    allowed = [os.path.realpath(path) for path in (folder, root)]
+    found = for_all(lambda row: _file_header(root, names[row], allowed), len(names))
+    _settle_escapes(identity, names, found, report)
+    images, rows = check_images(identity, names, annotated, found, report)
+    annotations, outlines = _of_images(annotations, outlines, rows)
+
+    kept = check_objects(images, annotations, report)
+    # Both are in the order of the file's objects, and no id comes twice.
+    chosen = np.isin(annotations.identity, kept.identity)
+    segmentations = _check_outlines(images, kept, list(itertools.compress(outlines, chosen)), report)
+    images, annotations, _ = check_counts(images, kept, report)
+    paths = images.names
+    return IndexedSource(
+        images=images,
+        annotations=annotations,
+        outlines=segmentations,
+        class_names=class_names,
+        category_ids=category_ids,
+        read=lambda row: (root / paths[row]).read_bytes(),
+        report=report,
+    )
+
+
+def _sliced(split: str) -> tuple[str, Callable[[int], slice]]:
+    """The name of a split, and the slice of its images by their number."""
+    match = re.fullmatch(r"(?P<name>[^\[\]]+)(\[(?P<low>-?\d+%?)?:(?P<high>-?\d+%?)?\])?", split)
+    if not match:
+        raise ValueError(f"{split!r} is no split; it must be a name, or a name and a slice such as train[:100].")
+
+    def bound(text: str | None, length: int) -> int | None:
+        if text is None:
+            return None
+        return round(int(text[:-1]) * length / 100) if text.endswith("%") else int(text)
+
+    low, high = match["low"], match["high"]
+    return match["name"], lambda length: slice(bound(low, length), bound(high, length))
+
+
+def _annotation_file(folder: Path, split: str) -> tuple[Path, str]:
+    """The annotation file of a split, and the word in its name or its folder's that says so."""
+    if ":" in split or split.endswith(".json"):
+        path = folder / split.partition(":")[0]
+        if not path.is_file():
+            raise ValueError(f"{path} is no file that can be read.")
+        return path, ""
+    words = "|".join(map(re.escape, _SPLITS.get(split, (split,))))
+    by_file = re.compile(rf"(?:instances_|annotations_)?((?:{words})(?:\d{{4}})?)(?:[_.](?:annotations|coco))*\.json")
+    by_folder = re.compile(rf"((?:{words})(?:\d{{4}})?)")
+    found: dict[Path, str] = {}
+    for place in (folder, folder / "annotations"):
+        for path in sorted(place.glob("*.json")):
+            if match := by_file.fullmatch(path.name):
+                found[path] = match[1]
+    for place in sorted(folder.iterdir()):
+        if match := by_folder.fullmatch(place.name):
+            for name in ("_annotations.coco.json", "annotations.json", "instances.json", "labels.json"):
+                if (place / name).is_file():
+                    found[place / name] = match[1]
+    explicit = "name the file and the folder of its images, such as annotations/my.json:images"
+    if not found:
+        others = sorted(str(path.relative_to(folder)) for path in folder.glob("*.json")) + sorted(
+            str(path.relative_to(folder)) for path in folder.glob("*/*.json")
+        )
+        there = f"; it has {', '.join(others[:5])}{', ...' * (len(others) > 5)}" if others else "; it has no json"
+        raise ValueError(f"{folder} has no annotation file for the split {split!r}{there}: {explicit}.")
+    if len(found) > 1:
+        several = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise ValueError(f"{folder} has several annotation files for the split {split!r} ({several}): {explicit}.")
+    return next(iter(found.items()))
+
+
+def _image_folder(folder: Path, file: Path, split: str, stem: str, names: Sequence[str]) -> Path:
+    """The folder that holds the images: of the usual ones, where the most of some of their names are."""
+    if ":" in split:
+        path = folder / split.partition(":")[2]
+        if not path.is_dir():
+            raise ValueError(f"{path} is no folder that can be read.")
+        return path
+    words = dict.fromkeys(filter(None, (stem, *_SPLITS.get(split, ()))))
+    usual = [
+        *(place for word in words for place in (folder / word, folder / "images" / word)),
+        *(folder / stem / inner for inner in ("images", "data")),
+        file.parent,
+        folder / "images",
+        folder / "data",
+        folder,
+    ]
+    places = [place for place in dict.fromkeys(usual) if place.is_dir()]
+    probes = [names[row] for row in np.linspace(0, len(names) - 1, min(len(names), 16), dtype=int)] if names else []
+    # Of equals, the first.
+    return max(places, key=lambda place: sum((place / name).exists() for name in probes))
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    """The content of an annotation file, with polygons as arrays of doubles."""
+    try:
+        size = file.stat().st_size
+        if size > MOST_JSON_BYTES:
+            raise ValueError(f"{file} has {size:,} bytes, more than the {MOST_JSON_BYTES:,} that are read.")
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
+    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{file} begins with a byte order mark; it must be plain UTF-8, saved without one.")
+    try:
+        text = data.decode()
+        del data
+        with _without_collector():
+            content = json.loads(text, object_hook=_compacted)
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deeply to be annotations.") from error
+    except MemoryError as error:
+        raise ValueError(f"{file} does not fit into memory.") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid json in UTF-8: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}; it must be an object with images and annotations.")
+    for section in ("images", "annotations", "categories"):
+        if section not in content:
+            raise ValueError(f"{file} has no {section!r}; it must have images, annotations and categories.")
+        entries = content[section]
+        if not isinstance(entries, list) or set(map(type, entries)) - {dict}:
+            raise ValueError(f"{file}: {section!r} must be a list of objects.")
+    return content
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Parsing makes millions of objects and no cycle; looking for cycles would take a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _compacted(entry: dict[str, Any]) -> dict[str, Any]:
+    """An object of the file; polygons, most of the file, become arrays of doubles, a quarter of the memory."""
+    polygons = entry.get("segmentation")
+    if type(polygons) is list:
+        # What does not fit stays as it is, and is found unusable later.
+        with contextlib.suppress(TypeError, OverflowError):
+            entry["segmentation"] = tuple(array("d", polygon) for polygon in polygons)
+    return entry
+
+
+def _column(
+    entries: Sequence[dict[str, Any]],
+    key: str,
+    kinds: Sequence[type],
+    report: DataReport,
+    describe: Callable[[int], str],
+    default: Any = None,
+) -> list[Any]:
+    """One value of every entry, all of the right kind."""
+    values = [entry.get(key, default) for entry in entries]
+    if set(map(type, values)) - set(kinds):
+        row = next(row for row, value in enumerate(values) if type(value) not in kinds)
+        words = " or ".join({int: "an integer", float: "a number", str: "a text"}.get(kind, "absent") for kind in kinds)
+        shown = repr(values[row])[:60] if key in entries[row] else "missing"
+        raise ValueError(f"{report.origin}: {describe(row)} has {key} {shown}; it must be {words}.")
+    return values
+
+
+def _identities(entries: Sequence[dict[str, Any]], key: str, what: str, report: DataReport) -> np.ndarray:
+    """Integers of 64 bits, (n,) int64."""
+    values = _column(entries, key, (int,), report, lambda row: f"{what} number {row + 1}")
+    try:
+        return np.array(values, np.int64)
+    except OverflowError:
+        value = max(values, key=abs)
+        raise ValueError(f"{report.origin}: a {what} has {key} {str(value)[:30]}, beyond 64 bits.") from None
+
+
+def _unique(identity: np.ndarray, what: str, report: DataReport) -> None:
+    values, count = np.unique(identity, return_counts=True)
+    if len(values) != len(identity):
+        several = values[count > 1]
+        raise ValueError(
+            f"{report.origin}: {what} id {several[0]} is there {count[count > 1][0]} times"
+            f"{f', and {len(several) - 1} other ids are repeated' * (len(several) > 1)}; ids must be unique."
+        )
+
+
+def _categories(content: dict[str, Any], report: DataReport) -> tuple[tuple[str, ...], tuple[int, ...], np.ndarray]:
+    """Names of the classes, the lowest category id of each, and all ids, ascending, with their labels, (k, 2) int64."""
+    entries = content["categories"]
+    identity = _identities(entries, "id", "category", report)
+    _unique(identity, "category", report)
+    names = _column(entries, "name", (str,), report, lambda row: f"category {identity[row]}")
+    if not len(identity):
+        raise ValueError(f"{report.origin} has no category.")
+    labels: dict[str, int] = {}
+    category_ids, repeated = [], []
+    order = np.argsort(identity)
+    for row in order.tolist():
+        if names[row] in labels:
+            repeated.append(row)
+        else:
+            labels[names[row]] = len(labels)
+            category_ids.append(int(identity[row]))
+    report.settle(
+        check.SAME_NAME, identity[repeated], lambda k: f"category {identity[repeated[k]]}, {names[repeated[k]]!r}"
+    )
+    table = np.stack([identity[order], [labels[names[row]] for row in order.tolist()]], axis=1)
+    return tuple(labels), tuple(category_ids), table
+
+
+def _image_entries(content: dict[str, Any], report: DataReport) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Ids (n,), file names and sizes (n, 2) of all images by ascending id; a size is 0 where it is not said."""
+    entries = content["images"]
+    identity = _identities(entries, "id", "image", report)
+    _unique(identity, "image", report)
+    order = np.argsort(identity)
+    identity, entries = identity[order], [entries[row] for row in order.tolist()]
+
+    def describe(row: int) -> str:
+        return f"image {identity[row]}"
+
+    names = _column(entries, "file_name", (str,), report, describe)
+    unsafe = {row: reason for row, name in enumerate(names) if (reason := _unsafe(name))}
+    rows = list(unsafe)
+    report.settle(
+        check.UNSAFE_NAME,
+        identity[rows],
+        lambda k: f"image {identity[rows[k]]}, {names[rows[k]][:60]!r} {unsafe[rows[k]]}",
+    )
+    sides = []
+    for key in ("height", "width"):
+        values = _column(entries, key, (int, type(None)), report, describe)
+        side = np.array([0 if value is None else min(max(value, -1), 2**31) for value in values], np.int64)
+        if wrong := [row for row, value in enumerate(values) if value is not None and value < 1]:
+            raise ValueError(
+                f"{report.origin}: {describe(wrong[0])} has {key} {values[wrong[0]]}; it must be positive."
+            )
+        sides.append(side)
+    return identity, names, np.stack(sides, axis=1)
+
+
+def _unsafe(name: str) -> str:
+    """Why a file name is not one of a file in the folder of the images; empty if it is."""
+    try:
+        longest = max(len(part.encode()) for part in name.split("/"))
+    except UnicodeEncodeError:
+        return "is no text"
+    if not name.strip("./"):
+        return "names no file"
+    if "\0" in name:
+        return "holds a NUL byte"
+    if "://" in name:
+        return "is a URL"
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
+        return "is absolute"
+    if ".." in re.split(r"[/\\]", name):
+        return "leads upwards"
+    return f"has a part of {longest} bytes" if longest > _LONGEST_NAME else ""
+
+
+def _annotation_entries(
+    content: dict[str, Any],
+    image_ids: np.ndarray,
+    names: Sequence[str],
+    categories: np.ndarray,
+    report: DataReport,
+) -> tuple[Annotations, list[Any]]:
+    """All objects by image and id, with boxes of float64, and their segmentations as they are.
+
+    ``categories`` holds ids, ascending, and their labels, (k, 2).
+    """
+    entries = content["annotations"]
+    identity = _identities(entries, "id", "annotation", report)
+    _unique(identity, "annotation", report)
+    of_image = _identities(entries, "image_id", "annotation", report)
+    of_category = _identities(entries, "category_id", "annotation", report)
+    image = np.searchsorted(image_ids, of_image)
+    unknown = ~np.isin(of_image, image_ids)
+    label = np.searchsorted(categories[:, 0], of_category)
+    foreign = ~unknown & ~np.isin(of_category, categories[:, 0])
+
+    def settle(flaw: check.Flaw, chosen: np.ndarray, key: str, values: np.ndarray) -> None:
+        rows = np.flatnonzero(chosen)
+        report.settle(flaw, identity[rows], lambda k: f"annotation {identity[rows[k]]} has {key} {values[rows[k]]}")
+
+    settle(check.UNKNOWN_IMAGE, unknown, "image_id", of_image)
+    settle(check.UNKNOWN_CATEGORY, foreign, "category_id", of_category)
+    known = np.flatnonzero(~unknown & ~foreign)
+    order = known[np.lexsort((identity[known], image[known]))]
+    image, identity, label = image[order], identity[order], label[order]
+    entries = [entries[row] for row in order.tolist()]
+
+    def describe(row: int) -> str:
+        return f"annotation {identity[row]} of {names[image[row]]} (image {image_ids[image[row]]})"
+
+    crowd = _column(entries, "iscrowd", (int, bool), report, describe, default=0)
+    if wrong := set(crowd) - {0, 1}:
+        row = next(row for row, value in enumerate(crowd) if value in wrong)
+        raise ValueError(f"{report.origin}: {describe(row)} has iscrowd {crowd[row]}; it must be 0 or 1.")
+    boxes = _boxes(entries, report, describe)
+    area = _column(entries, "area", (int, float, type(None)), report, describe)
+    annotations = Annotations(
+        image=image,
+        identity=identity,
+        boxes=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+        labels=categories[label, 1].astype(np.int32),
+        crowd=np.array(crowd, bool),
+        area=_areas(area, np.abs(boxes[:, 2] * boxes[:, 3])),
+    )
+    return annotations, [entry.get("segmentation") for entry in entries]
+
+
+def _boxes(entries: Sequence[dict[str, Any]], report: DataReport, describe: Callable[[int], str]) -> np.ndarray:
+    """The boxes as they are in the file, (m, 4) float64, x, y, width and height."""
+    values = [entry.get("bbox") for entry in entries]
+
+    def sound(box: Any) -> bool:
+        return (
+            type(box) is list and len(box) == 4 and all(type(x) in (int, float) and abs(x) < check.LARGEST for x in box)
+        )
+
+    wrong = [row for row, box in enumerate(values) if not sound(box)]
+    # Refuses, so that what follows sees only sound boxes.
+    report.settle(check.MALFORMED_BOX, wrong, lambda k: f"{describe(wrong[k])}, bbox {repr(values[wrong[k]])[:60]}")
+    return np.array(values, np.float64).reshape(-1, 4)
+
+
+def _areas(values: Sequence[Any], of_boxes: np.ndarray) -> np.ndarray:
+    """Areas as the file has them, (m,) float64: those of the boxes where it has none, -1 for what is no area."""
+    area = [0 if value is None else value if 0 <= value < check.LARGEST**2 else -1 for value in values]
+    return np.where([value is None for value in values], of_boxes, np.array(area, np.float64))
+
+
+def _of_images(annotations: Annotations, outlines: list[Any], rows: np.ndarray) -> tuple[Annotations, list[Any]]:
+    """The objects of some images, which become the images 0, 1, ...; ``rows`` ascends."""
+    chosen = np.isin(annotations.image, rows)
+    kept = annotations.take(chosen)
+    return kept._replace(image=np.searchsorted(rows, kept.image)), list(itertools.compress(outlines, chosen))
+
+
+def _file_header(root: Path, name: str, allowed: Sequence[str]) -> Header | ImageError:
+    """What the header of an image file says, or why the file cannot be used."""
+    path = os.path.join(root, name)
+    try:
+        if stat.S_ISLNK(os.lstat(path).st_mode) or "/" in name:
+            real = os.path.realpath(path)
+            if not any(os.path.commonpath([real, place]) == place for place in allowed):
+                return _OutsideError(f"is a link to {real}")
+        # Opening anything else may wait for ever.
+        if not stat.S_ISREG(mode := os.stat(path).st_mode):
+            return ImageError("is a folder" if stat.S_ISDIR(mode) else "is no file")
+        with open(path, "rb") as file:
+            return read_header(file)
+    except ImageError as error:
+        return error
+    except FileNotFoundError:
+        return ImageError("is missing")
+    except OSError as error:
+        return ImageError(f"cannot be read ({error.strerror})")
+
+
+def _settle_escapes(
+    identity: np.ndarray, names: Sequence[str], found: Sequence[Header | ImageError], report: DataReport
+) -> None:
+    rows = [row for row, header in enumerate(found) if isinstance(header, _OutsideError)]
+    report.settle(
+        check.UNSAFE_NAME, identity[rows], lambda k: f"image {identity[rows[k]]}, {names[rows[k]]!r} {found[rows[k]]}"
+    )
+
+
+def _check_outlines(
+    images: Images, annotations: Annotations, outlines: Sequence[Any], report: DataReport
+) -> list[Outline] | None:
+    """Segmentations that can be drawn, one for each object; None where no object has any."""
+    sizes = images.size[annotations.image].tolist()
+    usable = [_usable(outline, size) for outline, size in zip(outlines, sizes, strict=True)]
+    if not any(usable):
+        return None
+    rows = [row for row, outline in enumerate(usable) if outline is None]
+
+    def describe(k: int) -> str:
+        image = int(annotations.image[rows[k]])
+        return f"annotation {annotations.identity[rows[k]]} of {images.describe(image)}"
+
+    report.settle(check.NO_OUTLINE, annotations.identity[rows], describe)
+    for row in rows:
+        x1, y1, x2, y2 = annotations.boxes[row].tolist()
+        usable[row] = (array("d", [x1, y1, x2, y1, x2, y2, x1, y2]),)
+    return usable  # type: ignore[return-value]
+
+
+def _usable(outline: Any, size: list[int]) -> Outline | None:
+    """The polygons of an outline that have an area to fill, or its run lengths; None for neither."""
+    if isinstance(outline, tuple):
+        polygons = tuple(p for p in outline if len(p) >= 6 and len(p) % 2 == 0 and math.isfinite(sum(p)))
+        return polygons or None
+    if not isinstance(outline, dict) or outline.get("size") != size:
+        return None
+    counts = outline.get("counts")
+    if isinstance(counts, list):
+        sound = set(map(type, counts)) <= {int} and min(counts, default=0) >= 0 and sum(counts) == size[0] * size[1]
+    else:
+        sound = isinstance(counts, str) and counts.isascii()
+    return {"size": size, "counts": counts} if sound else None

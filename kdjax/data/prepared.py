@@ -1,0 +1,320 @@
+"""Data sets that tensorflow-datasets has prepared, and the embedded one, which it prepares here."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from array_record.python.array_record_module import ArrayRecordReader
+from etils import epath
+from tensorflow_datasets.core import constants
+
+from kdjax.data import shapes
+from kdjax.data.check import Annotations, Checks, DataReport, Flaw, check_images, check_objects
+from kdjax.data.images import Header, ImageError, for_all, read_header
+from kdjax.data.indexed import IndexedSource, check_counts, joined
+
+_ARRAY_RECORD = "array_record"
+
+
+class _Record(NamedTuple):
+    """One example as the files have it."""
+
+    header: Header | ImageError
+    image_id: int | None
+    name: str
+    boxes: Any
+    """n times ymin, xmin, ymax, xmax, relative."""
+    labels: Any
+    crowd: Any
+    area: Any
+    identity: Any
+
+
+def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None, checks: Checks) -> IndexedSource:
+    """Opens a split of the embedded data set, which is generated on first use.
+
+    TFDS writes into a temporary folder and renames it when it is complete: a killed preparation leaves nothing that
+    could be taken for the data set, and of two concurrent ones the second to finish finds the folder there.
+    """
+    with _quiet():
+        builder = shapes.Shapes(config=config, data_dir=data_dir)
+        if not builder.is_prepared():
+            print(f"Generating the data set shapes in {builder.data_dir}, once.", file=sys.stderr, flush=True)
+            try:
+                builder.download_and_prepare(
+                    file_format=_ARRAY_RECORD,
+                    download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+                )
+            except OSError:
+                builder = shapes.Shapes(config=config, data_dir=data_dir)
+                if not builder.is_prepared():
+                    raise
+        return _opened(f"shapes/{config}", builder, split, checks, "delete that folder, and it is made anew")
+
+
+def open_prepared(
+    name: str, split: str, data_dir: str | os.PathLike[str] | None, checks: Checks, download: bool
+) -> IndexedSource:
+    """Opens a split of a data set that TFDS has prepared, after reading all of it once.
+
+    Args:
+        name: such as ``coco/2017``, or ``voc/2007+2012`` for two configurations one after the other.
+        split: a split of it or of each of them, with TFDS's slices and sums.
+        data_dir: TFDS's data directory, or None for its default.
+        checks: how flaws are met.
+        download: let TFDS download and prepare what is missing.
+
+    Raises:
+        ValueError: one sentence with the data set, the record, and what is wrong.
+    """
+    folder, slash, configs = name.rpartition("/")
+    root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
+    with _quiet():
+        parts: list[IndexedSource] = []
+        for config in configs.split("+"):
+            part = f"{folder}{slash}{config}"
+            builder = _builder(part, root, download)
+            again = f"prepare it again with `{_command(part, root)} --overwrite`"
+            parts.append(_opened(f"tfds:{part}", builder, split, checks, again, sum(map(len, parts))))
+        return parts[0] if len(parts) == 1 else joined(f"tfds:{name} {split}", parts)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS's progress bars and routine messages off the terminal."""
+    verbosity = logging.get_verbosity()
+    tfds.disable_progress_bar()
+    logging.set_verbosity(min(verbosity, logging.ERROR))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _command(name: str, root: epath.Path) -> str:
+    return f"tfds build {name} --data_dir={root} --file_format={_ARRAY_RECORD}"
+
+
+def _builder(name: str, root: epath.Path, download: bool) -> Any:
+    """A builder that reads the newest version of ``<root>/<name>`` from its files alone."""
+    there = list((root / name).iterdir()) if (root / name).is_dir() else []
+    versions = {path: tfds.core.Version(path.name) for path in there if tfds.core.Version.is_valid(path.name)}
+    complete = [
+        path for path in versions if all((path / file).exists() for file in ("dataset_info.json", "features.json"))
+    ]
+    if complete:
+        return tfds.builder_from_directory(max(complete, key=lambda path: versions[path]))
+    if not download:
+        half = ", only begun" if versions or any(".incomplete" in path.name for path in there) else ""
+        raise ValueError(
+            f"tfds:{name} is not prepared in {root}{half}: prepare it with `{_command(name, root)}`, or set "
+            "config.data.download=True."
+        )
+    print(f"Downloading and preparing {name} in {root}, once.", file=sys.stderr, flush=True)
+    try:
+        builder = tfds.builder(name, data_dir=root, file_format=_ARRAY_RECORD)
+        builder.download_and_prepare()
+    except ImportError as error:
+        raise ValueError(
+            f"tfds:{name} can only be prepared with TensorFlow ({error}): install it with `pip install 'kdjax[tfds]'`."
+        ) from error
+    except Exception as error:  # Whatever network, disk or builder raise.
+        raise ValueError(f"tfds:{name} cannot be prepared in {root}: {type(error).__name__}: {error}") from error
+    return tfds.builder_from_directory(builder.data_dir)
+
+
+def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, first_id: int = 0) -> IndexedSource:
+    """One split of a prepared data set; ``again`` says how to make damaged files anew.
+
+    Images without ids of their own are numbered from ``first_id``.
+    """
+    report = DataReport(f"{name} {split}", checks)
+    _check_features(name, builder.info.features)
+    _check_shards(name, builder, split, again)
+    try:
+        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except NotImplementedError:
+        raise ValueError(
+            f"{name} in {builder.data_dir} is in the {builder.info.file_format.value} format: prepare it with "
+            f"--file_format={_ARRAY_RECORD}."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{name} has no split {split!r}: {str(error).splitlines()[0]}") from None
+
+    def record(row: int) -> Any:
+        try:
+            return records[row]
+        except Exception as error:  # Readers raise whatever damaged files lead them to.
+            what = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{name}, {split}: record {row} in {builder.data_dir} cannot be read ({what}): {again}."
+            ) from error
+
+    found = for_all(lambda row: _read(record(row)), len(records))
+    identity = np.array([first_id + row if r.image_id is None else r.image_id for row, r in enumerate(found)], np.int64)
+    if len(np.unique(identity)) != len(identity):
+        raise ValueError(f"{report.origin} has several images with the same image/id; ids must be unique.")
+    names = [r.name or f"record {row}" for row, r in enumerate(found)]
+    headers = [r.header for r in found]
+    images, rows = check_images(identity, names, np.zeros((len(found), 2), np.int64), headers, report)
+    class_names = tuple(builder.info.features["objects"].feature["label"].names)
+    annotations = _annotations([found[row] for row in rows.tolist()], images.size, len(class_names), report)
+    annotations = check_objects(images, annotations, report)
+    images, annotations, kept = check_counts(images, annotations, report)
+    rows = rows[kept]
+    return IndexedSource(
+        images=images,
+        annotations=annotations,
+        outlines=None,
+        class_names=class_names,
+        category_ids=tuple(range(len(class_names))),
+        read=lambda row: record(int(rows[row]))["image"],
+        report=report,
+    )
+
+
+def _check_features(name: str, features: Any) -> None:
+    """Refuses a data set whose features cannot be read as TFDS's COCO and VOC have them."""
+    number, flag = (lambda f: f.np_dtype in (np.int64, np.int32, np.float32)), (lambda f: f.np_dtype == np.bool_)
+    features = dict(features.items())
+    sequence = features.get("objects")
+    inner = sequence.feature if isinstance(sequence, tfds.features.Sequence) else None
+    inner = dict(inner.items()) if isinstance(inner, tfds.features.FeaturesDict) else {}
+    needed: list[tuple[Any, str, Callable[[Any], bool], str]] = [
+        (features, "image", lambda f: isinstance(f, tfds.features.Image), "an image"),
+        (inner, "bbox", _is_relative, "a BBoxFeature of relative ymin, xmin, ymax, xmax"),
+        (inner, "label", lambda f: isinstance(f, tfds.features.ClassLabel), "a ClassLabel"),
+    ]
+    optional: list[tuple[Any, str, Callable[[Any], bool], str]] = [
+        (features, "image/id", lambda f: f.np_dtype in (np.int64, np.int32), "an integer"),
+        (features, "image/filename", lambda f: isinstance(f, tfds.features.Text), "a text"),
+        (inner, "is_crowd", flag, "a bool"),
+        (inner, "is_difficult", flag, "a bool"),
+        (inner, "area", number, "a number"),
+        (inner, "id", lambda f: f.np_dtype in (np.int64, np.int32), "an integer"),
+    ]
+
+    def called(group: Any, key: str) -> str:
+        return key if group is features else f"objects/{key}"
+
+    if missing := sorted(called(group, key) for group, key, _, _ in needed if key not in group):
+        raise ValueError(f"{name} has no {', '.join(missing)}: it needs the features of TFDS's COCO or VOC.")
+    for group, key, holds, words in needed + optional:
+        if key in group and not holds(group[key]):
+            raise ValueError(f"{name}: the feature {called(group, key)} is {group[key]!r}; it must be {words}.")
+
+
+def _is_relative(feature: Any) -> bool:
+    """Whether boxes are in TFDS's default format; sets from before there were others do not say it."""
+    if not isinstance(feature, tfds.features.BBoxFeature):
+        return False
+    return feature.bbox_format is None or getattr(feature.bbox_format, "value", feature.bbox_format) == "REL_YXYX"
+
+
+def _check_shards(name: str, builder: Any, split: str, again: str) -> None:
+    """Refuses a split whose files are not exactly those that the data set's info lists."""
+    splits = builder.info.splits
+    used = [part.partition("[")[0].strip() for part in split.split("+")]
+    for part in used:
+        if part not in splits:
+            raise ValueError(f"{name} has no split {part!r}: choose {', '.join(sorted(splits))}.")
+        info = splits[part]
+        if not info.num_examples:
+            raise ValueError(f"{name}: the split {part!r} in {builder.data_dir} is empty.")
+        listed = {path.name: path for path in info.filepaths}
+        prefix = next(iter(sorted(listed))).rpartition("-")[0].rpartition("-of")[0].rpartition("-")[0]
+        there = {path.name for path in epath.Path(builder.data_dir).iterdir() if path.name.startswith(f"{prefix}-")}
+        for files, words in ((listed.keys() - there, "lacks"), (there - listed.keys(), "has besides its own files")):
+            if files:
+                some = ", ".join(sorted(files)[:3])
+                raise ValueError(f"{name}: {builder.data_dir} {words} {some} ({len(files)} file(s)): {again}.")
+        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+            continue
+        for path, length in zip(sorted(info.filepaths), info.shard_lengths, strict=True):
+            try:
+                reader = ArrayRecordReader(os.fspath(path))
+                count = reader.num_records()
+                reader.close()
+            except Exception as error:  # As above.
+                raise ValueError(f"{name}: {path} is damaged ({str(error).splitlines()[0]}): {again}.") from error
+            if count != length:
+                raise ValueError(f"{name}: {path} has {count} records instead of {length}: {again}.")
+
+
+def _read(record: Any) -> _Record:
+    """What is needed of an example; of its image only the header."""
+    try:
+        header: Header | ImageError = read_header(io.BytesIO(record["image"]))
+    except ImageError as error:
+        header = error
+    objects, name = record["objects"], record.get("image/filename", "")
+    return _Record(
+        header=header,
+        image_id=int(record["image/id"]) if "image/id" in record else None,
+        name=name.decode(errors="replace") if isinstance(name, bytes) else str(name),
+        boxes=objects["bbox"],
+        labels=objects["label"],
+        crowd=objects.get("is_crowd", objects.get("is_difficult")),
+        area=objects.get("area"),
+        identity=objects.get("id"),
+    )
+
+
+def _annotations(records: Sequence[_Record], sizes: np.ndarray, classes: int, report: DataReport) -> Annotations:
+    """The objects of all records, with boxes in pixels."""
+    count = np.array([len(record.labels) for record in records], np.int64)
+    image = np.repeat(np.arange(len(records)), count)
+
+    def column(values: Sequence[Any], dtype: Any, default: np.ndarray, shape: tuple[int, ...] = (-1,)) -> np.ndarray:
+        if any(value is None for value in values):
+            return default
+        return np.concatenate([default[:0], *(np.asarray(value, dtype).reshape(shape) for value in values)])
+
+    none = np.zeros(len(image))
+    identity = column([r.identity for r in records], np.int64, np.arange(len(image)))
+    relative = column([r.boxes for r in records], np.float64, np.zeros((0, 4)), (-1, 4))
+    labels = column([r.labels for r in records], np.int64, none.astype(np.int64))
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    names = [record.name for record in records]
+    flaw = Flaw(f"labels that are none of its {classes} classes", "annotation", "refused")
+    report.settle(flaw, identity[wrong], lambda k: f"{labels[wrong[k]]} in {names[image[wrong[k]]]}")
+    _check_relative(relative, identity, image, names, report)
+    size = sizes[image].astype(np.float64)
+    boxes = relative[:, [1, 0, 3, 2]] * np.tile(size[:, ::-1], 2)
+    return Annotations(
+        image=image,
+        identity=identity,
+        boxes=boxes,
+        labels=labels.astype(np.int32),
+        crowd=column([r.crowd for r in records], bool, none.astype(bool)),
+        area=column([r.area for r in records], np.float64, np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)),
+    )
+
+
+def _check_relative(
+    boxes: np.ndarray, identity: np.ndarray, image: np.ndarray, names: Sequence[str], report: DataReport
+) -> None:
+    """Refuses boxes that cannot be fractions of the image in the order ymin, xmin, ymax, xmax."""
+    beyond = ~((boxes > -0.01) & (boxes < 1.01)).all(axis=1)
+    inverted = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    for chosen, share, what, hint in (
+        (beyond, 0.5, "boxes beyond their image", "they must be fractions of the image's sides, not pixels"),
+        (
+            inverted,
+            0.1,
+            "boxes that end before they begin",
+            "they must be ymin, xmin, ymax, xmax, not a corner and a size",
+        ),
+    ):
+        rows = np.flatnonzero(chosen)
+        if len(rows) > share * len(boxes):
+            flaw = Flaw(f"{len(rows)} of {len(boxes)} {what}", "annotation", "refused", hint)
+            found = [f"{boxes[row].tolist()} in {names[image[row]]}" for row in rows[:5].tolist()]
+            report.settle(flaw, identity[rows], found.__getitem__)
