@@ -1,0 +1,115 @@
+"""Files of weights to a dict of arrays; no file is ever executed."""
+
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, deserialize
+
+from kdjax.weights.torch_file import read_torch_file
+
+MOST_BYTES = 2**30
+"""A file's tensors may have as many bytes together; the largest detector here has 6e8."""
+
+MOST_CHARACTERS = 256
+"""Of a tensor's name; messages repeat names."""
+
+_SAFETENSORS_TYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The tensors in a file by name, in the layout and the type that they are stored in.
+
+    Args:
+        path: ``.safetensors``; ``.npz``, one array for each tensor; or ``.pth``, ``.pt`` or ``.bin``, written by
+            ``torch.save`` in its zip format or the one before PyTorch 1.6: a state dict, or a dict that holds one as
+            "state_dict" or "model".
+
+    Raises:
+        ValueError: one sentence says what is wrong with the file.
+    """
+    path = Path(path)
+    if path.suffix not in READERS:
+        raise ValueError(f"{path} cannot be read as weights; its name must end in one of {', '.join(READERS)}.")
+    try:
+        state = READERS[path.suffix](path, MOST_BYTES)
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ValueError(f"The weights in {path} cannot be read: {reason}.") from error
+    if not state:
+        raise ValueError(f"The weights in {path} cannot be read: it has no tensors.")
+    for name in state:
+        if not name.isprintable() or len(name) > MOST_CHARACTERS:
+            raise ValueError(
+                f"The weights in {path} have a tensor with the impossible name {name[:MOST_CHARACTERS]!r}."
+            )
+    return state
+
+
+def _read_safetensors(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
+    if path.stat().st_size > most_bytes:
+        raise ValueError(f"it has more than {most_bytes} bytes")
+    state = {}
+    try:
+        tensors = deserialize(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"it is no whole file of safetensors ({error})") from error
+    for name, tensor in tensors:
+        if tensor["dtype"] not in _SAFETENSORS_TYPES:
+            raise ValueError(f"the tensor {name!r} is of {tensor['dtype']}, not of {', '.join(_SAFETENSORS_TYPES)}")
+        dtype = np.dtype(_SAFETENSORS_TYPES[tensor["dtype"]])
+        state[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    return state
+
+
+def _read_npz(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > most_bytes:
+            raise ValueError(f"its arrays have more than {most_bytes} bytes")
+        for entry in entries:
+            with archive.open(entry) as file:
+                shape, dtype = _npy_header(file)
+            # NumPy would allocate what the header claims before it sees that there is less.
+            if dtype.hasobject:
+                raise ValueError(f"the array {entry.filename!r} holds Python objects instead of numbers")
+            if math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"the array {entry.filename!r} is larger than its data")
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    if version not in _NPY_HEADERS:
+        raise ValueError(f"it has an array of the unknown version {version}")
+    shape, _, dtype = _NPY_HEADERS[version](file)
+    return shape, dtype
+
+
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+READERS: dict[str, Callable[[Path, int], dict[str, np.ndarray]]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    **dict.fromkeys((".pth", ".pt", ".bin"), read_torch_file),
+}
+"""By the end of the file's name."""

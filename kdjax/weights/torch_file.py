@@ -1,0 +1,384 @@
+"""The tensors in a file of ``torch.save``, without PyTorch, and without running anything that the file says.
+
+Such a file is a pickle, a program that builds objects by calling functions it names. Here it is not run: its
+instructions are read one by one, and only those have an effect that make plain containers, numbers, texts and tensors.
+Whatever else it names becomes a placeholder that does nothing, where weights are known to come with such things, as
+MMDetection's do with configs and histories beside their state dict; any other name is refused.
+"""
+
+import io
+import os
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+MOST_PICKLE_BYTES = 2**26
+"""A file's pickle may be no longer; those of detectors have less than a hundredth of it."""
+
+MOST_INSTRUCTIONS = 2**22
+"""Nor may it have more instructions."""
+
+_STORAGES: dict[str, Any] = {
+    "torch.DoubleStorage": np.float64,
+    "torch.FloatStorage": np.float32,
+    "torch.HalfStorage": np.float16,
+    "torch.BFloat16Storage": jnp.bfloat16,
+    "torch.LongStorage": np.int64,
+    "torch.IntStorage": np.int32,
+    "torch.ShortStorage": np.int16,
+    "torch.CharStorage": np.int8,
+    "torch.ByteStorage": np.uint8,
+    "torch.BoolStorage": np.bool_,
+}
+
+_BUILT_IN = "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple"
+
+_WITH_PLACEHOLDER = {
+    *("argparse", "collections", "copyreg", "copy_reg", "datetime", "pathlib", "types"),
+    *(
+        "numpy",
+        "torch",
+        "torchvision",
+        "timm",
+        "mmengine",
+        "mmcv",
+        "mmdet",
+        "detectron2",
+        "fvcore",
+        "yacs",
+        "omegaconf",
+    ),
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILT_IN.split()),
+    "_codecs.encode",
+}
+"""Modules, and single names of others, that checkpoints mention beside their weights."""
+
+_LEGACY_START = (0x1950A86A20F9469CFC6C, 1001)
+"""The magic number and the version of the format before PyTorch 1.6."""
+
+
+class _Name(NamedTuple):
+    """A function or class that the pickle names."""
+
+    name: str
+
+
+class _Placeholder(NamedTuple):
+    """Something that the pickle would make by a call of ``name``; empty, whatever it is given."""
+
+    name: str
+
+
+class _Storage(NamedTuple):
+    """The numbers behind one or more tensors."""
+
+    key: str
+    dtype: np.dtype
+
+
+class _Tensor(NamedTuple):
+    """A view of a storage; offset and strides count elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_torch_file(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
+    """The state dict in a file of ``torch.save``, in the zip format or the one before PyTorch 1.6.
+
+    The file holds the state dict itself, or a dict with it as "state_dict" or "model".
+
+    Args:
+        path: of the file.
+        most_bytes: how large the tensors may be together.
+
+    Raises:
+        ValueError: one sentence says what is wrong with the file.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        return (_read_zip if is_zip else _read_legacy)(file, most_bytes)
+
+
+def _read_zip(file: BinaryIO, most_bytes: int) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        pickles = [name for name in entries if name.split("/")[1:] == ["data.pkl"]]
+        if len(pickles) != 1:
+            raise ValueError("it is a zip archive, but none of torch.save: it has no data.pkl")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise ValueError("it is a compressed zip archive, which torch.save never writes")
+        if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its parts are larger than the file")
+        folder = pickles[0].removesuffix("data.pkl")
+        if folder + "byteorder" in entries and archive.read(folder + "byteorder") != b"little":
+            raise ValueError("it was written on a big-endian machine; save it again on a common one")
+        if entries[pickles[0]].file_size > MOST_PICKLE_BYTES:
+            raise ValueError(f"its pickle is longer than {MOST_PICKLE_BYTES} bytes")
+        data = folder + "data/"
+        return _arrays(
+            _interpret(io.BytesIO(archive.read(pickles[0]))),
+            {name.removeprefix(data): entry.file_size for name, entry in entries.items() if name.startswith(data)},
+            lambda key: archive.read(data + key),
+            most_bytes,
+        )
+
+
+def _read_legacy(file: BinaryIO, most_bytes: int) -> dict[str, np.ndarray]:
+    """Four pickles (magic number, protocol, system, object), one of the storages' keys, and the storages."""
+    head = io.BytesIO(file.read(MOST_PICKLE_BYTES))
+    try:
+        start = _interpret(head), _interpret(head)
+    except ValueError as error:
+        raise ValueError(f"it does not begin as a file of torch.save does: {error}") from error
+    if start != _LEGACY_START:
+        raise ValueError("it does not begin as a file of torch.save does")
+    system = _interpret(head)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ValueError("it was written on a big-endian machine; save it again on a common one")
+    storages: dict[str, _Storage] = {}
+    content = _interpret(head, storages)
+    keys = _interpret(head)
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
+        raise ValueError("the list of its tensors is broken")
+    sizes, offsets, end = {}, {}, head.tell()
+    for key in keys:
+        file.seek(end)
+        sizes[key] = int.from_bytes(file.read(8), "little") * storages[key].dtype.itemsize
+        offsets[key] = end + 8
+        end += 8 + sizes[key]
+    if end > os.fstat(file.fileno()).st_size:
+        raise ValueError("it is cut off")
+
+    def load(key: str) -> bytes:
+        file.seek(offsets[key])
+        return file.read(sizes[key])
+
+    return _arrays(content, sizes, load, most_bytes)
+
+
+def _arrays(
+    content: Any, sizes: Mapping[str, int], load: Callable[[str], bytes], most_bytes: int
+) -> dict[str, np.ndarray]:
+    """The state dict in what a pickle holds.
+
+    Args:
+        content: of the pickle.
+        sizes: of the storages in bytes, by key.
+        load: the bytes of a storage by its key.
+        most_bytes: of all that are loaded.
+    """
+    if isinstance(content, dict):
+        content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {_described(content)} instead of a dict of tensors; save model.state_dict()")
+    storages: dict[str, np.ndarray] = {}
+    arrays, total = {}, 0
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+            raise ValueError(f"the entry {name!r} of its state dict is {_described(tensor)} instead of a tensor")
+        key, dtype = tensor.storage
+        if key not in storages:
+            if sizes.get(key, -1) % dtype.itemsize:
+                raise ValueError(f"the data of the tensor {name!r} are missing or cut off")
+            total += sizes[key]
+            if total > most_bytes:
+                raise ValueError(f"its tensors have more than {most_bytes} bytes")
+            storages[key] = np.frombuffer(load(key), dtype)
+        arrays[name] = _view(storages[key], tensor, name)
+    return arrays
+
+
+def _view(storage: np.ndarray, tensor: _Tensor, name: str) -> np.ndarray:
+    sizes = (tensor.offset, *tensor.shape, *tensor.strides)
+    if not all(type(x) is int and 0 <= x < 2**48 for x in sizes) or len(tensor.shape) != len(tensor.strides):
+        raise ValueError(f"the tensor {name!r} has an impossible shape")
+    last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+    size = int(np.prod(tensor.shape, dtype=object))
+    if size > storage.size or (size and last >= storage.size):
+        raise ValueError(f"the tensor {name!r} is larger than its data")
+    strides = [stride * storage.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
+
+
+def _described(value: Any) -> str:
+    return value.name if isinstance(value, (_Name, _Placeholder)) else f"a {type(value).__name__.strip('_').lower()}"
+
+
+def _interpret(stream: BinaryIO, storages: dict[str, _Storage] | None = None) -> Any:
+    """What one pickle describes, of plain containers, tensors and placeholders; leaves the stream behind its end.
+
+    Args:
+        stream: the pickle begins here.
+        storages: is filled with the storages that the pickle mentions, by key.
+    """
+    try:
+        return _Machine(storages if storages is not None else {}).run(pickletools.genops(stream))
+    except (IndexError, KeyError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        raise ValueError(f"its pickle is broken ({type(error).__name__})") from error
+
+
+class _Machine:
+    """The stack machine of pickle, without its calls."""
+
+    def __init__(self, storages: dict[str, _Storage]):
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._storages = storages
+
+    def run(self, instructions: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
+        """Follows the instructions to the end."""
+        for count, (opcode, argument, _) in enumerate(instructions):
+            if count > MOST_INSTRUCTIONS:
+                raise ValueError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
+            if opcode.name == "STOP":
+                return self._pop()
+            if opcode.name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[opcode.name](argument))
+            elif opcode.name in _STEPS:
+                _STEPS[opcode.name](self, argument)
+            else:
+                raise ValueError(f"its pickle has the instruction {opcode.name}, which weights do not need")
+        raise ValueError("its pickle has no end")
+
+    def _pop(self) -> Any:
+        if self._marks and self._marks[-1] >= len(self._stack):
+            raise IndexError
+        return self._stack.pop()
+
+    def _pop_to_mark(self) -> list[Any]:
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def _mark(self, _: Any) -> None:
+        self._marks.append(len(self._stack))
+
+    def _discard(self, _: Any) -> None:
+        self._pop()
+
+    def _tuple(self, size: int | None) -> None:
+        items = self._pop_to_mark() if size is None else [self._pop() for _ in range(size)][::-1]
+        self._stack.append(tuple(items))
+
+    def _list(self, _: Any) -> None:
+        self._stack.append(self._pop_to_mark())
+
+    def _dict(self, _: Any) -> None:
+        items = self._pop_to_mark()
+        self._stack.append({})
+        self._set(items)
+
+    def _append(self, items: list[Any]) -> None:
+        if isinstance(self._stack[-1], list):
+            self._stack[-1].extend(items)
+
+    def _set(self, items: list[Any]) -> None:
+        if isinstance(self._stack[-1], dict):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                # Other keys are of no use here, and hashing nested ones may take for ever.
+                if isinstance(key, (str, int, float, type(None))):
+                    self._stack[-1][key] = value
+
+    def _get(self, index: int) -> None:
+        self._stack.append(self._memo[int(index)])
+
+    def _put(self, index: int | None) -> None:
+        self._memo[len(self._memo) if index is None else int(index)] = self._stack[-1]
+
+    def _global(self, argument: str | None) -> None:
+        if argument is None:
+            name = self._pop()
+            module = self._pop()
+            if not isinstance(module, str) or not isinstance(name, str):
+                raise TypeError
+            argument = f"{module} {name}"
+        name = argument.replace(" ", ".", 1)
+        if name.split(".")[0] not in _WITH_PLACEHOLDER and name not in _WITH_PLACEHOLDER:
+            raise ValueError(
+                f"it names {name}, which weights do not need; if you trust the file, save its state dict alone, "
+                "preferably as .safetensors"
+            )
+        self._stack.append(_Name(name))
+
+    def _storage(self, _: Any) -> None:
+        """A persistent id: ("storage", type, key, device, number of elements), and in the old format a view."""
+        kind, type_, key, _, _, *view = self._pop()
+        name = _described(type_)
+        if kind != "storage" or not isinstance(key, str) or any(x is not None for x in view):
+            raise ValueError("it keeps tensors in a way that this version does not know")
+        if name not in _STORAGES:
+            raise ValueError(f"it has tensors of {name}; they must be one of {', '.join(_STORAGES)}")
+        storage = _Storage(key, np.dtype(_STORAGES[name]))
+        if self._storages.setdefault(key, storage) != storage:
+            raise ValueError(f"the data {key!r} have two types")
+        self._stack.append(storage)
+
+    def _call(self, _: Any) -> None:
+        arguments = self._pop()
+        name = _described(self._pop())
+        made: Any = _Placeholder(name)
+        if name == "collections.OrderedDict" and arguments == ():
+            made = {}
+        elif name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            storage, offset, shape, strides = arguments[:4]
+            made = _Tensor(storage, offset, shape, strides)
+            if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+                raise TypeError
+        elif name == "torch._utils._rebuild_parameter":
+            made = arguments[0]
+        self._stack.append(made)
+
+
+_CONSTANTS: Mapping[str, Callable[[Any], Any]] = {
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    "EMPTY_LIST": lambda _: [],
+    "EMPTY_DICT": lambda _: {},
+    "EMPTY_TUPLE": lambda _: (),
+    "EMPTY_SET": lambda _: _Placeholder("set"),
+    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), lambda x: x),
+    **dict.fromkeys(("FLOAT", "BINFLOAT"), lambda x: x),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), lambda x: x),
+    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), lambda x: x),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), lambda _: _Placeholder("bytes")),
+}
+"""What instructions put on the stack, given their argument."""
+
+_STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda machine, _: None,
+    "FRAME": lambda machine, _: None,
+    "MARK": _Machine._mark,
+    "POP": _Machine._discard,
+    "TUPLE": lambda machine, _: machine._tuple(None),
+    "TUPLE1": lambda machine, _: machine._tuple(1),
+    "TUPLE2": lambda machine, _: machine._tuple(2),
+    "TUPLE3": lambda machine, _: machine._tuple(3),
+    "LIST": _Machine._list,
+    "DICT": _Machine._dict,
+    "APPEND": lambda machine, _: machine._append([machine._pop()]),
+    "APPENDS": lambda machine, _: machine._append(machine._pop_to_mark()),
+    "ADDITEMS": lambda machine, _: machine._append(machine._pop_to_mark()),
+    "SETITEM": lambda machine, _: machine._set([machine._pop(), machine._pop()][::-1]),
+    "SETITEMS": lambda machine, _: machine._set(machine._pop_to_mark()),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine._get),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine._put),
+    **dict.fromkeys(("GLOBAL", "STACK_GLOBAL"), _Machine._global),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine._call),
+    "BINPERSID": _Machine._storage,
+    # Attributes of an object, such as the versions of layers that PyTorch adds to a state dict.
+    "BUILD": _Machine._discard,
+}
+"""What the other instructions do, given their argument; whatever is absent is refused."""
