@@ -100,7 +100,7 @@ def import_state_dict(
     """A state dict of PyTorch to the variables of the detector that is the same.
 
     Every tensor is used or named as skipped, every array of the model is filled, every shape is checked. A file of a
-    backbone alone, of timm or torchvision, fills the backbone.
+    backbone alone, whose names do not begin with "backbone.", fills the backbone.
 
     Args:
         state: name to array, in PyTorch's layout, of any of ``FLOATS``; arrays that are skipped may be of any kind.
