@@ -2,13 +2,26 @@
 
 A bin of an RoI is the mean of bilinear samples on a regular grid. Bilinear interpolation and the grid are separable, so
 that the bins of an RoI are ``Wy F Wx^T``, where row p of ``Wy`` says how much of each row of the map enters bin p.
+
+Of the map only the cells under the RoI have weight. They are cut into square tiles, few for small RoIs and many for
+large ones, and the tiles of all RoIs of a level are worked off in blocks of equally many: work follows the cells that
+RoIs cover, memory does not, and neither the number of samples nor the size of an RoI is bounded.
 """
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kdjax import boxes as box_ops
 from kdjax.types import Features, stride
+
+_TILE = 8
+"""Cells along the side of a tile."""
+_BLOCK = 64
+"""Tiles that are worked off together."""
 
 
 def roi_levels(boxes: jax.Array, lowest: int, highest: int, *, convention: str) -> jax.Array:
@@ -54,25 +67,7 @@ def roi_align(
     Returns:
         (N, R, o, o, C) of the features' dtype.
     """
-    channels, dtype = next((x.shape[-1], x.dtype) for x in features.values())
-    pooled = jnp.zeros((*levels.shape, output_size, output_size, channels), jnp.float32)
-    for level, x in features.items():
-        here = levels == int(level[1:])
-        x_weights, y_weights = (
-            axis_weights(
-                boxes[..., [axis, axis + 2]] / stride(level),
-                jnp.arange(x.shape[2 - axis]),
-                jnp.int32(x.shape[2 - axis]),
-                bins=output_size,
-                sampling_ratio=sampling_ratio,
-                aligned=aligned,
-            )
-            for axis in (0, 1)
-        )
-        y_weights = jnp.where(here[..., None, None], y_weights, 0)
-        rows = jnp.einsum("nrph,nhwc->nrpwc", y_weights, x.astype(jnp.float32))
-        pooled += jnp.einsum("nrqw,nrpwc->nrpqc", x_weights, rows)
-    return pooled.astype(dtype)
+    return _pool(_Grid(output_size, sampling_ratio, aligned), features, boxes, levels)
 
 
 def axis_weights(
@@ -107,8 +102,8 @@ def axis_weights(
     """
 
     def weights(interval: jax.Array, cells: jax.Array, length: jax.Array) -> jax.Array:
-        begin, end = interval[0] - 0.5 * aligned, interval[1] - 0.5 * aligned
-        size = jnp.maximum(end - begin, 0.0 if aligned else 1.0) / bins
+        begin, end = _extent(interval, aligned)
+        size = (end - begin) / bins
         samples = jnp.float32(sampling_ratio) if sampling_ratio else jnp.ceil(size)
         step = size / jnp.maximum(samples, 1)
         first = (begin + jnp.arange(bins) * size + 0.5 * step)[:, None]
@@ -125,3 +120,132 @@ def axis_weights(
         return (held_before(cells + 1) - held_before(cells)) / jnp.maximum(samples, 1)
 
     return jnp.vectorize(weights, signature="(2),(l),()->(o,l)")(interval, cells, length)
+
+
+class _Grid(NamedTuple):
+    """How an RoI is sampled; see :func:`roi_align`."""
+
+    bins: int
+    sampling_ratio: int
+    aligned: bool
+
+
+class _Tiles(NamedTuple):
+    """A block of B tiles of one level's map."""
+
+    roi: jax.Array
+    """(B,) int32: the RoIs that they belong to, counted over all images."""
+    corner: jax.Array
+    """(B, 4) int32: image, row, column and channel of the map where they begin."""
+    rows: jax.Array
+    """(B, o, tile) float32: their part of ``Wy``, zero where there is no tile or a cell belongs to another one."""
+    columns: jax.Array
+    """(B, o, tile) float32: their part of ``Wx``, likewise."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pool(grid: _Grid, features: Features, boxes: jax.Array, levels: jax.Array) -> jax.Array:
+    """See :func:`roi_align`."""
+    channels, dtype = next((x.shape[-1], x.dtype) for x in features.values())
+
+    def add_bins(x: jax.Array, pooled: jax.Array, tiles: _Tiles) -> jax.Array:
+        size = (1, tiles.rows.shape[-1], tiles.columns.shape[-1], channels)
+        cells = jax.vmap(lambda corner: jax.lax.dynamic_slice(x, corner, size)[0])(tiles.corner)
+        return pooled.at[tiles.roi].add(_contract(tiles.rows, tiles.columns, cells))
+
+    pooled = jnp.zeros((levels.size, grid.bins, grid.bins, channels), jnp.float32)
+    for level, x in features.items():
+        pooled = _over_tiles(functools.partial(add_bins, x), pooled, grid, level, x.shape, boxes, levels)
+    return pooled.reshape(*levels.shape, *pooled.shape[1:]).astype(dtype)
+
+
+def _pool_forward(grid: _Grid, features: Features, boxes: jax.Array, levels: jax.Array) -> tuple[jax.Array, tuple]:
+    return _pool(grid, features, boxes, levels), (features, boxes, levels)
+
+
+def _pool_backward(grid: _Grid, saved: tuple, gradient: jax.Array) -> tuple[Features, None, None]:
+    """Spreads the gradients of the bins over the cells, ``Wy^T G Wx`` for each RoI."""
+    features, boxes, levels = saved
+    bins = gradient.reshape(levels.size, *gradient.shape[2:])
+    windows = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1, 2, 3)
+    )
+
+    def add_cells(spread: jax.Array, tiles: _Tiles) -> jax.Array:
+        rows, columns = (jnp.swapaxes(weights, 1, 2) for weights in (tiles.rows, tiles.columns))
+        cells = _contract(rows, columns, bins[tiles.roi])
+        return jax.lax.scatter_add(spread, tiles.corner, cells, windows, mode="clip")
+
+    spread = {}
+    for level, x in features.items():
+        start = jnp.zeros(x.shape, jnp.float32)
+        spread[level] = _over_tiles(add_cells, start, grid, level, x.shape, boxes, levels).astype(x.dtype)
+    return spread, None, None
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def _over_tiles(
+    function: Callable[[jax.Array, _Tiles], jax.Array],
+    total: jax.Array,
+    grid: _Grid,
+    level: str,
+    shape: tuple[int, ...],
+    boxes: jax.Array,
+    levels: jax.Array,
+) -> jax.Array:
+    """``function(total, tiles)`` of all tiles of a level with a map of ``shape``, block after block."""
+    _, height, width, _ = shape
+    lengths = jnp.array([[height, width]])
+    tile = min(_TILE, height, width)
+
+    # Of each RoI, along y and x: where it lies, the first of its cells, and its number of tiles.
+    intervals = jnp.swapaxes(boxes.reshape(-1, 2, 2), 1, 2)[:, ::-1] / stride(level)
+    begin, end = _extent(intervals, grid.aligned)
+    first, last = (jnp.clip(jnp.floor(x), 0, lengths - 1).astype(jnp.int32) for x in (begin, end + 1))
+    tiles = (last - first) // tile + 1
+    number = jnp.where(levels.reshape(-1) == int(level[1:]), tiles[:, 0] * tiles[:, 1], 0)
+    ends = jnp.cumsum(number)
+
+    def block(index: jax.Array) -> _Tiles:
+        item = index * _BLOCK + jnp.arange(_BLOCK)
+        roi = jnp.searchsorted(ends, item, side="right", method="compare_all")
+        roi = jnp.minimum(roi, levels.size - 1)
+        own = item - (ends[roi] - number[roi])
+        begin = first[roi] + tile * jnp.stack([own // tiles[roi, 1], own % tiles[roi, 1]], axis=1)
+        # A tile that would reach beyond the map is moved back, over cells of its neighbour.
+        corner = jnp.minimum(begin, lengths - tile)
+        cells = corner[..., None] + jnp.arange(tile)[None, None]
+        weights = axis_weights(intervals[roi], cells, lengths, **grid._asdict())
+        mine = (cells >= begin[..., None]) & (item < ends[-1])[:, None, None]
+        weights = jnp.where(mine[:, :, None], weights, 0)
+        image, zero = roi // levels.shape[1], jnp.zeros_like(roi)
+        corner = jnp.concatenate([image[:, None], corner, zero[:, None]], axis=1)
+        return _Tiles(roi, corner, rows=weights[:, 0], columns=weights[:, 1])
+
+    _, total = jax.lax.while_loop(
+        lambda state: state[0] * _BLOCK < ends[-1],
+        lambda state: (state[0] + 1, function(state[1], block(state[0]))),
+        (jnp.int32(0), total),
+    )
+    return total
+
+
+def _contract(rows: jax.Array, columns: jax.Array, cells: jax.Array) -> jax.Array:
+    """``rows cells columns^T``: (B, p, y), (B, q, x) and (B, y, x, C) to (B, p, q, C) float32.
+
+    As two batched matrix products of arrays that lie in memory as they are, which einsum would transpose.
+    """
+    batch, p, y = rows.shape
+    q, x = columns.shape[1:]
+    multiply = functools.partial(jnp.matmul, precision="highest")
+    mixed = multiply(rows, cells.astype(jnp.float32).reshape(batch, y, -1)).reshape(batch * p, x, -1)
+    return multiply(jnp.repeat(columns, p, axis=0), mixed).reshape(batch, p, q, -1)
+
+
+def _extent(interval: jax.Array, aligned: bool) -> tuple[jax.Array, jax.Array]:
+    """Where samples begin and end: intervals (..., 2) in cells to two arrays (...), in indices of cells."""
+    if aligned:
+        return interval[..., 0] - 0.5, jnp.maximum(interval[..., 1], interval[..., 0]) - 0.5
+    return interval[..., 0], jnp.maximum(interval[..., 1], interval[..., 0] + 1)
