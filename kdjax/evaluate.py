@@ -110,7 +110,7 @@ def detect(predict: Predict, variables: Any, batches: Iterable[EvalBatch]) -> It
 
 def _unpack(batch: EvalBatch, output: Detections) -> Iterator[ImageDetections]:
     """Splits device outputs (D, n, ...) into images, without padding images and empty slots, in original pixels."""
-    boxes, scores, labels, valid = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in output)
+    boxes, scores, labels, valid = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in output[:4])
     # Per axis: rounding to whole pixels makes the two scales of a resized image differ slightly.
     ratio = (batch["original_size"] / batch["image_size"]).astype(np.float32)
     for i in np.flatnonzero(batch["real"]):
