@@ -1,17 +1,20 @@
 """Feature imitation: the plain mean squared error between aligned features, the simplest baseline of every table.
 
-python -m kdjax.main --config=configs/mimic.py
+    python -m kdjax.main --config=configs/mimic.py
+
+``configs/mimic.py:<pair>`` does so on COCO, see ``kdjax/pairs.py``; its weight there is ours, not a paper's.
 """
 
 from ml_collections import ConfigDict
 
-from kdjax.config import base_config, with_variant
+from kdjax.config import method_config
+from kdjax.pairs import finish, start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    """Feature imitation on the embedded data; ``configs/mimic.py:tiny`` takes two steps of everything."""
-    config = base_config()
-    config.student.method = ConfigDict(dict(name="mimic"))
+    """Feature imitation on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
+    config, _ = start(variant)
+    config.student.method = method_config("mimic")
     config.student.loss_weights.mimic = 1.0
     config.student.inherit = ("neck", "head")
-    return with_variant(config, variant)
+    return finish(config, variant)

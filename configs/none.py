@@ -3,16 +3,20 @@
     python -m kdjax.main --config=configs/none.py
 
 It starts from the teacher's neck and head as the distilled students do; ``--config.student.inherit="()"`` leaves that
-out.
+out. ``configs/none.py:<pair>`` is the pair's student alone on COCO, see ``kdjax/pairs.py``, without a teacher.
 """
 
 from ml_collections import ConfigDict
 
-from kdjax.config import base_config, with_variant
+from kdjax.pairs import finish, start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
-    """The student alone on the embedded data; ``configs/none.py:tiny`` takes two steps of everything."""
-    config = base_config()
-    config.student.inherit = ("neck", "head")
-    return with_variant(config, variant)
+    """The student alone on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
+    config, pair = start(variant)
+    if pair is None:
+        config.student.inherit = ("neck", "head")
+    else:
+        config.stages = ("student",)
+        config.student.update(teacher="", teacher_floor=0.0)
+    return finish(config, variant)

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from kdjax.data.transforms import Augmentation, Sizing
 from kdjax.errors import UserError
 from kdjax.methods import METHODS, build_method, method_options, term_names
 from kdjax.models import build_detector
 from kdjax.optim import OPTIMIZERS, SCHEDULES
+from kdjax.weights import SOURCES
 
 
 def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
@@ -120,6 +122,11 @@ def method_config(name: str, **options: Any) -> ConfigDict:
     return ConfigDict(dict(name=name) | method_options(name) | options)
 
 
+def loss_terms(model: ConfigDict) -> tuple[str, ...]:
+    """Names of the loss terms of a detector, from its section of a config."""
+    return build_detector(model.to_dict(), num_classes=1).terms
+
+
 def base_config() -> ConfigDict:
     """Teacher, then student, on the embedded data: what every config starts from."""
     config = ConfigDict(
@@ -135,10 +142,21 @@ def base_config() -> ConfigDict:
                 data_dir="",
                 train_split="train",
                 eval_split="validation",
-                # Height and width of the padded images.
+                # Height and width of the padded images. Of several such pairs, as in ((800, 1344), (1344, 800)), an image
+                # has the one that fits it best; a step is compiled for each.
                 image_size=(128, 128),
+                # Lengths of the shorter side that images are scaled to, one of them drawn in training, the longest in
+                # evaluation, as long as the longer side stays within long_side (0 for no limit); () scales each image
+                # to the largest size that fits.
+                short_sides=(),
+                long_side=0,
                 max_objects=16,
                 flip=0.5,
+                # Range of a factor on the scale at which images fit, in training, such as (0.1, 2.0): what is then too
+                # large is cropped. () for none.
+                jitter=(),
+                # Strength of changes of brightness, contrast, saturation and hue.
+                color=0.0,
                 threads=2,
             ),
             eval_batch_size=16,
@@ -154,30 +172,20 @@ def base_config() -> ConfigDict:
     return config
 
 
-def with_variant(config: ConfigDict, name: str) -> ConfigDict:
-    """The variant of a config that ``configs/<method>.py:<name>`` picks.
-
-    Args:
-        config: the method's config for the embedded data.
-        name: "shapes" for the config as it is, or "tiny" for two steps of everything, to check an installation.
-
-    Raises:
-        UserError: for another name.
-    """
-    if name == "tiny":
-        config.data.name = "shapes/tiny"
-        config.data.image_size = (64, 64)
-        config.eval_batch_size = 8
-        for stage in (config[stage] for stage in config.stages):
-            stage.model.backbone.update(depth=18, width=0.125)
-            stage.model.neck.update(channels=16, max_level=6)
-            stage.model.head.convs = 1
-            stage.batch_size = stage.base_batch = 8
-            stage.steps = 2
-            stage.teacher_floor = 0.0
-    elif name != "shapes":
-        raise UserError(f"There is no variant {name!r} of this config; choose shapes or tiny.")
+def tiny(config: ConfigDict) -> ConfigDict:
+    """A config with small detectors that take two steps on tiny data, to check an installation or a config."""
+    config.data.update(name="shapes/tiny", image_size=(64, 64), short_sides=(), long_side=0, threads=2)
+    config.eval_batch_size = 8
+    for stage in (config[name] for name in config.stages):
+        stage.model.backbone = ConfigDict(dict(depth=10, width=0.125))
+        stage.model.neck.update(channels=16, max_level=6)
+        stage.model.head.update(TINY_HEADS[stage.model.name])
+        stage.update(weights="", source="", freeze=(), batch_size=8, base_batch=8, steps=2, teacher_floor=0.0)
     return config
+
+
+TINY_HEADS: dict[str, dict[str, Any]] = {"retinanet": dict(convs=1), "fcos": dict(convs=1)}
+"""What makes the head of each detector small."""
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -201,9 +209,6 @@ def load_config(spec: str) -> ConfigDict:
     except Exception as error:
         raise UserError(f"--config={spec} fails with {type(error).__name__}: {error}") from error
 
-
-SOURCES = ("torchvision", "mmdet", "detectron2", "timm")
-"""Whose files of weights are understood."""
 
 PARTS = ("backbone", "neck", "head")
 """What every detector is made of, and what a student may inherit."""
@@ -244,6 +249,14 @@ def _tuple_of(kind: type | tuple[type, ...], words: str) -> Rule:
     )
 
 
+def _is_pair(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(holds, value))
+
+
+def _is_size(value: Any) -> bool:
+    return _is_pair(value, lambda side: type(side) is int and side >= 32 and side % 32 == 0)
+
+
 _FLAG = Rule("True or False", lambda value: isinstance(value, bool))
 _TEXT = Rule("a text", lambda value: isinstance(value, str))
 _NAMES = _tuple_of(str, "texts, such as ('neck', 'head')")
@@ -259,9 +272,19 @@ RULES: dict[str, Rule] = {
     "data.train_split": _TEXT,
     "data.eval_split": _TEXT,
     "data.image_size": Rule(
-        "a pair of whole numbers of at least 32, height and width in pixels",
-        lambda value: isinstance(value, tuple) and len(value) == 2 and all(type(x) is int and x >= 32 for x in value),
+        "a pair of multiples of 32, height and width in pixels, or a tuple of such pairs",
+        lambda value: isinstance(value, tuple) and (_is_size(value) or (value != () and all(map(_is_size, value)))),
     ),
+    "data.short_sides": Rule(
+        "a tuple of whole numbers of at least 1",
+        lambda value: isinstance(value, tuple) and all(map(_whole(1).holds, value)),
+    ),
+    "data.long_side": _whole(0),
+    "data.jitter": Rule(
+        "an empty tuple or a pair of numbers above 0, the smaller one first",
+        lambda value: value == () or (_is_pair(value, _number(0, above=True).holds) and value[0] <= value[1]),
+    ),
+    "data.color": _number(0, 1),
     "data.max_objects": _whole(1),
     "data.flip": _number(0, 1),
     "data.threads": _whole(1),
@@ -378,6 +401,17 @@ def check_config(config: ConfigDict, devices: int) -> None:
         raise UserError(
             f"config.compare is True, but the last stage, {config.stages[-1]!r}, has no teacher to leave out."
         )
+
+
+def make_sizing(data: ConfigDict) -> Sizing:
+    """How large images are, from the section ``data``."""
+    shapes = (data.image_size,) if _is_size(data.image_size) else data.image_size
+    return Sizing(shapes, data.short_sides, data.long_side)
+
+
+def make_augmentation(data: ConfigDict) -> Augmentation:
+    """What training changes at random, from the section ``data``."""
+    return Augmentation(flip=data.flip, jitter=data.jitter or None, color=data.color)
 
 
 def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices: int) -> None:

@@ -30,11 +30,11 @@ from kdjax.checkpoint import (
     save_method,
     save_model,
 )
-from kdjax.config import Scaled, differences, scaled_schedule
+from kdjax.config import Scaled, differences, make_augmentation, make_sizing, scaled_schedule
 from kdjax.data.batches import train_batches
 from kdjax.data.sources import Source, open_source
 from kdjax.data.statistics import class_statistics
-from kdjax.devices import AXIS, parallel, replicate, split
+from kdjax.devices import AXIS, Prefetch, parallel, replicate
 from kdjax.distill import distill_step, select_levels
 from kdjax.errors import NumericError, UserError
 from kdjax.evaluate import ImageDetections, Metrics, evaluate, make_predict
@@ -46,7 +46,7 @@ from kdjax.optim import by_part, make_optimizer, make_schedule, paths, trained_n
 from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
 from kdjax.state import TrainState, Variables, init_state
 from kdjax.types import Features, Sampling, Targets
-from kdjax.weights import LoadReport, inherit, load_into
+from kdjax.weights import COCO_NAMES, Imported, LoadReport, import_state_dict, inherit, load_into, read_state_dict
 
 # Forced CPU devices abort when too many steps are in flight.
 _MOST_STEPS_IN_FLIGHT = 20
@@ -79,6 +79,8 @@ class Run(NamedTuple):
     """Everything that the steps of a stage need, built once."""
 
     student: nn.Module
+    model: Mapping[str, Any]
+    """The student's section of the config, with what its first weights expect."""
     teacher: Teacher | None
     step: Any
     """The distillation step mapped over devices: (state, teacher variables, batch, key) -> (state, metrics)."""
@@ -128,7 +130,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
     train_source = _open(config, config.data.train_split)
     eval_source = _open(config, config.data.eval_split)
     evaluation = functools.partial(
-        evaluate, source=eval_source, batch_size=config.eval_batch_size, image_size=config.data.image_size
+        evaluate, source=eval_source, batch_size=config.eval_batch_size, image_size=make_sizing(config.data)
     )
     run, state, teacher = _prepare(config, name, earlier, train_source)
     steps = run.schedule.steps
@@ -148,12 +150,13 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
                 train_batches,
                 train_source,
                 batch_size=stage.batch_size,
-                image_size=config.data.image_size,
+                image_size=make_sizing(config.data),
                 max_objects=config.data.max_objects,
                 seed=config.seed,
                 first_step=first,
-                flip=config.data.flip,
+                augmentation=make_augmentation(config.data),
                 num_threads=config.data.threads,
+                log=lambda text: print(f"[{name}] {text}", flush=True),
             )
         )
         teacher_variables = run.teacher and replicate(run.teacher.variables)
@@ -161,9 +164,13 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
         throughput = Throughput(steps, stage.batch_size)
         recent: list[dict[str, jax.Array]] = []
         started = time.perf_counter()
-        with MetricWriter(folder, first) as writer:
+        with MetricWriter(folder, first) as writer, Prefetch(batches, parts=stage.accumulate) as placed:
             for done in range(first + 1, steps + 1):
-                batch = split(next(batches), parts=stage.accumulate)
+                if not placed.ready():
+                    # What the devices still have to do is no waiting for data.
+                    jax.block_until_ready(state)
+                with throughput.waiting():
+                    batch = next(placed)
                 state, values = run.step(state, teacher_variables, batch, key)
                 recent.append(values)
                 if done == first + 1:
@@ -192,7 +199,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
                     jax.block_until_ready(values)
     if first == steps:
         metrics, detections = evaluation(predict, state.student())
-    _export(config, name, folder, state, train_source, detections)
+    _export(config, name, folder, run, state, train_source, detections)
     result: dict[str, Any] = {
         "metrics": metrics,
         "teacher": teacher_metrics,
@@ -222,7 +229,7 @@ def _report_progress(
     learning_rate = float(run.learning_rate(done - 1))
     shares = {key.removeprefix("loss/"): x for key, x in means.items() if key.startswith("loss/")}
     print(f"[{name}] {progress_line(done, run.schedule.steps, shares, learning_rate, *rate)}", flush=True)
-    return {**means, "learning_rate": learning_rate, "images_per_second": rate.images_per_second}
+    return {**means, "learning_rate": learning_rate, "images_per_second": rate.images_per_second, "waited": rate.waited}
 
 
 def _in_words(metrics: Mapping[str, Any]) -> str:
@@ -262,6 +269,7 @@ def build_run(
     start: Callable[[Variables], Variables],
     given: Mapping[str, Any] | None = None,
     statistics: ClassStatistics | None = None,
+    model: Mapping[str, Any] | None = None,
 ) -> tuple[Run, TrainState]:
     """Builds the student, the method, the optimiser and the mapped step; and the state of step 0.
 
@@ -273,18 +281,20 @@ def build_run(
         start: takes the student's fresh variables to those that it starts from.
         given: parts of the method's parameters, by name, that an earlier stage learnt; they do not move.
         statistics: of the training set's boxes; None for :func:`kdjax.losses.uniform_statistics`.
+        model: config of the student, where its first weights expect something else than the stage's section says.
 
     Raises:
         UserError: the method cannot pair the two pyramids, or a frozen path is in neither of them.
     """
     stage = config[name]
     dtype = jnp.dtype(stage.dtype)
-    student = build_detector(stage.model.to_dict(), num_classes=num_classes, axis_name=AXIS, dtype=dtype)
+    model = model or stage.model.to_dict()
+    student = build_detector(model, num_classes=num_classes, axis_name=AXIS, dtype=dtype)
     schedule = scaled_schedule(stage)
     statistics = statistics or uniform_statistics(num_classes)
     method = build_method(schedule.method, statistics=statistics, axis_name=AXIS, dtype=dtype)
     key = jax.random.key(config.seed)
-    images = jnp.zeros((1, *config.data.image_size, 3))
+    images = jnp.zeros((1, *make_sizing(config.data).shapes[0], 3))
     variables = start(init_jit(student.clone(axis_name=None).init)(key, images))
     features, taught = select_levels(_pyramid(student, images), stage.levels), {}
     if "teacher" in method.needs and teacher:
@@ -328,6 +338,7 @@ def build_run(
             raise UserError(f"config.{name}.freeze has {prefix!r}, below which there are no parameters.")
     run = Run(
         student=student,
+        model=model,
         teacher=teacher,
         step=parallel(step, in_axes=(None, None, 0, None), replicated=True),
         learning_rate=learning_rate,
@@ -375,7 +386,17 @@ def _prepare(
         report = LoadReport(tuple(jax.tree.leaves(paths(teacher.variables))), (), (), ())
         print(f"[{name}] teacher {folder(stage.teacher)}: {report}", flush=True)
 
+    model, imported = stage.model.to_dict(), None
+    if stage.weights:
+        imported = _import(stage, name, class_names)
+        model = imported.model
+    elif stage.init:
+        model = _as_expected(model, _refusing(describe, folder(stage.init)).get("model", model))
+
     def start(variables: Variables) -> Variables:
+        if imported:
+            variables, report = _refusing(load_into, variables, imported.variables, origin=stage.weights, strict=False)
+            print(f"[{name}] starts from {stage.weights}: {imported.report}; {report}", flush=True)
         if stage.init:
             if stage.init_strict:
                 _check_classes(folder(stage.init), class_names)
@@ -395,7 +416,7 @@ def _prepare(
         given = _refusing(load_method, earlier[origin].method if origin in earlier else origin)
     needs = build_method(stage.method.to_dict()).needs
     statistics = class_statistics(source) if "statistics" in needs else None
-    run, state = build_run(config, name, len(class_names), teacher, start, given, statistics)
+    run, state = build_run(config, name, len(class_names), teacher, start, given, statistics, model)
     table = {name: state.params["student"]}
     if state.params["method"]:
         table[f"method {stage.method.name}"] = state.params["method"]
@@ -408,6 +429,38 @@ def _prepare(
             flush=True,
         )
     return run, state, teacher
+
+
+def _import(stage: ConfigDict, name: str, class_names: tuple[str, ...]) -> Imported:
+    """The weights in the file that a stage names, as those of its detector."""
+    classes = len(class_names) if stage.init_strict else len(COCO_NAMES)
+    model = stage.model.to_dict()
+    module = build_detector(model, num_classes=classes)
+    like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    imported = _refusing(
+        import_state_dict,
+        _refusing(read_state_dict, stage.weights),
+        stage.source,
+        model=model,
+        like=like,
+        num_classes=classes,
+        origin=stage.weights,
+    )
+    if stage.init_strict and imported.class_names not in (None, class_names):
+        raise UserError(
+            f"config.{name}.weights, {stage.weights}, know the 80 classes of COCO, but the data have others "
+            f"({', '.join(class_names[:5])}, ...); with config.{name}.init_strict=False a stage that trains takes over "
+            "what does not depend on classes."
+        )
+    return imported
+
+
+def _as_expected(model: dict[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a detector with the preprocessing of another one, whose weights it starts from."""
+    kept = {key: origin[key] for key in ("pixel_mean", "pixel_std") if key in origin}
+    theirs = origin.get("backbone", {})
+    backbone = {key: theirs[key] for key in ("style", "epsilon") if key in theirs}
+    return model | kept | {"backbone": model["backbone"] | backbone}
 
 
 def init_jit(init: Callable[..., Any]) -> Callable[..., Any]:
@@ -534,13 +587,15 @@ def _export(
     config: ConfigDict,
     name: str,
     folder: Path,
+    run: Run,
     state: TrainState,
     source: Source,
     detections: list[ImageDetections],
 ) -> None:
     """Writes the trained model, what its method learnt, and the detections of the first images."""
     stage = config[name]
-    save_model(folder / "model", state.student(), stage.model.to_dict(), source.class_names, config.data.image_size)
+    image_size = make_sizing(config.data).shapes[0]
+    save_model(folder / "model", state.student(), run.model, source.class_names, image_size)
     if state.params["method"]:
         save_method(folder / "method", state.params["method"], stage.method.to_dict())
     write_json(folder / "detections.json", [found._asdict() for found in detections[:MOST_PICTURES]])

@@ -24,6 +24,20 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("tfds")
 
 
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory, data_dir):
+    """A workdir whose teacher is trained: the stage that all tiny configs share."""
+    from kdjax import pipeline
+    from kdjax.config import base_config, tiny
+
+    config = tiny(base_config())
+    config.data.data_dir = str(data_dir)
+    config.stages = ("teacher",)
+    workdir = tmp_path_factory.mktemp("teacher")
+    pipeline.run(config, workdir)
+    return workdir
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_functions():
     """Files share none: kept for the whole session they would fill gigabytes, and slow down every later trace."""

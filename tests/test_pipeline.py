@@ -1,74 +1,27 @@
-"""The whole program, two steps of everything: every config, skipping, resuming after a kill, refusing."""
+"""The whole program, two steps of everything: skipping, resuming after a kill, refusing."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from PIL import Image
+from flax.traverse_util import flatten_dict
 
 import kdjax
 from kdjax import pipeline
-from kdjax.config import base_config, with_variant
+from kdjax.config import base_config
 from kdjax.errors import NumericError, UserError
-from tests.test_config import CONFIGS, load
+from kdjax.models import build_detector
+from tests.runs import rows, tiny, with_teacher
 
 ROOT = Path(__file__).parents[1]
-
-
-def tiny(path: Path, data_dir: Path):
-    config = load(path, "tiny")
-    config.data.data_dir = str(data_dir)
-    return config
-
-
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory, data_dir):
-    """A workdir whose teacher is trained: the stage that all configs share."""
-    config = with_variant(base_config(), "tiny")
-    config.data.data_dir = str(data_dir)
-    config.stages = ("teacher",)
-    workdir = tmp_path_factory.mktemp("teacher")
-    pipeline.run(config, workdir)
-    return workdir
-
-
-def with_teacher(teacher: Path, workdir: Path) -> Path:
-    shutil.copytree(teacher / "stages" / "teacher", workdir / "stages" / "teacher")
-    return workdir
-
-
-def rows(stage: Path) -> list[dict]:
-    return [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_runs_its_whole_protocol(path, teacher, data_dir, tmp_path, capsys):
-    config = tiny(path, data_dir)
-    summary = pipeline.run(config, with_teacher(teacher, tmp_path))
-    assert json.loads((tmp_path / "summary.json").read_text()).keys() == {
-        "method", "teacher", "student", "baseline", "steps", "images_per_second"
-    }  # fmt: skip
-    assert summary["method"] == config.student.method.name
-    assert summary["steps"] == 2
-    assert summary["baseline"] is None
-    assert 0 <= summary["student"]["AP"] <= 100
-    module, variables = kdjax.load_student(tmp_path / "student")
-    assert module.num_classes == len(summary["student"]["per_class"])
-    assert variables.keys() == {"params", "batch_stats"}
-    with Image.open(tmp_path / "predictions.png") as picture:
-        assert picture.width > 3 * 100
-    metrics = rows(tmp_path / "stages" / "student")
-    assert {row["step"] for row in metrics} == {2}
-    shown = capsys.readouterr().out
-    assert "[teacher] finished earlier" in shown
-    assert "inherits neck, head from the teacher" in shown
-    assert "0 missing, 0 unexpected, 0 mismatched" in shown
 
 
 def test_comparing_later_trains_only_the_baseline_which_starts_as_the_student_did(teacher, data_dir, tmp_path, capsys):
@@ -150,6 +103,43 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_words(teacher, data_dir, tmp_
     assert max(saved, default=0) < rows(tmp_path / "stages" / "student")[-1]["step"]
 
 
+def torch_names(path: str) -> str:
+    """What PyTorch calls an array of a ResNet: ``layer1_0/bn1/scale`` is ``layer1.0.bn1.weight``."""
+    names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    *layer, leaf = re.sub(r"(layer\d)_(\d)", r"\1.\2", path).split("/")
+    layer = ".".join(layer).replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
+    return f"{layer}.{names.get(leaf, leaf)}"
+
+
+def test_a_stage_of_no_steps_takes_over_a_file_and_teaches(data_dir, tmp_path, capsys):
+    config = tiny(ROOT / "configs" / "mimic.py", data_dir)
+    module = build_detector(config.teacher.model.to_dict(), num_classes=6)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    rng = np.random.default_rng(0)
+    arrays = {
+        path: rng.uniform(0.1, 1, x.shape).astype(np.float32)
+        for collection in ("params", "batch_stats")
+        for path, x in flatten_dict(shapes[collection]["backbone"], sep="/").items()
+    }
+    torch = {torch_names(path): x.transpose(3, 2, 0, 1) if x.ndim == 4 else x for path, x in arrays.items()}
+    np.savez(tmp_path / "backbone.npz", **torch)
+    config.teacher.update(weights=str(tmp_path / "backbone.npz"), source="timm", steps=0)
+    summary = pipeline.run(config, tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert f"[teacher] starts from {tmp_path / 'backbone.npz'}: {len(torch)} tensors taken" in shown
+    assert summary["teacher"].keys() == summary["student"].keys()
+    _, variables = kdjax.load_student(tmp_path / "run" / "stages" / "teacher" / "model")
+    taken = {**flatten_dict(variables["params"]["backbone"], sep="/")}
+    taken |= flatten_dict(variables["batch_stats"]["backbone"], sep="/")
+    assert taken.keys() == arrays.keys()
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(taken[path], array)
+    # Another file of the same name is another run.
+    np.savez(tmp_path / "backbone.npz", **{name: 2 * x for name, x in torch.items()})
+    with pytest.raises(UserError, match=r"stages/teacher holds a run of another config \(from.weights"):
+        pipeline.run(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize("kind", ["file", "below a file"])
 def test_an_unusable_workdir_is_refused(kind, tmp_path):
     blocker = tmp_path / "taken"
@@ -191,12 +181,5 @@ def test_a_run_killed_in_the_middle_continues_as_if_never_stopped(teacher, data_
 
     assert curve(killed) == curve(reference)
     arrays = [kdjax.load_student(workdir / "student")[1] for workdir in (killed, reference)]
-    for a, b in zip(*map(_leaves, arrays), strict=True):
-        np.testing.assert_array_equal(a, b)
+    jax.tree.map(np.testing.assert_array_equal, *arrays)
     assert not [name for name in os.listdir(killed) if "partial" in name]
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)

@@ -1,29 +1,68 @@
-"""What one stage hands to the next, through the folders of a whole run."""
+"""Whole protocols, two steps of every stage: each config runs, and what one stage hands to the next."""
 
+import contextlib
+import io
+import json
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import kdjax
 from kdjax import pipeline
 from kdjax.checkpoint import load_method
 from kdjax.errors import UserError
-from tests.test_config import load
+from tests.runs import rows, tiny, with_teacher
+from tests.test_config import CONFIGS, load
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+FOLDER = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture(scope="module")
-def maskd(tmp_path_factory, data_dir):
-    """The config of MasKD, two steps of everything, and the stages of its run."""
-    config = load(CONFIGS / "maskd.py", "tiny")
-    config.data.data_dir = str(data_dir)
-    workdir = tmp_path_factory.mktemp("maskd")
-    pipeline.run(config, workdir)
+def finished(teacher, data_dir, tmp_path_factory):
+    """A function from a config's file to its tiny config, the workdir where it ran, and what it printed, once each."""
+    known = {}
+
+    def run(path):
+        if path not in known:
+            config = tiny(path, data_dir)
+            workdir = with_teacher(teacher, tmp_path_factory.mktemp(path.stem))
+            with contextlib.redirect_stdout(io.StringIO()) as shown:
+                pipeline.run(config, workdir)
+            known[path] = config, workdir, shown.getvalue()
+        return known[path]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def maskd(finished):
+    """The config of MasKD and the stages of its run."""
+    config, workdir, _ = finished(FOLDER / "maskd.py")
     return config, workdir / "stages"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_runs_its_whole_protocol(path, finished):
+    config, workdir, shown = finished(path)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary.keys() == {"method", "teacher", "student", "baseline", "steps", "images_per_second"}
+    assert summary["method"] == config.student.method.name
+    assert summary["steps"] == 2
+    assert summary["baseline"] is None
+    assert 0 <= summary["student"]["AP"] <= 100
+    module, variables = kdjax.load_student(workdir / "student")
+    assert module.num_classes == len(summary["student"]["per_class"])
+    assert variables.keys() == {"params", "batch_stats"}
+    with Image.open(workdir / "predictions.png") as picture:
+        assert picture.width > 3 * 100
+    assert {row["step"] for row in rows(workdir / "stages" / "student")} == {2}
+    assert "[teacher] finished earlier" in shown
+    assert "inherits neck, head from the teacher" in shown
+    assert "0 missing, 0 unexpected, 0 mismatched" in shown
 
 
 def assert_equal(tree, other):
@@ -72,7 +111,7 @@ def test_a_method_that_needs_what_no_stage_gives_is_refused(maskd):
 
 
 def test_students_in_a_chain_are_compared_with_a_chain_of_baselines():
-    config = load(CONFIGS / "dfmsd.py", "tiny")
+    config = load(FOLDER / "dfmsd.py", "tiny")
     extended, names = pipeline.add_baseline(config)
     assert names == ["baseline_first_student", "baseline"]
     assert extended.baseline.init == "baseline_first_student"

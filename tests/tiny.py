@@ -7,7 +7,7 @@ import numpy as np
 
 from kdjax.models.fpn import FPN
 from kdjax.models.retinanet import RetinaNet
-from kdjax.types import Batch, Features, Targets
+from kdjax.types import Batch, Features, Masks, Targets
 
 CLASSES = 3
 SIZE = 64
@@ -40,8 +40,8 @@ def detector(*, width: int = 8, channels: int = 8, axis_name: str | None = None)
     )
 
 
-def batch(images: int = 8, *, seed: int = 0, objects: int = 4) -> Batch:
-    """Random images of different sizes with 0 to ``objects`` boxes each."""
+def batch(images: int = 8, *, seed: int = 0, objects: int = 4, masks: bool = False) -> Batch:
+    """Random images of different sizes with 0 to ``objects`` boxes each, which masks fill where there are ``masks``."""
     rng = np.random.default_rng(seed)
     size = rng.integers(SIZE // 2, SIZE + 1, (images, 2)).astype(np.int32)
     pixels = rng.integers(0, 256, (images, SIZE, SIZE, 3), dtype=np.uint8)
@@ -51,13 +51,16 @@ def batch(images: int = 8, *, seed: int = 0, objects: int = 4) -> Batch:
     far = corner + rng.uniform(0.2, 0.5, (images, objects, 2))
     scale = np.tile(size[:, None, ::-1], 2)
     valid = np.arange(objects) < rng.integers(0, objects + 1, (images, 1))
+    boxes = (np.concatenate([corner, far], -1) * scale * valid[..., None]).astype(np.float32)
+    full = Masks(np.broadcast_to(valid[..., None, None], (images, objects, 8, 8)), boxes)
     return Batch(
         images=pixels,
         targets=Targets(
-            boxes=(np.concatenate([corner, far], -1) * scale * valid[..., None]).astype(np.float32),
+            boxes=boxes,
             labels=rng.integers(0, CLASSES, (images, objects), dtype=np.int32) * valid,
             valid=valid,
             image_size=size,
+            masks=full if masks else None,
         ),
         index=np.arange(images, dtype=np.int32),
     )

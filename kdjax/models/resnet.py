@@ -71,6 +71,7 @@ class Bottleneck(nn.Module):
 
 
 LAYERS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -86,7 +87,7 @@ class ResNet(nn.Module):
     """Images to the maps of the four layers.
 
     Attributes:
-        depth: 18, 34, 50 or 101.
+        depth: 10, 18, 34, 50 or 101.
         width: factor on every number of channels, which are rounded to a multiple of 8.
         style: where bottlenecks stride: "pytorch" in the 3x3 convolution ("ResNet v1.5": torchvision, timm, most of
             MMDetection), "caffe" in the first 1x1 (the paper; Detectron2 and MMDetection's ``caffe`` configs).

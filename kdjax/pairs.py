@@ -1,0 +1,210 @@
+"""The pairs of teacher and student that papers report on COCO: ``--config=configs/<method>.py:<pair>``.
+
+A pair is a config whose teacher comes from a file of MMDetection's model zoo and whose student starts from a backbone
+that was trained on ImageNet. Nothing is downloaded: each pair names the two files that it expects, and
+``--config.teacher.weights=PATH`` and ``--config.student.weights=PATH`` say where they are.
+"""
+
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from kdjax.config import base_config, base_stage, tiny
+from kdjax.errors import UserError
+
+Model = dict[str, Any]
+
+EPOCH = 7500
+"""Steps of 16 images that a twelfth of schedule 1x has: 90000 in all, 180000 in 2x."""
+
+R18, R50, R101 = ({"depth": depth} for depth in (18, 50, 101))
+R50_CAFFE, R101_CAFFE = ({"depth": depth, "style": "caffe"} for depth in (50, 101))
+X101_32X4D, X101_64X4D = ({"depth": 101, "groups": groups, "base_width": 4} for groups in (32, 64))
+
+
+def _detector(name: str, backbone: Model, neck: Model, **head: Any) -> Model:
+    return {"name": name, "backbone": backbone, "neck": neck, "head": head, "frozen_norm": True}
+
+
+def _retinanet(backbone: Model) -> Model:
+    return _detector("retinanet", backbone, {"extra_from": "c5", "extra_relu": False})
+
+
+def _fcos(backbone: Model, **head: Any) -> Model:
+    return _detector("fcos", backbone, {}, **head)
+
+
+def _two_stage(name: str, backbone: Model) -> Model:
+    return _detector(name, backbone, {"min_level": 2, "max_level": 6, "extra_from": "pool"})
+
+
+class Weights(NamedTuple):
+    """A detector of MMDetection's model zoo."""
+
+    model: Model
+    file: str
+    ap: float
+    """Box AP on COCO's validation set, as the model zoo states it."""
+
+
+RETINANET_R18 = Weights(_retinanet(R18), "retinanet_r18_fpn_1x_coco_20220407_171055-614fd399.pth", 31.7)
+RETINANET_R50 = Weights(_retinanet(R50), "retinanet_r50_fpn_2x_coco_20200131-fdb43119.pth", 37.4)
+RETINANET_R101 = Weights(_retinanet(R101), "retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth", 38.9)
+RETINANET_X101 = Weights(_retinanet(X101_64X4D), "retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth", 41.0)
+FCOS_R101 = Weights(_fcos(R101_CAFFE), "fcos_r101_caffe_fpn_gn-head_mstrain_640-800_2x_coco-511424d6.pth", 40.8)
+FCOS_X101 = Weights(_fcos(X101_64X4D), "fcos_x101_64x4d_fpn_gn-head_mstrain_640-800_2x_coco-ede514a8.pth", 42.6)
+FASTER_R101 = Weights(
+    _two_stage("faster_rcnn", R101), "faster_rcnn_r101_fpn_2x_coco_bbox_mAP-0.398_20200504_210455-1d2dac9c.pth", 39.8
+)
+CASCADE_X101 = Weights(
+    _two_stage("cascade_mask_rcnn", X101_32X4D),
+    "cascade_mask_rcnn_x101_32x4d_fpn_1x_coco_20200201-0f411b1f.pth",
+    44.3,
+)
+
+
+COCO = {
+    "name": "tfds:coco/2017",
+    "train_split": "train",
+    "eval_split": "validation",
+    "image_size": ((800, 1344), (1344, 800)),
+    "short_sides": (800,),
+    "long_side": 1333,
+    "max_objects": 100,
+    "threads": 16,
+}
+"""The section ``data`` of all pairs."""
+
+IMAGENET = {18: ("resnet18-f37072fd.pth", "torchvision"), 50: ("resnet50-0676ba61.pth", "torchvision")}
+"""Files of backbones by depth, and their source."""
+IMAGENET_CAFFE = ("resnet50_caffe-788b5fa3.pth", "mmdet_detectron")
+"""Of the ResNet-50 that strides in its 1x1 convolutions."""
+
+
+class Pair(NamedTuple):
+    """A teacher and a student."""
+
+    teacher: Weights
+    student: Model
+    weaker: Weights = RETINANET_R50
+    """DFMSD's first teacher."""
+    multi_scale: bool = False
+    """Whether images are trained with short sides of 640 to 800, as the teacher was."""
+
+    @property
+    def two_stage(self) -> bool:
+        """Whether the teacher has proposals, by which papers choose their settings."""
+        return self.teacher.model["name"].endswith("rcnn")
+
+
+PAIRS: dict[str, Pair] = {
+    "retinanet_x101_r50": Pair(RETINANET_X101, _retinanet(R50)),
+    "retinanet_r101_r50": Pair(RETINANET_R101, _retinanet(R50)),
+    "retinanet_r50_r18": Pair(RETINANET_R50, _retinanet(R18), weaker=RETINANET_R18),
+    "faster_rcnn_r101_r50": Pair(FASTER_R101, _two_stage("faster_rcnn", R50)),
+    "cascade_mask_rcnn_x101_faster_rcnn_r50": Pair(CASCADE_X101, _two_stage("faster_rcnn", R50)),
+    "cascade_mask_rcnn_x101_mask_rcnn_r50": Pair(CASCADE_X101, _two_stage("mask_rcnn", R50)),
+    "fcos_r101_r50": Pair(
+        FCOS_R101,
+        _fcos(
+            R50_CAFFE,
+            conv_bias=True,
+            norm_on_box=True,
+            centerness_on_box=True,
+            centre_radius=1.5,
+            box_loss="giou",
+            iou_threshold=0.6,
+        ),
+        multi_scale=True,
+    ),
+    "fcos_x101_retinanet_r50": Pair(FCOS_X101, _retinanet(R50)),
+    "retinanet_r101_fcos_r50": Pair(RETINANET_R101, _fcos(R50_CAFFE)),
+}
+"""Every pair by the name of its variant."""
+
+
+def start(variant: str) -> tuple[ConfigDict, Pair | None]:
+    """The config that a method's config goes on from, and the pair that its settings depend on.
+
+    Args:
+        variant: what stands behind the colon of ``--config=configs/<method>.py:<variant>``. "shapes" and "tiny" are the
+            embedded data set; a key of ``PAIRS`` is that pair on COCO; with ":tiny" behind it, two steps of it on the
+            embedded data set.
+
+    Raises:
+        UserError: for another variant.
+    """
+    if variant in ("shapes", "tiny"):
+        return base_config(), None
+    name = variant.removesuffix(":tiny")
+    if name not in PAIRS:
+        raise UserError(
+            f"There is no variant {variant!r} of this config; choose shapes, tiny, or a pair: {', '.join(PAIRS)}."
+        )
+    pair = PAIRS[name]
+    config = base_config()
+    config.data.update(COCO)
+    if pair.multi_scale:
+        config.data.short_sides = (640, 672, 704, 736, 768, 800)
+    config.data.masks = pair.student["name"] == "mask_rcnn"
+    config.eval_batch_size = 16
+    config.teacher = taken_over(pair.teacher)
+    config.student = _trained(pair.student)
+    config.student.update(teacher="teacher", teacher_floor=pair.teacher.ap - 1.0)
+    set_schedule(config.student, epochs=24)
+    return config, pair
+
+
+def finish(config: ConfigDict, variant: str) -> ConfigDict:
+    """The config of the variant, when the method is set: made tiny where the variant says so."""
+    return tiny(config) if variant.endswith("tiny") else config
+
+
+def taken_over(weights: Weights) -> ConfigDict:
+    """The stage of a detector whose weights are taken over as they are."""
+    stage = base_stage(ConfigDict(weights.model))
+    source = "mmdet_detectron" if _caffe(weights.model) else "mmdet"
+    stage.update(weights=weights.file, source=source, steps=0)
+    stage.loss_weights = ConfigDict()
+    return stage
+
+
+def _caffe(model: Model) -> bool:
+    return model["backbone"].get("style") == "caffe"
+
+
+def set_schedule(stage: ConfigDict, epochs: int) -> None:
+    """Trains a stage for 12 epochs (schedule 1x, 90000 steps) or 24 (2x), as MMDetection does."""
+    stage.steps = epochs * EPOCH
+    stage.eval_every = 2 * EPOCH
+
+
+def _trained(model: Model) -> ConfigDict:
+    """The stage of a detector that is trained as MMDetection does, from a backbone that knows ImageNet."""
+    stage = base_stage(ConfigDict(model))
+    depth = model["backbone"]["depth"]
+    blocks = 2 if depth == 18 else 3
+    file, source = IMAGENET[depth]
+    if _caffe(model):
+        file, source = IMAGENET_CAFFE
+    stage.update(
+        weights=file,
+        source=source,
+        freeze=tuple(f"student/backbone/{part}" for part in ("conv1", "bn1", *(f"layer1_{i}" for i in range(blocks)))),
+        batch_size=16,
+        base_batch=16,
+        checkpoint_every=2500,
+        log_every=50,
+    )
+    stage.loss_weights = ConfigDict()
+    stage.optimizer.update(
+        name="sgd",
+        learning_rate=0.02 if model["name"].endswith("rcnn") else 0.01,
+        schedule="step",
+        warmup_steps=500,
+        momentum=0.9,
+        weight_decay=1e-4,
+        decay_norm_and_bias=True,
+        clip_norm=0.0,
+    )
+    return stage

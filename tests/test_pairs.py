@@ -1,0 +1,78 @@
+"""The pairs of the papers: every method's config of each is valid, and each takes two steps at tiny size."""
+
+import jax
+import numpy as np
+import pytest
+
+from kdjax import pairs
+from kdjax.config import check_config
+from kdjax.devices import replicate, split
+from kdjax.errors import UserError
+from kdjax.models import build_detector
+from kdjax.train import Teacher, build_run
+from tests import tiny
+from tests.test_config import CONFIGS, load
+
+FILES = {path.stem: path for path in CONFIGS}
+
+# Each pair with one method, so that each method meets pairs of several kinds.
+METHODS = {
+    "retinanet_x101_r50": "mgd",
+    "retinanet_r101_r50": "icd",
+    "retinanet_r50_r18": "mimic",
+    "faster_rcnn_r101_r50": "maskd",
+    "cascade_mask_rcnn_x101_faster_rcnn_r50": "maskd",
+    "cascade_mask_rcnn_x101_mask_rcnn_r50": "mgd",
+    "fcos_r101_r50": "dmkd",
+    "fcos_x101_retinanet_r50": "dfmsd",
+    "retinanet_r101_fcos_r50": "icd",
+}
+
+
+def test_each_pair_has_a_test():
+    assert METHODS.keys() == pairs.PAIRS.keys()
+
+
+@pytest.mark.parametrize("name", pairs.PAIRS)
+def test_every_methods_config_of_a_pair_is_valid_where_the_files_are(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in CONFIGS:
+        config = load(path, name)
+        for stage in config.stages:
+            if config[stage].weights:
+                (tmp_path / config[stage].weights).touch()
+        check_config(config, devices=8)
+        assert config.student.batch_size == 16
+        assert config.student.steps in (45_000, 90_000, 180_000)
+
+
+def test_a_missing_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"config.teacher.weights is 'retinanet_x101.*\.pth', but there is no such file"
+    ):
+        check_config(load(FILES["mgd"], "retinanet_x101_r50"), devices=8)
+
+
+def test_an_unknown_pair_is_refused_with_the_choices():
+    with pytest.raises(UserError, match="no variant 'coco' of this config; choose shapes, tiny, or a pair: retinanet"):
+        load(FILES["mgd"], "coco")
+
+
+@pytest.mark.parametrize("name", pairs.PAIRS)
+def test_a_pair_takes_two_steps(name):
+    config = load(FILES[METHODS[name]], f"{name}:tiny")
+    config.student.method_init = ""
+    batch = tiny.batch(masks=config.student.model.name == "mask_rcnn")
+    module = build_detector(config.teacher.model.to_dict(), num_classes=tiny.CLASSES)
+    teacher = Teacher(module, jax.jit(module.init)(jax.random.key(1), batch["images"][:1].astype(np.float32)))
+    run, state = build_run(config, "student", tiny.CLASSES, teacher, start=lambda variables: variables)
+    before = jax.device_get(state.params["student"])
+    for _ in range(2):
+        state, metrics = run.step(state, replicate(teacher.variables), split(batch), replicate(jax.random.key(0)))
+    terms = {key.removeprefix("raw/") for key in metrics if key.startswith("raw/")}
+    assert terms >= {*run.student.terms, METHODS[name]}
+    assert all(np.isfinite(value) for value in jax.tree.leaves(jax.device_get(metrics)))
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, jax.device_get(state.params["student"]))
+    assert any(jax.tree.leaves(moved["neck"]))
+    assert any(jax.tree.leaves(moved["head"]))
