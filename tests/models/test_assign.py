@@ -99,6 +99,20 @@ def test_anchors_outside_take_no_part():
     assert negative == [False, False, True]
 
 
+def test_what_would_be_negative_in_a_crowd_is_ignored():
+    # Strips of which 60, 50 and 0 % lie in the crowd, and one that serves an object within it.
+    anchors = [[4, 0, 14, 10], [5, 0, 15, 10], [10, 0, 20, 10], [0, 0, 5, 10]]
+    boxes = [[0, 0, 10, 10], [0, 0, 5, 10]]
+    crowd = np.array([True, False])
+    _, positive, negative = run(anchors, boxes, valid=~crowd, crowd=crowd)
+    assert positive == [False, False, False, True]
+    assert negative == [False, True, True, False]
+    # It serves as nobody's best, and a box that is neither valid nor a crowd hides nothing.
+    _, positive, negative = run(anchors, boxes, valid=~crowd, crowd=np.zeros(2, bool))
+    assert positive == [False, False, False, True]
+    assert negative == [True, True, True, False]
+
+
 def test_agrees_with_loops_on_random_boxes():
     rng = np.random.default_rng(0)
     # Multiples of 4 pixels: IoUs tie, and are exact enough for the thresholds to be met alike.

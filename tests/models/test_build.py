@@ -99,13 +99,13 @@ def test_a_config_kept_as_json_builds_the_same_detector():
         ),
         (
             {"name": "retinanet", "backbone": {"deep": 18}},
-            r"Unknown field 'deep' in .* backbone; .* are depth, width\.",
+            r"Unknown field 'deep' in .* backbone; .* are depth, width, style",
         ),
         ({"name": "retinanet", "neck": {"levels": 5}}, r"Unknown field 'levels' in .* neck; the fields are channels"),
         ({"name": "retinanet", "head": {"num_classes": 5}}, r"Unknown field 'num_classes' in the detector's head"),
         ({"name": "retinanet", "head": {"norm": "batch"}}, r"norm is one of \('', 'group'\), not 'batch'"),
         ({"name": "retinanet", "head": {"box_loss": "l2"}}, r"box_loss is one of .*, not 'l2'"),
-        ({"name": "retinanet", "backbone": {"depth": 20}}, r"no depth 20; choose one of \[18, 34, 50, 101\]"),
+        ({"name": "retinanet", "backbone": {"depth": 20}}, r"no depth 20; choose one of \[.*18, 34, 50, 101\]"),
     ],
 )
 def test_mistakes_in_a_config_are_one_clear_sentence(config, sentence):
