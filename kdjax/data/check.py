@@ -209,7 +209,7 @@ def check_objects(images: Images, annotations: Annotations, report: DataReport) 
 
     def settle(flaw: Flaw, chosen: np.ndarray) -> None:
         cases = annotations.take(chosen)
-        report.settle(flaw, cases.identity, functools.partial(_object, images, cases))
+        report.settle(flaw, cases.identity, functools.partial(describe_object, images, cases))
 
     settle(MALFORMED_BOX, np.any(~(np.abs(boxes) < LARGEST), axis=1))
     negative = np.any(boxes[:, 2:] < boxes[:, :2], axis=1)
@@ -232,7 +232,7 @@ def check_objects(images: Images, annotations: Annotations, report: DataReport) 
     return annotations._replace(boxes=boxes, area=area).take(~flat & ~outside)
 
 
-def _object(images: Images, annotations: Annotations, row: int) -> str:
+def describe_object(images: Images, annotations: Annotations, row: int) -> str:
     """Names an object in a sentence."""
     x1, y1, x2, y2 = annotations.boxes[row].tolist()
     height, width = images.size[annotations.image[row]].tolist()
@@ -262,5 +262,5 @@ def _check_convention(
         rows = np.flatnonzero(chosen)
         if 2 * len(rows) > len(low):
             flaw = Flaw(f"{len(rows)} of {len(low)} {what}", "annotation", "refused", advice)
-            describe = functools.partial(_object, images, annotations.take(rows))
+            describe = functools.partial(describe_object, images, annotations.take(rows))
             report.settle(flaw, annotations.identity[rows], describe)

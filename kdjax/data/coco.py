@@ -9,11 +9,9 @@ import contextlib
 import gc
 import itertools
 import json
-import math
 import os
 import re
 import stat
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -21,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from kdjax.data import check
-from kdjax.data.check import Annotations, Checks, DataReport, Images, check_images, check_objects
+from kdjax.data.check import Annotations, Checks, DataReport, check_images, check_objects, describe_object
 from kdjax.data.images import Header, ImageError, for_all, read_header
-from kdjax.data.indexed import IndexedSource, Outline, check_counts
+from kdjax.data.indexed import IndexedSource, check_counts
+from kdjax.data.outlines import PolygonStore, usable_outlines
 
 MOST_JSON_BYTES = 10**9
 """A larger annotation file is refused: parsed, it would take several times as much memory."""
@@ -63,32 +62,36 @@ def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = check
     name, part = _sliced(split)
     file, stem = _annotation_file(folder, name)
     report = DataReport(str(file), checks)
-    content = _parsed(file)
+    store = PolygonStore()
+    content = _parsed(file, store)
     class_names, category_ids, categories = _categories(content, report)
     identity, names, annotated = _image_entries(content, report)
-    annotations, outlines = _annotation_entries(content, identity, names, categories, report)
+    annotations, segmentations = _annotation_entries(content, identity, names, categories, report)
     del content
 
     rows = np.arange(len(identity))[part(len(identity))]
     identity, names, annotated = identity[rows], [names[row] for row in rows.tolist()], annotated[rows]
-    annotations, outlines = _of_images(annotations, outlines, rows)
+    annotations, segmentations = _of_images(annotations, segmentations, rows)
     root = _image_folder(folder, file, name, stem, names)
     allowed = [os.path.realpath(path) for path in (folder, root)]
     found = for_all(lambda row: _file_header(root, names[row], allowed), len(names))
     _settle_escapes(identity, names, found, report)
     images, rows = check_images(identity, names, annotated, found, report)
-    annotations, outlines = _of_images(annotations, outlines, rows)
+    annotations, segmentations = _of_images(annotations, segmentations, rows)
 
     kept = check_objects(images, annotations, report)
     # Both are in the order of the file's objects, and no id comes twice.
     chosen = np.isin(annotations.identity, kept.identity)
-    segmentations = _check_outlines(images, kept, list(itertools.compress(outlines, chosen)), report)
+    segmentations = list(itertools.compress(segmentations, chosen))
+    outlines, boxed = usable_outlines(segmentations, store, kept.boxes, images.size[kept.image])
+    if outlines:
+        report.settle(check.NO_OUTLINE, kept.identity[boxed], lambda k: describe_object(images, kept, int(boxed[k])))
     images, annotations, _ = check_counts(images, kept, report)
     paths = images.names
     return IndexedSource(
         images=images,
         annotations=annotations,
-        outlines=segmentations,
+        outlines=outlines,
         class_names=class_names,
         category_ids=category_ids,
         read=lambda row: (root / paths[row]).read_bytes(),
@@ -166,8 +169,8 @@ def _image_folder(folder: Path, file: Path, split: str, stem: str, names: Sequen
     return max(places, key=lambda place: sum((place / name).exists() for name in probes))
 
 
-def _parsed(file: Path) -> dict[str, Any]:
-    """The content of an annotation file, with polygons as arrays of doubles."""
+def _parsed(file: Path, store: PolygonStore) -> dict[str, Any]:
+    """The content of an annotation file; its polygons are in the store."""
     try:
         size = file.stat().st_size
         if size > MOST_JSON_BYTES:
@@ -181,7 +184,7 @@ def _parsed(file: Path) -> dict[str, Any]:
         text = data.decode()
         del data
         with _without_collector():
-            content = json.loads(text, object_hook=_compacted)
+            content = json.loads(text, object_hook=store.take)
     except RecursionError as error:
         raise ValueError(f"{file} is nested too deeply to be annotations.") from error
     except MemoryError as error:
@@ -209,16 +212,6 @@ def _without_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _compacted(entry: dict[str, Any]) -> dict[str, Any]:
-    """An object of the file; polygons, most of the file, become arrays of doubles, a quarter of the memory."""
-    polygons = entry.get("segmentation")
-    if type(polygons) is list:
-        # What does not fit stays as it is, and is found unusable later.
-        with contextlib.suppress(TypeError, OverflowError):
-            entry["segmentation"] = tuple(array("d", polygon) for polygon in polygons)
-    return entry
 
 
 def _column(
@@ -387,17 +380,18 @@ def _annotation_entries(
 
 def _boxes(entries: Sequence[dict[str, Any]], report: DataReport, describe: Callable[[int], str]) -> np.ndarray:
     """The boxes as they are in the file, (m, 4) float64, x, y, width and height."""
-    values = [entry.get("bbox") for entry in entries]
-
-    def sound(box: Any) -> bool:
-        return (
-            type(box) is list and len(box) == 4 and all(type(x) in (int, float) and abs(x) < check.LARGEST for x in box)
-        )
-
-    wrong = [row for row, box in enumerate(values) if not sound(box)]
-    # Refuses, so that what follows sees only sound boxes.
+    values: list[Any] = [entry.get("bbox") for entry in entries]
+    wrong = [] if _all_boxes(values) else [row for row, box in enumerate(values) if not _all_boxes([box])]
     report.settle(check.MALFORMED_BOX, wrong, lambda k: f"{describe(wrong[k])}, bbox {repr(values[wrong[k]])[:60]}")
     return np.array(values, np.float64).reshape(-1, 4)
+
+
+def _all_boxes(values: Sequence[Any]) -> bool:
+    """Whether all are lists of four finite numbers that a pixel may have; of a million in a second."""
+    if set(map(type, values)) - {list} or set(map(len, values)) - {4}:
+        return False
+    numbers = list(itertools.chain.from_iterable(values))
+    return not set(map(type, numbers)) - {int, float} and all(map(check.LARGEST.__gt__, map(abs, numbers)))
 
 
 def _areas(values: Sequence[Any], of_boxes: np.ndarray) -> np.ndarray:
@@ -406,11 +400,11 @@ def _areas(values: Sequence[Any], of_boxes: np.ndarray) -> np.ndarray:
     return np.where([value is None for value in values], of_boxes, np.array(area, np.float64))
 
 
-def _of_images(annotations: Annotations, outlines: list[Any], rows: np.ndarray) -> tuple[Annotations, list[Any]]:
+def _of_images(annotations: Annotations, segmentations: list[Any], rows: np.ndarray) -> tuple[Annotations, list[Any]]:
     """The objects of some images, which become the images 0, 1, ...; ``rows`` ascends."""
     chosen = np.isin(annotations.image, rows)
     kept = annotations.take(chosen)
-    return kept._replace(image=np.searchsorted(rows, kept.image)), list(itertools.compress(outlines, chosen))
+    return kept._replace(image=np.searchsorted(rows, kept.image)), list(itertools.compress(segmentations, chosen))
 
 
 def _file_header(root: Path, name: str, allowed: Sequence[str]) -> Header | ImageError:
@@ -441,39 +435,3 @@ def _settle_escapes(
     report.settle(
         check.UNSAFE_NAME, identity[rows], lambda k: f"image {identity[rows[k]]}, {names[rows[k]]!r} {found[rows[k]]}"
     )
-
-
-def _check_outlines(
-    images: Images, annotations: Annotations, outlines: Sequence[Any], report: DataReport
-) -> list[Outline] | None:
-    """Segmentations that can be drawn, one for each object; None where no object has any."""
-    sizes = images.size[annotations.image].tolist()
-    usable = [_usable(outline, size) for outline, size in zip(outlines, sizes, strict=True)]
-    if not any(usable):
-        return None
-    rows = [row for row, outline in enumerate(usable) if outline is None]
-
-    def describe(k: int) -> str:
-        image = int(annotations.image[rows[k]])
-        return f"annotation {annotations.identity[rows[k]]} of {images.describe(image)}"
-
-    report.settle(check.NO_OUTLINE, annotations.identity[rows], describe)
-    for row in rows:
-        x1, y1, x2, y2 = annotations.boxes[row].tolist()
-        usable[row] = (array("d", [x1, y1, x2, y1, x2, y2, x1, y2]),)
-    return usable  # type: ignore[return-value]
-
-
-def _usable(outline: Any, size: list[int]) -> Outline | None:
-    """The polygons of an outline that have an area to fill, or its run lengths; None for neither."""
-    if isinstance(outline, tuple):
-        polygons = tuple(p for p in outline if len(p) >= 6 and len(p) % 2 == 0 and math.isfinite(sum(p)))
-        return polygons or None
-    if not isinstance(outline, dict) or outline.get("size") != size:
-        return None
-    counts = outline.get("counts")
-    if isinstance(counts, list):
-        sound = set(map(type, counts)) <= {int} and min(counts, default=0) >= 0 and sum(counts) == size[0] * size[1]
-    else:
-        sound = isinstance(counts, str) and counts.isascii()
-    return {"size": size, "counts": counts} if sound else None

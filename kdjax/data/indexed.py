@@ -5,7 +5,6 @@ import hashlib
 import json
 import sys
 import threading
-from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +12,8 @@ import numpy as np
 
 from kdjax.data.check import CROWDED, CUT_OFF, Annotations, DataReport, Images
 from kdjax.data.images import UndecodableError, decode
-from kdjax.data.sources import Example, Objects, Segmentation
-
-Outline = tuple[array, ...] | dict[str, Any]
-"""A segmentation in little memory: its polygons as arrays of doubles, or its run lengths."""
+from kdjax.data.outlines import Outlines
+from kdjax.data.sources import Example, Objects
 
 _SKIPPING = threading.Lock()
 _MOST_SKIPPED = 100
@@ -34,8 +31,8 @@ class IndexedSource:
 
     images: Images
     annotations: Annotations
-    outlines: Sequence[Outline] | None
-    """One for each object, or None."""
+    outlines: Outlines | None
+    """The segmentations of all objects, or None."""
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     """What the files call each label; of several ids for one label, the lowest."""
@@ -89,7 +86,7 @@ class IndexedSource:
     def objects(self, index: int) -> Objects:
         """The objects of the image at a position, from memory."""
         row = range(len(self))[index]
-        rows = slice(self._first[row], self._first[row + 1])
+        rows = slice(int(self._first[row]), int(self._first[row + 1]))
         height, width = self.images.size[row].tolist()
         return Objects(
             image_id=int(self.images.identity[row]),
@@ -98,7 +95,7 @@ class IndexedSource:
             labels=self.annotations.labels[rows],
             crowd=self.annotations.crowd[rows],
             area=self.annotations.area[rows],
-            segmentation=None if self.outlines is None else tuple(map(_segmentation, self.outlines[rows])),
+            segmentation=tuple(self.outlines[k] for k in range(rows.start, rows.stop)) if self.outlines else None,
         )
 
     def fingerprint(self) -> str:
@@ -136,10 +133,6 @@ class IndexedSource:
                 for flaw, ids in self.report.flaws.items()
             ],
         }
-
-
-def _segmentation(outline: Outline) -> Segmentation:
-    return outline if isinstance(outline, dict) else [polygon.tolist() for polygon in outline]
 
 
 def check_counts(
