@@ -1,0 +1,396 @@
+"""Files of weights: what PyTorch itself wrote, the same by hand, and a corpus of hostile and broken ones.
+
+``files/`` holds two checkpoints that PyTorch 2.13 wrote, in its zip format and in the one before 1.6, with a state dict
+beside things that training leaves in checkpoints.
+"""
+
+import os
+import pickle
+import random
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from kdjax.weights import files, read_state_dict, torch_file
+
+FILES = Path(__file__).parent / "files"
+
+
+def counted(start, *shape):
+    return (np.arange(start, start + np.prod(shape), dtype=np.float32) / 8).reshape(shape)
+
+
+# As the two files were made.
+WRITTEN = {
+    "conv.weight": counted(0, 2, 3, 1, 2),
+    "norm.running_var": counted(20, 3),
+    "norm.num_batches_tracked": np.array(7),
+    "half": counted(30, 2, 2).astype(np.float16),
+    "bfloat": counted(40, 2, 2).astype(jnp.bfloat16),
+    "double": counted(50, 3).astype(np.float64),
+    "transposed": counted(60, 2, 3).T,
+    "slice": counted(100, 4, 6)[1:3, 2:5],
+    "shared": counted(100, 4, 6),
+    "parameter": counted(70, 2),
+    "scalar": np.array(0.5, np.float32),
+}
+
+
+def assert_states(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(actual[name], array, err_msg=name, strict=True)
+
+
+def forbid(*args, **kwargs):
+    raise AssertionError("A pickle was about to be executed.")
+
+
+@pytest.mark.parametrize("name", ["torch_2_13_zip.pth", "torch_2_13_legacy.pth"])
+def test_a_checkpoint_that_pytorch_wrote_is_read_without_unpickling(name, monkeypatch):
+    for reader in ("Unpickler", "_Unpickler", "load", "loads", "_load", "_loads"):
+        monkeypatch.setattr(pickle, reader, forbid)
+    assert_states(read_state_dict(FILES / name), WRITTEN)
+
+
+def test_safetensors_are_read_in_all_types_of_weights(tmp_path):
+    plain = {name: np.ascontiguousarray(x) for name, x in WRITTEN.items() if x.dtype != jnp.bfloat16}
+    save_file(plain, tmp_path / "plain.safetensors")
+    assert_states(read_state_dict(tmp_path / "plain.safetensors"), plain)
+    # Written by hand: 8 bytes of length, a header in JSON, the data.
+    header = b'{"bfloat":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}'
+    data = struct.pack("<Q", len(header)) + header + WRITTEN["bfloat"].tobytes()
+    (tmp_path / "bfloat.safetensors").write_bytes(data)
+    assert_states(read_state_dict(tmp_path / "bfloat.safetensors"), {"bfloat": WRITTEN["bfloat"]})
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_is_read(tmp_path, save):
+    plain = {name: x for name, x in WRITTEN.items() if x.dtype != jnp.bfloat16}
+    save(tmp_path / "weights.npz", **plain)
+    assert_states(read_state_dict(str(tmp_path / "weights.npz")), plain)
+
+
+def op_name(module, name):
+    return f"c{module}\n{name}\n".encode()
+
+
+def op_text(text):
+    return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
+
+
+def op_int(number):
+    return b"J" + struct.pack("<i", number)
+
+
+def op_tensor(key, size, shape, strides, offset=0, storage="FloatStorage"):
+    """A call of torch._utils._rebuild_tensor_v2, with a persistent id inside."""
+    numbers = [b"(" + b"".join(map(op_int, numbers)) + b"t" for numbers in (shape, strides)]
+    persistent = (
+        b"(" + op_text("storage") + op_name("torch", storage) + op_text(key) + op_text("cpu") + op_int(size) + b"t"
+    )
+    arguments = b"(" + persistent + b"Q" + op_int(offset) + numbers[0] + numbers[1] + b"\x89N" + b"t"
+    return op_name("torch._utils", "_rebuild_tensor_v2") + arguments + b"R"
+
+
+def op_dict(**entries):
+    return b"}(" + b"".join(op_text(name) + value for name, value in entries.items()) + b"u"
+
+
+GOOD = op_tensor("0", 4, (2, 2), (2, 1))
+
+
+def write_zip(path, pickled, data=None, compress=zipfile.ZIP_STORED, **extra):
+    with zipfile.ZipFile(path, "w", compress) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + pickled + b".")
+        for key, content in ({"0": np.arange(4, dtype="<f4").tobytes()} if data is None else data).items():
+            archive.writestr(f"archive/data/{key}", content)
+        for name, content in extra.items():
+            archive.writestr(f"archive/{name}", content)
+
+
+def read_zip(path, *args, **kwargs):
+    write_zip(path, *args, **kwargs)
+    return read_state_dict(path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "file.pth"
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", None])
+def test_a_state_dict_may_stand_alone_or_below_a_key(path, key):
+    state = op_dict(weight=GOOD)
+    pickled = op_dict(**{key: state, "epoch": op_int(3)}) if key else state
+    assert_states(read_zip(path, pickled), {"weight": np.arange(4, dtype=np.float32).reshape(2, 2)})
+
+
+class Canary:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = (function, arguments)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+HOSTILE = {
+    "system": (os.system, ("touch canary",), rf"{os.system.__module__}\.system"),
+    "eval": (eval, ("open('canary', 'w')",), r"_*builtins?_*\.eval"),
+    "exec": (exec, ("open('canary', 'w')",), r"_*builtins?_*\.exec"),
+    "getattr": (getattr, ("", "join"), r"_*builtins?_*\.getattr"),
+    "open": (open, ("canary", "w"), r"_?io\.open"),
+    "import": (__import__, ("os",), r"_*builtins?_*\.__import__"),
+}
+"""What is called, with what, and the name that the refusal must tell."""
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("wrapped", ["alone", "in the state dict", "in the meta"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_pickle_that_calls_something_is_refused_by_its_name_and_nothing_runs(
+    tmp_path, monkeypatch, name, wrapped, protocol
+):
+    monkeypatch.chdir(tmp_path)
+    function, arguments, words = HOSTILE[name]
+    evil = Canary(function, *arguments)
+    content = {
+        "alone": evil,
+        "in the state dict": {"weight": evil},
+        "in the meta": {"state_dict": {}, "meta": {"config": [evil]}},
+    }[wrapped]
+    pickled = pickle.dumps(content, protocol=protocol)
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    start = b"".join(pickle.dumps(x, 2) for x in (*torch_file._LEGACY_START, {"little_endian": True}))
+    (tmp_path / "legacy.pth").write_bytes(start + pickled + pickle.dumps([], 2))
+    (tmp_path / "plain.pth").write_bytes(pickled)
+    for kind in ("zip", "legacy", "plain"):
+        with pytest.raises(
+            ValueError, match=f"{kind}.pth cannot be read: .*it names {words}, which weights do not need"
+        ):
+            read_state_dict(tmp_path / f"{kind}.pth")
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["legacy.pth", "plain.pth", "zip.pth"]
+
+
+def test_what_training_leaves_beside_a_state_dict_becomes_nothing_and_is_not_called(path):
+    made = op_name("mmengine.logging.history_buffer", "HistoryBuffer") + b")" + b"\x81" + op_dict(x=op_int(1)) + b"b"
+    config = op_name("mmengine.config.config", "ConfigDict") + b")R" + b"(" + op_text("a") + op_int(1) + b"u"
+    pickled = op_dict(state_dict=op_dict(weight=GOOD), meta=op_dict(log=made, config=config))
+    assert_states(read_zip(path, pickled), {"weight": np.arange(4, dtype=np.float32).reshape(2, 2)})
+    with pytest.raises(
+        ValueError, match=r"entry 'log' of its state dict is mmengine\.logging\.history_buffer\.History"
+    ):
+        read_zip(path, op_dict(log=made))
+
+
+def nested(depth):
+    return b"(" * depth + b"t" * depth
+
+
+def doubled(times):
+    """A tuple of two equal tuples of two equal tuples ...: small as a pickle, endless for whoever walks through it."""
+    return b")q\x00" + b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(times))
+
+
+BROKEN = {
+    "a list": (b"]", r"it holds a list instead of a dict of tensors"),
+    "a module": (op_name("torch.nn", "Module") + b")\x81", r"it holds torch\.nn\.Module instead of a dict"),
+    "a number in the state dict": (op_dict(step=op_int(3)), r"the entry 'step' of its state dict is a int"),
+    "no tensors": (op_dict(), r"it has no tensors"),
+    "no end": (b"}(", r"its pickle is broken|no end|exhausted"),
+    "empty stack": (b"u", r"its pickle is broken"),
+    "unknown memo": (b"h\x09", r"its pickle is broken"),
+    "unhashable": (b"}]" + op_int(1) + b"s", r"it has no tensors"),
+    "a tensor without arguments": (op_name("torch._utils", "_rebuild_tensor_v2") + b")R", r"cannot be read"),
+    "a tensor of a number": (
+        op_name("torch._utils", "_rebuild_tensor_v2") + b"(" + op_int(1) + op_int(0) + b"))tR",
+        r"its pickle is broken",
+    ),
+    "an extension": (b"\x82\x01", r"instruction EXT1"),
+    "a call with keywords": (op_name("torch", "device") + b")}\x92", r"instruction NEWOBJ_EX"),
+    "missing data": (op_dict(weight=op_tensor("7", 4, (2, 2), (2, 1))), r"data of the tensor 'weight' are missing"),
+    "data of another entry": (op_dict(weight=op_tensor("../data.pkl", 4, (2,), (1,))), r"'weight' are missing"),
+    "beyond its data": (op_dict(weight=op_tensor("0", 4, (2, 2), (2, 1), 1)), r"'weight' is larger than its data"),
+    "a bomb of strides": (op_dict(weight=op_tensor("0", 4, (2**30, 2**30), (0, 0))), r"is larger than its data"),
+    "negative": (op_dict(weight=op_tensor("0", 4, (2, 2), (-2, 1))), r"'weight' has an impossible shape"),
+    "a shape without strides": (op_dict(weight=op_tensor("0", 4, (2, 2), ())), r"'weight' has an impossible shape"),
+    "unknown numbers": (
+        op_dict(weight=op_tensor("0", 4, (2,), (1,), storage="QInt8Storage")),
+        r"it has tensors of torch\.QInt8Storage; they must be one of torch\.DoubleStorage",
+    ),
+    "two types of one storage": (
+        op_dict(a=op_tensor("0", 4, (2,), (1,)), b=op_tensor("0", 2, (2,), (1,), storage="DoubleStorage")),
+        r"the data '0' have two types",
+    ),
+    "deep": (nested(200_000), r"it holds a tuple instead"),
+    "doubled": (doubled(100), r"it holds a tuple instead"),
+    "doubled as a key": (doubled(100) + b"}h\x64" + op_int(1) + b"s", r"it has no tensors"),
+    "a name over lines": (op_dict(**{"a\nb": GOOD}), r"the impossible name 'a\\nb'"),
+    "a long name": (op_dict(**{"x" * 1000: GOOD}), r"the impossible name 'x{256}'"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_pickle_is_refused_in_one_sentence(path, kind):
+    pickled, words = BROKEN[kind]
+    with pytest.raises(ValueError, match=words) as raised:
+        read_zip(path, pickled)
+    assert str(raised.value).startswith(f"The weights in {path} ")
+    assert "\n" not in str(raised.value)
+
+
+def test_too_many_instructions_are_refused(path, monkeypatch):
+    monkeypatch.setattr(torch_file, "MOST_INSTRUCTIONS", 100)
+    with pytest.raises(ValueError, match="more than 100 instructions"):
+        read_zip(path, b"N0" * 100 + op_dict(weight=GOOD))
+
+
+def test_archives_that_torch_never_writes_are_refused(path, monkeypatch):
+    state = op_dict(weight=GOOD)
+    with pytest.raises(ValueError, match="it is a compressed zip archive"):
+        read_zip(path, state, data={"0": bytes(10**7)}, compress=zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="big-endian"):
+        read_zip(path, state, byteorder="big")
+    with pytest.raises(ValueError, match="'weight' are missing or cut off"):
+        read_zip(path, state, data={"0": bytes(15)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("code/model.py", "print()")
+    with pytest.raises(ValueError, match=r"it has no data\.pkl"):
+        read_state_dict(path)
+    write_zip(path, state)
+    path.write_bytes(path.read_bytes().replace(np.arange(4, dtype="<f4").tobytes(), bytes(16)))
+    with pytest.raises(ValueError, match="CRC"):
+        read_state_dict(path)
+    monkeypatch.setattr(files, "MOST_BYTES", 15)
+    with pytest.raises(ValueError, match="its tensors have more than 15 bytes"):
+        read_zip(path, state)
+
+
+def test_zip_entries_that_share_bytes_are_refused(path):
+    """A small archive whose directory names the same bytes many times."""
+    write_zip(path, op_dict(weight=GOOD), data={"0": bytes(4000)})
+    with zipfile.ZipFile(path, "a") as archive:
+        entry = archive.getinfo("archive/data/0")
+        for index in range(1, 50):
+            again = zipfile.ZipInfo(f"archive/data/{index}")
+            again.header_offset, again.CRC = entry.header_offset, entry.CRC
+            again.compress_size, again.file_size = entry.compress_size, entry.file_size
+            archive.filelist.append(again)
+        archive._didModify = True
+    with pytest.raises(ValueError, match="its parts are larger than the file"):
+        read_state_dict(path)
+
+
+def test_no_name_in_an_archive_is_used_as_a_path(tmp_path, path):
+    (tmp_path / "inside").mkdir()
+    path = tmp_path / "inside" / "file.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "../data.pkl", b"\x80\x02" + op_dict(**{"../../x": op_tensor("../../y", 4, (4,), (1,))}) + b"."
+        )
+        archive.writestr("../data/../../y", np.arange(4, dtype="<f4").tobytes())
+    assert_states(read_state_dict(path), {"../../x": np.arange(4, dtype=np.float32)})
+    assert [x.name for x in tmp_path.iterdir()] == ["inside"]
+
+
+def test_the_oldest_format_and_other_files_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "tar.pth", "w") as archive:
+        archive.add(__file__, "pickle")
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html><title>404</title>")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "cut.pth").write_bytes((FILES / "torch_2_13_legacy.pth").read_bytes()[:-100])
+    (tmp_path / "folder.pth").mkdir()
+    for name in ("tar", "page", "empty"):
+        with pytest.raises(ValueError, match="does not begin as a file of torch"):
+            read_state_dict(tmp_path / f"{name}.pth")
+    with pytest.raises(ValueError, match="it is cut off"):
+        read_state_dict(tmp_path / "cut.pth")
+    with pytest.raises(ValueError, match="Is a directory"):
+        read_state_dict(tmp_path / "folder.pth")
+    with pytest.raises(ValueError, match="No such file"):
+        read_state_dict(tmp_path / "absent.pth")
+    with pytest.raises(ValueError, match=r"must end in one of \.safetensors, \.npz, \.pth, \.pt, \.bin"):
+        read_state_dict(tmp_path / "model.pkl")
+
+
+def npy(header, data=b""):
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
+
+
+NPZ = {
+    "objects": (npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", pickle.dumps([1])), "Python objects"),
+    "more than it has": (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}"), "larger than its"),
+    "code": (npy("__import__('os').system('touch canary')"), "malformed"),
+    "no array": (b"text", "magic string"),
+    "another version": (b"\x93NUMPY\x07\x00", "unknown version|we only support"),
+}
+
+
+@pytest.mark.parametrize("kind", NPZ)
+def test_a_broken_npz_is_refused(tmp_path, kind):
+    content, words = NPZ[kind]
+    with zipfile.ZipFile(tmp_path / "file.npz", "w") as archive:
+        archive.writestr("x.npy", content)
+    with pytest.raises(ValueError, match=f"file.npz cannot be read: .*{words}"):
+        read_state_dict(tmp_path / "file.npz")
+
+
+def test_an_npz_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_BYTES", 10**6)
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(10**6, np.float32))
+    assert (tmp_path / "bomb.npz").stat().st_size < 10**5
+    with pytest.raises(ValueError, match="its arrays have more than 1000000 bytes"):
+        read_state_dict(tmp_path / "bomb.npz")
+
+
+SAFETENSORS = {
+    "header": (b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "no whole file of safetensors"),
+    "type": (b'{"x":{"dtype":"F8_E5M2","shape":[4],"data_offsets":[0,4]}}', "'x' is of F8_E5M2"),
+    "cut": (b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', "no whole file of safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", SAFETENSORS)
+def test_broken_safetensors_are_refused(tmp_path, kind):
+    header, words = SAFETENSORS[kind]
+    (tmp_path / "file.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(ValueError, match=f"file.safetensors cannot be read: .*{words}"):
+        read_state_dict(tmp_path / "file.safetensors")
+
+
+def samples(folder):
+    plain = {name: np.ascontiguousarray(x) for name, x in WRITTEN.items() if x.dtype != jnp.bfloat16}
+    save_file(plain, folder / "a.safetensors")
+    np.savez(folder / "a.npz", **plain)
+    yield from ((folder / name).read_bytes() for name in ("a.safetensors", "a.npz"))
+    yield from ((FILES / f"torch_2_13_{kind}.pth").read_bytes() for kind in ("zip", "legacy"))
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path, index):
+    content = list(samples(tmp_path))[index]
+    path = tmp_path / ("x.safetensors", "x.npz", "x.pth", "x.pth")[index]
+    rng = random.Random(index)
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(content)
+        for _ in range(rng.choice((1, 3, 20))):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        if rng.random() < 0.2:
+            damaged = damaged[: rng.randrange(len(damaged))]
+        path.write_bytes(damaged)
+        try:
+            read_state_dict(path)
+        except ValueError:
+            refused += 1
+    assert refused > 20
