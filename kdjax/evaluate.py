@@ -6,18 +6,23 @@ the original one here, and boxes become the judge's ``(x, y, width, height)``.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import jax
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as coco_mask
 from flax import linen as nn
 
 from kdjax.data.batches import EvalBatch, eval_batches
+from kdjax.data.masks import RunLengths, paste, run_lengths
 from kdjax.data.sources import Source
 from kdjax.devices import parallel, replicate, split
 from kdjax.types import Detections
+
+_SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR100": 8}
+"""Places in the judge's summary."""
 
 Predict = Callable[[Any, np.ndarray, np.ndarray], Detections]
 """What :func:`make_predict` returns: (variables, images (D, n, H, W, 3), image_size (D, n, 2)) to (D, n, ...)."""
@@ -34,6 +39,8 @@ class ImageDetections(NamedTuple):
     """(n,) float32 in [0, 1], descending."""
     labels: np.ndarray
     """(n,) int32 in [0, classes)."""
+    masks: tuple[RunLengths, ...] | None = None
+    """Of detectors that find masks: the pixels of the original image that each object covers."""
 
 
 class Metrics(TypedDict):
@@ -53,6 +60,15 @@ class Metrics(TypedDict):
     """Average recall of the 100 best detections of each image."""
     per_class: dict[str, float]
     """AP of each class, in the source's order."""
+    mask_AP: NotRequired[float]
+    """Where masks were found and the source has some, by the IoU of masks instead of boxes, like all that follows."""
+    mask_AP50: NotRequired[float]
+    mask_AP75: NotRequired[float]
+    mask_AP_small: NotRequired[float]
+    mask_AP_medium: NotRequired[float]
+    mask_AP_large: NotRequired[float]
+    mask_AR100: NotRequired[float]
+    mask_per_class: NotRequired[dict[str, float]]
 
 
 def make_predict(detector: nn.Module) -> Predict:
@@ -110,7 +126,8 @@ def detect(predict: Predict, variables: Any, batches: Iterable[EvalBatch]) -> It
 
 def _unpack(batch: EvalBatch, output: Detections) -> Iterator[ImageDetections]:
     """Splits device outputs (D, n, ...) into images, without padding images and empty slots, in original pixels."""
-    boxes, scores, labels, valid = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in output[:4])
+    masks = None if output.masks is None else _flat(output.masks)
+    boxes, scores, labels, valid = map(_flat, output[:4])
     # Per axis: rounding to whole pixels makes the two scales of a resized image differ slightly.
     ratio = (batch["original_size"] / batch["image_size"]).astype(np.float32)
     for i in np.flatnonzero(batch["real"]):
@@ -118,71 +135,109 @@ def _unpack(batch: EvalBatch, output: Detections) -> Iterator[ImageDetections]:
         height, width = batch["original_size"][i]
         original = boxes[i][kept] * ratio[i, [1, 0, 1, 0]]
         clipped = np.clip(original, 0, np.array([width, height, width, height], np.float32))
-        yield ImageDetections(int(batch["image_id"][i]), clipped, scores[i][kept], labels[i][kept])
+        pasted = None
+        if masks is not None:
+            pasted = tuple(
+                paste(mask, box, (int(height), int(width))) for mask, box in zip(masks[i][kept], clipped, strict=True)
+            )
+        yield ImageDetections(int(batch["image_id"][i]), clipped, scores[i][kept], labels[i][kept], pasted)
+
+
+def _flat(x: Any) -> np.ndarray:
+    """(D, n, ...) on devices to (D * n, ...)."""
+    return np.asarray(x).reshape(-1, *x.shape[2:])
 
 
 def coco_metrics(source: Source, detections: Iterable[ImageDetections]) -> Metrics:
     """COCO's metrics of ``detections`` against the objects of ``source``, crowds being ignore regions.
 
-    Images of the source without detections count as found empty.
+    Images of the source without detections count as found empty. Masks are judged as well if all detections have some
+    and the source has segmentations.
 
     Raises:
         ValueError: a detection names an image or a class that the source does not have.
     """
-    image_ids: list[int] = []
+    detections = list(detections)
+    masks = bool(detections) and all(found.masks is not None for found in detections)
+    images: dict[int, tuple[int, int]] = {}
     truth: list[dict[str, Any]] = []
     for i in range(len(source)):
-        image_id, boxes, labels, crowd, area = source[i][1:6]
-        image_ids.append(image_id)
-        truth.extend(_annotations(image_id, boxes, labels, area=area, iscrowd=crowd.astype(int)))
+        objects = source.objects(i)
+        images[objects.image_id] = objects.size
+        columns = {"area": objects.area.tolist(), "iscrowd": objects.crowd.astype(int).tolist()}
+        masks &= objects.segmentation is not None
+        if masks and objects.segmentation is not None:
+            columns["segmentation"] = [run_lengths(outline, objects.size) for outline in objects.segmentation]
+        truth.extend(_annotations(objects.image_id, objects.boxes, objects.labels, columns))
 
-    known, classes = frozenset(image_ids), len(source.class_names)
-    found: list[dict[str, Any]] = []
-    for image_id, boxes, scores, labels in detections:
-        if image_id not in known:
+    classes = len(source.class_names)
+    by_box: list[dict[str, Any]] = []
+    by_mask: list[dict[str, Any]] = []
+    for found in detections:
+        image_id, boxes, labels = found.image_id, found.boxes, found.labels
+        if image_id not in images:
             raise ValueError(f"detections of image {image_id}, which the source does not have")
         if labels.size and labels.max() >= classes:
             raise ValueError(
                 f"a detection of class {labels.max()} in image {image_id}: the source has {classes} classes"
             )
-        area = np.prod(boxes[:, 2:].astype(float) - boxes[:, :2], axis=1)
-        found.extend(_annotations(image_id, boxes, labels, area=area, score=scores))
+        columns = {"score": found.scores.tolist()}
+        area = np.prod(boxes[:, 2:].astype(float) - boxes[:, :2], axis=1).tolist()
+        by_box.extend(_annotations(image_id, boxes, labels, columns | {"area": area}))
+        if masks and found.masks:
+            columns |= {"segmentation": list(found.masks), "area": coco_mask.area(list(found.masks)).tolist()}
+            by_mask.extend(_annotations(image_id, boxes, labels, columns))
 
+    judge = functools.partial(_judge, images, source.class_names, truth)
+    metrics = judge(by_box, "bbox")
+    if masks:
+        metrics |= {f"mask_{name}": value for name, value in judge(by_mask, "segm").items()}
+    return cast(Metrics, metrics)
+
+
+def _judge(
+    images: Mapping[int, tuple[int, int]],
+    class_names: Sequence[str],
+    truth: Iterable[dict[str, Any]],
+    found: Iterable[dict[str, Any]],
+    kind: str,
+) -> dict[str, Any]:
+    """The numbers of :class:`Metrics` by the IoU of one kind, "bbox" or "segm"."""
     judge = COCOeval_faster(
-        _coco(image_ids, source.class_names, truth),
-        _coco(image_ids, source.class_names, found),
-        iouType="bbox",
+        _coco(images, class_names, truth),
+        _coco(images, class_names, found),
+        iouType=kind,
         print_function=_silent,
     )
     judge.evaluate()
     judge.accumulate()
     judge.summarize()
-    ap, ap50, ap75, small, medium, large, _, _, ar100 = (_percent(value) for value in judge.stats[:9])
+    metrics: dict[str, Any] = {name: _percent(judge.stats[place]) for name, place in _SUMMARY.items()}
     # (IoU thresholds, recalls, classes, areas, limits of detections): all areas, 100 detections.
     precision = judge.eval["precision"][:, :, :, 0, -1]
     # A class without objects is -1 throughout, and so is its mean.
-    per_class = {name: _percent(precision[:, :, k].mean()) for k, name in enumerate(source.class_names)}
-    return Metrics(
-        AP=ap, AP50=ap50, AP75=ap75, AP_small=small, AP_medium=medium, AP_large=large, AR100=ar100, per_class=per_class
-    )
+    metrics["per_class"] = {name: _percent(precision[:, :, k].mean()) for k, name in enumerate(class_names)}
+    return metrics
 
 
 def _annotations(
-    image_id: int, boxes: np.ndarray, labels: np.ndarray, **columns: np.ndarray
+    image_id: int, boxes: np.ndarray, labels: np.ndarray, columns: Mapping[str, list[Any]]
 ) -> Iterator[dict[str, Any]]:
-    """COCO's dictionaries of one image's xyxy boxes."""
+    """COCO's dictionaries of one image's xyxy boxes; each column has a value for each of them."""
     # In float64, as the judge computes: a width subtracted in float32 would shift areas across COCO's size limits.
     boxes = boxes.astype(float)
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
-    for box, label, *values in zip(xywh, labels.tolist(), *(c.tolist() for c in columns.values()), strict=True):
+    for box, label, *values in zip(xywh, labels.tolist(), *columns.values(), strict=True):
         yield {"image_id": image_id, "bbox": box, "category_id": label, **dict(zip(columns, values, strict=True))}
 
 
-def _coco(image_ids: Sequence[int], class_names: Sequence[str], annotations: Iterable[dict[str, Any]]) -> COCO:
+def _coco(
+    images: Mapping[int, tuple[int, int]], class_names: Sequence[str], annotations: Iterable[dict[str, Any]]
+) -> COCO:
     """The judge's view of annotations, in memory; the class with label k has category id k."""
     return COCO(
         {
-            "images": [{"id": image_id} for image_id in image_ids],
+            "images": [{"id": key, "height": height, "width": width} for key, (height, width) in images.items()],
             "categories": [{"id": label, "name": name} for label, name in enumerate(class_names)],
             # From 1: the judge marks what it could not match by the annotation id 0.
             "annotations": [{"id": i, **annotation} for i, annotation in enumerate(annotations, start=1)],

@@ -9,10 +9,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from kdjax.data.sources import Example
+from kdjax.data.masks import rasterize
+from kdjax.data.sources import Example, Objects
 from kdjax.evaluate import ImageDetections, coco_metrics, detect, evaluate, make_predict
 from kdjax.types import Detections
 
@@ -26,8 +28,12 @@ class ListSource(list):
         super().__init__(examples)
         self.class_names = class_names
 
+    def objects(self, index: int) -> Objects:
+        fields = self[index]._asdict()
+        return Objects(size=fields.pop("image").shape[:2], **fields)
 
-def example(image_id, boxes, labels, crowd=None, area=None, image=None) -> Example:
+
+def example(image_id, boxes, labels, crowd=None, area=None, image=None, segmentation=None) -> Example:
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     sides = boxes[:, 2:] - boxes[:, :2]
     return Example(
@@ -37,35 +43,39 @@ def example(image_id, boxes, labels, crowd=None, area=None, image=None) -> Examp
         labels=np.asarray(labels, np.int32),
         crowd=np.zeros(len(boxes), bool) if crowd is None else np.asarray(crowd, bool),
         area=np.asarray(sides[:, 0] * sides[:, 1] if area is None else area, np.float32),
+        segmentation=segmentation,
     )
 
 
-def found(image_id, boxes, scores, labels) -> ImageDetections:
+def found(image_id, boxes, scores, labels, masks=None) -> ImageDetections:
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    return ImageDetections(image_id, boxes, np.asarray(scores, np.float32), np.asarray(labels, np.int32))
+    return ImageDetections(image_id, boxes, np.asarray(scores, np.float32), np.asarray(labels, np.int32), masks)
 
 
-def pycocotools_metrics(source, detections) -> dict[str, Any]:
+def pycocotools_metrics(source, detections, kind="bbox") -> dict[str, Any]:
     """The same numbers by pycocotools, with category ids and annotation ids of its own."""
     truth, results = COCO(), []
     truth.dataset = {
         "info": {},
-        "images": [{"id": e.image_id} for e in source],
+        "images": [dict(zip(("height", "width"), e.image.shape, strict=False), id=e.image_id) for e in source],
         "categories": [{"id": 10 + k, "name": name} for k, name in enumerate(source.class_names)],
         "annotations": [],
     }
     for e in source:
-        for (x1, y1, x2, y2), label, crowd, area in zip(e.boxes.tolist(), e.labels, e.crowd, e.area, strict=True):
+        outlines = e.segmentation or [[]] * len(e.boxes)
+        columns = e.boxes.tolist(), e.labels, e.crowd, e.area, outlines
+        for (x1, y1, x2, y2), label, crowd, area, outline in zip(*columns, strict=True):
             annotation = {"image_id": e.image_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(area)}
+            annotation["segmentation"] = outline
             annotation |= {"iscrowd": int(crowd), "category_id": 10 + int(label)}
             truth.dataset["annotations"].append(annotation | {"id": 1 + len(truth.dataset["annotations"])})
     for d in detections:
-        for (x1, y1, x2, y2), score, label in zip(d.boxes.tolist(), d.scores, d.labels, strict=True):
-            box = [x1, y1, x2 - x1, y2 - y1]
-            results.append({"image_id": d.image_id, "bbox": box, "score": float(score), "category_id": 10 + int(label)})
+        for i, ((x1, y1, x2, y2), score, label) in enumerate(zip(d.boxes.tolist(), d.scores, d.labels, strict=True)):
+            where = {"segmentation": d.masks[i]} if kind == "segm" else {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+            results.append({"image_id": d.image_id, "score": float(score), "category_id": 10 + int(label)} | where)
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes(results), "bbox")
+        judge = COCOeval(truth, truth.loadRes(results), kind)
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -137,6 +147,67 @@ def test_more_than_a_hundred_detections_equal_pycocotools():
     assert metrics["AR100"] <= 50
 
 
+def masked_scene(seed: int, classes: int) -> tuple[ListSource, list[ImageDetections]]:
+    """Images of 90 x 120 with ellipses, as polygons and as run lengths of both kinds, and what is found near them."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((90, 120, 3), np.uint8)
+    y, x = np.mgrid[:90, :120]
+    turn = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+
+    def encode(centre, axes):
+        inside = np.hypot((y + 0.5 - centre[1]) / axes[1], (x + 0.5 - centre[0]) / axes[0]) <= 1
+        runs = coco_mask.encode(np.asfortranarray(inside.astype(np.uint8)))
+        return runs | {"counts": runs["counts"].decode()}
+
+    def bounds(centre, axes):
+        return np.concatenate([np.maximum(centre - axes, 0), np.minimum(centre + axes, [120, 90])])
+
+    examples, detections = [], []
+    for i in range(12):
+        boxes, outlines, areas, found_boxes, masks = [], [], [], [], []
+        count = int(rng.integers(0, 5))
+        labels, crowd = rng.integers(0, classes, count), rng.random(count) < 0.15
+        for k in range(count):
+            centre, axes = rng.uniform([20, 20], [100, 70]), np.exp(rng.uniform(1.2, 3.5, 2))
+            runs = encode(centre, axes)
+            polygon = np.stack([centre[0] + axes[0] * np.cos(turn), centre[1] + axes[1] * np.sin(turn)], axis=1)
+            outlines.append(runs if crowd[k] or k % 2 else [polygon.ravel().tolist()])
+            boxes.append(bounds(centre, axes))
+            areas.append(float(coco_mask.area(runs)))
+            for _ in range(2):
+                moved, resized = centre + rng.normal(0, 0.06, 2) * axes, axes * np.exp(rng.normal(0, 0.06, 2))
+                found_boxes.append(bounds(moved, resized))
+                masks.append(encode(moved, resized))
+        examples.append(example(i, boxes, labels, crowd, areas, image, tuple(outlines)))
+        scores = np.sort(rng.random(2 * count))[::-1]
+        detections.append(found(i, found_boxes, scores, np.repeat(labels, 2), tuple(masks)))
+    return ListSource(examples, tuple(f"class {k}" for k in range(classes))), detections
+
+
+@pytest.mark.parametrize(("seed", "classes"), [(0, 3), (1, 1)])
+def test_mask_metrics_equal_pycocotools(seed, classes):
+    source, detections = masked_scene(seed, classes)
+    metrics = coco_metrics(source, detections)
+    expected = {"": pycocotools_metrics(source, detections), "mask_": pycocotools_metrics(source, detections, "segm")}
+    assert any(e.crowd.any() for e in source)
+    assert 5 < metrics["mask_AP"] < 95
+    assert metrics["mask_AP"] != metrics["AP"]
+    for prefix, numbers in expected.items():
+        np.testing.assert_allclose([metrics[prefix + k] for k in SUMMARY], [numbers[k] for k in SUMMARY], rtol=1e-9)
+        values = metrics[f"{prefix}per_class"]
+        assert list(values) == list(source.class_names)
+        np.testing.assert_allclose(list(values.values()), list(numbers["per_class"].values()), rtol=1e-9)
+
+
+def test_masks_are_judged_only_where_both_sides_have_some():
+    source, detections = masked_scene(2, 2)
+    without = ListSource([e._replace(segmentation=None) for e in source], source.class_names)
+    boxes_only = [d._replace(masks=None) for d in detections]
+    for metrics in coco_metrics(without, detections), coco_metrics(source, boxes_only), coco_metrics(source, []):
+        assert not [name for name in metrics if name.startswith("mask")]
+    assert coco_metrics(source, boxes_only)["AP"] == coco_metrics(source, detections)["AP"] > 0
+
+
 def test_ap_by_hand():
     # IoU 62 / 100: found at the thresholds 0.50, 0.55 and 0.60 of the ten.
     source = ListSource([example(3, [[0, 0, 100, 10]], [0])], ("a",))
@@ -203,8 +274,10 @@ def test_strangers_are_refused():
 class BrightBox(nn.Module):
     """Follows the detector's contract: finds the one bright rectangle of an image, moved by its only parameter.
 
-    The second of its two slots is always empty.
+    The second of its two slots is always empty. With ``shape``, it finds a mask in every box.
     """
+
+    shape: tuple[tuple[float, ...], ...] | None = None
 
     @nn.compact
     def detect(self, images, image_size):
@@ -224,6 +297,7 @@ class BrightBox(nn.Module):
             scores=jnp.tile(jnp.array([[0.9, 0.0]]), (count, 1)),
             labels=jnp.tile(jnp.array([[1, 0]]), (count, 1)),
             valid=jnp.tile(jnp.array([[True, False]]), (count, 1)),
+            masks=None if self.shape is None else jnp.tile(jnp.array(self.shape), (count, 2, 1, 1)),
         )
 
 
@@ -267,6 +341,35 @@ def test_evaluate_uses_the_variables_and_clips_to_the_original_image(predict):
     for d, e in zip(detections, source, strict=True):
         height, width, _ = e.image.shape
         np.testing.assert_array_equal(d.boxes, [[width, height, width, height]])
+
+
+def test_evaluate_pastes_masks_into_the_original_images():
+    # The left half of the box; the source's masks are the whole box, or its left half exactly.
+    predict = make_predict(BrightBox(shape=((1.0, 1.0, 0.0, 0.0),) * 4))
+    source = bright_source(9)
+
+    def outlined(e, share):
+        ((x1, y1, x2, y2),) = e.boxes.tolist()
+        x2 = x1 + share * (x2 - x1)
+        return e._replace(segmentation=([[x1, y1, x2, y1, x2, y2, x1, y2]],))
+
+    variables = {"params": {"shift": jnp.zeros(())}}
+    by_share = {}
+    for share in (1.0, 0.5):
+        outlines = ListSource([outlined(e, share) for e in source], source.class_names)
+        metrics, detections = evaluate(predict, variables, outlines, batch_size=8, image_size=(64, 64))
+        assert metrics["AP"] == pytest.approx(100)
+        by_share[share] = metrics
+    for d, e in zip(detections, source, strict=True):
+        ((x1, y1, x2, y2),) = e.boxes.astype(int).tolist()
+        mask = rasterize(d.masks[0], e.image.shape[:2])
+        half = np.zeros_like(mask)
+        half[y1:y2, x1 : (x1 + x2) // 2] = True
+        # Corners are rounded: there half of the interpolated mask is outside.
+        assert not (mask & ~half).any()
+        assert (half & ~mask).sum() <= 0.1 * half.sum()
+    assert by_share[0.5]["mask_AP"] > 80
+    assert by_share[1.0]["mask_AP50"] < 50
 
 
 def test_evaluate_refuses_a_batch_that_devices_cannot_share(predict):

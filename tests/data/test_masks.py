@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as pycocotools_mask
 
-from kdjax.data.masks import mask_grid, rasterize
+from kdjax.data.masks import mask_grid, paste, rasterize
 
 SIZE = 37, 53
 
@@ -110,3 +110,54 @@ def test_an_empty_mask_has_an_empty_grid():
     grid, frame = mask_grid(np.zeros(SIZE, bool), 8)
     assert not grid.any()
     np.testing.assert_array_equal(frame, [0, 0, 8, 8])
+
+
+def pasted(mask: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The probability at each pixel's centre by the definition, (H, W)."""
+    (height, width), (x1, y1, x2, y2), cells = size, box, len(mask)
+    padded = np.pad(mask, 1)  # Zero outside; cell (i, j) of the mask is cell (i + 1, j + 1).
+    result = np.zeros(size)
+    for row, column in np.ndindex(height, width):
+        y = (row + 0.5 - y1) / (y2 - y1) * cells + 0.5
+        x = (column + 0.5 - x1) / (x2 - x1) * cells + 0.5
+        if 0 <= y <= cells + 1 and 0 <= x <= cells + 1:
+            i, j = min(int(y), cells), min(int(x), cells)
+            above, below = (padded[k, j] * (1 - x + j) + padded[k, j + 1] * (x - j) for k in (i, i + 1))
+            result[row, column] = above * (1 - y + i) + below * (y - i)
+    return result
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [10.3, 5.2, 41.7, 30.1],
+        [12, 8, 19, 15],  # One cell a pixel.
+        [20.2, 10.4, 22.9, 14.3],  # Smaller than its mask.
+        [0, 0, 53, 37],
+        [-20.5, -3, 30, 55],  # Reaching out.
+        [30.1, 20.2, 30.4, 20.4],  # Between the centres of pixels.
+        [20, 20, 20, 30],
+        [60, 40, 70, 50],
+    ],
+)
+def test_pixels_are_pasted_by_the_probability_at_their_centre(box):
+    mask = np.random.default_rng(3).random((7, 7)).astype(np.float32)
+    mask[2:5, 2:6] = 0.95
+    actual = rasterize(paste(mask, np.array(box, np.float32), SIZE), SIZE)
+    if box[0] == box[2]:
+        assert not actual.any()
+        return
+    probability = pasted(mask, box, SIZE)
+    clear = np.abs(probability - 0.5) > 1e-5
+    assert clear.sum() >= clear.size - 2
+    np.testing.assert_array_equal(actual[clear], probability[clear] > 0.5)
+
+
+def test_pasted_run_lengths_are_as_pycocotools_has_them():
+    mask = np.full((4, 4), 4, np.float32)  # More than a probability, so that corners count, which lie half outside.
+    for box in ([0, 0, 53, 37], [3, 0, 9, 37], [50, 30, 53, 37], [4, 5, 9, 11]):
+        encoded = paste(mask, np.array(box, np.float32), SIZE)
+        expected = np.zeros(SIZE, np.uint8, order="F")
+        expected[box[1] : box[3], box[0] : box[2]] = 1
+        assert encoded["counts"].encode() == pycocotools_mask.encode(expected)["counts"]
+        assert encoded["size"] == [37, 53]
