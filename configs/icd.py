@@ -36,7 +36,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     student = config.student
     if pair is None:
         student.method = method_config("icd", warmup_steps=20, queries=60)
-        student.loss_weights.icd = 0.2
+        student.loss_weights.icd = 1.5
     else:
         student.method = method_config("icd", warmup_steps=1000, queries=100 if pair.two_stage else 300)
         student.loss_weights.icd = 3.0 if pair.two_stage else 8.0

@@ -1,10 +1,12 @@
 """The table of all methods on the embedded data: ``python -m experiments.table --workdir=runs/table``.
 
 Runs the teacher once a seed and every method's protocol upon it, then writes a Markdown table of AP, mean and standard
-deviation over the seeds, with the gain over the student alone. Stop it at any time: the same command goes on, and what
-is finished is not run again. ``--seeds=1 --methods=none,mgd`` runs a part of it.
+deviation over the seeds, with the gain over the identical student alone, and below it every run with its commit. Stop
+it at any time: the same command goes on, and what is finished is not run again. ``--seeds=1 --methods=none,mgd`` runs
+a part of it.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -16,6 +18,7 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from kdjax import pipeline
 from kdjax.config import load_config
@@ -30,42 +33,71 @@ _OUTPUT = flags.DEFINE_string("output", None, "Markdown file to write; <workdir>
 
 
 def run(method: str, seed: int, workdir: Path) -> dict[str, Any]:
-    """One method's summary; stages that another method of this seed has trained alike are taken over."""
+    """One method's run: what is in the table, its commit and its machine.
+
+    Stages that another method of this seed has trained alike are taken over. A student that starts from another stage
+    is compared with one that was trained in as many stages; all others with the run of ``none``.
+    """
+    own = workdir / f"seed_{seed}" / method
+    record = own / "record.json"
+    if record.exists():
+        return json.loads(record.read_text())
     config = load_config(f"configs/{method}.py")
     config.seed = seed
-    own = workdir / f"seed_{seed}" / method
+    config.compare = bool(config.student.init)
     for name in config.stages:
         shared = workdir / f"seed_{seed}" / "none" / "stages" / name
         if not config[name].teacher and shared.exists() and not (own / "stages" / name).exists():
             shutil.copytree(shared, own / "stages" / name)
-    return pipeline.run(config, own)
+    summary = pipeline.run(config, own)
+    found = {role: summary[role] and summary[role]["AP"] for role in ("teacher", "student", "baseline")}
+    record.write_text(json.dumps({"method": method, "seed": seed, **found, **conditions(config)}))
+    return json.loads(record.read_text())
 
 
-def table(summaries: dict[str, list[dict[str, Any]]], steps: str) -> str:
-    """A row for each method: AP of its students, and of their teachers."""
+def table(runs: list[dict[str, Any]]) -> str:
+    """A row for each method, then a row for each run."""
 
     def spread(values: Sequence[float]) -> str:
         deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{deviation}"
 
-    alone = [summary["student"]["AP"] for summary in summaries.get("none", [])]
-    lines = ["| method | seeds | teacher AP | student AP | gain over the student alone |", "|---|---|---|---|---|"]
-    for method, runs in summaries.items():
-        found = [summary["student"]["AP"] for summary in runs]
-        gains = [ap - base for ap, base in zip(found, alone, strict=False)]
-        gain = spread(gains) if gains and method != "none" else ""
-        teachers = spread([summary["teacher"]["AP"] for summary in runs])
-        lines.append(f"| `{method}` | {len(runs)} | {teachers} | {spread(found)} | {gain} |")
-    return "\n".join(lines) + f"\n\n{steps}\n"
+    alone = {run["seed"]: run["student"] for run in runs if run["method"] == "none"}
+    lines = [
+        "| method | seeds | teacher AP | student AP | the identical student alone | gain |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == method]
+        row = [f"`{method}`", str(len(own)), *(spread([run[role] for run in own]) for role in ("teacher", "student"))]
+        bases = [alone.get(run["seed"]) if run["baseline"] is None else run["baseline"] for run in own]
+        if method != "none" and None not in bases:
+            gains = [run["student"] - base for run, base in zip(own, bases, strict=True)]
+            row += [spread(bases), spread(gains)]
+        lines.append(" | ".join(["", *row, *[""] * (6 - len(row)), ""]).strip())
+    columns = list(runs[0])
+    lines += ["", "Every run:", "", " | ".join(["", *columns, ""]).strip(), "|---" * len(columns) + "|"]
+    lines += [" | ".join(["", *(_shown(run[column]) for column in columns), ""]).strip() for run in runs]
+    return "\n".join(lines) + "\n"
 
 
-def conditions() -> str:
-    """Commit and machine, for the line below the table."""
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def conditions(config: ConfigDict) -> dict[str, str]:
+    """Weights of the method's terms, commit and machine."""
+    student = config.student
+    weights = {term: weight for term, weight in student.loss_weights.items() if weight != 1}
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    device = jax.devices()[0].device_kind
-    return f"Commit {commit}; {os.cpu_count()} cores of {platform.machine()}, device {device}, jax {jax.__version__}."
+    machine = f"{os.cpu_count()} cores of {platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+    return {
+        "weights": ", ".join(f"{term} {weight:g}" for term, weight in weights.items()),
+        "commit": commit,
+        "machine": machine,
+    }
 
 
 def main(_: Sequence[str]) -> None:
@@ -74,11 +106,11 @@ def main(_: Sequence[str]) -> None:
     cache_compilations()
     workdir = Path(_WORKDIR.value)
     output = Path(_OUTPUT.value or workdir / "table.md")
-    summaries: dict[str, list[dict[str, Any]]] = {}
+    runs = []
     for seed in range(_SEEDS.value):
         for method in _METHODS.value:
-            summaries.setdefault(method, []).append(run(method, seed, workdir))
-            output.write_text(table(summaries, conditions()))
+            runs.append(run(method, seed, workdir))
+            output.write_text(table(runs))
     print(output.read_text())
 
 

@@ -142,8 +142,8 @@ def base_config() -> ConfigDict:
                 data_dir="",
                 train_split="train",
                 eval_split="validation",
-                # Height and width of the padded images. Of several such pairs, as in ((800, 1344), (1344, 800)), an image
-                # has the one that fits it best; a step is compiled for each.
+                # Height and width of the padded images. Of several such pairs, as in ((800, 1344), (1344, 800)), each
+                # image has the one that fits it best; a step is compiled for each.
                 image_size=(128, 128),
                 # Lengths of the shorter side that images are scaled to, one of them drawn in training, the longest in
                 # evaluation, as long as the longer side stays within long_side (0 for no limit); () scales each image
@@ -151,6 +151,9 @@ def base_config() -> ConfigDict:
                 short_sides=(),
                 long_side=0,
                 max_objects=16,
+                # Also make batches of the objects' masks, as grids of mask_size x mask_size cells.
+                masks=False,
+                mask_size=112,
                 flip=0.5,
                 # Range of a factor on the scale at which images fit, in training, such as (0.1, 2.0): what is then too
                 # large is cropped. () for none.
@@ -286,6 +289,8 @@ RULES: dict[str, Rule] = {
     ),
     "data.color": _number(0, 1),
     "data.max_objects": _whole(1),
+    "data.masks": _FLAG,
+    "data.mask_size": _whole(1),
     "data.flip": _number(0, 1),
     "data.threads": _whole(1),
     "*.weights": _TEXT,

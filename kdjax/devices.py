@@ -6,9 +6,10 @@ them as they are, on any number of devices.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -38,18 +39,61 @@ def replicate(tree: Tree, devices: list[jax.Device] | None = None) -> Tree:
 
 
 def split(batch: Tree, devices: list[jax.Device] | None = None, *, parts: int = 1) -> Tree:
-    """Reshapes host arrays (N, ...) to (D, N / D, ...) for the D local devices.
+    """Reshapes host arrays (N, ...) to (D, N / D, ...) and places a part on each of the D local devices.
+
+    The copies may be under way when this returns: the arrays given must not change any more.
 
     A step that works through its share in ``parts`` meets, in its part p, images of the batch's p-th part only: the
     parts hold the same images however many devices share them.
     """
-    count = len(devices) if devices else jax.local_device_count()
+    devices = devices or jax.local_devices()
+    count = len(devices)
 
     def reshape(x: jax.Array) -> np.ndarray:
         by_part = np.asarray(x).reshape(parts, count, -1, *x.shape[1:])
         return by_part.swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
 
-    return jax.tree.map(reshape, batch)
+    mesh = Mesh(np.asarray(devices), AXIS)
+    return jax.device_put(jax.tree.map(reshape, batch), NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+class Prefetch(Generic[Tree]):
+    """Batches placed on the devices, one ahead of the consumer, so that no step waits for a copy.
+
+    A thread takes them from an iterator and places them with :func:`split`; leaving the context ends it.
+    """
+
+    def __init__(self, batches: Iterator[Tree], *, parts: int = 1):
+        """Begins with the first batch at once.
+
+        Args:
+            batches: of host arrays (N, ...), which nobody changes afterwards.
+            parts: as :func:`split` has it.
+        """
+        self._batches, self._parts = batches, parts
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._upcoming = self._pool.submit(self._fetch)
+
+    def _fetch(self) -> Tree:
+        return split(next(self._batches), parts=self._parts)
+
+    def ready(self) -> bool:
+        """Whether the next batch is there."""
+        return self._upcoming.done()
+
+    def __next__(self) -> Tree:
+        batch = self._upcoming.result()
+        self._upcoming = self._pool.submit(self._fetch)
+        return batch
+
+    def __iter__(self) -> "Prefetch[Tree]":
+        return self
+
+    def __enter__(self) -> "Prefetch[Tree]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def parallel(

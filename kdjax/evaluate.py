@@ -18,6 +18,7 @@ from flax import linen as nn
 from kdjax.data.batches import EvalBatch, eval_batches
 from kdjax.data.masks import RunLengths, paste, run_lengths
 from kdjax.data.sources import Source
+from kdjax.data.transforms import Size, Sizing
 from kdjax.devices import parallel, replicate, split
 from kdjax.types import Detections
 
@@ -84,7 +85,7 @@ def make_predict(detector: nn.Module) -> Predict:
 
 
 def evaluate(
-    predict: Predict, variables: Any, source: Source, *, batch_size: int, image_size: tuple[int, int]
+    predict: Predict, variables: Any, source: Source, *, batch_size: int, image_size: Size | Sizing
 ) -> tuple[Metrics, list[ImageDetections]]:
     """COCO metrics of a detector over a whole source, the last partial batch included.
 
@@ -93,7 +94,7 @@ def evaluate(
         variables: the detector's; placed on the devices once, unless they are there already.
         source: images and their objects.
         batch_size: images that all local devices see at once.
-        image_size: height and width of the padded images.
+        image_size: height and width of the padded images, into which every image is scaled to fit; or a sizing.
 
     Returns:
         the metrics, and the detections of every image in the source's order.
@@ -105,7 +106,8 @@ def evaluate(
     if batch_size % devices:
         raise ValueError(f"evaluation batch size {batch_size} must be a multiple of the {devices} devices")
     batches = eval_batches(source, batch_size=batch_size, image_size=image_size)
-    detections = list(detect(predict, replicate(variables), batches))
+    place = {source.objects(i).image_id: i for i in range(len(source))}
+    detections = sorted(detect(predict, replicate(variables), batches), key=lambda found: place[found.image_id])
     return coco_metrics(source, detections), detections
 
 

@@ -107,6 +107,8 @@ class Rate(NamedTuple):
 
     images_per_second: float
     """Since the last measurement."""
+    waited: float
+    """Share of that time in which the devices had nothing to do but to wait for data."""
     eta: float
     """Seconds to the last step, at the mean speed so far."""
 
@@ -129,14 +131,19 @@ class Throughput:
         self._steps, self._batch_size, self._clock = steps, batch_size, clock
         self._first: tuple[int, float] | None = None
         self._last: tuple[int, float] | None = None
-        self._paused = 0.0
+        self._paused = self._waited = 0.0
 
     def measure(self, step: int) -> Rate:
         """The rate between the last call and this one, which ``step`` steps have finished."""
         now = step, self._clock() - self._paused
         first, last = self._first or now, self._last or now
+        waited, self._waited = self._waited, 0.0
         self._first, self._last = first, now
-        return Rate(self._batch_size * _speed(last, now), (self._steps - step) / _speed(first, now))
+        return Rate(
+            images_per_second=self._batch_size * _speed(last, now),
+            waited=waited / (now[1] - last[1]) if now[1] > last[1] else math.nan,
+            eta=(self._steps - step) / _speed(first, now),
+        )
 
     @property
     def images_per_second(self) -> float:
@@ -152,6 +159,15 @@ class Throughput:
         finally:
             self._paused += self._clock() - start
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts what happens inside as waiting for data; enter it when the devices have nothing left to do."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._waited += self._clock() - start
+
 
 def _speed(start: tuple[int, float], end: tuple[int, float]) -> float:
     """Steps per second between two (step, seconds); NaN where no step was made or no time has passed."""
@@ -160,7 +176,13 @@ def _speed(start: tuple[int, float], end: tuple[int, float]) -> float:
 
 
 def progress_line(
-    step: int, steps: int, losses: Mapping[str, float], learning_rate: float, images_per_second: float, eta: float
+    step: int,
+    steps: int,
+    losses: Mapping[str, float],
+    learning_rate: float,
+    images_per_second: float,
+    waited: float,
+    eta: float,
 ) -> str:
     """One line of training progress.
 
@@ -170,15 +192,17 @@ def progress_line(
         losses: weighted terms, whose sum is the loss.
         learning_rate: of the last step.
         images_per_second: NaN where not known yet.
+        waited: share of the time that the devices waited for data; NaN where not known yet.
         eta: seconds left; NaN where not known yet.
 
-    >>> progress_line(120, 800, {"box": 0.41, "cls": 0.62, "mgd": 0.2}, 0.01, 31.24, 192)
-    'step 120/800  loss 1.230 (box 0.410 cls 0.620 mgd 0.200)  lr 0.0100  31.2 img/s  ETA 3:12'
+    >>> progress_line(120, 800, {"box": 0.41, "cls": 0.62, "mgd": 0.2}, 0.01, 31.24, 0.02, 192)
+    'step 120/800  loss 1.230 (box 0.410 cls 0.620 mgd 0.200)  lr 0.0100  31.2 img/s  data 2%  ETA 3:12'
     """
     terms = " ".join(f"{name} {_number(value, 3)}" for name, value in losses.items())
     return (
         f"step {step:{len(str(steps))}}/{steps}  loss {_number(sum(losses.values()), 3)} ({terms})"
-        f"  lr {_number(learning_rate, 4)}  {_known(images_per_second, '.1f')} img/s  ETA {_duration(eta)}"
+        f"  lr {_number(learning_rate, 4)}  {_known(images_per_second, '.1f')} img/s"
+        f"  data {_known(waited, '.0%')}  ETA {_duration(eta)}"
     )
 
 

@@ -155,6 +155,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
                 seed=config.seed,
                 first_step=first,
                 augmentation=make_augmentation(config.data),
+                mask_size=config.data.mask_size if config.data.masks else 0,
                 num_threads=config.data.threads,
                 log=lambda text: print(f"[{name}] {text}", flush=True),
             )
