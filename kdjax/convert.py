@@ -1,0 +1,107 @@
+"""Makes a model folder of a detector that was trained elsewhere.
+
+    python -m kdjax.convert --config=configs/mgd.py --weights=FILE --source=mmdet --output=FOLDER
+
+The detector is the one of the config's stage ``--stage``. The folder is like those that training leaves: it can be
+evaluated, taken as ``config.student.teacher``, and loaded by ``kdjax.load_student``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from kdjax.checkpoint import MODEL_FILE, save_model
+from kdjax.config import make_sizing
+from kdjax.errors import UserError
+from kdjax.main import CONFIG, parse, refuse
+from kdjax.models import build_detector
+from kdjax.weights import COCO_NAMES, SOURCES, ImportReport, import_state_dict, read_state_dict
+
+_WEIGHTS = flags.DEFINE_string("weights", "", "File of weights: .safetensors, .npz, or .pth of torch.save.")
+_SOURCE = flags.DEFINE_string("source", "", f"Whose weights they are: {', '.join(SOURCES)}.")
+_OUTPUT = flags.DEFINE_string("output", "", "Folder to write; one that exists is replaced.")
+_STAGE = flags.DEFINE_string("stage", "teacher", "Stage of the config whose detector it is.")
+_CLASS_NAMES = flags.DEFINE_string(
+    "class_names", "", "Text file with the names of the classes in order, one in a line; by default COCO's 80."
+)
+
+
+def convert(
+    config: ConfigDict, stage: str, weights: str, source: str, class_names: tuple[str, ...], output: Path
+) -> ImportReport:
+    """Imports a file of weights and writes the model folder.
+
+    Args:
+        config: the whole config.
+        stage: whose detector the weights are for.
+        weights: path of the file.
+        source: a key of ``kdjax.weights.SOURCES``.
+        class_names: in the order of the file's classes, without a background.
+        output: the folder.
+
+    Raises:
+        UserError: one sentence says what does not fit.
+    """
+    if not isinstance(config.get(stage), ConfigDict) or "model" not in config[stage]:
+        raise UserError(f"--stage={stage} is no stage of the config; its stages are {', '.join(config.stages)}.")
+    if output.exists() and not (output / MODEL_FILE).is_file():
+        raise UserError(f"--output={output} exists and is no model folder; name one, or a new folder.")
+    model, image_size = config[stage].model.to_dict(), make_sizing(config.data).shapes[0]
+    try:
+        detector = build_detector(model, num_classes=len(class_names))
+        like = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, *image_size, 3)))
+        imported = import_state_dict(
+            read_state_dict(weights), source, model=model, like=like, num_classes=len(class_names), origin=weights
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if imported.report.untouched:
+        raise UserError(
+            f"{weights} holds a backbone alone, which is no detector; start the training of one from it by "
+            f"--config.{stage}.weights and --config.{stage}.source."
+        )
+    try:
+        save_model(output, imported.variables, imported.model, class_names, image_size)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error}.") from error
+    return imported.report
+
+
+def read_class_names(path: str) -> tuple[str, ...]:
+    """The names of classes in a text file, one in a line; COCO's where ``path`` is empty.
+
+    Raises:
+        UserError: the file cannot be read, is empty, or has a name twice.
+    """
+    if not path:
+        return COCO_NAMES
+    try:
+        names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--class_names={path} cannot be read: {error}.") from error
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"--class_names={path} must have one name in each line, none of them twice.")
+    return names
+
+
+def main(argv: Sequence[str]) -> int:
+    """Converts what the flags name; returns the exit code."""
+    logging.set_verbosity(logging.ERROR)
+    try:
+        for flag, meaning in ((_WEIGHTS, "the file"), (_SOURCE, "its origin"), (_OUTPUT, "the new folder")):
+            if not flag.value:
+                raise UserError(f"--{flag.name} is missing; it names {meaning}.")
+        names = read_class_names(_CLASS_NAMES.value)
+        report = convert(CONFIG.value, _STAGE.value, _WEIGHTS.value, _SOURCE.value, names, Path(_OUTPUT.value))
+    except UserError as error:
+        return refuse(error)
+    print(f"{_OUTPUT.value}: {report}.")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
