@@ -141,16 +141,18 @@ def test_throughput_leaves_out_compilation_and_pauses():
     assert all(math.isnan(value) for value in throughput.measure(1))
     assert math.isnan(throughput.images_per_second)
     clock.now += 5
-    assert throughput.measure(11) == (pytest.approx(32), pytest.approx(89 / 2))
+    assert throughput.measure(11) == (pytest.approx(32), 0, pytest.approx(89 / 2))
     clock.now += 5
     with throughput.paused():
         clock.now += 1000
-    clock.now += 5
+    with throughput.waiting():
+        clock.now += 3
+    clock.now += 2
     # 10 steps in 10 seconds now, 20 in 15 altogether.
-    assert throughput.measure(21) == (pytest.approx(16), pytest.approx(79 * 15 / 20))
+    assert throughput.measure(21) == (pytest.approx(16), pytest.approx(0.3), pytest.approx(79 * 15 / 20))
     assert throughput.images_per_second == pytest.approx(16 * 20 / 15)
     clock.now += 40
-    assert throughput.measure(100).eta == 0
+    assert throughput.measure(100)[1:] == (0, 0)
 
 
 def test_throughput_counts_pauses_that_end_in_an_error():
@@ -173,20 +175,20 @@ def test_throughput_counts_pauses_that_end_in_an_error():
     ("arguments", "line"),
     [
         (
-            (120, 800, {"box": 0.4, "cls": 0.62, "mgd": 0.2}, 0.01, 31.24, 192),
-            "step 120/800  loss 1.220 (box 0.400 cls 0.620 mgd 0.200)  lr 0.0100  31.2 img/s  ETA 3:12",
+            (120, 800, {"box": 0.4, "cls": 0.62, "mgd": 0.2}, 0.01, 31.24, 0.034, 192),
+            "step 120/800  loss 1.220 (box 0.400 cls 0.620 mgd 0.200)  lr 0.0100  31.2 img/s  data 3%  ETA 3:12",
         ),
         (
-            (1, 90_000, {"cls": 0.00123}, 1e-5, math.nan, math.nan),
-            "step     1/90000  loss 1.2e-03 (cls 1.2e-03)  lr 1.0e-05  - img/s  ETA -",
+            (1, 90_000, {"cls": 0.00123}, 1e-5, math.nan, math.nan, math.nan),
+            "step     1/90000  loss 1.2e-03 (cls 1.2e-03)  lr 1.0e-05  - img/s  data -  ETA -",
         ),
         (
-            (7, 10, {"cls": math.nan, "box": 0.0}, 0.5, 1234.56, 3.6e5 + 59.6),
-            "step  7/10  loss nan (cls nan box 0.000)  lr 0.5000  1234.6 img/s  ETA 100:01:00",
+            (7, 10, {"cls": math.nan, "box": 0.0}, 0.5, 1234.56, 1.0, 3.6e5 + 59.6),
+            "step  7/10  loss nan (cls nan box 0.000)  lr 0.5000  1234.6 img/s  data 100%  ETA 100:01:00",
         ),
         (
-            (7, 10, {"cls": 2.5e7}, 0.5, 8, 0),
-            "step  7/10  loss 2.5e+07 (cls 2.5e+07)  lr 0.5000  8.0 img/s  ETA 0:00",
+            (7, 10, {"cls": 2.5e7}, 0.5, 8, 0, 0),
+            "step  7/10  loss 2.5e+07 (cls 2.5e+07)  lr 0.5000  8.0 img/s  data 0%  ETA 0:00",
         ),
     ],
 )

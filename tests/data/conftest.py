@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdjax.data.sources import Example, open_source
+from kdjax.data.sources import Example, Objects, open_source
 
 
 class Marks:
@@ -37,6 +37,10 @@ class Marks:
         return Example(
             image, 1000 + index, boxes.astype(np.float32), labels.astype(np.int32), crowd, area.astype(np.float32)
         )
+
+    def objects(self, index: int) -> Objects:
+        example = self[index]._asdict()
+        return Objects(size=example.pop("image").shape[:2], **example)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,27 @@
+"""Batches of small marked images: what is in them, and that nothing but (seed, step) decides it."""
+
 import itertools
+import threading
 
 import jax
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask as coco_mask
 
+from kdjax.data import batches
 from kdjax.data.batches import eval_batches, train_batches
+from kdjax.data.masks import mask_grid, rasterize
 from kdjax.data.sources import open_source
+from kdjax.data.transforms import Augmentation, Sizing
 from tests.data.conftest import Marks
 
 SIZE = {"image_size": (32, 32), "max_objects": 3}
+FLIP = Augmentation(flip=0.5)
+EVERYTHING = {
+    "image_size": Sizing(((48, 64), (64, 48), (48, 48)), (32, 40, 48), 64),
+    "augmentation": Augmentation(flip=0.5, color=0.3),
+}
+JITTER = {"image_size": (48, 40), "augmentation": Augmentation(flip=0.5, jitter=(0.3, 2.0), color=0.3)}
 
 
 def take(count, source, **options):
@@ -35,34 +48,54 @@ def test_shapes_and_dtypes():
         "labels": ((4, 3), "int32"),
         "valid": ((4, 3), "bool"),
         "image_size": ((4, 2), "int32"),
+        "crowd": ((4, 3), "bool"),
+        "masks": None,
     }
 
 
 def test_every_epoch_has_each_example_once_in_a_new_order():
     """10 examples in batches of 4: the third batch spans the epochs, and nothing is dropped."""
-    stream = names(take(10, Marks(10), flip=0.0))
+    stream = names(take(10, Marks(10)))
     epochs = [stream[10 * epoch : 10 * epoch + 10] for epoch in range(4)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_the_seed_decides():
-    assert_equal(take(6, Marks(10)), take(6, Marks(10), num_threads=0))
-    assert names(take(6, Marks(10))) != names(take(6, Marks(10), seed=6))
+@pytest.mark.parametrize("options", [{}, EVERYTHING, JITTER], ids=["plain", "shapes", "jitter"])
+def test_the_seed_decides_and_threads_do_not(options):
+    expected = take(6, Marks(20), **options)
+    for threads in (1, 7):
+        assert_equal(expected, take(6, Marks(20), num_threads=threads, **options))
+    assert names(expected) != names(take(6, Marks(20), seed=6, **options))
 
 
-def test_first_step_is_skipping():
-    everything = take(9, Marks(10))
-    for first in (1, 4, 7):
-        assert_equal(everything[first:], take(9 - first, Marks(10), first_step=first))
+@pytest.mark.parametrize("options", [{}, EVERYTHING, JITTER], ids=["plain", "shapes", "jitter"])
+def test_any_step_can_be_the_first(options):
+    everything = take(14, Marks(30), **options)
+    for first in (1, 6, 7, 8, 12):
+        assert_equal(everything[first : first + 2], take(2, Marks(30), first_step=first, **options))
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_one_global_batch(count):
-    everything = take(6, Marks(10), batch_size=8)
-    slices = [
-        take(4, Marks(10), batch_size=8, first_step=2, process_index=i, process_count=count) for i in range(count)
-    ]
+def test_a_later_step_decodes_no_earlier_image():
+    source, asked = Marks(40), []
+
+    class Asked(Marks):
+        def __getitem__(self, index):
+            asked.append(index)
+            return source[index]
+
+    (batch,) = take(1, Asked(40), first_step=7)
+    assert set(names([batch])) <= set(asked)
+    # Two threads keep at most two batches under way, besides the one that is taken.
+    assert len(asked) <= 4 * 3
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING, JITTER], ids=["plain", "shapes", "jitter"])
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_processes_share_one_global_batch(count, options):
+    options = options | {"batch_size": 8}
+    everything = take(6, Marks(30), **options)
+    slices = [take(4, Marks(30), first_step=2, process_index=i, process_count=count, **options) for i in range(count)]
     for step, parts in enumerate(zip(*slices, strict=True)):
         assert_equal(everything[2 + step], jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
     np.testing.assert_array_equal(everything[0]["index"], np.arange(8))
@@ -71,9 +104,9 @@ def test_processes_share_one_global_batch(count):
 def test_boxes_are_where_the_marks_are():
     """Every valid box is filled with the value of its label, except where a later object covers it."""
     seen = flipped = 0
-    for batch in take(12, Marks(16)):
+    for batch in take(12, Marks(16), augmentation=FLIP):
         targets = batch["targets"]
-        for image, boxes, labels, valid, size in zip(batch["images"], *targets, strict=True):
+        for image, boxes, labels, valid, size in zip(batch["images"], *targets[:4], strict=True):
             example = Marks(16)[int(image[0, 0, 0])]
             assert valid.sum() == len(example.boxes)
             assert not image[size[0] :].any()
@@ -94,7 +127,7 @@ def test_boxes_are_where_the_marks_are():
 def test_augmentation_changes_between_epochs():
     source = Marks(4)
     orders = {}
-    for batch in take(16, source):
+    for batch in take(16, source, augmentation=FLIP):
         for name, boxes in zip(names([batch]), batch["targets"].boxes, strict=True):
             orders.setdefault(name, set()).add(boxes.tobytes())
     assert len(orders[0]) == 1  # No objects, nothing to see.
@@ -103,16 +136,144 @@ def test_augmentation_changes_between_epochs():
 
 def test_the_largest_objects_are_kept():
     source = Marks(16)
-    for batch in take(8, source, max_objects=2, flip=0.0):
+    for batch in take(8, source, max_objects=2):
         for name, labels, valid in zip(names([batch]), batch["targets"].labels, batch["targets"].valid, strict=True):
             largest = np.argsort(-source[name].area, kind="stable")[:2]
             assert sorted(labels[valid]) == sorted(source[name].labels[largest])
 
 
-def test_crowds_are_no_targets():
-    for batch in take(4, Marks(16, crowd=True)):
-        for name, labels, valid in zip(names([batch]), batch["targets"].labels, batch["targets"].valid, strict=True):
-            assert list(labels[valid]) == list(range(1, name % 4))
+def test_every_image_has_the_shape_that_fits_it_and_all_of_a_batch_the_same():
+    source, said, stream = Marks(30), [], []
+    batches = take(60, source, log=said.append, **(EVERYTHING | {"augmentation": Augmentation()}))
+    for batch in batches:
+        for name, (height, width) in zip(names([batch]), batch["targets"].image_size.tolist(), strict=True):
+            full = source[name].image.shape[:2]
+            assert batch["images"].shape[1:3] == {(24, 32): (48, 64), (32, 24): (64, 48)}.get(full, (48, 48))
+            assert height / width == pytest.approx(full[0] / full[1], abs=0.05)
+            assert min(height, width) in (32, 40, 48)
+            stream.append(name)
+    assert {batch["images"].shape[1:3] for batch in batches} == {(48, 64), (64, 48), (48, 48)}
+    # 240 images are 8 epochs; what is left over of a shape waits for the next epoch, less than a batch of each.
+    times = np.bincount(stream, minlength=30)
+    assert times.min() >= 7
+    assert times.max() <= 9
+    counts = [sum(source[i].image.shape[:2] == size for i in range(30)) for size in ((24, 32), (32, 24))]
+    assert said == [
+        "Padded images have one of 3 shapes, height x width "
+        f"(48x64: {counts[0]}, 64x48: {counts[1]}, 48x48: {30 - sum(counts)})."
+    ]
+
+
+def boxes_by_example(source, **options):
+    found = {}
+    for batch in take(4, source, **options):
+        targets = batch["targets"]
+        for name, *rows in zip(
+            names([batch]), targets.boxes, targets.labels, targets.valid, targets.crowd, strict=True
+        ):
+            found[name] = rows
+    return found
+
+
+def test_crowds_are_regions_behind_the_objects():
+    source = Marks(16, crowd=True)
+    for name, (boxes, labels, valid, crowd) in boxes_by_example(source, max_objects=4, image_size=(32, 32)).items():
+        example, count = source[name], name % 4
+        ratio = 32 / max(example.image.shape[:2])
+        objects = max(count - 1, 0)
+        assert valid.tolist() == [True] * objects + [False] * (4 - objects)
+        assert crowd.tolist() == [i == objects and count > 0 for i in range(4)]
+        assert labels[valid].tolist() == list(range(1, count))
+        assert not labels[~valid].any()
+        np.testing.assert_allclose(boxes[:count], ratio * np.roll(example.boxes, -1, axis=0), rtol=1e-6)
+        assert not boxes[count:].any()
+
+
+def test_objects_come_before_crowds_where_room_is_short():
+    for name, (_, _, valid, crowd) in boxes_by_example(Marks(16, crowd=True), max_objects=2).items():
+        assert valid.sum() == max(name % 4 - 1, 0)
+        assert crowd.sum() == (name % 4 in (1, 2))
+
+
+def test_boxes_without_area_are_no_objects():
+    class Flat(Marks):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            boxes = example.boxes.copy()
+            boxes[1:2, 3] = boxes[1:2, 1]
+            return example._replace(boxes=boxes)
+
+    for name, (_, labels, valid, _) in boxes_by_example(Flat(16)).items():
+        assert labels[valid].tolist() == [label for label in range(name % 4) if label != 1]
+
+
+class Outlined(Marks):
+    """Marks with the outlines of their rectangles, every other one as run lengths."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        outlines = []
+        for k, (x1, y1, x2, y2) in enumerate(example.boxes.astype(int).tolist()):
+            mask = np.zeros(example.image.shape[:2], np.uint8, order="F")
+            mask[y1:y2, x1:x2] = 1
+            polygon = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+            outlines.append(coco_mask.encode(mask) if k % 2 else polygon)
+        return example._replace(segmentation=tuple(outlines))
+
+
+def test_masks_are_where_the_marks_are():
+    """At their own size a cell is a pixel, and the last object, which no other covers, is all of its colour."""
+    seen = set()
+    for batch in take(12, Outlined(16, crowd=True), mask_size=14, max_objects=4, augmentation=FLIP):
+        targets = batch["targets"]
+        assert targets.masks.grid.shape == (4, 4, 14, 14)
+        assert targets.masks.frame.shape == (4, 4, 4)
+        assert not targets.masks.grid[~targets.valid].any()
+        for image, row in zip(batch["images"], range(4), strict=True):
+            last = targets.valid[row].sum() - 1
+            if last < 0 or image[0, 0, 0] not in OWN_SIZE:
+                continue
+            painted = np.zeros((64, 64), bool)
+            x1, y1, x2, y2 = targets.masks.frame[row, last].astype(int)
+            assert (x2 - x1, y2 - y1) == (14, 14)
+            painted[y1:y2, x1:x2] = targets.masks.grid[row, last]
+            np.testing.assert_array_equal(painted[:32, :32], image[:, :, 1] == 50 * (targets.labels[row, last] + 1))
+            seen.add(int(targets.labels[row, last]))
+    assert seen == {1, 2}
+
+
+OWN_SIZE = [i for i in range(16) if max(Marks(16)[i].image.shape) == 32]
+
+
+def test_only_the_window_around_polygons_is_filled_and_that_changes_nothing():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        centre, size = rng.uniform(-10, 60, 2), rng.uniform(0.5, 40)
+        outline = [(centre + rng.uniform(-size, size, (n, 2))).ravel().tolist() for n in rng.integers(3, 9, 2)]
+        grid, frame = batches._mask(outline, (40, 50), 16)
+        expected, expected_frame = mask_grid(rasterize(outline, (40, 50)), 16)
+        np.testing.assert_array_equal(grid, expected)
+        if expected.any():
+            np.testing.assert_array_equal(frame, expected_frame)
+
+
+def test_masks_of_a_source_without_outlines_are_refused():
+    with pytest.raises(ValueError, match="the source has no outlines of its objects"):
+        take(1, Marks(10), mask_size=14)
+
+
+def test_an_error_in_a_thread_reaches_the_consumer_and_the_threads_end():
+    class Broken(Marks):
+        def __getitem__(self, index):
+            if index == 7:
+                raise ValueError("image 7 is gone")
+            return super().__getitem__(index)
+
+    before = threading.active_count()
+    batches = train_batches(Broken(10), batch_size=4, seed=5, num_threads=3, **SIZE)
+    with pytest.raises(ValueError, match="image 7 is gone"):
+        list(itertools.islice(batches, 10))
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -137,6 +298,45 @@ def test_evaluation_sees_everything_once(length, count):
         assert list(found["original_size"][index]) == [height, width]
         scale = min(40 / height, 48 / width)
         assert list(found["image_size"][index]) == [round(height * scale), round(width * scale)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_evaluation_goes_shape_by_shape_and_sees_everything_once(count):
+    source, sizing = Marks(22), EVERYTHING["image_size"]
+    options = {"batch_size": 4, "image_size": sizing, "process_count": count}
+    batches = [list(eval_batches(source, process_index=i, **options)) for i in range(count)]
+    joined = [jax.tree.map(lambda *arrays: np.concatenate(arrays), *each) for each in zip(*batches, strict=True)]
+    shapes = [batch["images"].shape[1:3] for batch in joined]
+    assert list(dict.fromkeys(shapes)) == [(48, 64), (64, 48), (48, 48)]
+    assert shapes == sorted(shapes, key=sizing.shapes.index)
+    seen = []
+    for batch in joined:
+        for image_id, size, original, image in zip(
+            *(batch[key][batch["real"]] for key in ("image_id", "image_size", "original_size", "images")), strict=True
+        ):
+            index = image_id - 1000
+            example = source[int(index)]
+            assert tuple(original) == example.image.shape[:2]
+            assert min(size) == 48
+            assert image[0, 0, 0] == index
+            seen.append(index)
+    assert sorted(seen) == list(range(22))
+    assert sum(len(batch["real"]) for batch in joined) < 22 + 3 * 4
+
+
+def test_evaluation_sees_black_where_the_source_gives_another_image_in_place_of_a_broken_one():
+    class Replacing(Marks):
+        def __getitem__(self, index):
+            return super().__getitem__(2 if index == 1 else index)
+
+        def objects(self, index):
+            return Marks(self.length).objects(index)
+
+    (batch,) = eval_batches(Replacing(4), batch_size=4, image_size=(32, 32))
+    assert batch["image_id"].tolist() == [1000, 1001, 1002, 1003]
+    assert batch["original_size"][1].tolist() == list(Marks(4)[1].image.shape[:2])
+    assert batch["images"].reshape(4, -1).any(axis=1).tolist() == [False, False, True, True]
+    assert batch["real"].all()
 
 
 @pytest.mark.parametrize(
