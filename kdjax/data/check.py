@@ -163,8 +163,9 @@ def check_images(
     Returns:
         the images that remain, and their positions, int64.
     """
-    size = np.array([header.size if isinstance(header, Header) else (0, 0) for header in found], np.int64)
-    images = Images(identity, names, size.reshape(-1, 2))
+    sizes = [header.size if isinstance(header, Header) else (0, 0) for header in found]
+    size = np.array(sizes, np.int64).reshape(-1, 2)
+    images = Images(identity, names, size)
 
     def settle(flaw: Flaw, rows: Sequence[int] | np.ndarray, describe: Callable[[int], str]) -> None:
         report.settle(flaw, identity[rows], lambda k: describe(int(rows[k])))
@@ -172,7 +173,7 @@ def check_images(
     def failure(row: int) -> str:
         return f"{images.describe(row)} {found[row]}"
 
-    def sizes(row: int) -> str:
+    def compared(row: int) -> str:
         (height, width), (true_height, true_width) = annotated[row].tolist(), size[row].tolist()
         header = found[row]
         turned = isinstance(header, Header) and header.turned and (height, width) == (true_width, true_height)
@@ -186,7 +187,7 @@ def check_images(
     settle(CUT_OFF, [row for row, error in errors.items() if isinstance(error, UndecodableError)], failure)
     sound = np.array([row not in errors for row in range(len(found))], bool)
     differs = sound & ((annotated != 0) & (annotated != size)).any(axis=1)
-    settle(OTHER_SIZE, np.flatnonzero(differs), sizes)
+    settle(OTHER_SIZE, np.flatnonzero(differs), compared)
     animated = [row for row, header in enumerate(found) if isinstance(header, Header) and header.animated]
     settle(ANIMATED, animated, images.describe)
     rows = np.flatnonzero(sound & ~differs)

@@ -239,7 +239,7 @@ def _identities(entries: Sequence[dict[str, Any]], key: str, what: str, report: 
         return np.array(values, np.int64)
     except OverflowError:
         value = max(values, key=abs)
-        raise ValueError(f"{report.origin}: a {what} has {key} {str(value)[:30]}, beyond 64 bits.") from None
+        raise ValueError(f"{report.origin}: {key} {str(value)[:30]} of an {what} is beyond 64 bits.") from None
 
 
 def _unique(identity: np.ndarray, what: str, report: DataReport) -> None:
