@@ -50,13 +50,16 @@ class Source(NamedTuple):
     """Of the backbone, see ``kdjax.models.ResNet``."""
     epsilon: float = 1e-5
     """Of the backbone's batch norm."""
+    convention: str = "mmdet"
+    """Of the detectors: where their anchors are, how RoIs are pooled, and the like."""
 
-    def expects(self) -> dict[str, Any]:
+    def expects(self, backbone_alone: bool) -> dict[str, Any]:
         """What a detector's config must say for these weights, in the form of that config."""
         return {
             "pixel_mean": self.pixel_mean,
             "pixel_std": self.pixel_std,
             "backbone": {"style": self.style, "epsilon": self.epsilon},
+            "head": {} if backbone_alone else {"convention": self.convention},
         }
 
 
@@ -138,6 +141,7 @@ _TORCHVISION = Source(
         "mask_rcnn": _TORCHVISION_RPN + _TORCHVISION_BOXES + _TORCHVISION_MASKS,
     },
     background=True,
+    convention="torchvision",
 )
 
 # --- MMDetection 2 and 3.

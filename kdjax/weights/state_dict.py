@@ -62,7 +62,8 @@ class Imported(NamedTuple):
     """{"params": ..., "batch_stats": ...}, float32 NumPy arrays; of a backbone's file the backbone alone."""
     report: ImportReport
     model: dict[str, Any]
-    """The config of the detector with what the weights expect: pixels, and the backbone's style and epsilon."""
+    """The config of the detector with what the weights expect: pixels, the backbone's style and epsilon, and the head's
+    convention."""
     class_names: tuple[str, ...] | None
     """Of COCO's 80 classes, where the file has them; None where it does not say what its classes are."""
 
@@ -167,7 +168,7 @@ def import_state_dict(
     is_coco = not backbone_alone and num_classes == len(COCO_NAMES) and classes.number in (0, _COCO_PLACES)
     changes = (
         *(
-            [f"{classes.number} places for the background and category ids became {num_classes} classes"]
+            [f"{classes.number} outputs, the first a background, became {num_classes} classes"]
             * (classes.number > num_classes)
         ),
         *(["the first convolution takes red, green, blue instead of blue, green, red"] * table.bgr),
@@ -182,7 +183,7 @@ def import_state_dict(
     return Imported(
         variables=unflatten_dict(filled, sep="/"),
         report=report,
-        model=_merged(model, table.expects()),
+        model=_merged(model, table.expects(backbone_alone)),
         class_names=COCO_NAMES if is_coco else None,
     )
 

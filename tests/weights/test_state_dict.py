@@ -74,7 +74,7 @@ def test_torchvisions_background_goes_from_first_to_last_or_away(detector, old):
                 state[f"roi_heads.{name}.{leaf}"] = np.concatenate([np.full_like(array[:rows], 7), array])
     imported = load(state, "torchvision", detector, ROI, variables)
     assert_variables(imported, variables)
-    assert imported.report.changes == ("4 places for the background and category ids became 3 classes",)
+    assert imported.report.changes == ("4 outputs, the first a background, became 3 classes",)
 
 
 def test_torchvisions_old_names_of_retinanet_are_known():
@@ -103,7 +103,7 @@ def test_torchvisions_places_for_category_ids_become_cocos_classes(monkeypatch):
     imported = load(state, "torchvision", "retinanet", DENSE, variables, num_classes=80)
     assert_variables(imported, variables)
     assert imported.class_names == COCO_NAMES
-    assert imported.report.changes == ("91 places for the background and category ids became 80 classes",)
+    assert imported.report.changes == ("91 outputs, the first a background, became 80 classes",)
 
 
 def test_the_ids_of_coco_are_those_of_its_annotations():
@@ -187,16 +187,27 @@ def test_a_backbone_alone_fills_the_backbone(source):
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_config_takes_on_what_the_weights_expect_and_keeps_the_rest(source):
     variables = random_variables("retinanet", DENSE)
-    state = to_state_dict({path: x for path, x in variables.items() if "/backbone/" in path}, naming.resnet_names(""))
-    if source.startswith("detectron2"):
-        state = to_state_dict(variables, naming.detectron2_names("retinanet", DENSE))
-    sections = {"backbone": {"depth": 50, "epsilon": 0.1}, "pixel_std": (9.0, 9.0, 9.0), "frozen_norm": True}
+    family = source.split("_")[0]
+    names = (NAMES | {"detectron2": naming.detectron2_names}).get(family)
+    backbone = {path: x for path, x in variables.items() if "/backbone/" in path}
+    state = (
+        to_state_dict(variables, names("retinanet", DENSE))
+        if names
+        else to_state_dict(backbone, naming.resnet_names(""))
+    )
+    sections = {
+        "frozen_norm": True,
+        "backbone": {"depth": 50, "epsilon": 0.1},
+        "pixel_std": (9.0, 9.0, 9.0),
+        "head": {"convs": 4},
+    }
     model = load(state, source, "retinanet", DENSE, variables, **sections).model
     caffe = source in ("mmdet_caffe", "mmdet_detectron", "detectron2")
     mean = (122.7717, 115.9465, 102.9801) if source == "mmdet_detectron" else (123.675, 116.28, 103.53)
     assert model == {
         **naming.config("retinanet", DENSE),
         "frozen_norm": True,
+        "head": {"convs": 4} | ({"convention": "torchvision" if family == "torchvision" else "mmdet"} if names else {}),
         "pixel_mean": mean,
         "pixel_std": (1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375),
         "backbone": {
