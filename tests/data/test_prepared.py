@@ -1,4 +1,4 @@
-"""Data sets that TFDS prepared, sound and damaged: tiny ones, made through TFDS with the features of its COCO and VOC."""
+"""Data sets that TFDS prepared, sound and damaged: tiny ones with the features of its COCO and VOC."""
 
 import random
 import shutil
