@@ -14,6 +14,11 @@ import numpy as np
 
 from kdjax.data.sources import Segmentation
 
+_FARTHEST = 3
+"""Times the longest side of all images: no point of a polygon may be farther from the corner."""
+_MOST_DIGITS = 7
+"""Of 5 bits each: run lengths of all images that are decoded have fewer."""
+
 
 class PolygonStore:
     """Takes the polygons out of annotations while their file is parsed."""
@@ -66,7 +71,7 @@ def usable_outlines(
 ) -> tuple[Outlines | None, np.ndarray]:
     """Segmentations that can be drawn, one for each object.
 
-    A polygon needs three points of finite numbers; the others of its object are left out. Run lengths need the size of
+    A polygon needs three points, none of them far from the images; the others of its object are left out. Run lengths need the size of
     the image. An object with neither gets its box.
 
     Args:
@@ -85,9 +90,11 @@ def usable_outlines(
         for part in (slice(-1), slice(1, None))
     )
     owner = np.repeat(np.arange(len(spans)), [len(span) - 1 for span in spans])
-    bad = np.flatnonzero(~np.isfinite(points))
-    finite = np.searchsorted(bad, start) == np.searchsorted(bad, stop)
-    usable = finite & (stop - start >= 6) & ((stop - start) % 2 == 0)
+    # COCO's own code walks along every line: none may be endless.
+    far = _FARTHEST * sizes.max(initial=0)
+    bad = np.flatnonzero(~((points > -far) & (points < far)))
+    near = np.searchsorted(bad, start) == np.searchsorted(bad, stop)
+    usable = near & (stop - start >= 6) & ((stop - start) % 2 == 0)
     start, stop, owner = start[usable], stop[usable], owner[usable]
 
     runs = {
@@ -113,10 +120,34 @@ def usable_outlines(
 
 
 def _sound_runs(runs: dict[str, Any], size: list[int]) -> bool:
-    """Whether run lengths cover an image of this height and width; compressed ones are only looked at."""
+    """Whether run lengths cover an image of this height and width exactly: COCO's own code trusts them."""
     counts = runs.get("counts")
     if runs.get("size") != size:
         return False
     if isinstance(counts, list):
         return set(map(type, counts)) <= {int} and min(counts, default=0) >= 0 and sum(counts) == size[0] * size[1]
-    return isinstance(counts, str) and counts.isascii()
+    if not isinstance(counts, str):
+        return False
+    lengths = _uncompressed(counts)
+    return lengths is not None and lengths.min() >= 0 and lengths.sum() == size[0] * size[1]
+
+
+def _uncompressed(text: str) -> np.ndarray | None:
+    """Run lengths (k,) int64 of COCO's compressed form; None for what is none.
+
+    Every character holds 5 bits of a number, least significant first, and whether more follow; the last one's highest
+    bit is the sign. From the fourth number on, they are differences from the one before the previous one.
+    """
+    codes = np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.int64) - 48
+    if not len(codes) or codes.min() < 0 or codes.max() >= 64 or codes[-1] & 0x20:
+        return None
+    start = np.concatenate([[0], np.flatnonzero(codes & 0x20 == 0)[:-1] + 1])
+    digits = np.diff(start, append=len(codes))
+    if digits.max() > _MOST_DIGITS:
+        return None
+    place = 5 * (np.arange(len(codes)) - np.repeat(start, digits))
+    numbers = np.add.reduceat((codes & 0x1F) << place, start)
+    numbers -= np.where(codes[start + digits - 1] & 0x10, 1 << (5 * digits), 0)
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
+    return numbers

@@ -284,11 +284,16 @@ UNUSABLE = {
     "two points": [[1, 2, 3, 4]],
     "odd": [[1, 2, 3, 4, 5, 6, 7]],
     "NaN": [[1, 2, 3, 4, 5, float("nan")]],
+    "far away": [[1, 2, 3, 4, 5, -121]],
     "runs of another size": {"size": [40, 30], "counts": [1200]},
     "runs too short": {"size": [30, 40], "counts": [1199]},
     "runs negative": {"size": [30, 40], "counts": [1201, -1]},
     "runs of texts": {"size": [30, 40], "counts": ["1200"]},
     "runs without counts": {"size": [30, 40]},
+    "compressed runs of another length": {"size": [30, 40], "counts": "PPYo1"},
+    "compressed runs of other characters": {"size": [30, 40], "counts": "\u00e9 "},
+    "compressed runs cut off": {"size": [30, 40], "counts": "P"},
+    "no compressed runs": {"size": [30, 40], "counts": ""},
 }
 
 
@@ -298,10 +303,10 @@ def test_an_object_without_segmentation_gets_its_box_where_others_have_one(tmp_p
     edited("annotations.0.segmentation", 0)(tree)
     edited("annotations.0.segmentation", UNUSABLE[name])(tree)
     tree["annotations"][1]["segmentation"] = [[1, 2, 3, 4], [21, 3, 28, 3, 25, 9]]
-    tree["annotations"][2]["segmentation"] = {"size": [30, 40], "counts": "PPYo1"}
+    tree["annotations"][2]["segmentation"] = {"size": [30, 40], "counts": "`U1"}
     source = opened(write(tmp_path, tree))
     assert source.objects(0).segmentation == ([[2, 3, 12, 3, 12, 23, 2, 23]], [[21, 3, 28, 3, 25, 9]])
-    assert source.objects(1).segmentation == ({"size": [30, 40], "counts": "PPYo1"},)
+    assert source.objects(1).segmentation == ({"size": [30, 40], "counts": "`U1"},)
     (counted,) = flaws(source).values()
     assert counted == ("repaired", [11])
 
