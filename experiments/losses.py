@@ -5,8 +5,6 @@ against the (N, H, W, K, C) tensor and the 3x3 convolution; MGD, DMKD and DFMSD 
 temporary memory against the size of one attention tensor.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from experiments.measure import measure
 from kdjax.losses import maskd_loss, token_masks, token_weights, uniform_statistics
 from kdjax.methods import build_method
 from kdjax.types import Targets
@@ -55,19 +54,10 @@ def fast_maskd(student: Any, teacher: Any, tokens: Any, kernels: Any, biases: An
 
 def compare(title: str, ours: Callable[..., Any], other: Callable[..., Any], arguments: Sequence[Any]) -> str:
     """A row: milliseconds and temporary memory of both, values and gradients of ``arguments[0]``."""
-    compiled = [jax.jit(jax.value_and_grad(f)).lower(*arguments).compile() for f in (ours, other)]
-    seconds: list[list[float]] = [[], []]
-    for round_ in range(_ROUNDS.value + 1):
-        for times, function in zip(seconds, compiled, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(function(*arguments))
-            if round_:  # The first call warms up.
-                times.append(time.perf_counter() - start)
-    ms = [1e3 * statistics.median(times) for times in seconds]
-    mib = [function.memory_analysis().temp_size_in_bytes / 2**20 for function in compiled]
+    own, others = measure([jax.value_and_grad(f) for f in (ours, other)], arguments, _ROUNDS.value)
     return (
-        f"| {title} | {ms[0]:.1f} | {ms[1]:.1f} | {ms[1] / ms[0]:.2f} | {mib[0]:.1f} | {mib[1]:.1f} "
-        f"| {mib[1] / max(mib[0], 1e-9):.1f} |"
+        f"| {title} | {own.ms:.1f} | {others.ms:.1f} | {others.ms / own.ms:.2f} | {own.mib:.1f} | {others.mib:.1f} "
+        f"| {others.mib / max(own.mib, 1e-9):.1f} |"
     )
 
 

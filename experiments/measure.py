@@ -1,0 +1,39 @@
+"""Cost of functions that are run in turn, in one process."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Cost(NamedTuple):
+    """Of one compiled function."""
+
+    ms: float
+    """Median of the timed calls, milliseconds."""
+    mib: float
+    """Temporary memory beside arguments and results, MiB."""
+    compile_s: float
+    """Tracing and compiling, seconds."""
+
+
+def measure(functions: Sequence[Callable[..., Any]], arguments: Sequence[Any], rounds: int) -> list[Cost]:
+    """Compiles the functions and calls them in turn on the same arguments, ``rounds`` times after a first one."""
+    compiled, compile_s = [], []
+    for function in functions:
+        start = time.perf_counter()
+        compiled.append(jax.jit(function).lower(*arguments).compile())
+        compile_s.append(time.perf_counter() - start)
+    seconds: list[list[float]] = [[] for _ in functions]
+    for round_ in range(rounds + 1):
+        for times, function in zip(seconds, compiled, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(function(*arguments))
+            if round_:  # The first call warms up.
+                times.append(time.perf_counter() - start)
+    return [
+        Cost(1e3 * statistics.median(times), function.memory_analysis().temp_size_in_bytes / 2**20, spent)
+        for times, function, spent in zip(seconds, compiled, compile_s, strict=True)
+    ]

@@ -1,0 +1,174 @@
+"""A detector's operations against torchvision's formulas written plainly: ``python -m experiments.operations``.
+
+One image of 800x1344: suppression of 1000 candidates of each of 5 levels, 80 classes; RoIAlign of 1000 RoIs from P2..P5
+with 256 channels, and its gradient; assignment of all anchors to 100 objects. Both sides run in turn, in one process,
+and must have the same result.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from experiments.measure import measure
+from kdjax.boxes import pairwise_iou
+from kdjax.models.anchors import pyramid_anchors
+from kdjax.models.assign import assign_by_iou
+from kdjax.models.nms import nms
+from kdjax.models.roi_align import roi_align, roi_levels
+
+HEIGHT, WIDTH, CHANNELS, CLASSES = 800, 1344, 256, 80
+CANDIDATES, KEPT, ROIS, BINS, OBJECTS = 5000, 100, 1000, 7, 100
+
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed calls of each.", lower_bound=1)
+
+
+def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 4) float32 in the image; sides from 8 to 600 pixels, equally many in every octave."""
+    side, ratio = np.exp(rng.uniform(np.log(8), np.log(600), count)), np.exp(rng.normal(0, 0.4, count))
+    sides = np.minimum(np.stack([side * ratio, side / ratio], axis=1), [WIDTH, HEIGHT])
+    corner = rng.uniform(0, [WIDTH, HEIGHT] - sides)
+    return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+
+
+def sizes(levels: range) -> dict[str, tuple[int, int]]:
+    """Height and width of each level's map."""
+    return {f"p{level}": (-(-HEIGHT // 2**level), -(-WIDTH // 2**level)) for level in levels}
+
+
+def plain_nms(boxes: jax.Array, scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """(K,) bool, which are kept: all overlaps first, then box after box; classes are moved apart."""
+    moved = boxes + (labels * (jnp.max(boxes) + 1))[:, None]
+    order = jnp.argsort(-scores)
+    overlaps = pairwise_iou(moved[order], moved[order]) > 0.5
+
+    def decide(i: jax.Array, keep: jax.Array) -> jax.Array:
+        return keep & ~(overlaps[i] & keep[i] & (jnp.arange(len(keep)) > i))
+
+    keep = jax.lax.fori_loop(0, len(scores), decide, jnp.ones(len(scores), bool))
+    return jnp.zeros_like(keep).at[order].set(keep)
+
+
+def plain_roi_align(features: dict[str, jax.Array], boxes: jax.Array, levels: jax.Array) -> jax.Array:
+    """Every sample of every bin by its four cells, 2 x 2 samples a bin; (R, bins, bins, C)."""
+    rows = [x.shape[1] * x.shape[2] for x in features.values()]
+    cells = jnp.concatenate([x.reshape(-1, CHANNELS) for x in features.values()])
+    start = jnp.cumsum(jnp.array([0, *rows[:-1]]))[levels - 2]
+    height, width = (jnp.array([x.shape[axis] for x in features.values()])[levels - 2] for axis in (1, 2))
+    scaled = boxes / 2.0 ** levels[:, None]
+    samples = 2 * BINS
+
+    def along(low: jax.Array, high: jax.Array, length: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        """Of each sample the two cells next to it and their weights, (R, samples) each."""
+        step = jnp.maximum(high - low, 1)[:, None] / samples
+        position = low[:, None] + (jnp.arange(samples) + 0.5)[None] * step
+        position = jnp.clip(position, 0, length[:, None] - 1)
+        cell = jnp.floor(position).astype(jnp.int32)
+        share = position - cell
+        return [(cell, 1 - share), (jnp.minimum(cell + 1, length[:, None] - 1), share)]
+
+    x1, y1, x2, y2 = scaled.T
+    total = jnp.zeros((len(boxes), samples, samples, CHANNELS))
+    for row, row_weight in along(y1, y2, height):
+        for column, column_weight in along(x1, x2, width):
+            index = start[:, None, None] + row[:, :, None] * width[:, None, None] + column[:, None]
+            total += cells[index] * (row_weight[:, :, None] * column_weight[:, None])[..., None]
+    return total.reshape(len(boxes), BINS, 2, BINS, 2, CHANNELS).mean(axis=(2, 4))
+
+
+def plain_assign(anchors: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Matched object, positive and negative of every anchor, from the whole matrix of overlaps."""
+    overlaps = pairwise_iou(boxes, anchors)
+    matched, best = jnp.argmax(overlaps, axis=0), jnp.max(overlaps, axis=0)
+    served = jnp.any(overlaps == jnp.max(overlaps, axis=1, keepdims=True), axis=0)
+    positive = (best >= 0.5) | served
+    return matched, positive, ~positive & (best < 0.4)
+
+
+def row(title: str, ours: Callable[..., Any], plain: Callable[..., Any], arguments: Sequence[Any]) -> str:
+    """A row of the table; both must have the same result."""
+    own, others = measure([ours, plain], arguments, _ROUNDS.value)
+    results = (jax.tree.leaves(jax.jit(function)(*arguments)) for function in (ours, plain))
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    return (
+        f"| {title} | {own.ms:.0f} | {others.ms:.0f} | {own.mib:.0f} | {others.mib:.0f} | {own.compile_s:.1f} "
+        f"| {others.compile_s:.1f} |"
+    )
+
+
+def nms_row() -> str:
+    """50 objects, found again and again at places near theirs."""
+    rng = np.random.default_rng(0)
+    objects = random_boxes(rng, 50)
+    which = rng.integers(0, len(objects), CANDIDATES)
+    sides = np.tile(objects[:, 2:] - objects[:, :2], 2)[which]
+    boxes = (objects[which] + 0.15 * sides * rng.normal(size=sides.shape)).astype(np.float32)
+    boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1)
+    scores, labels = rng.random(CANDIDATES).astype(np.float32), rng.integers(0, CLASSES, CANDIDATES).astype(np.int32)
+
+    def ours(boxes: jax.Array, scores: jax.Array, labels: jax.Array) -> jax.Array:
+        valid = jnp.ones((1, CANDIDATES), bool)
+        index, kept = nms(boxes[None], scores[None], labels[None], valid, iou_threshold=0.5, max_outputs=KEPT)
+        return jnp.where(kept[0], index[0], -1)
+
+    def plain(boxes: jax.Array, scores: jax.Array, labels: jax.Array) -> jax.Array:
+        return jax.lax.top_k(jnp.where(plain_nms(boxes, scores, labels), scores, -1), KEPT)[1]
+
+    return row(f"NMS, {CANDIDATES} candidates, {CLASSES} classes", ours, plain, (boxes, scores, labels))
+
+
+def roi_align_rows() -> list[str]:
+    """Forward, and forward with backward."""
+    rng = np.random.default_rng(1)
+    features = {
+        level: rng.standard_normal((1, *size, CHANNELS), np.float32) for level, size in sizes(range(2, 6)).items()
+    }
+    boxes = jnp.asarray(random_boxes(rng, ROIS))
+    levels = roi_levels(boxes, 2, 5, convention="torchvision")
+    upstream = rng.standard_normal((ROIS, BINS, BINS, CHANNELS), np.float32)
+
+    def ours(features: dict[str, jax.Array], *_: Any) -> jax.Array:
+        return roi_align(features, boxes[None], levels[None], output_size=BINS, sampling_ratio=2, aligned=False)[0]
+
+    def plain(features: dict[str, jax.Array], *_: Any) -> jax.Array:
+        return plain_roi_align(features, boxes, levels)
+
+    def gradient(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+        return lambda features, upstream: jax.vjp(function, features)[1](upstream)[0]
+
+    return [
+        row(f"RoIAlign, {ROIS} RoIs", ours, plain, (features,)),
+        row("RoIAlign, its gradient", gradient(ours), gradient(plain), (features, upstream)),
+    ]
+
+
+def assign_row() -> str:
+    """All anchors of RetinaNet."""
+    anchors = jnp.concatenate(
+        list(pyramid_anchors(sizes(range(3, 8)), scale=4.0, octaves=3, ratios=(0.5, 1.0, 2.0)).values())
+    )
+    boxes = random_boxes(np.random.default_rng(2), OBJECTS)
+
+    def ours(anchors: jax.Array, boxes: jax.Array) -> tuple[jax.Array, ...]:
+        valid, inside = jnp.ones(OBJECTS, bool), jnp.ones(len(anchors), bool)
+        return tuple(assign_by_iou(anchors, boxes, valid, inside, claim=False))
+
+    return row(f"IoU assignment, {len(anchors)} anchors, {OBJECTS} objects", ours, plain_assign, (anchors, boxes))
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints the table."""
+    device = jax.devices()[0].device_kind
+    print(f"One image of {HEIGHT}x{WIDTH}, float32; {device}, jax {jax.__version__}\n")
+    print("| operation | ms | ms, plain | temp MiB | plain | compile s | plain |")
+    print("|---|---|---|---|---|---|---|")
+    for line in (nms_row(), *roi_align_rows(), assign_row()):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
