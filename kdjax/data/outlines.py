@@ -71,8 +71,8 @@ def usable_outlines(
 ) -> tuple[Outlines | None, np.ndarray]:
     """Segmentations that can be drawn, one for each object.
 
-    A polygon needs three points, none of them far from the images; the others of its object are left out. Run lengths need the size of
-    the image. An object with neither gets its box.
+    A polygon needs three points, none of them far from the images; the others of its object are left out. Run lengths
+    need the size of the image. An object with neither gets its box.
 
     Args:
         segmentations: m of them, as :meth:`PolygonStore.take` leaves them.
