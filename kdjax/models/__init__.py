@@ -1,7 +1,8 @@
 """Detectors: backbones, necks, heads, and :func:`build_detector`, which makes one from a plain nested dict."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,15 +11,30 @@ from flax.typing import Dtype
 
 from kdjax.models.fcos import FCOS
 from kdjax.models.fpn import FPN
+from kdjax.models.rcnn import RCNN
 from kdjax.models.resnet import ResNet
 from kdjax.models.retinanet import RetinaNet
 
-__all__ = ["DETECTORS", "FCOS", "FPN", "ResNet", "RetinaNet", "build_detector"]
+__all__ = ["DETECTORS", "FCOS", "FPN", "RCNN", "ResNet", "RetinaNet", "build_detector"]
 
-DETECTORS: dict[str, type[nn.Module]] = {"retinanet": RetinaNet, "fcos": FCOS}
+DETECTORS: dict[str, Callable[..., nn.Module]] = {
+    "retinanet": RetinaNet,
+    "fcos": FCOS,
+    "faster_rcnn": functools.partial(RCNN, stages=1, masks=False),
+    "mask_rcnn": functools.partial(RCNN, stages=1, masks=True),
+    "cascade_rcnn": functools.partial(RCNN, stages=3, masks=False, train_proposals=2000),
+    "cascade_mask_rcnn": functools.partial(RCNN, stages=3, masks=True, train_proposals=2000),
+}
+"""A name to a detector; two-stage ones are one module whose fields say how often and for what it looks."""
+
+_NECKS: dict[str, dict[str, Any]] = {
+    name: {"min_level": 2, "max_level": 6, "extra_from": "pool"}
+    for name in ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+}
+"""The pyramids of detectors that differ from FPN's defaults."""
 
 _COMMON = ("pixel_mean", "pixel_std", "frozen_norm")
-_GIVEN = ("backbone", "neck", "num_classes", "axis_name", "dtype", "parent", "name")
+_GIVEN = ("backbone", "neck", "num_classes", "axis_name", "dtype", "parent", "name", "stages", "masks")
 
 
 def build_detector(
@@ -28,8 +44,9 @@ def build_detector(
 
     Args:
         config: ``name``, a key of ``DETECTORS``; ``backbone``, fields of :class:`ResNet`; ``neck``, fields of
-            :class:`FPN`; ``head``, fields of the detector; and the fields that all detectors have: ``pixel_mean``,
-            ``pixel_std`` and ``frozen_norm``. All but ``name`` may be left out.
+            :class:`FPN`, by default from P2 to a pooled P6 for two-stage detectors; ``head``, fields of the detector;
+            and the fields that all detectors have: ``pixel_mean``, ``pixel_std`` and ``frozen_norm``. All but ``name``
+            may be left out.
         num_classes: number of classes, without a background.
         axis_name: mapped axis of batch-norm statistics and counts; None outside of one.
         dtype: of the computation.
@@ -45,24 +62,25 @@ def build_detector(
     _check(config, ("name", "backbone", "neck", "head", *_COMMON), "a detector's config")
     if config.get("name") not in DETECTORS:
         raise ValueError(f"There is no detector {config.get('name')!r}; choose one of {', '.join(DETECTORS)}.")
-    detector = DETECTORS[config["name"]]
+    name, detector = config["name"], DETECTORS[config["name"]]
     # A config that was kept as JSON has lists where fields have tuples, and modules must be hashable.
-    config = {name: _tuple(value) for name, value in config.items()}
+    config = {field: _tuple(value) for field, value in config.items()}
     parts = {
-        part: {name: _tuple(value) for name, value in config.get(part, {}).items()}
+        part: {field: _tuple(value) for field, value in config.get(part, {}).items()}
         for part in ("backbone", "neck", "head")
     }
-    for part, module in (("backbone", ResNet), ("neck", FPN), ("head", detector)):
-        fields = [field.name for field in dataclasses.fields(module)]
+    module: Any = detector.func if isinstance(detector, functools.partial) else detector
+    for part, fields_of in (("backbone", ResNet), ("neck", FPN), ("head", module)):
+        fields = [field.name for field in dataclasses.fields(fields_of)]
         _check(parts[part], [name for name in fields if name not in (*_GIVEN, *_COMMON)], f"the detector's {part}")
     return detector(
         backbone=ResNet(**parts["backbone"], axis_name=axis_name, dtype=dtype),
-        neck=FPN(**parts["neck"], dtype=dtype),
+        neck=FPN(**(_NECKS.get(name, {}) | parts["neck"]), dtype=dtype),
         num_classes=num_classes,
         axis_name=axis_name,
         dtype=dtype,
         **parts["head"],
-        **{name: config[name] for name in _COMMON if name in config},
+        **{field: config[field] for field in _COMMON if field in config},
     )
 
 

@@ -71,9 +71,9 @@ def nms(
         conflict = suppresses(boxes, labels, boxes, labels) & jnp.triu(jnp.ones((_BLOCK, _BLOCK), bool), 1)[None]
         keep = _resolve(conflict, live)
         # Boxes beyond the last slot are dropped by the scatter.
-        slot = jnp.where(keep, kept[:, None] + jnp.cumsum(keep, axis=1) - 1, max_outputs)
+        slot = jnp.where(keep, kept[:, None] + jnp.cumsum(keep, axis=1, dtype=jnp.int32) - 1, max_outputs)
         put = jax.vmap(lambda table, slot, rows: table.at[slot].set(rows, mode="drop"))
-        kept = jnp.minimum(kept + jnp.sum(keep, axis=1), max_outputs)
+        kept = jnp.minimum(kept + jnp.sum(keep, axis=1, dtype=jnp.int32), max_outputs)
         return (
             block + 1,
             put(kept_boxes, slot, boxes),

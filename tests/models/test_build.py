@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdjax.models import DETECTORS, build_detector
-from kdjax.types import Detections, Targets, stride
+from kdjax.types import Detections, Masks, Sampling, Targets, stride
 
 TINY = {"backbone": {"depth": 18, "width": 0.125}, "neck": {"channels": 8}}
 SIZE = np.array([[64, 96], [50, 70]], np.int32)
@@ -54,16 +54,29 @@ def test_calling_is_features_and_heads(detector, outputs):
 
 
 def test_losses_are_float32_scalars_and_detections_fill_their_slots(detector, outputs):
-    (_, predictions), _ = outputs
+    (features, predictions), variables = outputs
     targets = Targets(np.zeros((2, 4, 4), np.float32), np.zeros((2, 4), np.int32), np.zeros((2, 4), bool), SIZE)
-    terms = jax.eval_shape(detector.loss, predictions, targets)
-    assert terms
+    targets = targets._replace(masks=Masks(np.zeros((2, 4, 16, 16), bool), np.zeros((2, 4, 4), np.float32)))
+
+    def loss(variables, features):
+        sampling = Sampling(targets, jax.random.split(jax.random.key(0), 2))
+        predictions = detector.apply(variables, features, SIZE, sampling, method="heads")
+        return detector.loss(predictions, targets)
+
+    terms = jax.eval_shape(loss, variables, features)
+    assert set(terms) == set(detector.terms)
     assert all(term.shape == () and term.dtype == jnp.float32 for term in terms.values())
     found = jax.eval_shape(detector.decode, predictions, jnp.asarray(SIZE))
     slots = (2, detector.max_detections)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == Detections(
         boxes=((*slots, 4), jnp.float32), scores=(slots, jnp.float32), labels=(slots, jnp.int32), valid=(slots, bool)
     )
+
+
+def test_two_stage_detectors_look_at_finer_levels_unless_told_otherwise():
+    levels = {name: build_detector({"name": name}, num_classes=3).neck.min_level for name in DETECTORS}
+    assert levels == {name: 2 if "rcnn" in name else 3 for name in DETECTORS}
+    assert build_detector({"name": "faster_rcnn", "neck": {"min_level": 3}}, num_classes=3).neck.max_level == 6
 
 
 def test_frozen_norm_is_never_updated():
@@ -103,6 +116,7 @@ def test_a_config_kept_as_json_builds_the_same_detector():
         ),
         ({"name": "retinanet", "neck": {"levels": 5}}, r"Unknown field 'levels' in .* neck; the fields are channels"),
         ({"name": "retinanet", "head": {"num_classes": 5}}, r"Unknown field 'num_classes' in the detector's head"),
+        ({"name": "faster_rcnn", "head": {"masks": True}}, r"Unknown field 'masks' in the detector's head"),
         ({"name": "retinanet", "head": {"norm": "batch"}}, r"norm is one of \('', 'group'\), not 'batch'"),
         ({"name": "retinanet", "head": {"box_loss": "l2"}}, r"box_loss is one of .*, not 'l2'"),
         ({"name": "retinanet", "backbone": {"depth": 20}}, r"no depth 20; choose one of \[.*18, 34, 50, 101\]"),
