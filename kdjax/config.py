@@ -43,6 +43,26 @@ def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
     )
 
 
+def fcos(depth: int, width: float, channels: int = 64) -> ConfigDict:
+    """Config of an improved FCOS for images of about 128 pixels: ranges of small objects, short heads.
+
+    Args:
+        depth: of the ResNet, 18, 34, 50 or 101.
+        width: factor on the ResNet's channels.
+        channels: of the feature pyramid and the heads.
+    """
+    head = dict(
+        convs=2,
+        norm_on_box=True,
+        centerness_on_box=True,
+        range_scale=3.0,
+        centre_radius=1.5,
+        box_loss="giou",
+        iou_threshold=0.6,
+    )
+    return ConfigDict(retinanet(depth, width, channels).to_dict() | dict(name="fcos", head=head))
+
+
 def base_stage(model: ConfigDict) -> ConfigDict:
     """One run of the train loop: a detector, what it starts from, who teaches it, and for how long."""
     return ConfigDict(
@@ -142,6 +162,15 @@ def base_config() -> ConfigDict:
                 data_dir="",
                 train_split="train",
                 eval_split="validation",
+                # Let tensorflow-datasets download and prepare a set that is missing.
+                download=False,
+                # Refuse data with any flaw, instead of leaving out or repairing what is flawed.
+                strict=False,
+                # Leave out images whose file is unusable and annotations of unknown images or classes, instead of
+                # refusing them.
+                lenient=False,
+                # Leave images without objects out of the training.
+                skip_empty=False,
                 # Height and width of the padded images. Of several such pairs, as in ((800, 1344), (1344, 800)), each
                 # image has the one that fits it best; a step is compiled for each.
                 image_size=(128, 128),
@@ -187,7 +216,25 @@ def tiny(config: ConfigDict) -> ConfigDict:
     return config
 
 
-TINY_HEADS: dict[str, dict[str, Any]] = {"retinanet": dict(convs=1), "fcos": dict(convs=1)}
+_TINY_DENSE = dict(convs=1)
+_TINY_RCNN = dict(
+    head_channels=32,
+    anchor_scale=2.0,
+    train_candidates=32,
+    train_proposals=32,
+    candidates=32,
+    proposals=32,
+    anchor_samples=32,
+    roi_samples=16,
+)
+TINY_HEADS: dict[str, dict[str, Any]] = {
+    "retinanet": _TINY_DENSE,
+    "fcos": _TINY_DENSE,
+    "faster_rcnn": _TINY_RCNN,
+    "mask_rcnn": _TINY_RCNN,
+    "cascade_rcnn": _TINY_RCNN,
+    "cascade_mask_rcnn": _TINY_RCNN,
+}
 """What makes the head of each detector small."""
 
 
@@ -274,6 +321,10 @@ RULES: dict[str, Rule] = {
     "data.data_dir": _TEXT,
     "data.train_split": _TEXT,
     "data.eval_split": _TEXT,
+    "data.download": _FLAG,
+    "data.strict": _FLAG,
+    "data.lenient": _FLAG,
+    "data.skip_empty": _FLAG,
     "data.image_size": Rule(
         "a pair of multiples of 32, height and width in pixels, or a tuple of such pairs",
         lambda value: isinstance(value, tuple) and (_is_size(value) or (value != () and all(map(_is_size, value)))),
