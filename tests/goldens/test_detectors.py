@@ -3,6 +3,7 @@
 The cases are those that :mod:`tests.goldens.cases` finds. A case of a detector that kdjax does not have is skipped.
 """
 
+import functools
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,23 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask as coco_mask
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from kdjax.boxes import area, pairwise_iou
 from kdjax.models import DETECTORS, build_detector
 from kdjax.models.anchors import pyramid_anchors
-from kdjax.types import Detections, Features, Targets, stride
+from kdjax.models.rpn import Proposals, propose
+from kdjax.types import Detections, Features, Masks, Sampling, Targets, stride
 from kdjax.weights import SOURCES, import_state_dict
-from tests.goldens.cases import Case, assert_close, find_cases, load_case, no_cases
+from tests.goldens.cases import Case, Sample, assert_close, find_cases, load_case, no_cases
 from tests.goldens.synthetic import synthetic_state_dict
 
 OUTPUT_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-3
 SCORE_TOLERANCE = 1e-3
 MATCHED = 0.98
+PIXELS = 0.999
 
 CASES = find_cases("detectors")
+
+# Everything runs once: compiling takes longer than running.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 # What the originals' configs say and weights do not, by architecture. The backbone is read off the config's name.
 IMPROVED_FCOS = {
@@ -41,6 +47,8 @@ IMPROVED_FCOS = {
 }
 PYRAMID = {"channels": 256, "min_level": 3, "max_level": 7}
 WITH_P2 = {"channels": 256, "min_level": 2, "max_level": 6, "extra_from": "pool"}
+# torchvision's cases use fewer than its default.
+PROPOSALS = {"candidates": 500, "train_candidates": 500, "proposals": 100, "train_proposals": 100}
 TORCHVISION = {
     "retinanet_resnet50_fpn": {
         "name": "retinanet",
@@ -60,12 +68,12 @@ TORCHVISION = {
     "fasterrcnn_resnet50_fpn": {
         "name": "faster_rcnn",
         "neck": WITH_P2,
-        "head": {"convention": "torchvision"},
+        "head": {"convention": "torchvision", **PROPOSALS},
     },
     "maskrcnn_resnet50_fpn": {
         "name": "mask_rcnn",
         "neck": WITH_P2,
-        "head": {"convention": "torchvision"},
+        "head": {"convention": "torchvision", **PROPOSALS},
     },
 }
 MMDET = {
@@ -138,7 +146,9 @@ def compute(case: Case, source: str, model: dict[str, Any], num_classes: int, fi
     state = synthetic_state_dict(case.spec, case.meta["weight_seed"])
     imported = import_state_dict(state, source, model=model, like=like, num_classes=num_classes)
     detector = build_detector(imported.model, num_classes)
-    features, predictions = jax.jit(detector.apply)(imported.variables, images, image_size)
+    # Apart: many cases have the same backbone and neck, which are then compiled once.
+    features = jit(functools.partial(detector.apply, method="features"))(imported.variables, images)
+    predictions = jit(functools.partial(detector.apply, method="heads"))(imported.variables, features, image_size)
     targets = make_targets(case, image_size, first_label)
     return Computed(detector, imported.variables, images, image_size, targets, features, predictions)
 
@@ -180,7 +190,7 @@ def check_maps(case: Case, names: list[str], maps: list[Features]) -> None:
 
 def check_losses(case: Case, computed: Computed, names: dict[str, str]) -> None:
     """The loss terms, each of them called ``names[term]`` in the case."""
-    terms = jax.jit(computed.detector.loss)(computed.predictions, computed.targets)
+    terms = jit(computed.detector.loss)(computed.predictions, computed.targets)
     expected = {name.removeprefix("loss/"): float(case.whole(name)) for name in case.arrays if name.startswith("loss/")}
     assert set(names.values()) == expected.keys()
     assert {names[term]: float(value) for term, value in terms.items()} == pytest.approx(expected, rel=LOSS_TOLERANCE)
@@ -197,15 +207,26 @@ def check_detections(case: Case, detections: Detections, first_label: int) -> No
         assert share >= MATCHED or not count, f"{share:.1%} of image {image}'s {count} detections are the original's"
 
 
+def area(boxes: np.ndarray) -> np.ndarray:
+    return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
+
+
+def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(A, 4) and (B, 4) to (A, B)."""
+    corner = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    opposite = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    shared = area(np.concatenate([corner, opposite], axis=-1))
+    return shared / np.maximum(area(boxes)[:, None] + area(others)[None] - shared, 1e-9)
+
+
 def matched(expected: list[np.ndarray], actual: list[np.ndarray]) -> int:
     """How many detections find a partner of the same label, box and score."""
     (boxes, scores, labels), (others, other_scores, other_labels) = expected, actual
     same = labels[:, None] == other_labels[None]
     same &= np.abs(scores[:, None] - other_scores[None]) < SCORE_TOLERANCE
     # torchvision keeps boxes that were clipped to nothing; they have no IoU.
-    empty = np.asarray(area(jnp.asarray(boxes)) <= 0)[:, None]
     close = np.abs(boxes[:, None] - others[None]).max(-1) < 1e-2
-    same &= np.where(empty, close, np.asarray(pairwise_iou(jnp.asarray(boxes), jnp.asarray(others))) > 0.99)
+    same &= np.where(area(boxes)[:, None] > 0, iou(boxes, others) > 0.99, close)
     return int((maximum_bipartite_matching(csr_array(same)) >= 0).sum())
 
 
@@ -224,7 +245,7 @@ def check_retinanet(case: Case, computed: Computed, first_label: int) -> None:
     is_mmdet = case.meta["source"] == "mmdet"
     names = ("loss_cls", "loss_bbox") if is_mmdet else ("classification", "bbox_regression")
     check_losses(case, computed, dict(zip(("cls", "box"), names, strict=True)))
-    check_detections(case, jax.jit(detector.decode)(predictions, computed.image_size), first_label)
+    check_detections(case, jit(detector.decode)(predictions, computed.image_size), first_label)
 
 
 def check_fcos(case: Case, computed: Computed, first_label: int) -> None:
@@ -237,10 +258,127 @@ def check_fcos(case: Case, computed: Computed, first_label: int) -> None:
     check_maps(case, outputs, [predictions.logits, distances, predictions.centerness])
     names = ("loss_cls", "loss_bbox", "loss_centerness") if is_mmdet else ("classification", *outputs[1:])
     check_losses(case, computed, dict(zip(detector.terms, names, strict=True)))
-    check_detections(case, jax.jit(detector.decode)(predictions, computed.image_size), first_label)
+    check_detections(case, jit(detector.decode)(predictions, computed.image_size), first_label)
 
 
-CHECKS = {"retinanet": check_retinanet, "fcos": check_fcos}
+def check_rcnn(case: Case, computed: Computed, first_label: int) -> None:
+    detector, predictions = computed.detector, computed.predictions
+    is_mmdet = case.meta["source"] == "mmdet"
+    for output, name in enumerate(("objectness", "deltas")):
+        expected = case.indexed(f"head/output_{output}/level_{{}}" if is_mmdet else f"rpn/{name}_{{}}")
+        maps = getattr(predictions.rpn, name)
+        for (level, actual), array in zip(maps.items(), expected, strict=True):
+            assert_close(actual, array, f"{name} of {level}", OUTPUT_TOLERANCE)
+    check_proposals(case, predictions.proposals, "proposals")
+    if not is_mmdet:
+        anchors = jnp.concatenate(list(detector.anchors(predictions.rpn).values()))
+        assert_close(anchors, case.arrays["anchors"], "anchors", OUTPUT_TOLERANCE)
+        check_rois(case, computed)
+    check_rcnn_losses(case, computed)
+    found = jax.jit(detector.decode)(predictions, computed.image_size)
+    check_detections(case, found, first_label)
+    if detector.masks:
+        check_masks(case, computed, first_label)
+
+
+def check_proposals(case: Case, proposals: Proposals, name: str) -> None:
+    for image in range(len(proposals.boxes)):
+        kept = np.asarray(proposals.valid[image])
+        actual = [np.asarray(x[image])[kept] for x in (proposals.boxes, proposals.scores)]
+        if case.meta["source"] == "mmdet":
+            expected = [case.whole(f"{name}_{image}/{part}") for part in ("boxes", "scores")]
+        else:
+            expected = [case.whole(f"{name}_{image}"), actual[1]]  # In order of their scores, which are not given.
+        assert len(expected[0]) == len(actual[0])
+        expected, actual = ([boxes, scores, np.zeros(len(boxes), int)] for boxes, scores in (expected, actual))
+        share = matched(expected, actual) / max(len(actual[0]), 1)
+        assert share >= MATCHED, f"{share:.1%} of image {image}'s {name} are the original's"
+
+
+def check_rois(case: Case, computed: Computed) -> None:
+    """Features and outputs of torchvision's proposals; in both, its background comes first."""
+    detector = computed.detector
+    rois = jnp.stack(case.indexed("proposals_{}"))
+    run = functools.partial(jax.jit(detector.apply, static_argnames=("size", "stage", "method")), computed.variables)
+    pooled = run(computed.features, rois, size=7, method="pool")
+    assert_close(pooled[0, :16], case.arrays["pooled_first16"], "pooled", OUTPUT_TOLERANCE)
+    logits, deltas = run(features=computed.features, rois=rois, stage=0, method="look")
+    logits = jnp.roll(logits.reshape(-1, logits.shape[-1]), 1, axis=-1)
+    assert_close(logits, case.arrays["roi/class_logits"], "class logits", OUTPUT_TOLERANCE)
+    assert_close(deltas.reshape(len(logits), -1), case.whole("roi/box_regression")[:, 4:], "boxes", OUTPUT_TOLERANCE)
+
+
+def check_rcnn_losses(case: Case, computed: Computed) -> None:
+    """Of all anchors and all RoIs: the originals drew no sample."""
+    detector, targets, rpn = computed.detector, computed.targets, computed.predictions.rpn
+    proposals = jax.jit(
+        functools.partial(
+            propose,
+            candidates=detector.train_candidates,
+            proposals=detector.train_proposals,
+            convention=detector.convention,
+        )
+    )(rpn, detector.anchors(rpn), computed.image_size)
+    is_mmdet = case.meta["source"] == "mmdet"
+    if not is_mmdet:
+        check_proposals(case, proposals, "train_proposals")
+    if detector.masks:
+        targets = targets._replace(masks=filled(targets.boxes, case.meta["image_size"]))
+    # No more slots than there are proposals.
+    count = max(1, int(proposals.valid.sum(axis=1).max()))
+    detector = detector.clone(anchor_samples=0, roi_samples=0, train_proposals=count)
+    sampling = Sampling(targets, jax.random.split(jax.random.key(0), len(targets.boxes)))
+    heads = jax.jit(functools.partial(detector.apply, method="heads"))
+    predictions = heads(computed.variables, computed.features, computed.image_size, sampling)
+    if is_mmdet:
+        names = {"cls": "loss_cls", "box": "loss_bbox", "mask": "loss_mask", "rpn_cls": "loss_rpn_cls"}
+        names |= {"rpn_box": "loss_rpn_bbox"}
+        names |= {f"s{i}_{term}": f"s{i}.{names[term]}" for i in range(3) for term in ("cls", "box", "mask")}
+    else:
+        names = {"cls": "loss_classifier", "box": "loss_box_reg", "mask": "loss_mask", "rpn_cls": "loss_objectness"}
+        names |= {"rpn_box": "loss_rpn_box_reg"}
+    computed = computed._replace(detector=detector, predictions=predictions, targets=targets)
+    check_losses(case, computed, {term: names[term] for term in detector.terms})
+
+
+def filled(boxes: jax.Array, size: tuple[int, int]) -> Masks:
+    """The masks of the cases: the boxes, rounded."""
+    cells = max(size)
+    corners = np.round(np.asarray(boxes)).astype(int)
+    grid = np.zeros((*corners.shape[:2], cells, cells), bool)
+    for image, places in enumerate(corners):
+        for place, (left, top, right, bottom) in enumerate(places):
+            grid[image, place, : min(bottom, size[0]) - top, : min(right, size[1]) - left] = True
+    near = corners[..., :2].astype(np.float32)
+    return Masks(jnp.asarray(grid), jnp.asarray(np.concatenate([near, near + cells], axis=-1)))
+
+
+def check_masks(case: Case, computed: Computed, first_label: int) -> None:
+    """The masks that the case has of the original's own first detections."""
+    for name in (name for name in case.arrays if "/masks_first" in name):
+        image = int(name.split("/")[0].removeprefix("detection_"))
+        expected = case.arrays[name]
+        count = expected.shape[0]
+        boxes, labels = (case.whole(f"detection_{image}/{part}")[None, :count] for part in ("boxes", "labels"))
+        found = Detections(jnp.asarray(boxes), jnp.zeros(count), jnp.asarray(labels - first_label), jnp.ones(count))
+        features = {level: x[image : image + 1] for level, x in computed.features.items()}
+        apply = jax.jit(functools.partial(computed.detector.apply, method="find_masks"))
+        masks = np.asarray(apply(computed.variables, features, found)[0])
+        if case.meta["source"] == "torchvision":
+            assert_close(masks[:, None], expected, name, OUTPUT_TOLERANCE)
+            continue
+        size = case.meta["image_size"]
+        pasted = [coco_mask.decode(paste(mask, box, size)) for mask, box in zip(masks, boxes[0], strict=True)]
+        actual = np.stack(pasted).astype(bool)
+        if isinstance(expected, Sample):
+            actual, expected = actual.reshape(-1)[expected.index], expected.values
+        share = np.mean(actual == expected)
+        assert share >= PIXELS, f"{share:.1%} of the pixels of {name} are the original's"
+
+
+CHECKS = {"retinanet": check_retinanet, "fcos": check_fcos} | dict.fromkeys(
+    ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"), check_rcnn
+)
 """By detector: compares everything behind the features."""
 
 
