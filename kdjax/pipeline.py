@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from kdjax.checkpoint import replacing
 from kdjax.config import check_config
-from kdjax.data.sources import open_source
+from kdjax.data.indexed import IndexedSource
 from kdjax.errors import UserError
 from kdjax.evaluate import ImageDetections
 from kdjax.report import Row, summary_table, write_json
-from kdjax.train import Finished, check_claim, train_stage
+from kdjax.train import Finished, check_claim, check_data, open_split, train_stage
 from kdjax.visualize import save_predictions
 
 BASELINE = "baseline"
@@ -27,7 +27,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Runs every stage of ``config`` that is not finished in ``workdir``, and sums up.
 
     The workdir ends with a folder per stage, ``student/`` (the last stage's model alone, for
-    :func:`kdjax.load_student`), ``predictions.png`` and ``summary.json``.
+    :func:`kdjax.load_student`), ``data_report.json``, ``predictions.png`` and ``summary.json``.
 
     Args:
         config: of :func:`kdjax.config.base_config`'s schema.
@@ -50,6 +50,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     for name, folder in folders.items():
         check_claim(config, name, folder)
     write_json(workdir / "config.json", config.to_dict())
+    splits = check_data(config)
+    _report_data(workdir, splits)
     results: dict[str, dict[str, Any]] = {}
     finished: dict[str, Finished] = {}
     for name, folder in folders.items():
@@ -59,6 +61,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     with replacing(workdir / "student") as partial:
         shutil.copytree(finished[config.stages[-1]].model, partial, dirs_exist_ok=True)
     write_json(workdir / "summary.json", summary)
+    # Again, for images that could not be decoded.
+    _report_data(workdir, splits)
     _draw(config, workdir, stages)
     print(_table(config, results))
     print(f"Everything is in {workdir}: the student alone in student/, pictures in predictions.png.")
@@ -101,6 +105,10 @@ def _usable(workdir: Path) -> Path:
     return workdir
 
 
+def _report_data(workdir: Path, splits: dict[str, IndexedSource]) -> None:
+    write_json(workdir / "data_report.json", {name: source.report_dict() for name, source in splits.items()})
+
+
 def _summary(config: ConfigDict, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     student = config.stages[-1]
     last = results[student]
@@ -128,7 +136,7 @@ def _draw(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
     """Predictions of every stage beside the ground truth, as ``predictions.png``."""
     if not config.pictures:
         return
-    source = open_source(config.data.name, config.data.eval_split, config.data.data_dir or None)
+    source = open_split(config, training=False)
 
     def found(name: str) -> list[ImageDetections]:
         entries = json.loads((workdir / "stages" / name / "detections.json").read_text())

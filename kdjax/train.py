@@ -32,6 +32,8 @@ from kdjax.checkpoint import (
 )
 from kdjax.config import Scaled, differences, make_augmentation, make_sizing, scaled_schedule
 from kdjax.data.batches import train_batches
+from kdjax.data.check import Checks, compare_classes
+from kdjax.data.indexed import IndexedSource
 from kdjax.data.sources import Source, open_source
 from kdjax.data.statistics import class_statistics
 from kdjax.devices import AXIS, Prefetch, parallel, replicate
@@ -60,6 +62,8 @@ _WITHOUT_EFFECT = (
     "teacher_floor",
     "threads",
     "data_dir",
+    "download",
+    "strict",
 )
 
 _RESULT = "result.json"
@@ -127,8 +131,8 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
     if done_before := finished_result(folder):
         print(f"[{name}] finished earlier: AP {done_before['metrics']['AP']:.1f}. Nothing to do.", flush=True)
         return done_before
-    train_source = _open(config, config.data.train_split)
-    eval_source = _open(config, config.data.eval_split)
+    train_source = open_split(config, training=True)
+    eval_source = open_split(config, training=False)
     evaluation = functools.partial(
         evaluate, source=eval_source, batch_size=config.eval_batch_size, image_size=make_sizing(config.data)
     )
@@ -164,7 +168,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
         key = replicate(jax.random.key(config.seed))
         throughput = Throughput(steps, stage.batch_size)
         recent: list[dict[str, jax.Array]] = []
-        started = time.perf_counter()
+        compiled: set[tuple[int, int]] = set()
         with MetricWriter(folder, first) as writer, Prefetch(batches, parts=stage.accumulate) as placed:
             for done in range(first + 1, steps + 1):
                 if not placed.ready():
@@ -172,13 +176,19 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
                     jax.block_until_ready(state)
                 with throughput.waiting():
                     batch = next(placed)
-                state, values = run.step(state, teacher_variables, batch, key)
+                height, width = batch["images"].shape[2:4]
+                if (height, width) in compiled:
+                    state, values = run.step(state, teacher_variables, batch, key)
+                else:
+                    compiled.add((height, width))
+                    started = time.perf_counter()
+                    with throughput.paused():
+                        state, values = jax.block_until_ready(run.step(state, teacher_variables, batch, key))
+                    seconds = time.perf_counter() - started
+                    print(f"[{name}] first step of {height}x{width} took {seconds:.0f} s with compilation.", flush=True)
                 recent.append(values)
                 if done == first + 1:
-                    jax.block_until_ready(values)
                     throughput.measure(done)
-                    seconds = time.perf_counter() - started
-                    print(f"[{name}] first step, compilation included, after {seconds:.0f} s.", flush=True)
                 evaluates = done == steps or _due(done, run.schedule.eval_every)
                 saves = evaluates or _due(done, run.schedule.checkpoint_every)
                 if saves or _due(done, stage.log_every):
@@ -523,11 +533,8 @@ def _load(folder: Path, class_names: tuple[str, ...], dtype: str) -> Teacher:
 def _check_classes(folder: Path, class_names: tuple[str, ...]) -> None:
     """Refuses a model of other classes than the data's, or in another order, where its folder says which."""
     known = tuple(_refusing(describe, folder).get("class_names", class_names))
-    if known != class_names:
-        raise UserError(
-            f"The model in {folder} knows {len(known)} classes ({', '.join(known[:5])}, ...), the data have "
-            f"{len(class_names)} ({', '.join(class_names[:5])}, ...): both must be the same, in the same order."
-        )
+    if difference := compare_classes(f"the model in {folder}", known, "the data", class_names):
+        raise UserError(f"{difference}; both must have the same classes in the same order.")
 
 
 def _refusing(function: Any, *args: Any, **options: Any) -> Any:
@@ -538,8 +545,42 @@ def _refusing(function: Any, *args: Any, **options: Any) -> Any:
         raise UserError(str(error)) from error
 
 
-def _open(config: ConfigDict, split_name: str) -> Source:
-    return _refusing(open_source, config.data.name, split_name, config.data.data_dir or None)
+def open_split(config: ConfigDict, *, training: bool) -> IndexedSource:
+    """The split that a config trains on, or the one that it is evaluated on; it is read once in a process.
+
+    Raises:
+        UserError: one sentence about the data or their name.
+    """
+    data = config.data
+    checks = Checks(strict=data.strict, lenient=data.lenient)
+    if training:
+        checks = checks._replace(skip_empty=data.skip_empty, max_objects=data.max_objects)
+    split_name = data.train_split if training else data.eval_split
+    return _refusing(_opened, data.name, split_name, data.data_dir or None, checks=checks, download=data.download)
+
+
+# The splits of the config at hand: stages share them.
+_opened = functools.lru_cache(maxsize=2)(open_source)
+
+
+def check_data(config: ConfigDict) -> dict[str, IndexedSource]:
+    """Opens both splits of a config, "train" and "eval", and prints what was found.
+
+    Raises:
+        UserError: a split cannot be used, or they differ in their classes.
+    """
+    splits = {name: open_split(config, training=name == "train") for name in ("train", "eval")}
+    train, evaluation = splits.values()
+    if difference := compare_classes(
+        f"the split {config.data.train_split!r}",
+        train.class_names,
+        f"the split {config.data.eval_split!r}",
+        evaluation.class_names,
+    ):
+        raise UserError(f"{config.data.name}: {difference}; both must have the same classes in the same order.")
+    for source in splits.values():
+        print("\n".join(source.report_lines()), flush=True)
+    return splits
 
 
 def identity(config: ConfigDict, name: str) -> dict[str, Any]:

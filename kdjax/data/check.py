@@ -265,3 +265,31 @@ def _check_convention(
             flaw = Flaw(f"{len(rows)} of {len(low)} {what}", "annotation", "refused", advice)
             describe = functools.partial(describe_object, images, annotations.take(rows))
             report.settle(flaw, annotations.identity[rows], describe)
+
+
+def compare_classes(ours: str, our_names: Sequence[str], theirs: str, their_names: Sequence[str]) -> str:
+    """How two lists of classes differ, in words; empty if they are the same in the same order.
+
+    Args:
+        ours: what has the first list, for a sentence.
+        our_names: of the classes, in the order of their labels.
+        theirs: what has the second.
+        their_names: of the classes, in the order of their labels.
+    """
+    if tuple(our_names) == tuple(their_names):
+        return ""
+    alone = [
+        f"{', '.join(map(repr, names[:5]))}{', ...' * (len(names) > 5)} only in {holder}"
+        for names, holder in (
+            ([name for name in our_names if name not in their_names], ours),
+            ([name for name in their_names if name not in our_names], theirs),
+        )
+        if names
+    ]
+    if alone or len(our_names) != len(their_names):
+        return f"{ours} has {len(our_names)} classes, {theirs} {len(their_names)}: {'; '.join(alone)}"
+    place = next(k for k, (a, b) in enumerate(zip(our_names, their_names, strict=True)) if a != b)
+    return (
+        f"{ours} and {theirs} have the same classes in another order: number {place + 1} is {our_names[place]!r} here "
+        f"and {their_names[place]!r} there"
+    )

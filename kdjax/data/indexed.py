@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.check import CROWDED, CUT_OFF, Annotations, DataReport, Images
+from kdjax.data.check import CROWDED, CUT_OFF, Annotations, DataReport, Images, compare_classes
 from kdjax.data.images import UndecodableError, decode
 from kdjax.data.outlines import Outlines
 from kdjax.data.sources import Example, Objects
@@ -170,8 +170,9 @@ def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
     start = np.cumsum([0, *map(len, parts)])
     report = DataReport(origin, first.report.checks)
     for part in parts:
-        if part.class_names != first.class_names:
-            raise ValueError(f"{part.report.origin} has other classes than {first.report.origin}.")
+        names = first.report.origin, first.class_names, part.report.origin, part.class_names
+        if difference := compare_classes(*names):
+            raise ValueError(f"{difference}.")
         for flaw, ids in part.report.flaws.items():
             report.settle(flaw, ids, str)
 
