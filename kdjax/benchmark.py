@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from kdjax.checkpoint import describe
-from kdjax.config import check_config
+from kdjax.config import check_config, make_sizing
 from kdjax.data.sources import open_source
 from kdjax.devices import parallel, replicate, split
 from kdjax.errors import UserError
@@ -65,6 +65,7 @@ def random_batch(
         labels=jnp.asarray(rng.integers(0, num_classes, (batch_size, max_objects)), jnp.int32),
         valid=jnp.broadcast_to(valid, (batch_size, max_objects)),
         image_size=jnp.tile(jnp.array([image_size], jnp.int32), (batch_size, 1)),
+        crowd=jnp.zeros((batch_size, max_objects), bool),
     )
     images = jnp.asarray(rng.integers(0, 256, (batch_size, height, width, 3)), jnp.uint8)
     return Batch(images=images, targets=targets, index=jnp.arange(batch_size, dtype=jnp.int32))
@@ -74,7 +75,8 @@ def compile_parts(config: ConfigDict, classes: int) -> list[Part]:
     """Compiles the plain student step and, where the last stage has a teacher, its forward pass and the whole step."""
     name = config.stages[-1]
     stage = config[name]
-    batch = random_batch(stage.batch_size, config.data.image_size, config.data.max_objects, classes)
+    image_size = make_sizing(config.data).shapes[0]
+    batch = random_batch(stage.batch_size, image_size, config.data.max_objects, classes)
     batch = split(batch, parts=stage.accumulate)
     key = replicate(jax.random.key(config.seed))
 
@@ -90,7 +92,7 @@ def compile_parts(config: ConfigDict, classes: int) -> list[Part]:
         return parts
     model = config[stage.teacher].model.to_dict() if stage.teacher in config else describe(stage.teacher)["model"]
     module = build_detector(model, num_classes=classes, dtype=jnp.dtype(stage.dtype))
-    images = jnp.zeros((1, *config.data.image_size, 3))
+    images = jnp.zeros((1, *image_size, 3))
     teacher = Teacher(module, replicate(init_jit(module.init)(jax.random.key(0), images)))
 
     def forward(variables: Any, batch: Batch) -> Any:

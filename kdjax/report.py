@@ -132,10 +132,11 @@ class Throughput:
         self._first: tuple[int, float] | None = None
         self._last: tuple[int, float] | None = None
         self._paused = self._waited = 0.0
+        self._left_out = 0
 
     def measure(self, step: int) -> Rate:
         """The rate between the last call and this one, which ``step`` steps have finished."""
-        now = step, self._clock() - self._paused
+        now = step - self._left_out, self._clock() - self._paused
         first, last = self._first or now, self._last or now
         waited, self._waited = self._waited, 0.0
         self._first, self._last = first, now
@@ -151,8 +152,9 @@ class Throughput:
         return self._batch_size * _speed(self._first, self._last) if self._first and self._last else math.nan
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves what happens inside out of the measurement: an evaluation, say."""
+    def paused(self, steps: int = 0) -> Iterator[None]:
+        """Leaves what happens inside out of the measurement: an evaluation, or steps that are compiled meanwhile."""
+        self._left_out += steps
         start = self._clock()
         try:
             yield

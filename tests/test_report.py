@@ -155,6 +155,19 @@ def test_throughput_leaves_out_compilation_and_pauses():
     assert throughput.measure(100)[1:] == (0, 0)
 
 
+def test_throughput_leaves_out_steps_that_were_compiled_meanwhile():
+    clock = Clock()
+    throughput = Throughput(steps=20, batch_size=16, clock=clock)
+    throughput.measure(1)
+    clock.now += 3
+    with throughput.paused(steps=1):
+        clock.now += 60
+    clock.now += 6
+    # 9 of the 10 steps in 9 seconds.
+    assert throughput.measure(11) == (pytest.approx(16), 0, pytest.approx(9))
+    assert throughput.images_per_second == pytest.approx(16)
+
+
 def test_throughput_counts_pauses_that_end_in_an_error():
     clock = Clock()
     throughput = Throughput(steps=10, batch_size=2, clock=clock)
