@@ -13,6 +13,8 @@ class Cost(NamedTuple):
 
     ms: float
     """Median of the timed calls, milliseconds."""
+    cpu_ms: float
+    """Likewise, the time that the host's cores spent, all threads together: what a busy machine distorts least."""
     mib: float
     """Temporary memory beside arguments and results, MiB."""
     compile_s: float
@@ -21,19 +23,21 @@ class Cost(NamedTuple):
 
 def measure(functions: Sequence[Callable[..., Any]], arguments: Sequence[Any], rounds: int) -> list[Cost]:
     """Compiles the functions and calls them in turn on the same arguments, ``rounds`` times after a first one."""
+    arguments = jax.device_put(arguments)
     compiled, compile_s = [], []
     for function in functions:
         start = time.perf_counter()
         compiled.append(jax.jit(function).lower(*arguments).compile())
         compile_s.append(time.perf_counter() - start)
-    seconds: list[list[float]] = [[] for _ in functions]
+    seconds: list[list[tuple[float, float]]] = [[] for _ in functions]
     for round_ in range(rounds + 1):
         for times, function in zip(seconds, compiled, strict=True):
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             jax.block_until_ready(function(*arguments))
             if round_:  # The first call warms up.
-                times.append(time.perf_counter() - start)
-    return [
-        Cost(1e3 * statistics.median(times), function.memory_analysis().temp_size_in_bytes / 2**20, spent)
-        for times, function, spent in zip(seconds, compiled, compile_s, strict=True)
-    ]
+                times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    costs = []
+    for times, function, spent in zip(seconds, compiled, compile_s, strict=True):
+        ms, cpu_ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+        costs.append(Cost(ms, cpu_ms, function.memory_analysis().temp_size_in_bytes / 2**20, spent))
+    return costs
