@@ -182,7 +182,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
                 else:
                     compiled.add((height, width))
                     started = time.perf_counter()
-                    with throughput.paused():
+                    with throughput.paused(steps=1):
                         state, values = jax.block_until_ready(run.step(state, teacher_variables, batch, key))
                     seconds = time.perf_counter() - started
                     print(f"[{name}] first step of {height}x{width} took {seconds:.0f} s with compilation.", flush=True)
