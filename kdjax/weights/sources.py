@@ -144,7 +144,7 @@ _TORCHVISION = Source(
     convention="torchvision",
 )
 
-# --- MMDetection 2 and 3.
+# --- MMDetection 2 and 3. Files of FCOS that were made with its version 1 say "fcos" for "conv".
 
 _MMDET_RPN = (
     Rule(r"rpn_head\.rpn_conv", "head/rpn/conv"),
@@ -190,9 +190,9 @@ _MMDET = Source(
             Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
             Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
             Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.gn", "head/box_norm_{index}"),
-            Rule(r"bbox_head\.conv_cls", "head/cls_logits"),
-            Rule(r"bbox_head\.conv_reg", "head/box_distances"),
-            Rule(r"bbox_head\.conv_centerness", "head/centerness"),
+            Rule(r"bbox_head\.(conv|fcos)_cls", "head/cls_logits"),
+            Rule(r"bbox_head\.(conv|fcos)_reg", "head/box_distances"),
+            Rule(r"bbox_head\.(conv|fcos)_centerness", "head/centerness"),
             Rule(r"bbox_head\.scales\.(?P<level>\d)", "head/scale_p{level}"),
         ),
         "faster_rcnn": _MMDET_FASTER,

@@ -340,3 +340,11 @@ def test_unknown_sources_and_detectors_are_refused_with_what_there_is():
         load(state, "detectron2", "fcos", DENSE, variables)
     with pytest.raises(ValueError, match="this source has the detectors: none"):
         load(state, "timm", "retinanet", DENSE, variables)
+
+
+def test_mmdets_old_names_of_fcos_are_known():
+    variables = random_variables("fcos", DENSE, norm=True, scales=True)
+    state = to_state_dict(variables, naming.mmdet_names("fcos", DENSE))
+    state = {name.replace("bbox_head.conv_", "bbox_head.fcos_"): array for name, array in state.items()}
+    assert "bbox_head.fcos_centerness.bias" in state
+    assert_variables(load(state, "mmdet", "fcos", DENSE, variables), variables)
