@@ -274,7 +274,7 @@ class RCNN(nn.Module):
         """
         rpn = self.head.rpn(features)
         fixed = jax.lax.stop_gradient(rpn)
-        anchors = self._anchors(rpn)
+        anchors = self.anchors(rpn)
         if image_size is None:
             image_size = _padded_size(rpn)
         proposals = propose(
@@ -297,11 +297,11 @@ class RCNN(nn.Module):
                 count = rois.shape[1]
                 rois, matches = self._match_rois(stage, rois, valid, sampling)
                 valid = matches.sampled
-            logits, deltas = self.head.box[stage](self._pool(features, rois, BOX_BINS))
+            logits, deltas = self.look(stage, features, rois)
             masks = None
             if self.masks and sampling is not None:
                 most = int(self.roi_samples * POSITIVE_ROIS) or rois.shape[1]
-                masks = self.head.mask[stage](self._pool(features, rois[:, :most], MASK_BINS))
+                masks = self.head.mask[stage](self.pool(features, rois[:, :most], MASK_BINS))
             predictions.append(RoIPredictions(rois, valid, logits, deltas, matches, masks))
             if stage + 1 < self.stages:
                 rois = boxes.clip(self._decode(stage, jax.lax.stop_gradient(deltas), rois), image_size)
@@ -321,7 +321,7 @@ class RCNN(nn.Module):
         predictions = self.heads(features, image_size, sampling)
         if self.is_initializing():  # Without `sampling` masks are left to `find_masks`, but they need parameters.
             for head in self.head.mask:
-                head(self._pool(features, predictions.proposals.boxes[:, :1], MASK_BINS))
+                head(self.pool(features, predictions.proposals.boxes[:, :1], MASK_BINS))
         return features, predictions
 
     def detect(self, images: jax.Array, image_size: jax.Array) -> Detections:
@@ -333,9 +333,13 @@ class RCNN(nn.Module):
         found = self.decode(predictions, image_size)
         return found._replace(masks=self.find_masks(features, found)) if self.masks else found
 
+    def look(self, stage: int, features: Features, rois: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What a stage sees in RoIs (N, R, 4): the logits and the deltas of :class:`RoIPredictions`."""
+        return self.head.box[stage](self.pool(features, rois, BOX_BINS))
+
     def find_masks(self, features: Features, found: Detections) -> jax.Array:
         """The masks of detections of N images: (N, D, 28, 28) float32 probabilities."""
-        pooled = self._pool(features, found.boxes, MASK_BINS)
+        pooled = self.pool(features, found.boxes, MASK_BINS)
         probabilities = [
             jax.nn.sigmoid(_of_class(head(pooled).astype(jnp.float32), found.labels)) for head in self.head.mask
         ]
@@ -364,7 +368,7 @@ class RCNN(nn.Module):
         rpn_box_loss, box_loss = self._box_losses()
         terms = rpn_loss(
             predictions.rpn,
-            jnp.concatenate(list(self._anchors(predictions.rpn).values())),
+            jnp.concatenate(list(self.anchors(predictions.rpn).values())),
             predictions.anchor_matches,
             targets,
             box_loss=rpn_box_loss,
@@ -390,7 +394,7 @@ class RCNN(nn.Module):
                 "A detector with proposals can be imitated by another one only, for its box regression is that of the "
                 "student's RoIs; this student has none."
             )
-        _, deltas = self.head.box[0](self._pool(features, predictions.stages[0].rois, BOX_BINS))
+        _, deltas = self.look(0, features, predictions.stages[0].rois)
         return RoIDeltas(deltas)
 
     @nn.nowrap
@@ -575,7 +579,7 @@ class RCNN(nn.Module):
         return jnp.take_along_axis(candidates, matches.candidate[..., None], axis=1), matches
 
     @nn.nowrap
-    def _pool(self, features: Features, rois: jax.Array, size: int) -> jax.Array:
+    def pool(self, features: Features, rois: jax.Array, size: int) -> jax.Array:
         """The features (N, R, size, size, C) of RoIs (N, R, 4), each of its level, at most P5."""
         pyramid = {level: x for level, x in features.items() if int(level[1:]) <= 5}
         numbers = [int(level[1:]) for level in pyramid]
@@ -590,7 +594,8 @@ class RCNN(nn.Module):
         )
 
     @nn.nowrap
-    def _anchors(self, predictions: RPNPredictions) -> dict[str, jax.Array]:
+    def anchors(self, predictions: RPNPredictions) -> dict[str, jax.Array]:
+        """Level to its anchors, as ``kdjax.models.anchors`` makes them."""
         maps = predictions.objectness
         return pyramid_anchors(
             {level: (maps[level].shape[1], maps[level].shape[2]) for level in ordered(maps)},

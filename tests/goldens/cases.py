@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 FOLDER = "KDJAX_GOLDENS"
 SAMPLE = 256
 """How many entries of an array the compact form keeps, and its norm; smaller ones and ``WHOLE`` it keeps whole."""
-WHOLE = ("image", "target_", "detection_", "proposals_", "train_proposals_")
+WHOLE = ("image", "target_", "detection_", "proposals_", "train_proposals_", "roi/")
 
 
 def find_cases(kind: str) -> list[Path]:

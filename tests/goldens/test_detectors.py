@@ -17,8 +17,10 @@ from faster_coco_eval.core import mask as coco_mask
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from kdjax.data.masks import paste
 from kdjax.models import DETECTORS, build_detector
 from kdjax.models.anchors import pyramid_anchors
+from kdjax.models.rcnn import POSITIVE_ROIS
 from kdjax.models.rpn import Proposals, propose
 from kdjax.types import Detections, Features, Masks, Sampling, Targets, stride
 from kdjax.weights import SOURCES, import_state_dict
@@ -224,9 +226,11 @@ def matched(expected: list[np.ndarray], actual: list[np.ndarray]) -> int:
     (boxes, scores, labels), (others, other_scores, other_labels) = expected, actual
     same = labels[:, None] == other_labels[None]
     same &= np.abs(scores[:, None] - other_scores[None]) < SCORE_TOLERANCE
-    # torchvision keeps boxes that were clipped to nothing; they have no IoU.
+    # torchvision keeps boxes that were clipped to nothing, which have no IoU. Two-stage detectors of synthetic weights
+    # find slivers of some hundredths of a pixel too, whose corners float32 moves by more than the IoU allows.
     close = np.abs(boxes[:, None] - others[None]).max(-1) < 1e-2
-    same &= np.where(area(boxes)[:, None] > 0, iou(boxes, others) > 0.99, close)
+    sliver = (boxes[:, 2:] - boxes[:, :2]).min(-1) < 0.1
+    same &= np.where(sliver[:, None], close, iou(boxes, others) > 0.99)
     return int((maximum_bipartite_matching(csr_array(same)) >= 0).sum())
 
 
@@ -324,12 +328,16 @@ def check_rcnn_losses(case: Case, computed: Computed) -> None:
         check_proposals(case, proposals, "train_proposals")
     if detector.masks:
         targets = targets._replace(masks=filled(targets.boxes, case.meta["image_size"]))
-    # No more slots than there are proposals.
-    count = max(1, int(proposals.valid.sum(axis=1).max()))
-    detector = detector.clone(anchor_samples=0, roi_samples=0, train_proposals=count)
     sampling = Sampling(targets, jax.random.split(jax.random.key(0), len(targets.boxes)))
-    heads = jax.jit(functools.partial(detector.apply, method="heads"))
-    predictions = heads(computed.variables, computed.features, computed.image_size, sampling)
+    # No more slots than there are proposals. Masks, which cost most, get a quarter of them unless more are positive.
+    count = max(1, int(proposals.valid.sum(axis=1).max()))
+    for samples in (count + targets.boxes.shape[1], 0):
+        detector = detector.clone(anchor_samples=0, roi_samples=samples, train_proposals=count)
+        heads = jax.jit(functools.partial(detector.apply, method="heads"))
+        predictions = heads(computed.variables, computed.features, computed.image_size, sampling)
+        most = max(int(stage.matches.positive.sum(axis=1).max()) for stage in predictions.stages)
+        if most < int(samples * POSITIVE_ROIS):
+            break
     if is_mmdet:
         names = {"cls": "loss_cls", "box": "loss_bbox", "mask": "loss_mask", "rpn_cls": "loss_rpn_cls"}
         names |= {"rpn_box": "loss_rpn_bbox"}
