@@ -79,3 +79,12 @@ def test_numbers_belong_to_positions_and_are_spread_evenly():
     np.testing.assert_array_equal(order.example(1234)[1], numbers[1234])
     assert len(np.unique(numbers)) == numbers.size
     np.testing.assert_allclose(np.histogram(numbers, 10, (0, 1))[0] / numbers.size, 0.1, atol=0.01)
+
+
+def test_the_order_of_the_embedded_data_is_what_runs_began_with():
+    """Examples and first numbers that grain 0.2.18 gave for 2400 examples: a run goes on where another version began."""
+    order = Order(np.zeros(2400, int), 8, 0, 8)
+    found = [order.example(position) for position in (0, 1, 2, 3, 2400, 2401)]
+    assert [example for example, _ in found] == [1203, 1811, 1398, 141, 473, 2331]
+    first = [numbers[0] for _, numbers in found]
+    np.testing.assert_allclose(first, [0.394087, 0.008566, 0.855306, 0.133272, 0.939202, 0.921896], atol=1e-6)
