@@ -82,7 +82,7 @@ def test_numbers_belong_to_positions_and_are_spread_evenly():
 
 
 def test_the_order_of_the_embedded_data_is_what_runs_began_with():
-    """Examples and first numbers that grain 0.2.18 gave for 2400 examples: a run goes on where another version began."""
+    """Examples and first numbers of 2400 by grain 0.2.18: a run goes on where another version of it began."""
     order = Order(np.zeros(2400, int), 8, 0, 8)
     found = [order.example(position) for position in (0, 1, 2, 3, 2400, 2401)]
     assert [example for example, _ in found] == [1203, 1811, 1398, 141, 473, 2331]
