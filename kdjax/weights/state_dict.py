@@ -118,11 +118,9 @@ def import_state_dict(
     """
     if source not in SOURCES:
         raise ValueError(f"There is no source of weights {source!r}; choose one of {', '.join(SOURCES)}.")
-    where = f"The {source} weights of {origin}"
-    table = SOURCES[source]
+    where, table = f"The {source} weights of {origin}", SOURCES[source]
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): array for name, array in state.items()}
-    wanted = flatten_dict(like, sep="/")
     backbone_alone = not any(name.startswith("backbone.") for name in state)
     rules = table.backbone
     if not backbone_alone:
@@ -130,62 +128,87 @@ def import_state_dict(
             known = ", ".join(table.heads) or "none"
             raise ValueError(f"{where} cannot be those of a {model['name']}; this source has the detectors: {known}.")
         rules += table.neck + table.heads[model["name"]]
-    untouched = sorted(path for path in wanted if backbone_alone and path.split("/")[1] != "backbone")
-    wanted = {path: array for path, array in wanted.items() if path not in untouched}
+    paths = flatten_dict(like, sep="/")
+    wanted = {path: array for path, array in paths.items() if not backbone_alone or path.split("/")[1] == "backbone"}
 
-    skipped, places, unknown = [], {}, []
-    index = _indices(model)
-    for name in sorted(state):
-        why = next((why for pattern, why in SKIPPED.items() if re.fullmatch(pattern, name)), None)
+    skipped = {name: why for name in sorted(state) if (why := _why_skipped(name))}
+    places = _places([name for name in sorted(state) if name not in skipped], rules, model, wanted, where)
+    classes = _NO_CLASSES
+    if table.background and not backbone_alone:
+        classes = _classes_in(state, places, wanted, num_classes, where)
+    variables = _fill(state, places, wanted, _Context(table.bgr, classes, _anchors(model)), where)
+    changes = []
+    if classes.number > num_classes:
+        changes.append(f"{classes.number} outputs, the first a background, became {num_classes} classes")
+    if table.bgr:
+        changes.append("the first convolution takes red, green, blue instead of blue, green, red")
+    dtypes = {state[name].dtype.name for name, _ in places.values()}
+    changes.extend(f"{dtype} became float32" for dtype in sorted(dtypes - {"float32"}))
+    is_coco = not backbone_alone and num_classes == len(COCO_NAMES) and classes.number in (0, _COCO_PLACES)
+    return Imported(
+        variables=unflatten_dict(variables, sep="/"),
+        report=ImportReport(
+            taken=tuple((name, path) for path, (name, _) in sorted(places.items())),
+            skipped=tuple(skipped.items()),
+            untouched=tuple(sorted(paths.keys() - wanted.keys())),
+            changes=tuple(changes),
+        ),
+        model=_merged(model, table.expects(backbone_alone)),
+        class_names=COCO_NAMES if is_coco else None,
+    )
+
+
+def _why_skipped(name: str) -> str | None:
+    return next((why for pattern, why in SKIPPED.items() if re.fullmatch(pattern, name)), None)
+
+
+def _places(
+    names: list[str], rules: tuple[Rule, ...], model: Mapping[str, Any], wanted: Mapping[str, Any], where: str
+) -> dict[str, tuple[str, Rule]]:
+    """Every path of ``wanted`` to the name of its tensor and the rule that says so.
+
+    Raises:
+        ValueError: if a name has no path, or a path no name.
+    """
+    places: dict[str, tuple[str, Rule]] = {}
+    unknown, index = [], _indices(model)
+    for name in names:
         place = _place(name, rules, index, wanted)
-        if why:
-            skipped.append((name, why))
-        elif place is None or place[0] in places:
+        if place is None or place[0] in places:
             unknown.append(name)
         else:
             places[place[0]] = (name, place[1])
     if unknown or len(places) < len(wanted):
         missing = sorted(wanted.keys() - places.keys())
         raise ValueError(
-            f"{where} do not fit the model: {len(places)} of {len(state)} tensors have a place in it; "
+            f"{where} do not fit the model: {len(places)} of {len(names)} tensors have a place in it; "
             f"without one: {_some(unknown)}; arrays of the model without a tensor: {_some(missing)}."
         )
+    return places
 
-    classes = _NO_CLASSES
-    if table.background and not backbone_alone:
-        classes = _classes_in(state, places, wanted, num_classes, where)
-    context = _Context(table.bgr, classes, _anchors(model))
-    filled, misfits, dtypes = {}, [], set()
+
+def _fill(
+    state: Mapping[str, np.ndarray],
+    places: Mapping[str, tuple[str, Rule]],
+    wanted: Mapping[str, Any],
+    context: _Context,
+    where: str,
+) -> dict[str, np.ndarray]:
+    """Every path to its array, arranged as ours is.
+
+    Raises:
+        ValueError: if an array is not of finite floats, or has another shape than ``wanted``.
+    """
+    filled, misfits = {}, []
     for path, (name, rule) in places.items():
-        array = _float32(np.asarray(state[name]), name, where)
-        dtypes.add(state[name].dtype.name)
+        array = _float32(state[name], name, where)
         arranged = LAYOUTS[rule.layout](array, context)
         if arranged.shape != tuple(wanted[path].shape):
             misfits.append(f"{name} {list(array.shape)}, which {path} {list(wanted[path].shape)} cannot take")
         filled[path] = np.asarray(arranged, order="C")  # Keeps a scalar a scalar, as ascontiguousarray does not.
     if misfits:
         raise ValueError(f"{where} have other shapes than the model: {_some(misfits)}.")
-    is_coco = not backbone_alone and num_classes == len(COCO_NAMES) and classes.number in (0, _COCO_PLACES)
-    changes = (
-        *(
-            [f"{classes.number} outputs, the first a background, became {num_classes} classes"]
-            * (classes.number > num_classes)
-        ),
-        *(["the first convolution takes red, green, blue instead of blue, green, red"] * table.bgr),
-        *(f"{dtype} became float32" for dtype in sorted(dtypes - {"float32"})),
-    )
-    report = ImportReport(
-        taken=tuple((name, path) for path, (name, _) in sorted(places.items())),
-        skipped=tuple(skipped),
-        untouched=tuple(untouched),
-        changes=changes,
-    )
-    return Imported(
-        variables=unflatten_dict(filled, sep="/"),
-        report=report,
-        model=_merged(model, table.expects(backbone_alone)),
-        class_names=COCO_NAMES if is_coco else None,
-    )
+    return filled
 
 
 def _place(
