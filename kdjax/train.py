@@ -7,10 +7,11 @@ images that are drawn) and ``result.json``.
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ from kdjax.models import build_detector
 from kdjax.optim import by_part, make_optimizer, make_schedule, paths, trained_norm, under
 from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
 from kdjax.state import TrainState, Variables, init_state
-from kdjax.types import Features, Sampling, Targets
+from kdjax.types import Batch, Features, Sampling, Targets
 from kdjax.weights import COCO_NAMES, Imported, LoadReport, import_state_dict, inherit, load_into, read_state_dict
 
 # Forced CPU devices abort when too many steps are in flight.
@@ -147,23 +148,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
             state = _refusing(checkpoints.restore, state)
             print(f"[{name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
         first = int(state.step)
-        batches = (
-            iter(())
-            if first == steps
-            else _refusing(
-                train_batches,
-                train_source,
-                batch_size=stage.batch_size,
-                image_size=make_sizing(config.data),
-                max_objects=config.data.max_objects,
-                seed=config.seed,
-                first_step=first,
-                augmentation=make_augmentation(config.data),
-                mask_size=config.data.mask_size if config.data.masks else 0,
-                num_threads=config.data.threads,
-                log=lambda text: print(f"[{name}] {text}", flush=True),
-            )
-        )
+        batches = iter(()) if first == steps else open_batches(config, name, first)
         teacher_variables = run.teacher and replicate(run.teacher.variables)
         key = replicate(jax.random.key(config.seed))
         throughput = Throughput(steps, stage.batch_size)
@@ -561,6 +546,28 @@ def open_split(config: ConfigDict, *, training: bool) -> IndexedSource:
 
 # The splits of the config at hand: stages share them.
 _opened = functools.lru_cache(maxsize=2)(open_source)
+
+
+def open_batches(config: ConfigDict, name: str, first_step: int) -> Iterator[Batch]:
+    """The training batches of a stage from a step on, on the host.
+
+    Raises:
+        UserError: there can be none; or, in the middle, an image that was there at the start cannot be read any more.
+    """
+    batches = _refusing(
+        train_batches,
+        open_split(config, training=True),
+        batch_size=config[name].batch_size,
+        image_size=make_sizing(config.data),
+        max_objects=config.data.max_objects,
+        seed=config.seed,
+        first_step=first_step,
+        augmentation=make_augmentation(config.data),
+        mask_size=config.data.mask_size if config.data.masks else 0,
+        num_threads=config.data.threads,
+        log=lambda text: print(f"[{name}] {text}", flush=True),
+    )
+    return (_refusing(next, batches) for _ in itertools.count())
 
 
 def check_data(config: ConfigDict) -> dict[str, IndexedSource]:

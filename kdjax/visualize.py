@@ -73,10 +73,7 @@ def save_predictions(
     rows = []
     for i, row in enumerate(zip(*predictions.values(), strict=True)):
         example = source[i]
-        truth = [
-            Mark(box, source.class_names[label] + " (crowd)" * crowd, _colour(label))
-            for box, label, crowd in zip(example.boxes, example.labels.tolist(), example.crowd.tolist(), strict=True)
-        ]
+        truth = truth_marks(example.boxes, example.labels, example.crowd, source.class_names)
         found = [
             [
                 Mark(box, f"{source.class_names[label]} {score:.2f}", _colour(label))
@@ -89,6 +86,39 @@ def save_predictions(
 
     captions = {"ground truth": ""} | dict.fromkeys(predictions, f"score {score_threshold:g} or more")
     _sheet(captions, rows).save(path, "PNG")
+
+
+def save_contact_sheet(
+    path: str | os.PathLike[str], pictures: Sequence[tuple[str, np.ndarray, Sequence[Mark]]], *, columns: int = 4
+) -> None:
+    """Saves a PNG of images with boxes, row by row.
+
+    Args:
+        path: of the picture.
+        pictures: caption, image (H, W, 3) uint8, RGB, and boxes of each.
+        columns: images in a row.
+    """
+    drawn = [(caption, draw_boxes(image, marks)) for caption, image, marks in pictures]
+    rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
+    heights = [max(picture.height for _, picture in row) + _TEXT + _GAP + 4 for row in rows]
+    size = _GAP + min(columns, len(drawn)) * (_PANEL + _GAP), _GAP + sum(heights)
+    sheet, font, y = Image.new("RGB", size, _PAPER), ImageFont.load_default(_TEXT), _GAP
+    draw = ImageDraw.Draw(sheet)
+    for row, height in zip(rows, heights, strict=True):
+        for column, (caption, picture) in enumerate(row):
+            x = _GAP + column * (_PANEL + _GAP)
+            sheet.paste(picture, (x, y))
+            draw.text((x, y + picture.height + 2), caption, _FAINT, font)
+        y += height
+    sheet.save(path, "PNG")
+
+
+def truth_marks(boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, class_names: Sequence[str]) -> list[Mark]:
+    """What to draw of annotated objects: boxes (n, 4) xyxy, labels (n,) int and crowd (n,) bool."""
+    return [
+        Mark(box, class_names[label] + " (crowd)" * group, _colour(label))
+        for box, label, group in zip(boxes, labels.tolist(), crowd.tolist(), strict=True)
+    ]
 
 
 def draw_boxes(image: np.ndarray, marks: Sequence[Mark]) -> Image.Image:

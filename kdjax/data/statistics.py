@@ -1,10 +1,46 @@
-"""What the boxes of a data set look like, class by class."""
+"""What the boxes of a data set look like, class by class and altogether."""
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax.data.sources import Source
 from kdjax.losses import ClassStatistics, uniform_statistics
+
+SMALL, MEDIUM = 32.0**2, 96.0**2
+"""COCO's size classes: objects of an area below the first, in pixels, are small; of the others, those below the second,
+medium."""
+
+
+class Columns(NamedTuple):
+    """All m objects of n images, without the images."""
+
+    size: np.ndarray
+    """(n, 2) int64: height and width of the images in pixels."""
+    image: np.ndarray
+    """(m,) int64: position of each object's image."""
+    boxes: np.ndarray
+    """(m, 4) float32, xyxy in pixels."""
+    labels: np.ndarray
+    """(m,) int32."""
+    crowd: np.ndarray
+    """(m,) bool."""
+    area: np.ndarray
+    """(m,) float32, pixels."""
+
+
+def columns(source: Source) -> Columns:
+    """Gathers the objects of a source, without decoding an image."""
+    every = [source.objects(index) for index in range(len(source))]
+    return Columns(
+        size=np.array([objects.size for objects in every], np.int64).reshape(-1, 2),
+        image=np.repeat(np.arange(len(every)), [len(objects.labels) for objects in every]),
+        boxes=np.concatenate([np.zeros((0, 4), np.float32), *(objects.boxes for objects in every)]),
+        labels=np.concatenate([np.zeros(0, np.int32), *(objects.labels for objects in every)]),
+        crowd=np.concatenate([np.zeros(0, bool), *(objects.crowd for objects in every)]),
+        area=np.concatenate([np.zeros(0, np.float32), *(objects.area for objects in every)]),
+    )
 
 
 def class_statistics(source: Source) -> ClassStatistics:
@@ -18,18 +54,70 @@ def class_statistics(source: Source) -> ClassStatistics:
         image, float32. A class without boxes has the size of :func:`kdjax.losses.uniform_statistics`; a source without
         boxes is described by it altogether.
     """
-    sizes, labels = [np.zeros((0, 2))], [np.zeros(0, np.int32)]
-    for index in range(len(source)):
-        objects = source.objects(index)
-        size = (objects.boxes[:, 2:] - objects.boxes[:, :2]) / np.array(objects.size[::-1], np.float32)
-        sizes.append(size[~objects.crowd])
-        labels.append(objects.labels[~objects.crowd])
-    size, label = np.concatenate(sizes), np.concatenate(labels)
+    found = columns(source)
+    side = (found.boxes[:, 2:] - found.boxes[:, :2]) / found.size[found.image][:, ::-1]
+    size, label = side[~found.crowd], found.labels[~found.crowd]
     default = uniform_statistics(len(source.class_names))
     if not len(label):
         return default
     mean, deviation = np.array(default.mean), np.array(default.deviation)
-    for found in np.unique(label):
-        mean[found], deviation[found] = size[label == found].mean(0), size[label == found].std(0)
+    for k in np.unique(label):
+        mean[k], deviation[k] = size[label == k].mean(0), size[label == k].std(0)
     count = np.bincount(label, minlength=len(source.class_names))
     return ClassStatistics(*(jnp.asarray(x, jnp.float32) for x in (count / count.sum(), mean, deviation)))
+
+
+def describe(source: Source) -> list[str]:
+    """What a person should know of a data set before training on it, as lines of text; crowds are counted apart."""
+    found = columns(source)
+    objects = Columns(found.size, *(column[~found.crowd] for column in found[1:]))
+    count = np.bincount(objects.image, minlength=len(source))
+    ratio = found.size[:, 1] / found.size[:, 0]
+    ratios = {
+        "below 1:2": ratio < 1 / 2,
+        "1:2 to 1:1": (ratio >= 1 / 2) & (ratio < 1),
+        "1:1": ratio == 1,
+        "1:1 to 2:1": (ratio > 1) & (ratio <= 2),
+        "above 2:1": ratio > 2,
+    }
+    sizes = {
+        "small": objects.area < SMALL,
+        "medium": (objects.area >= SMALL) & (objects.area < MEDIUM),
+        "large": objects.area >= MEDIUM,
+    }
+    sides = np.sort(objects.boxes[:, 2:] - objects.boxes[:, :2], axis=1)
+    return [
+        f"images: {len(source)}, {np.count_nonzero(count == 0)} of them without objects",
+        f"pixels: height {_range(found.size[:, 0])}; width {_range(found.size[:, 1])}",
+        f"width to height: {_shares(ratios)}",
+        f"objects: {len(objects.image)}, besides {np.count_nonzero(found.crowd)} crowds; in an image {_range(count)}",
+        f"COCO's size classes: {_shares(sizes)}",
+        f"pixels of boxes: shorter side {_range(sides[:, 0])}; longer side {_range(sides[:, 1])}",
+        *_histogram(source.class_names, objects),
+    ]
+
+
+def _range(values: np.ndarray) -> str:
+    if not len(values):
+        return "none"
+    return f"{values.min():.4g} to {values.max():.4g}, median {np.median(values):.4g}"
+
+
+def _shares(groups: dict[str, np.ndarray]) -> str:
+    """The members of each group, with their share in percent."""
+    return ", ".join(
+        f"{name} {np.count_nonzero(chosen)} ({100 * np.count_nonzero(chosen) / max(len(chosen), 1):.1f} %)"
+        for name, chosen in groups.items()
+    )
+
+
+def _histogram(class_names: tuple[str, ...], objects: Columns) -> list[str]:
+    """A table: of each class its objects, their share, and the images that have any."""
+    width = max(map(len, ("class", *class_names)))
+    count = np.bincount(objects.labels, minlength=len(class_names))
+    pairs = np.unique(np.stack([objects.labels, objects.image]), axis=1)
+    images = np.bincount(pairs[0], minlength=len(class_names))
+    share = 100 * count / max(count.sum(), 1)
+    return [f"{'class':{width}}   objects       %    images"] + [
+        f"{name:{width}} {count[k]:9} {share[k]:7.2f} {images[k]:9}" for k, name in enumerate(class_names)
+    ]

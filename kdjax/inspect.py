@@ -1,0 +1,57 @@
+"""Shows what a config trains on: ``python -m kdjax.inspect --config=configs/mgd.py``.
+
+Prints what was wrong with the data and what became of it, counts and sizes of both splits, and saves a picture of
+training images as the last stage sees them, augmented, with their boxes.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from kdjax.config import check_config
+from kdjax.data.statistics import describe
+from kdjax.errors import UserError
+from kdjax.main import CONFIG, parse, refuse
+from kdjax.train import check_data, open_batches
+from kdjax.visualize import Mark, save_contact_sheet, truth_marks
+
+_PICTURE = flags.DEFINE_string("picture", "training_images.png", "Where the picture of training images goes.")
+_IMAGES = flags.DEFINE_integer("images", 16, "Images in the picture.", lower_bound=1)
+
+
+def main(_: Sequence[str]) -> int:
+    """Prints and draws; returns the exit code."""
+    logging.set_verbosity(logging.ERROR)
+    config = CONFIG.value
+    try:
+        check_config(config, devices=jax.local_device_count())
+        splits = check_data(config)
+        for name, source in zip((config.data.train_split, config.data.eval_split), splits.values(), strict=True):
+            print("\n".join(["", f"{config.data.name}, {name}", *describe(source)]))
+        pictures = training_images(config, splits["train"].class_names)
+        save_contact_sheet(_PICTURE.value, list(itertools.islice(pictures, _IMAGES.value)))
+    except UserError as error:
+        return refuse(error)
+    except OSError as error:
+        return refuse(UserError(f"--picture={_PICTURE.value} cannot be written ({error.strerror})."))
+    print(f"\nTraining images are in {os.path.abspath(_PICTURE.value)}.")
+    return 0
+
+
+def training_images(config: ConfigDict, class_names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, list[Mark]]]:
+    """The images of the last stage's first batches without their padding, with captions and what to draw, endlessly."""
+    for step, batch in enumerate(open_batches(config, config.stages[-1], first_step=0)):
+        boxes, labels, valid, sizes, crowd = map(np.asarray, batch["targets"][:5])
+        for k, (height, width) in enumerate(sizes.tolist()):
+            there = valid[k] | crowd[k]
+            marks = truth_marks(boxes[k][there], labels[k][there], crowd[k][there], class_names)
+            yield f"step {step}, image {k}: {height} x {width}", np.asarray(batch["images"][k])[:height, :width], marks
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
