@@ -23,6 +23,8 @@ from kdjax.visualize import Mark, save_contact_sheet, truth_marks
 _PICTURE = flags.DEFINE_string("picture", "training_images.png", "Where the picture of training images goes.")
 _IMAGES = flags.DEFINE_integer("images", 16, "Images in the picture.", lower_bound=1)
 
+_GREY = (128, 128, 128)
+
 
 def main(_: Sequence[str]) -> int:
     """Prints and draws; returns the exit code."""
@@ -48,8 +50,9 @@ def training_images(config: ConfigDict, class_names: Sequence[str]) -> Iterator[
     for step, batch in enumerate(open_batches(config, config.stages[-1], first_step=0)):
         boxes, labels, valid, sizes, crowd = map(np.asarray, batch["targets"][:5])
         for k, (height, width) in enumerate(sizes.tolist()):
-            there = valid[k] | crowd[k]
-            marks = truth_marks(boxes[k][there], labels[k][there], crowd[k][there], class_names)
+            objects = boxes[k][valid[k]], labels[k][valid[k]], crowd[k][valid[k]]
+            # Regions to ignore have no class in a batch.
+            marks = truth_marks(*objects, class_names) + [Mark(box, "crowd", _GREY) for box in boxes[k][crowd[k]]]
             yield f"step {step}, image {k}: {height} x {width}", np.asarray(batch["images"][k])[:height, :width], marks
 
 

@@ -1,9 +1,10 @@
 """Class statistics against numbers worked out by hand."""
 
 import numpy as np
+import pytest
 
 from kdjax.data.sources import Objects, open_source
-from kdjax.data.statistics import class_statistics
+from kdjax.data.statistics import class_statistics, describe
 from kdjax.losses import uniform_statistics
 
 
@@ -52,3 +53,41 @@ def test_objects_are_those_of_the_examples(data_dir):
         assert objects.segmentation is example.segmentation is None
         for name in ("boxes", "labels", "crowd", "area"):
             np.testing.assert_array_equal(getattr(objects, name), getattr(example, name))
+
+
+def test_describing_counts_everything_once():
+    """Images of 50 x 200 pixels; boxes of 40 x 20, 80 x 10 and 60 x 5 pixels, and a crowd."""
+    source = Listed(
+        ([[0, 0, 0.2, 0.4], [0.5, 0.5, 0.9, 0.7]], [0, 0], [False, False]),
+        ([], [], []),
+        ([[0, 0, 1, 1], [0.1, 0.1, 0.4, 0.2]], [0, 2], [True, False]),
+    )
+    assert describe(source) == [
+        "images: 3, 1 of them without objects",
+        "pixels: height 50 to 50, median 50; width 200 to 200, median 200",
+        "width to height: below 1:2 0 (0.0 %), 1:2 to 1:1 0 (0.0 %), 1:1 0 (0.0 %), 1:1 to 2:1 0 (0.0 %), "
+        "above 2:1 3 (100.0 %)",
+        "objects: 3, besides 1 crowds; in an image 0 to 2, median 1",
+        "COCO's size classes: small 3 (100.0 %), medium 0 (0.0 %), large 0 (0.0 %)",
+        "pixels of boxes: shorter side 5 to 20, median 10; longer side 40 to 80, median 60",
+        "class   objects       %    images",
+        "cat           2   66.67         1",
+        "dog           0    0.00         0",
+        "emu           1   33.33         1",
+    ]
+
+
+def test_nothing_can_be_described():
+    lines = describe(Listed(([], [], [])))
+    assert lines[0] == "images: 1, 1 of them without objects"
+    assert lines[5] == "pixels of boxes: shorter side none; longer side none"
+
+
+@pytest.mark.parametrize(
+    ("area", "group"), [(1023, "small"), (1024, "medium"), (9215, "medium"), (9216, "large"), (1e6, "large")]
+)
+def test_size_classes_are_cocos(area, group):
+    source = Listed(([[0, 0, 0.2, 0.4]], [0], [False]))
+    objects = source.objects(0)._replace(area=np.array([area], np.float32))
+    source.objects = lambda _: objects
+    assert f"{group} 1 (100.0 %)" in describe(source)[4]
