@@ -1,5 +1,6 @@
 """Every kind of bad annotation file, and what must become of it; the numbers are those of ``folders.content``."""
 
+import copy
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import pytest
 
 from kdjax.data import coco
 from kdjax.data.check import Checks
+from kdjax.data.masks import rasterize
 from kdjax.data.sources import open_source
 from tests.data.folders import content, encoded, write
 
@@ -468,3 +470,69 @@ def test_mistakes_in_the_name_are_one_sentence(tmp_path, split, message):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"coco_json:{tmp_path}/none is no folder"):
         opened(tmp_path / "none")
+
+
+VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    2**70,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "5.png",
+    "\ud800",
+    [],
+    [[]],
+    {},
+    [1, 2, 3, 4],
+]
+
+
+def spoil(tree, rng):
+    """Puts an odd value in a random place of the content, or takes the place away, or doubles it."""
+    while True:
+        place = rng.choice(list(tree) if isinstance(tree, dict) else range(len(tree)))
+        if isinstance(tree[place], (dict, list)) and tree[place] and rng.random() < 0.98:
+            tree = tree[place]
+            continue
+        if rng.random() < 0.1:
+            del tree[place]
+        elif isinstance(tree, list) and rng.random() < 0.2:
+            tree.append(copy.deepcopy(tree[place]))
+        else:
+            tree[place] = copy.deepcopy(rng.choice(VALUES))
+        return
+
+
+def test_whatever_is_in_the_file_is_read_or_refused_in_a_sentence(tmp_path):
+    """Item 15 and the rest: 300 files with odd values and odd bytes; some of each outcome are met."""
+    rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
+    tree = content()
+    tree["annotations"][0]["segmentation"] = [[2, 3, 12, 3, 12, 23.125]]
+    tree["annotations"][1]["segmentation"] = {"size": [30, 40], "counts": "`U1"}
+    write(tmp_path, tree)
+    for _ in range(300):
+        spoilt = json.loads(json.dumps(tree))
+        spoil(spoilt, rng)
+        data = bytearray(json.dumps(spoilt).encode())
+        if rng.random() < 0.1:
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        (tmp_path / FILE).write_bytes(data)
+        try:
+            source = opened(tmp_path, lenient=rng.random() < 0.5)
+        except ValueError as error:
+            outcomes["refused"] += 1
+            assert "annotations_train.json" in str(error), error  # noqa: PT017
+            continue
+        outcomes["read"] += 1
+        for index in range(len(source)):
+            example = source[index]
+            assert len(example.boxes) == len(example.labels) == len(example.area)
+            assert np.isfinite(example.boxes).all()
+            assert (example.boxes[:, 2:] > example.boxes[:, :2]).all()
+            for segmentation in example.segmentation or ():
+                rasterize(segmentation, example.image.shape[:2])
+    assert min(outcomes.values()) > 30
