@@ -161,10 +161,10 @@ def check_counts(
 
 
 def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
-    """Several sources of the same classes as one, in order; their images have different ids.
+    """Several sources of the same classes as one, in order.
 
     Raises:
-        ValueError: the classes differ.
+        ValueError: the classes differ, or images have the same id.
     """
     first = parts[0]
     start = np.cumsum([0, *map(len, parts)])
@@ -176,6 +176,10 @@ def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
         for flaw, ids in part.report.flaws.items():
             report.settle(flaw, ids, str)
 
+    identity = np.concatenate([part.images.identity for part in parts])
+    if len(np.unique(identity)) != len(identity):
+        raise ValueError(f"{origin}: images of different parts have the same id.")
+
     def read(row: int) -> bytes:
         part = int(np.searchsorted(start, row, side="right")) - 1
         return parts[part].read(row - int(start[part]))
@@ -183,7 +187,7 @@ def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
     moved = [part.annotations._replace(image=part.annotations.image + k) for part, k in zip(parts, start, strict=False)]
     return IndexedSource(
         images=Images(
-            np.concatenate([part.images.identity for part in parts]),
+            identity,
             [name for part in parts for name in part.images.names],
             np.concatenate([part.images.size for part in parts]),
         ),

@@ -28,8 +28,8 @@ class _Record(NamedTuple):
     header: Header | ImageError
     image_id: int | None
     name: str
-    boxes: Any
-    """n times ymin, xmin, ymax, xmax, relative."""
+    boxes: np.ndarray
+    """(n, 4) float64: ymin, xmin, ymax, xmax, relative."""
     labels: Any
     crowd: Any
     area: Any
@@ -81,7 +81,8 @@ def open_prepared(
             part = f"{folder}{slash}{config}"
             builder = _builder(part, root, download)
             again = f"prepare it again with `{_command(part, root)} --overwrite`"
-            parts.append(_opened(f"tfds:{part}", builder, split, checks, again, sum(map(len, parts))))
+            first_id = int(parts[-1].images.identity.max()) + 1 if parts else 0
+            parts.append(_opened(f"tfds:{part}", builder, split, checks, again, first_id))
         return parts[0] if len(parts) == 1 else joined(f"tfds:{name} {split}", parts)
 
 
@@ -110,9 +111,16 @@ def _builder(name: str, root: epath.Path, download: bool) -> Any:
         path for path in versions if all((path / file).exists() for file in ("dataset_info.json", "features.json"))
     ]
     if complete:
-        return tfds.builder_from_directory(max(complete, key=lambda path: versions[path]))
+        newest = max(complete, key=lambda path: versions[path])
+        try:
+            return tfds.builder_from_directory(newest)
+        except Exception as error:  # Whatever a damaged description leads TFDS to.
+            raise ValueError(
+                f"tfds:{name}: {newest} cannot be opened ({type(error).__name__}): prepare it again with "
+                f"`{_command(name, root)} --overwrite`."
+            ) from error
     if not download:
-        half = ", only begun" if versions or any(".incomplete" in path.name for path in there) else ""
+        half = ", only begun" if versions or any("incomplete" in path.name for path in there) else ""
         raise ValueError(
             f"tfds:{name} is not prepared in {root}{half}: prepare it with `{_command(name, root)}`, or set "
             "config.data.download=True."
@@ -259,7 +267,7 @@ def _read(record: Any) -> _Record:
         header=header,
         image_id=int(record["image/id"]) if "image/id" in record else None,
         name=name.decode(errors="replace") if isinstance(name, bytes) else str(name),
-        boxes=objects["bbox"],
+        boxes=np.array(objects["bbox"], np.float64).reshape(-1, 4),
         labels=objects["label"],
         crowd=objects.get("is_crowd", objects.get("is_difficult")),
         area=objects.get("area"),
@@ -272,14 +280,14 @@ def _annotations(records: Sequence[_Record], sizes: np.ndarray, classes: int, re
     count = np.array([len(record.labels) for record in records], np.int64)
     image = np.repeat(np.arange(len(records)), count)
 
-    def column(values: Sequence[Any], dtype: Any, default: np.ndarray, shape: tuple[int, ...] = (-1,)) -> np.ndarray:
+    def column(values: Sequence[Any], dtype: Any, default: np.ndarray) -> np.ndarray:
         if any(value is None for value in values):
             return default
-        return np.concatenate([default[:0], *(np.asarray(value, dtype).reshape(shape) for value in values)])
+        return np.concatenate([default[:0], *(np.asarray(value, dtype) for value in values)])
 
     none = np.zeros(len(image))
     identity = column([r.identity for r in records], np.int64, np.arange(len(image)))
-    relative = column([r.boxes for r in records], np.float64, np.zeros((0, 4)), (-1, 4))
+    relative = np.concatenate([np.zeros((0, 4)), *(record.boxes for record in records)])
     labels = column([r.labels for r in records], np.int64, none.astype(np.int64))
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     names = [record.name for record in records]

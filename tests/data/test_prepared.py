@@ -390,10 +390,31 @@ def test_broken_images_are_left_out_or_refused(tmp_path):
     assert len(open_source("tfds:coco/2017", "train", tmp_path / "b", checks=Checks(lenient=True))) == 2
 
 
-def test_image_ids_are_unique(tmp_path):
+def test_image_ids_are_unique(coco, tmp_path):
     prepare("coco", "2017", coco_features(), {"train": [coco_example(1), coco_example(1)]}, tmp_path)
     with pytest.raises(ValueError, match="several images with the same image/id"):
         open_source("tfds:coco/2017", "train", tmp_path)
+    with pytest.raises(ValueError, match=r"tfds:coco/2017\+2017 train: images of different parts have the same id"):
+        open_source("tfds:coco/2017+2017", "train", coco)
+
+
+def test_images_left_out_leave_a_gap_in_the_numbers(tmp_path):
+    broken = voc_example(0, [1]) | {"image": encoded(30, 40, kind="JPEG")[:-300]}
+    for year, examples in (("2007", [broken, voc_example(1, [0])]), ("2012", [voc_example(2, [0])])):
+        prepare("voc", year, voc_features(), {"train": examples}, tmp_path, version="5.0.0")
+    source = open_source("tfds:voc/2007+2012", "train", tmp_path)
+    assert [source[k].image_id for k in range(len(source))] == [1, 2]
+    assert flaws(source) == {"images that cannot be decoded": ("left out", [0])}
+
+
+def test_a_damaged_description_is_refused(spoilt):
+    root, folder = spoilt
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text()[:-20])
+    with pytest.raises(
+        ValueError, match=r"tfds:coco/2017: .*/1.1.0 cannot be opened .*: prepare it again with `tfds build"
+    ):
+        open_source("tfds:coco/2017", "train", root)
 
 
 def test_empty_and_small_splits_are_refused(coco, tmp_path):
@@ -413,7 +434,7 @@ def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds, "builder", refuse)
     command = f"tfds build coco/2017 --data_dir={tmp_path} --file_format=array_record"
-    for half in ("", "1.1.0.incompleteABC", "1.1.0"):
+    for half in ("", "incomplete.GYP3FE_1.1.0", "1.1.0"):
         if half:
             (tmp_path / "coco" / "2017" / half).mkdir(parents=True)
         with pytest.raises(ValueError, match="tfds:coco/2017 is not prepared in") as error:
