@@ -12,7 +12,7 @@ import numpy as np
 
 from kdjax.data.check import CROWDED, CUT_OFF, Annotations, DataReport, Images, compare_classes
 from kdjax.data.images import UndecodableError, decode
-from kdjax.data.outlines import Outlines
+from kdjax.data.outlines import Outlines, OutlinesOf
 from kdjax.data.sources import Example, Objects
 
 _SKIPPING = threading.Lock()
@@ -95,7 +95,7 @@ class IndexedSource:
             labels=self.annotations.labels[rows],
             crowd=self.annotations.crowd[rows],
             area=self.annotations.area[rows],
-            segmentation=tuple(self.outlines[k] for k in range(rows.start, rows.stop)) if self.outlines else None,
+            segmentation=OutlinesOf(self.outlines, range(rows.start, rows.stop)) if self.outlines else None,
         )
 
     def fingerprint(self) -> str:

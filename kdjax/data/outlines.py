@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -58,12 +58,33 @@ class Outlines:
     runs: dict[int, dict[str, Any]]
     """Run-length encodings, by the position of the objects that have one instead of polygons."""
 
-    def __getitem__(self, row: int) -> Segmentation:
+    def of(self, row: int) -> Segmentation:
         """The segmentation of one object."""
         if row in self.runs:
             return self.runs[row]
         polygons = range(int(self.first[row]), int(self.first[row + 1]))
         return [self.points[self.start[k] : self.stop[k]].tolist() for k in polygons]
+
+
+class OutlinesOf(Sequence[Segmentation]):
+    """The segmentations of some neighbouring objects, made when they are asked for: most readers want none."""
+
+    def __init__(self, outlines: Outlines, rows: range):
+        """Nothing is made yet; ``rows`` are the objects' positions in ``outlines``."""
+        self._outlines, self._rows = outlines, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Segmentation: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "OutlinesOf": ...
+
+    def __getitem__(self, index: int | slice) -> "Segmentation | OutlinesOf":
+        rows = self._rows[index]
+        return OutlinesOf(self._outlines, rows) if isinstance(rows, range) else self._outlines.of(rows)
 
 
 def usable_outlines(

@@ -1,6 +1,7 @@
 """Annotated images by one name: a random-access sequence of examples and the names of their classes."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -32,7 +33,7 @@ class Example(NamedTuple):
     """(n,) bool: the box holds a group of objects; evaluation ignores what is found there."""
     area: np.ndarray
     """(n,) float32: pixels of the object itself (COCO's size classes are made of it), not of its box."""
-    segmentation: tuple[Segmentation, ...] | None = None
+    segmentation: Sequence[Segmentation] | None = None
     """One for each object; None where the data set has none."""
 
 
@@ -51,7 +52,7 @@ class Objects(NamedTuple):
     """(n,) bool."""
     area: np.ndarray
     """(n,) float32, pixels."""
-    segmentation: tuple[Segmentation, ...] | None = None
+    segmentation: Sequence[Segmentation] | None = None
     """One for each object; None where the data set has none."""
 
     def in_image(self, image: np.ndarray) -> Example:

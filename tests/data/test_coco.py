@@ -263,12 +263,13 @@ def test_crowds_are_kept(tmp_path):
     tree["annotations"][1]["segmentation"] = [[21, 3, 28, 3, 25, 9], [21, 3, 28, 3, 25, 8, 22, 8]]
     source = opened(write(tmp_path, tree))
     np.testing.assert_array_equal(source.annotations.crowd, [False, False, True])
-    assert source.objects(0).segmentation == (
+    assert tuple(source.objects(0).segmentation) == (
         [[2, 3, 12, 3, 12, 23.125]],
         [[21, 3, 28, 3, 25, 9], [21, 3, 28, 3, 25, 8, 22, 8]],
     )
-    assert source[1].segmentation == (runs,)
-    assert source[2].segmentation == ()
+    assert list(source[1].segmentation) == [runs]
+    assert len(source[2].segmentation) == 0
+    assert source[0].segmentation[-1][0] == source[0].segmentation[1:][0][0] == [21, 3, 28, 3, 25, 9]
     assert flaws(source) == {}
     for entry in tree["annotations"]:
         entry["iscrowd"] = 1
@@ -307,8 +308,8 @@ def test_an_object_without_segmentation_gets_its_box_where_others_have_one(tmp_p
     tree["annotations"][1]["segmentation"] = [[1, 2, 3, 4], [21, 3, 28, 3, 25, 9]]
     tree["annotations"][2]["segmentation"] = {"size": [30, 40], "counts": "`U1"}
     source = opened(write(tmp_path, tree))
-    assert source.objects(0).segmentation == ([[2, 3, 12, 3, 12, 23, 2, 23]], [[21, 3, 28, 3, 25, 9]])
-    assert source.objects(1).segmentation == ({"size": [30, 40], "counts": "`U1"},)
+    assert tuple(source.objects(0).segmentation) == ([[2, 3, 12, 3, 12, 23, 2, 23]], [[21, 3, 28, 3, 25, 9]])
+    assert tuple(source.objects(1).segmentation) == ({"size": [30, 40], "counts": "`U1"},)
     (counted,) = flaws(source).values()
     assert counted == ("repaired", [11])
 

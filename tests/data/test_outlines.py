@@ -75,5 +75,5 @@ def test_a_polygon_that_cannot_be_stored_leaves_the_others_whole(numbers):
         [entry["segmentation"] for entry in entries], store, np.array([[1, 2, 3, 4]] * 2), np.full((2, 2), 10)
     )
     assert boxed.tolist() == [0]
-    assert outlines[0] == [[1, 2, 3, 2, 3, 4, 1, 4]]
-    assert outlines[1] == [[0.5, 2, 3, 4, 5, 6], [7, 8, 7, 8, 7, 8]]
+    assert outlines.of(0) == [[1, 2, 3, 2, 3, 4, 1, 4]]
+    assert outlines.of(1) == [[0.5, 2, 3, 4, 5, 6], [7, 8, 7, 8, 7, 8]]
