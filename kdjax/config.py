@@ -157,9 +157,12 @@ def base_config() -> ConfigDict:
             # Also train the identical student without a teacher, and print the difference.
             compare=False,
             data=dict(
+                # shapes, which is generated; tfds:<name>, such as tfds:coco/2017 or tfds:voc/2007+2012; or
+                # coco_json:<folder> for images with annotations in COCO's format.
                 name="shapes",
-                # Where data sets lie; "" is the default folder of tensorflow-datasets.
+                # Where data sets lie; "" is the default folder of tensorflow-datasets, or the working directory.
                 data_dir="",
+                # With a slice, if wanted, such as train[:1000]; of coco_json also <json file>:<folder of its images>.
                 train_split="train",
                 eval_split="validation",
                 # Let tensorflow-datasets download and prepare a set that is missing.
