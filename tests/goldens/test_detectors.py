@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
@@ -35,7 +34,7 @@ PIXELS = 0.999
 
 CASES = find_cases("detectors")
 
-# Everything runs once: compiling takes longer than running.
+# Everything runs once: compiling takes longer than running, also of single operations, for which there is NumPy.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 # What the originals' configs say and weights do not, by architecture. The backbone is read off the config's name.
@@ -140,10 +139,10 @@ class Computed(NamedTuple):
 
 def compute(case: Case, source: str, model: dict[str, Any], num_classes: int, first_label: int) -> Computed:
     """Imports the case's weights and runs the detector on its images."""
-    images = jnp.asarray(case.whole("image"))
+    images = case.whole("image")
     if SOURCES[source].bgr:
         images = images[..., ::-1]  # The importer turned the first convolution around.
-    image_size = jnp.tile(jnp.array(case.meta["image_size"]), (len(images), 1))
+    image_size = np.tile(np.array(case.meta["image_size"], np.int32), (len(images), 1))
     like = jax.eval_shape(build_detector(model, num_classes).init, jax.random.key(0), images)
     state = synthetic_state_dict(case.spec, case.meta["weight_seed"])
     imported = import_state_dict(state, source, model=model, like=like, num_classes=num_classes)
@@ -160,9 +159,9 @@ def make_targets(case: Case, image_size: jax.Array, first_label: int) -> Targets
     labels = [case.whole(f"target_{i}/labels") - first_label for i in range(len(image_size))]
     room = max(1, *map(len, boxes))
     return Targets(
-        boxes=jnp.stack([np.pad(x, ((0, room - len(x)), (0, 0))) for x in boxes]),
-        labels=jnp.stack([np.pad(x, (0, room - len(x))) for x in labels]).astype(jnp.int32),
-        valid=jnp.stack([jnp.arange(room) < len(x) for x in boxes]),
+        boxes=np.stack([np.pad(x, ((0, room - len(x)), (0, 0))) for x in boxes]),
+        labels=np.stack([np.pad(x, (0, room - len(x))) for x in labels]).astype(np.int32),
+        valid=np.stack([np.arange(room) < len(x) for x in boxes]),
         image_size=image_size,
     )
 
@@ -186,7 +185,7 @@ def check_maps(case: Case, names: list[str], maps: list[Features]) -> None:
         else:
             expected = case.arrays[f"head/{name}"]
             images, _, channels = expected.shape
-            joined = jnp.concatenate([x.reshape(images, -1, channels) for x in levels.values()], axis=1)
+            joined = np.concatenate([np.reshape(x, (images, -1, channels)) for x in levels.values()], axis=1)
             assert_close(joined, expected, name, OUTPUT_TOLERANCE)
 
 
@@ -238,14 +237,10 @@ def check_retinanet(case: Case, computed: Computed, first_label: int) -> None:
     detector, predictions = computed.detector, computed.predictions
     check_maps(case, ["cls_logits", "bbox_regression"], [predictions.logits, predictions.deltas])
     if "anchors" in case.arrays:
-        anchors = pyramid_anchors(
-            {level: x.shape[1:3] for level, x in predictions.logits.items()},
-            scale=detector.anchor_scale,
-            octaves=detector.anchor_octaves,
-            ratios=detector.anchor_ratios,
-            convention=detector.convention,
-        )
-        assert_close(jnp.concatenate(list(anchors.values())), case.arrays["anchors"], "anchors", OUTPUT_TOLERANCE)
+        sizes = {level: x.shape[1:3] for level, x in predictions.logits.items()}
+        options = {"scale": detector.anchor_scale, "octaves": detector.anchor_octaves, "ratios": detector.anchor_ratios}
+        anchors = jit(functools.partial(pyramid_anchors, sizes, **options, convention=detector.convention))()
+        assert_close(np.concatenate(list(anchors.values())), case.arrays["anchors"], "anchors", OUTPUT_TOLERANCE)
     is_mmdet = case.meta["source"] == "mmdet"
     names = ("loss_cls", "loss_bbox") if is_mmdet else ("classification", "bbox_regression")
     check_losses(case, computed, dict(zip(("cls", "box"), names, strict=True)))
@@ -275,11 +270,11 @@ def check_rcnn(case: Case, computed: Computed, first_label: int) -> None:
             assert_close(actual, array, f"{name} of {level}", OUTPUT_TOLERANCE)
     check_proposals(case, predictions.proposals, "proposals")
     if not is_mmdet:
-        anchors = jnp.concatenate(list(detector.anchors(predictions.rpn).values()))
+        anchors = np.concatenate(list(jit(detector.anchors)(predictions.rpn).values()))
         assert_close(anchors, case.arrays["anchors"], "anchors", OUTPUT_TOLERANCE)
         check_rois(case, computed)
     check_rcnn_losses(case, computed)
-    found = jax.jit(detector.decode)(predictions, computed.image_size)
+    found = jit(detector.decode)(predictions, computed.image_size)
     check_detections(case, found, first_label)
     if detector.masks:
         check_masks(case, computed, first_label)
@@ -302,27 +297,25 @@ def check_proposals(case: Case, proposals: Proposals, name: str) -> None:
 def check_rois(case: Case, computed: Computed) -> None:
     """Features and outputs of torchvision's proposals; in both, its background comes first."""
     detector = computed.detector
-    rois = jnp.stack(case.indexed("proposals_{}"))
-    run = functools.partial(jax.jit(detector.apply, static_argnames=("size", "stage", "method")), computed.variables)
+    rois = np.stack(case.indexed("proposals_{}"))
+    run = functools.partial(jit(detector.apply, static_argnames=("size", "stage", "method")), computed.variables)
     pooled = run(computed.features, rois, size=7, method="pool")
-    assert_close(pooled[0, :16], case.arrays["pooled_first16"], "pooled", OUTPUT_TOLERANCE)
+    assert_close(np.asarray(pooled)[0, :16], case.arrays["pooled_first16"], "pooled", OUTPUT_TOLERANCE)
     logits, deltas = run(features=computed.features, rois=rois, stage=0, method="look")
-    logits = jnp.roll(logits.reshape(-1, logits.shape[-1]), 1, axis=-1)
+    logits = np.roll(np.reshape(logits, (-1, logits.shape[-1])), 1, axis=-1)
     assert_close(logits, case.arrays["roi/class_logits"], "class logits", OUTPUT_TOLERANCE)
-    assert_close(deltas.reshape(len(logits), -1), case.whole("roi/box_regression")[:, 4:], "boxes", OUTPUT_TOLERANCE)
+    assert_close(
+        np.reshape(deltas, (len(logits), -1)), case.whole("roi/box_regression")[:, 4:], "boxes", OUTPUT_TOLERANCE
+    )
 
 
 def check_rcnn_losses(case: Case, computed: Computed) -> None:
     """Of all anchors and all RoIs: the originals drew no sample."""
     detector, targets, rpn = computed.detector, computed.targets, computed.predictions.rpn
-    proposals = jax.jit(
-        functools.partial(
-            propose,
-            candidates=detector.train_candidates,
-            proposals=detector.train_proposals,
-            convention=detector.convention,
-        )
-    )(rpn, detector.anchors(rpn), computed.image_size)
+    options = {"candidates": detector.train_candidates, "proposals": detector.train_proposals}
+    proposals = jit(functools.partial(propose, **options, convention=detector.convention))(
+        rpn, jit(detector.anchors)(rpn), computed.image_size
+    )
     is_mmdet = case.meta["source"] == "mmdet"
     if not is_mmdet:
         check_proposals(case, proposals, "train_proposals")
@@ -330,12 +323,12 @@ def check_rcnn_losses(case: Case, computed: Computed) -> None:
         targets = targets._replace(masks=filled(targets.boxes, case.meta["image_size"]))
     sampling = Sampling(targets, jax.random.split(jax.random.key(0), len(targets.boxes)))
     # No more slots than there are proposals. Masks, which cost most, get a quarter of them unless more are positive.
-    count = max(1, int(proposals.valid.sum(axis=1).max()))
+    count = max(1, int(np.sum(proposals.valid, axis=1).max()))
     for samples in (count + targets.boxes.shape[1], 0):
         detector = detector.clone(anchor_samples=0, roi_samples=samples, train_proposals=count)
-        heads = jax.jit(functools.partial(detector.apply, method="heads"))
+        heads = jit(functools.partial(detector.apply, method="heads"))
         predictions = heads(computed.variables, computed.features, computed.image_size, sampling)
-        most = max(int(stage.matches.positive.sum(axis=1).max()) for stage in predictions.stages)
+        most = max(int(np.sum(stage.matches.positive, axis=1).max()) for stage in predictions.stages)
         if most < int(samples * POSITIVE_ROIS):
             break
     if is_mmdet:
@@ -358,7 +351,7 @@ def filled(boxes: jax.Array, size: tuple[int, int]) -> Masks:
         for place, (left, top, right, bottom) in enumerate(places):
             grid[image, place, : min(bottom, size[0]) - top, : min(right, size[1]) - left] = True
     near = corners[..., :2].astype(np.float32)
-    return Masks(jnp.asarray(grid), jnp.asarray(np.concatenate([near, near + cells], axis=-1)))
+    return Masks(grid, np.concatenate([near, near + cells], axis=-1))
 
 
 def check_masks(case: Case, computed: Computed, first_label: int) -> None:
@@ -368,10 +361,10 @@ def check_masks(case: Case, computed: Computed, first_label: int) -> None:
         expected = case.arrays[name]
         count = expected.shape[0]
         boxes, labels = (case.whole(f"detection_{image}/{part}")[None, :count] for part in ("boxes", "labels"))
-        found = Detections(jnp.asarray(boxes), jnp.zeros(count), jnp.asarray(labels - first_label), jnp.ones(count))
-        features = {level: x[image : image + 1] for level, x in computed.features.items()}
-        apply = jax.jit(functools.partial(computed.detector.apply, method="find_masks"))
-        masks = np.asarray(apply(computed.variables, features, found)[0])
+        found = Detections(boxes, np.zeros((1, count)), labels - first_label, np.ones((1, count), bool))
+        features = {level: np.asarray(x)[image : image + 1] for level, x in computed.features.items()}
+        apply = jit(functools.partial(computed.detector.apply, method="find_masks"))
+        masks = np.asarray(apply(computed.variables, features, found))[0]
         if case.meta["source"] == "torchvision":
             assert_close(masks[:, None], expected, name, OUTPUT_TOLERANCE)
             continue
