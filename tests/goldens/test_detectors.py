@@ -121,8 +121,8 @@ def original(meta: dict[str, Any]) -> Original:
         model = model | {"head": IMPROVED_FCOS}
     if model:
         model = model | {"backbone": {"depth": depth, **dict(zip(("groups", "base_width"), groups, strict=False))}}
-    caffe = {"retinanet": "mmdet_caffe", "fcos": "mmdet_detectron"}
-    return Original(caffe[name] if "caffe" in backbone else "mmdet", model, num_classes, 0)
+    source = "mmdet" if "caffe" not in backbone else "mmdet_detectron" if name == "fcos" else "mmdet_caffe"
+    return Original(source, model, num_classes, 0)
 
 
 class Computed(NamedTuple):

@@ -1,12 +1,10 @@
 """Every loss against what the authors' own code computed: values and gradients of every case that is there.
 
-The cases are read from ``losses/`` of the folder named by the environment variable ``KDJAX_GOLDENS``; without it from
-``../shared/goldens`` beside the repository where that exists, else from the copy that lies beside this file.
+The cases are those that :mod:`tests.goldens.cases` finds.
 """
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +17,13 @@ from kdjax import losses
 from kdjax.losses.icd import attention_logits
 from kdjax.methods.icd import MLP, DecoderLayer, Values
 from kdjax.methods.mgd import Generation
+from tests.goldens.cases import find_cases, no_cases
 
 Arrays = dict[str, Any]
 VALUE_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 
-
-def find_cases() -> list[Path]:
-    here = Path(__file__).resolve().parent
-    beside = here.parents[2] / "shared" / "goldens"
-    default = beside if beside.is_dir() else here
-    return sorted((Path(os.environ.get("KDJAX_GOLDENS", default)) / "losses").glob("*.npz"))
-
-
-CASES = find_cases()
+CASES = find_cases("losses")
 
 
 def nest(flat: Arrays) -> Arrays:
@@ -246,8 +237,7 @@ CHECKS = {"icd": check_icd, "mgd": check_mgd, "maskd_tokens": check_maskd_tokens
 
 
 def test_there_are_cases() -> None:
-    folder = os.environ.get("KDJAX_GOLDENS", "the default folder")
-    assert CASES, f"No case losses/*.npz in {folder}: a folder of goldens without cases is a failure."
+    assert CASES, no_cases("losses")
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
