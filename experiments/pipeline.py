@@ -1,6 +1,6 @@
 """Images a second of the input pipeline beside a bare loop: ``python -m experiments.pipeline``, 640x480 to 800x1088.
 
-The bare loop decodes and resizes with Pillow and keeps nothing, in as many threads; both run in turn in one process.
+The bare loop decodes and resizes to an array with Pillow, in as many threads; both run in turn in one process.
 The images are made here from a seed, or come from a data set.
 """
 
@@ -87,7 +87,8 @@ def bare_loop(source: Any) -> Iterator[int]:
         with Image.open(io.BytesIO(data)) as file:
             image = file.convert("RGB")
         scale = float(SIZING.scale(np.array(image.size[::-1]), np.array(SIZING.shapes[0])))
-        image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+        size = round(image.width * scale), round(image.height * scale)
+        np.asarray(image.resize(size, Image.Resampling.BILINEAR))
         return 1
 
     with ThreadPoolExecutor(_THREADS.value) as pool:
