@@ -230,6 +230,12 @@ class RCNN(nn.Module):
             raise ValueError(f"RCNN's convention is one of {CONVENTIONS}, not {self.convention!r}.")
         if not 1 <= self.stages <= len(STAGES):
             raise ValueError(f"RCNN has 1 to {len(STAGES)} stages, not {self.stages}.")
+        for field in ("train_candidates", "train_proposals", "candidates", "proposals", "max_detections"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"RCNN's {field} is at least 1, not {getattr(self, field)}.")
+        for field in ("anchor_samples", "roi_samples"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"RCNN's {field} is at least 0, which takes all, not {getattr(self, field)}.")
         super().__post_init__()
 
     @property

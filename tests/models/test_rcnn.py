@@ -414,3 +414,7 @@ def test_mistakes_are_one_clear_sentence():
         detector(convention="detectron")
     with pytest.raises(ValueError, match="1 to 3 stages, not 4"):
         detector(stages=4)
+    with pytest.raises(ValueError, match="train_proposals is at least 1, not 0"):
+        detector(train_proposals=0)
+    with pytest.raises(ValueError, match="roi_samples is at least 0, which takes all, not -1"):
+        detector(roi_samples=-1)
