@@ -110,6 +110,7 @@ def save_model(
     model: Mapping[str, Any],
     class_names: tuple[str, ...],
     image_size: tuple,
+    category_ids: tuple[int, ...] = (),
 ) -> None:
     """Writes a trained detector alone, with the config that rebuilds it: what :func:`load_student` reads.
 
@@ -121,8 +122,14 @@ def save_model(
         model: the plain dict that :func:`kdjax.models.build_detector` takes.
         class_names: names of the labels, in order.
         image_size: height and width in pixels that the model was trained at.
+        category_ids: what the annotations that it learnt from call the labels, in order; () where that is not known.
     """
-    description = {"model": dict(model), "class_names": list(class_names), "image_size": list(image_size)}
+    description = {
+        "model": dict(model),
+        "class_names": list(class_names),
+        "category_ids": list(category_ids),
+        "image_size": list(image_size),
+    }
     _write(folder, variables, MODEL_FILE, description)
 
 

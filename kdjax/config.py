@@ -215,7 +215,9 @@ def tiny(config: ConfigDict) -> ConfigDict:
         stage.model.backbone = ConfigDict(dict(depth=10, width=0.125))
         stage.model.neck.update(channels=16, max_level=6)
         stage.model.head.update(TINY_HEADS[stage.model.name])
-        stage.update(weights="", source="", freeze=(), batch_size=8, base_batch=8, steps=2, teacher_floor=0.0)
+        # Nothing is known to the backbones, and they have fewer blocks.
+        stage.freeze = tuple(path for path in stage.freeze if not path.startswith("student/backbone/"))
+        stage.update(weights="", source="", batch_size=8, base_batch=8, steps=2, teacher_floor=0.0)
     return config
 
 

@@ -47,10 +47,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         config, baselines = add_baseline(config)
         stages += baselines
     folders = {name: workdir / "stages" / name for name in stages}
+    splits = check_data(config)
     for name, folder in folders.items():
         check_claim(config, name, folder)
     write_json(workdir / "config.json", config.to_dict())
-    splits = check_data(config)
     _report_data(workdir, splits)
     results: dict[str, dict[str, Any]] = {}
     finished: dict[str, Finished] = {}

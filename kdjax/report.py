@@ -250,13 +250,19 @@ def summary_table(rows: Sequence[Row], baseline: Row | None = None) -> str:
         rows: the models in order, the student last.
         baseline: the same student trained without a teacher: one more row, and below it what the teacher was worth.
     """
-    table = [["model", *_COLUMNS, "params"]]
+    columns = _COLUMNS
+    if any("mask_AP" in row.metrics for row in rows):
+        columns = _COLUMNS | {"mask AP": "mask_AP"}
+    table = [["model", *columns, "params"]]
     for model, metrics, parameters in [*rows, *([baseline] if baseline else [])]:
-        values = [_known(metrics[name], ".1f") for name in _COLUMNS.values()]
+        values = [_known(metrics.get(name, math.nan), ".1f") for name in columns.values()]
         table.append([model, *values, f"{parameters / 1e6:.2f} M"])
     if baseline:
         student = rows[-1].metrics
-        gains = [_known(student[name] - baseline.metrics[name], "+.1f") for name in _COLUMNS.values()]
+        gains = [
+            _known(student.get(name, math.nan) - baseline.metrics.get(name, math.nan), "+.1f")
+            for name in columns.values()
+        ]
         table.append(["gain", *gains, ""])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [

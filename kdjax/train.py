@@ -229,7 +229,7 @@ def _report_progress(
 
 
 def _in_words(metrics: Mapping[str, Any]) -> str:
-    return "  ".join(f"{key} {metrics[key]:.1f}" for key in ("AP", "AP50", "AP75"))
+    return "  ".join(f"{key} {metrics[key]:.1f}" for key in ("AP", "AP50", "AP75", "mask_AP") if key in metrics)
 
 
 def _check_teacher(
@@ -591,7 +591,10 @@ def check_data(config: ConfigDict) -> dict[str, IndexedSource]:
 
 
 def identity(config: ConfigDict, name: str) -> dict[str, Any]:
-    """What determines a stage's result, as plain JSON: its section, the data, the seed, and all that it draws from."""
+    """What determines a stage's result, as plain JSON: its section, the data, the seed, and all that it draws from.
+
+    The data are known by their splits' fingerprints.
+    """
     stage = config[name]
     sources = {
         field: identity(config, stage[field]) if stage[field] in config else _refusing(describe, stage[field])
@@ -600,6 +603,7 @@ def identity(config: ConfigDict, name: str) -> dict[str, Any]:
     }
     section = {key: value for key, value in stage.to_dict().items() if key not in _WITHOUT_EFFECT}
     data = {key: value for key, value in config.data.to_dict().items() if key not in _WITHOUT_EFFECT}
+    data |= {key: open_split(config, training=key == "train").fingerprint() for key in ("train", "eval")}
     if stage.weights:
         with open(stage.weights, "rb") as file:
             sources["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -638,13 +642,13 @@ def _export(
     folder: Path,
     run: Run,
     state: TrainState,
-    source: Source,
+    source: IndexedSource,
     detections: list[ImageDetections],
 ) -> None:
     """Writes the trained model, what its method learnt, and the detections of the first images."""
     stage = config[name]
     image_size = make_sizing(config.data).shapes[0]
-    save_model(folder / "model", state.student(), run.model, source.class_names, image_size)
+    save_model(folder / "model", state.student(), run.model, source.class_names, image_size, source.category_ids)
     if state.params["method"]:
         save_method(folder / "method", state.params["method"], stage.method.to_dict())
     write_json(folder / "detections.json", [found._asdict() for found in detections[:MOST_PICTURES]])

@@ -15,10 +15,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import kdjax
-from kdjax import pipeline
-from kdjax.config import base_config
+from kdjax import pipeline, train
+from kdjax.config import base_config, differences
+from kdjax.config import tiny as tiny_config
 from kdjax.errors import NumericError, UserError
 from kdjax.models import build_detector
+from tests.data import folders
 from tests.runs import rows, tiny, with_teacher
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +90,21 @@ def test_a_student_of_another_teacher_is_not_taken_for_finished(teacher, data_di
     with pytest.raises(UserError, match=r"stages/student holds .*from.teacher.stage.optimizer.momentum: 0.9 -> 0.8"):
         pipeline.run(config, workdir)
     assert not (workdir / "stages" / "teacher").exists()
+
+
+def test_other_annotations_under_the_same_name_are_other_data(tmp_path):
+    config = tiny_config(base_config())
+    content = folders.content()
+    for images, file in (("train", "annotations_train.json"), ("val", "annotations_val.json")):
+        folders.write(tmp_path / "data", content, file, images)
+    config.data.name = f"coco_json:{tmp_path / 'data'}"
+    before = train.identity(config, "student")
+    assert train.identity(config, "student") == before
+    content["annotations"][0]["bbox"][0] = 4
+    folders.write(tmp_path / "data", content)
+    train._opened.cache_clear()
+    changed = differences(before, train.identity(config, "student"))
+    assert [change.partition(":")[0] for change in changed] == ["data.train", "from.teacher.data.train"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_words(teacher, data_dir, tmp_path):
