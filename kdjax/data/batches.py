@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections import deque
+import weakref
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypedDict, TypeVar, cast
@@ -39,6 +40,27 @@ class EvalBatch(TypedDict):
     """(N,) int64: ``Example.image_id``; -1 for blank images."""
     real: np.ndarray
     """(N,) bool: False for the blank images that fill the last batch of a shape."""
+
+
+class _Memory:
+    """Memory for the images of batches, given out again once nothing refers to it any more.
+
+    The first touch of fresh memory costs more than the copy of an image, and freed blocks of this size go back to the
+    system.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[bytearray]] = defaultdict(list)
+
+    def images(self, count: int, shape: Size) -> np.ndarray:
+        """(count, H, W, 3) uint8, whatever it held before."""
+        size = count * shape[0] * shape[1] * 3
+        free = self._free[size]
+        block = free.pop() if free else bytearray(size)
+        flat = np.frombuffer(block, np.uint8)
+        # NumPy and JAX refer to this array from whatever they make of its memory.
+        weakref.finalize(flat, free.append, block).atexit = False
+        return flat.reshape(count, *shape, 3)
 
 
 class _Targets(NamedTuple):
@@ -117,11 +139,12 @@ def train_batches(
     sizes = sizing(image_size)
     order = Order(_choose_shapes(source, sizes, log), batch_size, seed, NUMBERS)
     index = np.arange(local_size, dtype=np.int32) + process_index * local_size
+    memory = _Memory()
 
     def batch(step: int) -> tuple[Batch, Sequence[Task]]:
         bucket, positions = order.batch(step)
         shape = sizes.shapes[bucket]
-        images = np.zeros((local_size, *shape, 3), np.uint8)
+        images = memory.images(local_size, shape)
         targets = _Targets.empty(local_size, max_objects, mask_size)
 
         def fill(row: int, position: int) -> None:
@@ -173,12 +196,13 @@ def eval_batches(
         raise ValueError("the source has no examples")
     sizes = sizing(image_size)
     buckets = _choose_shapes(source, sizes, logging.info)
+    memory = _Memory()
 
     def batch(part: tuple[Size, np.ndarray]) -> tuple[EvalBatch, Sequence[Task]]:
         shape, index = part
         blank = np.tile(np.array(shape, np.int32), (local_size, 1))
         batch = EvalBatch(
-            images=np.zeros((local_size, *shape, 3), np.uint8),
+            images=memory.images(local_size, shape),
             image_size=blank.copy(),
             original_size=blank,
             image_id=np.full(local_size, -1, np.int64),
@@ -193,6 +217,7 @@ def eval_batches(
             batch["image_id"][row], batch["original_size"][row] = example.image_id, example.image.shape[:2]
             batch["image_size"][row] = _put(fit(example, shape, sizes).image, batch["images"][row])
 
+        batch["images"][~batch["real"]] = 0
         return batch, [functools.partial(fill, row) for row in np.flatnonzero(batch["real"]).tolist()]
 
     def parts() -> Iterator[tuple[Size, np.ndarray]]:
@@ -253,9 +278,9 @@ def _finished(batch: T, tasks: Iterable[Future[None]]) -> T:
 
 
 def _put(image: np.ndarray, row: np.ndarray) -> tuple[int, int]:
-    """Copies an image (h, w, 3) to the upper left of a padded one (H, W, 3); returns its height and width."""
+    """Copies an image (h, w, 3) to the upper left of (H, W, 3), zeros elsewhere; returns its height and width."""
     height, width = image.shape[:2]
-    row[:height, :width] = image
+    row[:height, :width], row[:height, width:], row[height:] = image, 0, 0
     return height, width
 
 

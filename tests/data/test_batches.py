@@ -24,9 +24,13 @@ EVERYTHING = {
 JITTER = {"image_size": (48, 40), "augmentation": Augmentation(flip=0.5, jitter=(0.3, 2.0), color=0.3)}
 
 
-def take(count, source, **options):
+def take_one_by_one(count, source, **options):
     options = {"batch_size": 4, "seed": 5, "num_threads": 2} | SIZE | options
-    return list(itertools.islice(train_batches(source, **options), count))
+    return itertools.islice(train_batches(source, **options), count)
+
+
+def take(count, source, **options):
+    return list(take_one_by_one(count, source, **options))
 
 
 def names(batches):
@@ -205,6 +209,22 @@ def test_boxes_without_area_are_no_objects():
 
     for name, (_, labels, valid, _) in boxes_by_example(Flat(16)).items():
         assert labels[valid].tolist() == [label for label in range(name % 4) if label != 1]
+
+
+def test_memory_that_somebody_still_holds_is_never_overwritten_and_the_rest_is_used_again():
+    """Somebody holds a batch, only a view of one, or what JAX made of one (which may share its memory)."""
+    holders = [lambda x: x, lambda x: x.reshape(4, -1)[1:, 7:900:3], lambda x: jax.device_put(x.reshape(2, 2, -1))]
+    held, expected, addresses = [], [], []
+    for step, batch in enumerate(take_one_by_one(40, Marks(30))):
+        addresses.append(batch["images"].ctypes.data)
+        if step % 8 == 0:
+            holder = holders[step // 8 % 3]
+            held.append(holder(batch["images"]))
+            expected.append(np.array(holder(batch["images"].copy())))
+        del batch
+    assert len(set(addresses)) < 20
+    for found, copy in zip(held, expected, strict=True):
+        np.testing.assert_array_equal(found, copy)
 
 
 class Outlined(Marks):
