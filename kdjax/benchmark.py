@@ -1,9 +1,11 @@
 """Measures a config's last stage on this machine: ``python -m kdjax.benchmark --config=configs/mgd.py``.
 
 Prints compile time, images per second, FLOPs and memory of the plain student step, the teacher's forward pass and the
-distillation step, and what distilling costs over its parts. Weights and images are random; data loading is left out.
+distillation step, and what distilling costs over its parts, with random weights and images. Then how fast the input
+pipeline alone makes the batches that the step would consume.
 """
 
+import itertools
 import resource
 import statistics
 import time
@@ -24,7 +26,7 @@ from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.models import build_detector
 from kdjax.state import TrainState
-from kdjax.train import Run, Teacher, build_run, init_jit
+from kdjax.train import Run, Teacher, build_run, init_jit, open_batches
 from kdjax.types import Batch, Targets
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of each part, in turn.", lower_bound=1)
@@ -116,6 +118,22 @@ def _compile(name: str, function: Any, arguments: list[Any], trains: bool = Fals
     return Part(name, lowered.compile(), time.perf_counter() - start, arguments, trains)
 
 
+def input_rate(config: ConfigDict, batches: int = 60) -> float:
+    """Images a second that the input pipeline of the last stage makes where nothing else is to do.
+
+    Args:
+        config: the whole config, checked.
+        batches: timed ones, many more than are made ahead; as many come before them.
+    """
+    name = config.stages[-1]
+    stream = open_batches(config, name, 0)
+    for _ in itertools.islice(stream, batches):
+        pass
+    start = time.perf_counter()
+    images = sum(len(batch["images"]) for batch in itertools.islice(stream, batches))
+    return images / (time.perf_counter() - start)
+
+
 def main(_: Sequence[str]) -> int:
     """Prints the table."""
     logging.set_verbosity(logging.ERROR)
@@ -150,6 +168,8 @@ def main(_: Sequence[str]) -> int:
         plain, forward, distill = (part.name for part in parts)
         print(f"overhead in time:  {medians[distill] / (medians[plain] + medians[forward]):.3f}")
         print(f"overhead in FLOPs: {flops[distill] / (flops[plain] + flops[forward]):.3f}")
+    rate, step = input_rate(config), batch_size / medians[parts[-1].name]
+    print(f"input pipeline alone: {rate:.0f} images/s, {rate / step:.1f} times as many as the {parts[-1].name}")
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     of_device = f"{peak / 2**20:.0f} MiB of the device, " if peak else ""
