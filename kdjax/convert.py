@@ -9,8 +9,6 @@ evaluated, taken as ``config.student.teacher``, and loaded by ``kdjax.load_stude
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
@@ -18,8 +16,8 @@ from kdjax.checkpoint import MODEL_FILE, save_model
 from kdjax.config import make_sizing
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
-from kdjax.models import build_detector
-from kdjax.weights import COCO_NAMES, SOURCES, ImportReport, import_state_dict, read_state_dict
+from kdjax.train import import_detector
+from kdjax.weights import COCO_NAMES, SOURCES, ImportReport
 
 _WEIGHTS = flags.DEFINE_string("weights", "", "File of weights: .safetensors, .npz, or .pth of torch.save.")
 _SOURCE = flags.DEFINE_string("source", "", f"Whose weights they are: {', '.join(SOURCES)}.")
@@ -50,22 +48,14 @@ def convert(
         raise UserError(f"--stage={stage} is no stage of the config; its stages are {', '.join(config.stages)}.")
     if output.exists() and not (output / MODEL_FILE).is_file():
         raise UserError(f"--output={output} exists and is no model folder; name one, or a new folder.")
-    model, image_size = config[stage].model.to_dict(), make_sizing(config.data).shapes[0]
-    try:
-        detector = build_detector(model, num_classes=len(class_names))
-        like = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, *image_size, 3)))
-        imported = import_state_dict(
-            read_state_dict(weights), source, model=model, like=like, num_classes=len(class_names), origin=weights
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    imported = import_detector(config[stage].model.to_dict(), weights, source, len(class_names))
     if imported.report.untouched:
         raise UserError(
             f"{weights} holds a backbone alone, which is no detector; start the training of one from it by "
             f"--config.{stage}.weights and --config.{stage}.source."
         )
     try:
-        save_model(output, imported.variables, imported.model, class_names, image_size)
+        save_model(output, imported.variables, imported.model, class_names, make_sizing(config.data).shapes[0])
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error}.") from error
     return imported.report

@@ -427,21 +427,28 @@ def _prepare(
     return run, state, teacher
 
 
-def _import(stage: ConfigDict, name: str, class_names: tuple[str, ...]) -> Imported:
-    """The weights in the file that a stage names, as those of its detector."""
-    classes = len(class_names) if stage.init_strict else len(COCO_NAMES)
-    model = stage.model.to_dict()
-    module = build_detector(model, num_classes=classes)
+def import_detector(model: Mapping[str, Any], weights: str, source: str, num_classes: int) -> Imported:
+    """The weights in a file, as those of a detector.
+
+    Args:
+        model: config of the detector, as :func:`kdjax.models.build_detector` takes it.
+        weights: path of the file.
+        source: a key of ``kdjax.weights.SOURCES``.
+        num_classes: of the file's classes, without a background.
+
+    Raises:
+        UserError: one sentence says what does not fit.
+    """
+    module = _refusing(build_detector, model, num_classes=num_classes)
     like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    imported = _refusing(
-        import_state_dict,
-        _refusing(read_state_dict, stage.weights),
-        stage.source,
-        model=model,
-        like=like,
-        num_classes=classes,
-        origin=stage.weights,
-    )
+    state = _refusing(read_state_dict, weights)
+    return _refusing(import_state_dict, state, source, model=model, like=like, num_classes=num_classes, origin=weights)
+
+
+def _import(stage: ConfigDict, name: str, class_names: tuple[str, ...]) -> Imported:
+    """The weights in the file that a stage names, which must know the classes of the data where all are taken over."""
+    classes = len(class_names) if stage.init_strict else len(COCO_NAMES)
+    imported = import_detector(stage.model.to_dict(), stage.weights, stage.source, classes)
     if stage.init_strict and imported.class_names not in (None, class_names):
         raise UserError(
             f"config.{name}.weights, {stage.weights}, know the 80 classes of COCO, but the data have others "
