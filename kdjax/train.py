@@ -610,7 +610,7 @@ def identity(config: ConfigDict, name: str) -> dict[str, Any]:
     }
     section = {key: value for key, value in stage.to_dict().items() if key not in _WITHOUT_EFFECT}
     data = {key: value for key, value in config.data.to_dict().items() if key not in _WITHOUT_EFFECT}
-    data |= {key: open_split(config, training=key == "train").fingerprint() for key in ("train", "eval")}
+    data |= {key: open_split(config, training=key == "train").fingerprint for key in ("train", "eval")}
     if stage.weights:
         with open(stage.weights, "rb") as file:
             sources["weights"] = hashlib.file_digest(file, "sha256").hexdigest()

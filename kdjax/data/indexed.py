@@ -1,6 +1,7 @@
 """A source whose objects are all in memory, checked, and whose images are decoded when they are asked for."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -98,6 +99,7 @@ class IndexedSource:
             segmentation=OutlinesOf(self.outlines, range(rows.start, rows.stop)) if self.outlines else None,
         )
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hexadecimal digest of ids, sizes, objects and classes: what a run's order of examples depends on."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
@@ -127,7 +129,7 @@ class IndexedSource:
             "objects": len(self.annotations.image),
             "crowds": int(np.count_nonzero(self.annotations.crowd)),
             "classes": dict(zip(self.class_names, self.category_ids, strict=True)),
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self.fingerprint,
             "flaws": [
                 {"what": flaw.what, "outcome": self.report.outcome(flaw), "of": flaw.of, "count": len(ids), "ids": ids}
                 for flaw, ids in self.report.flaws.items()

@@ -59,7 +59,7 @@ def test_the_report_has_every_id_and_a_few_lines(tmp_path):
         "  truncated: 1 images with more objects than config.data.max_objects (image 5)",
     ]
     report = json.loads(json.dumps(source.report_dict()))
-    assert report["fingerprint"] == source.fingerprint()
+    assert report["fingerprint"] == source.fingerprint
     del report["fingerprint"]
     assert report == {
         "origin": f"{tmp_path}/annotations_train.json",

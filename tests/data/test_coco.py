@@ -381,7 +381,7 @@ def test_the_order_in_the_file_means_nothing(tmp_path, seed):
         rng.shuffle(section)
     (tmp_path / FILE).write_text(json.dumps(tree))
     shuffled = opened(tmp_path)
-    assert shuffled.fingerprint() == ordered.fingerprint()
+    assert shuffled.fingerprint == ordered.fingerprint
     for index in range(3):
         for ours, theirs in zip(shuffled.objects(index), ordered.objects(index), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -389,11 +389,11 @@ def test_the_order_in_the_file_means_nothing(tmp_path, seed):
 
 def test_the_fingerprint_tells_data_apart(tmp_path):
     tree = content()
-    before = opened(write(tmp_path, tree)).fingerprint()
+    before = opened(write(tmp_path, tree)).fingerprint
     tree["annotations"][0]["bbox"][2] += 0.5
-    after = opened(write(tmp_path, tree)).fingerprint()
+    after = opened(write(tmp_path, tree)).fingerprint
     assert before != after
-    assert opened(tmp_path).fingerprint() == after
+    assert opened(tmp_path).fingerprint == after
 
 
 LAYOUTS = [

@@ -292,7 +292,7 @@ def test_no_flip_of_a_bit_changes_the_data(spoilt):
         except ValueError:
             refused += 1
             continue
-        assert source.fingerprint() == expected.fingerprint()
+        assert source.fingerprint == expected.fingerprint
         for index in range(7):
             np.testing.assert_array_equal(source[index].image, expected[index].image)
     assert refused
