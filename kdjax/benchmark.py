@@ -20,13 +20,12 @@ from ml_collections import ConfigDict
 
 from kdjax.checkpoint import describe
 from kdjax.config import check_config, make_sizing
-from kdjax.data.sources import open_source
 from kdjax.devices import parallel, replicate, split
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.models import build_detector
 from kdjax.state import TrainState
-from kdjax.train import Run, Teacher, build_run, init_jit, open_batches
+from kdjax.train import Run, Teacher, build_run, init_jit, open_batches, open_split
 from kdjax.types import Batch, Targets
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of each part, in turn.", lower_bound=1)
@@ -141,7 +140,7 @@ def main(_: Sequence[str]) -> int:
     config = CONFIG.value
     try:
         check_config(config, devices=jax.local_device_count())
-        source = open_source(config.data.name, config.data.eval_split, config.data.data_dir or None)
+        source = open_split(config, training=True)
     except ValueError as error:
         return refuse(UserError(str(error)))
     parts = compile_parts(config, len(source.class_names))
