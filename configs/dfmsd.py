@@ -34,7 +34,9 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     if pair is None:
         config.first_teacher = base_stage(retinanet(depth=10, width=0.5))
         config.first_teacher.steps = config.teacher.steps
-        student.loss_weights.dfmsd = 0.15
+        student.loss_weights.dfmsd = 1.5
+        # Normalised, P6 and P7 would weigh as much as the levels that detect something in images of 128 pixels.
+        student.levels = ("p3", "p4", "p5")
         student.inherit = ("neck", "head")
     else:
         config.first_teacher = taken_over(pair.weaker)

@@ -15,7 +15,11 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """Feature imitation on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
     config, pair = start(variant)
     config.student.method = method_config("mimic")
-    # On small data a fifth of the task loss at the start; 1 would be forty times as much as it.
-    config.student.loss_weights.mimic = 0.005 if pair is None else 1.0
     config.student.inherit = ("neck", "head")
+    if pair is None:
+        config.student.loss_weights.mimic = 0.05
+        # Every level weighs the same, and P6 and P7 have by far the largest features here; see configs/maskd.py.
+        config.student.levels = ("p3", "p4", "p5")
+    else:
+        config.student.loss_weights.mimic = 1.0
     return finish(config, variant)

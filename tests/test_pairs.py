@@ -59,13 +59,20 @@ def test_an_unknown_pair_is_refused_with_the_choices():
         load(FILES["mgd"], "coco")
 
 
+def drawn(module, images):
+    """Variables of a module, positive and small; initialising it would compile for longer than its step runs."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(module.init, jax.random.key(1), images)
+    return jax.tree.map(lambda x: rng.uniform(0, 1 / max(1, np.prod(x.shape[:-1])), x.shape).astype(x.dtype), shapes)
+
+
 @pytest.mark.parametrize("name", pairs.PAIRS)
 def test_a_pair_takes_two_steps(name):
     config = load(FILES[METHODS[name]], f"{name}:tiny")
     config.student.method_init = ""
     batch = tiny.batch(masks=config.student.model.name == "mask_rcnn")
     module = build_detector(config.teacher.model.to_dict(), num_classes=tiny.CLASSES)
-    teacher = Teacher(module, jax.jit(module.init)(jax.random.key(1), batch["images"][:1].astype(np.float32)))
+    teacher = Teacher(module, drawn(module, batch["images"][:1].astype(np.float32)))
     run, state = build_run(config, "student", tiny.CLASSES, teacher, start=lambda variables: variables)
     before = jax.device_get(state.params["student"])
     for _ in range(2):

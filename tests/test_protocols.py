@@ -81,7 +81,7 @@ def test_the_student_stage_keeps_the_tokens_as_they_were_learnt(maskd):
     learnt, kept = (load_method(stages / name / "method") for name in ("tokens", "student"))
     assert learnt.keys() == {"tokens"}
     assert_equal(learnt["tokens"], kept["tokens"])
-    assert {name for name in kept if name != "tokens"} == {f"align_p{level}" for level in range(3, 7)}
+    assert {name for name in kept if name != "tokens"} == {f"align_p{level}" for level in range(3, 6)}
 
 
 def test_a_stage_that_learnt_no_tokens_cannot_give_any(maskd, tmp_path):
