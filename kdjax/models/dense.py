@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,13 +15,28 @@ from kdjax.losses.detection import sigmoid_focal_loss, smooth_l1_loss
 from kdjax.losses.features import valid_positions
 from kdjax.losses.reduce import masked_mean, masked_sum
 from kdjax.models.assign import Assignment
+from kdjax.models.detector import Detector
 from kdjax.models.nms import nms
-from kdjax.types import Detections, Features, Targets, stride
+from kdjax.types import Detections, Features, Sampling, Targets, stride
 
 NORMS = ("", "group")
 
 conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=nn.initializers.normal(0.01))
 """A convolution of a head: takes the number of channels, ``dtype`` and ``name``."""
+
+
+class DenseDetector(Detector):
+    """A detector whose one head, ``head``, predicts from the pyramid alone."""
+
+    def heads(self, features: Features, image_size: jax.Array | None = None, sampling: Sampling | None = None) -> Any:
+        """The neck's pyramid to predictions; the rest is for detectors with proposals."""
+        del image_size, sampling
+        return self.head(features)
+
+    def regress(self, features: Features, predictions: Any, image_size: jax.Array | None = None) -> Any:
+        """What a student's ``imitate_boxes`` imitates: this head's predictions, whatever the student predicts."""
+        del predictions
+        return self.heads(features, image_size)
 
 
 def tower(features: Features, kind: str, *, convs: int, norm: str, bias: bool, dtype: Dtype) -> Features:

@@ -20,6 +20,7 @@ from kdjax.models.assign import Assignment
 from kdjax.models.dense import (
     NORMS,
     Candidates,
+    DenseDetector,
     best_pairs,
     conv3x3,
     focal_sums,
@@ -30,8 +31,7 @@ from kdjax.models.dense import (
     suppress,
     tower,
 )
-from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
-from kdjax.types import Detections, Features, Sampling, Targets, Terms, stride
+from kdjax.types import Detections, Features, Targets, Terms, stride
 
 BOX_LOSSES = ("iou", "giou")
 
@@ -200,17 +200,16 @@ def centrality(distances: jax.Array) -> jax.Array:
     return jnp.sqrt(ratio[..., 0] * ratio[..., 1])
 
 
-class FCOS(nn.Module):
-    """The detector: backbone, neck and head, what they learn from targets, and what they find.
+class FCOS(DenseDetector):
+    """The detector: its head, what it learns from targets, and what it finds.
 
     The defaults are the paper's first version. MMDetection's improved one has ``conv_bias``, ``norm_on_box`` and
     ``centerness_on_box``, ``centre_radius=1.5``, ``box_loss="giou"`` and ``iou_threshold=0.6``; torchvision's has these
     too, and ``convention="torchvision"`` and ``score_threshold=0.2``.
 
+    Besides the attributes of :class:`kdjax.models.detector.Detector` it has:
+
     Attributes:
-        backbone: normalised images (N, H, W, 3) to named maps; takes ``train``.
-        neck: those maps to a pyramid of features.
-        num_classes: number of classes, without a background.
         convs: see :class:`FCOSHead`.
         norm: see :class:`FCOSHead`.
         conv_bias: see :class:`FCOSHead`.
@@ -230,16 +229,8 @@ class FCOS(nn.Module):
         candidates: how many of them each level sends at most.
         iou_threshold: overlap at which non-maximum suppression drops the lower-scored box.
         max_detections: D, how many boxes an image returns at most.
-        pixel_mean: of red, green and blue on the scale of 0 to 255.
-        pixel_std: likewise.
-        frozen_norm: whether batch norm uses its running statistics in training too and never updates them.
-        axis_name: mapped axis over which counts are averaged; None outside of one.
-        dtype: of the computation; parameters and losses are float32.
     """
 
-    backbone: nn.Module
-    neck: nn.Module
-    num_classes: int
     convs: int = 4
     norm: str = "group"
     conv_bias: bool = False
@@ -254,11 +245,6 @@ class FCOS(nn.Module):
     candidates: int = 1000
     iou_threshold: float = 0.5
     max_detections: int = 100
-    pixel_mean: RGB = IMAGENET_MEAN
-    pixel_std: RGB = IMAGENET_STD
-    frozen_norm: bool = False
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
 
     terms: ClassVar[tuple[str, ...]] = ("cls", "box", "centerness")
     """Names of the loss terms."""
@@ -282,38 +268,6 @@ class FCOS(nn.Module):
             level_scale=self.convention == "mmdet",
             dtype=self.dtype,
         )
-
-    @nn.nowrap
-    def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
-        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to float32 ones, exact zeros in the padding."""
-        return normalize(images, image_size, self.pixel_mean, self.pixel_std)
-
-    def features(self, images: jax.Array, train: bool = False) -> Features:
-        """Normalised images (N, H, W, 3) to the neck's pyramid; ``train`` updates the batch norm unless frozen."""
-        return self.neck(self.backbone(images, train=train and not self.frozen_norm))
-
-    def heads(
-        self, features: Features, image_size: jax.Array | None = None, sampling: Sampling | None = None
-    ) -> FCOSPredictions:
-        """The neck's pyramid to predictions; the rest is for detectors with proposals."""
-        del image_size, sampling
-        return self.head(features)
-
-    def __call__(
-        self,
-        images: jax.Array,
-        image_size: jax.Array | None = None,
-        train: bool = False,
-        sampling: Sampling | None = None,
-    ) -> tuple[Features, FCOSPredictions]:
-        """Normalised images (N, H, W, 3) to the pyramid and the predictions."""
-        features = self.features(images, train)
-        return features, self.heads(features, image_size, sampling)
-
-    def detect(self, images: jax.Array, image_size: jax.Array) -> Detections:
-        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to detections: everything that inference is."""
-        _, predictions = self(self.preprocess(images, image_size), image_size)
-        return self.decode(predictions, image_size)
 
     @nn.nowrap
     def loss(self, predictions: FCOSPredictions, targets: Targets) -> Terms:
@@ -357,11 +311,6 @@ class FCOS(nn.Module):
             "box": masked_sum(weight * box, positive) / total,
             "centerness": masked_sum(binary_cross_entropy(centerness, central), positive) / count,
         }
-
-    def regress(self, features: Features, predictions: Any, image_size: jax.Array | None = None) -> FCOSPredictions:
-        """What a student's :meth:`imitate_boxes` imitates: this head's predictions, whatever the student predicts."""
-        del predictions
-        return self.heads(features, image_size)
 
     @nn.nowrap
     def imitate_boxes(self, predictions: FCOSPredictions, theirs: Any, targets: Targets) -> jax.Array:

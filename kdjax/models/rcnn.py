@@ -17,8 +17,8 @@ from kdjax.losses.detection import binary_cross_entropy, l1_loss, smooth_l1_loss
 from kdjax.losses.reduce import masked_mean, masked_sum, mean_count
 from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
 from kdjax.models.dense import Candidates, ordered, suppress
+from kdjax.models.detector import Detector
 from kdjax.models.masks import mask_targets
-from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
 from kdjax.models.roi_align import roi_align, roi_levels
 from kdjax.models.rpn import Matches, Proposals, RPNHead, RPNPredictions, match, propose, rpn_loss
 from kdjax.types import Detections, Features, Sampling, Targets, Terms, stride
@@ -162,17 +162,17 @@ class RCNNHead(nn.Module):
         self.mask = [MaskHead(self.num_classes, dtype=self.dtype) for _ in range(self.stages if self.masks else 0)]
 
 
-class RCNN(nn.Module):
-    """The detector: backbone, neck and heads, what they learn from targets, and what they find.
+class RCNN(Detector):
+    """The detector: its heads, what they learn from targets, and what they find.
 
     A region proposal network finds regions, and one or more stages of heads classify them, correct them and, where
     asked for, find masks in them. The stages of a cascade look at what the stage before corrected, for stricter IoUs.
 
+    Besides the attributes of :class:`kdjax.models.detector.Detector` it has:
+
     Attributes:
-        backbone: normalised images (N, H, W, 3) to named maps; takes ``train``.
-        neck: those maps to a pyramid of features: P2 to P6 in the paper, P6 for the proposals alone
-            (``extra_from="pool"`` of :class:`kdjax.models.fpn.FPN`).
-        num_classes: number of classes, without a background.
+        neck: P2 to P6 in the paper, P6 for the proposals alone (``extra_from="pool"`` of
+            :class:`kdjax.models.fpn.FPN`).
         stages: 1 (Faster R-CNN; a box for each class) or up to 3 (Cascade R-CNN; one box for all classes).
         masks: whether it finds masks too (Mask R-CNN, Cascade Mask R-CNN).
         head_channels: width of the box heads.
@@ -194,16 +194,8 @@ class RCNN(nn.Module):
         score_threshold: candidates scored above it go to non-maximum suppression.
         iou_threshold: overlap at which non-maximum suppression drops the lower-scored box.
         max_detections: D, how many boxes an image returns at most.
-        pixel_mean: of red, green and blue on the scale of 0 to 255.
-        pixel_std: likewise.
-        frozen_norm: whether batch norm uses its running statistics in training too and never updates them.
-        axis_name: mapped axis over which counts are averaged; None outside of one.
-        dtype: of the computation; parameters and losses are float32.
     """
 
-    backbone: nn.Module
-    neck: nn.Module
-    num_classes: int
     stages: int = 1
     masks: bool = False
     head_channels: int = 1024
@@ -219,11 +211,6 @@ class RCNN(nn.Module):
     score_threshold: float = 0.05
     iou_threshold: float = 0.5
     max_detections: int = 100
-    pixel_mean: RGB = IMAGENET_MEAN
-    pixel_std: RGB = IMAGENET_STD
-    frozen_norm: bool = False
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
         if self.convention not in CONVENTIONS:
@@ -254,15 +241,6 @@ class RCNN(nn.Module):
             channels=self.head_channels,
             dtype=self.dtype,
         )
-
-    @nn.nowrap
-    def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
-        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to float32 ones, exact zeros in the padding."""
-        return normalize(images, image_size, self.pixel_mean, self.pixel_std)
-
-    def features(self, images: jax.Array, train: bool = False) -> Features:
-        """Normalised images (N, H, W, 3) to the neck's pyramid; ``train`` updates the batch norm unless frozen."""
-        return self.neck(self.backbone(images, train=train and not self.frozen_norm))
 
     def heads(
         self, features: Features, image_size: jax.Array | None = None, sampling: Sampling | None = None

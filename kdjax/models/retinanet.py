@@ -15,6 +15,7 @@ from kdjax.models.assign import Assignment, assign_by_iou
 from kdjax.models.dense import (
     NORMS,
     Candidates,
+    DenseDetector,
     best_pairs,
     conv3x3,
     focal_sums,
@@ -25,8 +26,7 @@ from kdjax.models.dense import (
     suppress,
     tower,
 )
-from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
-from kdjax.types import Detections, Features, Sampling, Targets, Terms
+from kdjax.types import Detections, Features, Targets, Terms
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
 
@@ -76,13 +76,12 @@ class RetinaNetHead(nn.Module):
         )
 
 
-class RetinaNet(nn.Module):
-    """The detector: backbone, neck and head, what they learn from targets, and what they find.
+class RetinaNet(DenseDetector):
+    """The detector: its head, what it learns from targets, and what it finds.
+
+    Besides the attributes of :class:`kdjax.models.detector.Detector` it has:
 
     Attributes:
-        backbone: normalised images (N, H, W, 3) to named maps; takes ``train``.
-        neck: those maps to a pyramid of features.
-        num_classes: number of classes, without a background.
         convs: see :class:`RetinaNetHead`.
         norm: see :class:`RetinaNetHead`.
         prior: see :class:`RetinaNetHead`.
@@ -99,16 +98,8 @@ class RetinaNet(nn.Module):
         candidates: how many of them each level sends at most.
         iou_threshold: overlap at which non-maximum suppression drops the lower-scored box.
         max_detections: D, how many boxes an image returns at most.
-        pixel_mean: of red, green and blue on the scale of 0 to 255.
-        pixel_std: likewise.
-        frozen_norm: whether batch norm uses its running statistics in training too and never updates them.
-        axis_name: mapped axis over which counts are averaged; None outside of one.
-        dtype: of the computation; parameters and losses are float32.
     """
 
-    backbone: nn.Module
-    neck: nn.Module
-    num_classes: int
     convs: int = 4
     norm: str = ""
     prior: float = 0.01
@@ -121,11 +112,6 @@ class RetinaNet(nn.Module):
     candidates: int = 1000
     iou_threshold: float = 0.5
     max_detections: int = 100
-    pixel_mean: RGB = IMAGENET_MEAN
-    pixel_std: RGB = IMAGENET_STD
-    frozen_norm: bool = False
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
 
     terms: ClassVar[tuple[str, ...]] = ("cls", "box")
     """Names of the loss terms."""
@@ -146,38 +132,6 @@ class RetinaNet(nn.Module):
             prior=self.prior,
             dtype=self.dtype,
         )
-
-    @nn.nowrap
-    def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
-        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to float32 ones, exact zeros in the padding."""
-        return normalize(images, image_size, self.pixel_mean, self.pixel_std)
-
-    def features(self, images: jax.Array, train: bool = False) -> Features:
-        """Normalised images (N, H, W, 3) to the neck's pyramid; ``train`` updates the batch norm unless frozen."""
-        return self.neck(self.backbone(images, train=train and not self.frozen_norm))
-
-    def heads(
-        self, features: Features, image_size: jax.Array | None = None, sampling: Sampling | None = None
-    ) -> RetinaNetPredictions:
-        """The neck's pyramid to predictions; the rest is for detectors with proposals."""
-        del image_size, sampling
-        return self.head(features)
-
-    def __call__(
-        self,
-        images: jax.Array,
-        image_size: jax.Array | None = None,
-        train: bool = False,
-        sampling: Sampling | None = None,
-    ) -> tuple[Features, RetinaNetPredictions]:
-        """Normalised images (N, H, W, 3) to the pyramid and the predictions."""
-        features = self.features(images, train)
-        return features, self.heads(features, image_size, sampling)
-
-    def detect(self, images: jax.Array, image_size: jax.Array) -> Detections:
-        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to detections: everything that inference is."""
-        _, predictions = self(self.preprocess(images, image_size), image_size)
-        return self.decode(predictions, image_size)
 
     @nn.nowrap
     def loss(self, predictions: RetinaNetPredictions, targets: Targets) -> Terms:
@@ -221,13 +175,6 @@ class RetinaNet(nn.Module):
             return {"cls": jnp.mean(cls_sum / count), "box": jnp.mean(box_sum / count)}
         total = mean_count(jnp.sum(count), self.axis_name)
         return {"cls": jnp.sum(cls_sum) / total, "box": jnp.sum(box_sum) / total}
-
-    def regress(
-        self, features: Features, predictions: Any, image_size: jax.Array | None = None
-    ) -> RetinaNetPredictions:
-        """What a student's :meth:`imitate_boxes` imitates: this head's predictions, whatever the student predicts."""
-        del predictions
-        return self.heads(features, image_size)
 
     @nn.nowrap
     def imitate_boxes(self, predictions: RetinaNetPredictions, theirs: Any, targets: Targets) -> jax.Array:

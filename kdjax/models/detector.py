@@ -1,0 +1,63 @@
+"""What all detectors share: the way from images to features, and from there to detections."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
+from kdjax.types import Detections, Features, Sampling
+
+
+class Detector(nn.Module):
+    """A backbone and a neck. A detector adds its heads, what they learn from targets, and what they find.
+
+    That is ``heads`` and ``decode``, which this class calls, and ``loss``, ``regress``, ``imitate_boxes`` and
+    ``terms``, which the distillation step does.
+
+    Attributes:
+        backbone: normalised images (N, H, W, 3) to named maps; takes ``train``.
+        neck: those maps to a pyramid of features.
+        num_classes: number of classes, without a background.
+        pixel_mean: of red, green and blue on the scale of 0 to 255.
+        pixel_std: likewise.
+        frozen_norm: whether batch norm uses its running statistics in training too and never updates them.
+        axis_name: mapped axis over which counts are averaged; None outside of one.
+        dtype: of the computation; parameters and losses are float32.
+    """
+
+    backbone: nn.Module
+    neck: nn.Module
+    num_classes: int
+    pixel_mean: RGB = IMAGENET_MEAN
+    pixel_std: RGB = IMAGENET_STD
+    frozen_norm: bool = False
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.nowrap
+    def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
+        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to float32 ones, exact zeros in the padding."""
+        return normalize(images, image_size, self.pixel_mean, self.pixel_std)
+
+    def features(self, images: jax.Array, train: bool = False) -> Features:
+        """Normalised images (N, H, W, 3) to the neck's pyramid; ``train`` updates the batch norm unless frozen."""
+        return self.neck(self.backbone(images, train=train and not self.frozen_norm))
+
+    def __call__(
+        self,
+        images: jax.Array,
+        image_size: jax.Array | None = None,
+        train: bool = False,
+        sampling: Sampling | None = None,
+    ) -> tuple[Features, Any]:
+        """Normalised images (N, H, W, 3) to the pyramid and the predictions of ``heads``."""
+        features = self.features(images, train)
+        return features, self.heads(features, image_size, sampling)
+
+    def detect(self, images: jax.Array, image_size: jax.Array) -> Detections:
+        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to detections: everything that inference is."""
+        _, predictions = self(self.preprocess(images, image_size), image_size)
+        return self.decode(predictions, image_size)
