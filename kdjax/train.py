@@ -447,14 +447,21 @@ def import_detector(model: Mapping[str, Any], weights: str, source: str, num_cla
 
 def _import(stage: ConfigDict, name: str, class_names: tuple[str, ...]) -> Imported:
     """The weights in the file that a stage names, which must know the classes of the data where all are taken over."""
-    classes = len(class_names) if stage.init_strict else len(COCO_NAMES)
-    imported = import_detector(stage.model.to_dict(), stage.weights, stage.source, classes)
-    if stage.init_strict and imported.class_names not in (None, class_names):
+    otherwise = f"config.{name}.init_strict=False takes over what does not depend on classes, in a stage that trains"
+    model = stage.model.to_dict()
+    if not stage.init_strict:
+        return import_detector(model, stage.weights, stage.source, len(COCO_NAMES))
+    try:
+        imported = import_detector(model, stage.weights, stage.source, len(class_names))
+    except UserError as error:
+        if len(class_names) == len(COCO_NAMES):
+            raise
         raise UserError(
-            f"config.{name}.weights, {stage.weights}, know the 80 classes of COCO, but the data have others "
-            f"({', '.join(class_names[:5])}, ...); with config.{name}.init_strict=False a stage that trains takes over "
-            "what does not depend on classes."
-        )
+            f"{error} The data have {len(class_names)} classes; if the file has others, {otherwise}."
+        ) from error
+    known = imported.class_names or class_names
+    if difference := compare_classes(stage.weights, known, "the data", class_names):
+        raise UserError(f"config.{name}.weights: {difference}; {otherwise}.")
     return imported
 
 
