@@ -161,11 +161,10 @@ def finish(config: ConfigDict, variant: str) -> ConfigDict:
 
 
 def taken_over(weights: Weights) -> ConfigDict:
-    """The stage of a detector whose weights are taken over as they are."""
-    stage = base_stage(ConfigDict(weights.model))
+    """The stage of a detector whose weights are taken over as they are; given steps, it is trained on from there."""
+    stage = _as_published(weights.model)
     source = "mmdet_detectron" if _caffe(weights.model) else "mmdet"
     stage.update(weights=weights.file, source=source, steps=0)
-    stage.loss_weights = ConfigDict()
     return stage
 
 
@@ -180,16 +179,19 @@ def set_schedule(stage: ConfigDict, epochs: int) -> None:
 
 
 def _trained(model: Model) -> ConfigDict:
-    """The stage of a detector that is trained as MMDetection does, from a backbone that knows ImageNet."""
-    stage = base_stage(ConfigDict(model))
+    """The stage of a detector that is trained from a backbone that knows ImageNet."""
+    stage = _as_published(model)
     depth = model["backbone"]["depth"]
-    blocks = 2 if depth == 18 else 3
-    file, source = IMAGENET[depth]
-    if _caffe(model):
-        file, source = IMAGENET_CAFFE
+    file, source = IMAGENET_CAFFE if _caffe(model) else IMAGENET[depth]
+    stage.update(weights=file, source=source)
+    return stage
+
+
+def _as_published(model: Model) -> ConfigDict:
+    """The stage of a detector with the optimiser, batch and frozen layers that MMDetection trains with."""
+    stage = base_stage(ConfigDict(model))
+    blocks = 2 if model["backbone"]["depth"] == 18 else 3
     stage.update(
-        weights=file,
-        source=source,
         freeze=tuple(f"student/backbone/{part}" for part in ("conv1", "bn1", *(f"layer1_{i}" for i in range(blocks)))),
         batch_size=16,
         base_batch=16,

@@ -42,8 +42,15 @@ def test_every_methods_config_of_a_pair_is_valid_where_the_files_are(name, tmp_p
             if config[stage].weights:
                 (tmp_path / config[stage].weights).touch()
         check_config(config, devices=8)
-        assert config.student.batch_size == 16
+        assert all(config[stage].batch_size == 16 for stage in config.stages)
         assert config.student.steps in (45_000, 90_000, 180_000)
+
+
+def test_a_teacher_that_learns_other_classes_is_trained_as_its_file_was():
+    teacher = load(FILES["mgd"], "faster_rcnn_r101_r50").teacher
+    assert teacher.optimizer.name == "sgd"
+    assert teacher.optimizer.learning_rate == 0.02
+    assert "student/backbone/layer1_2" in teacher.freeze
 
 
 def test_a_missing_file_is_named(tmp_path, monkeypatch):
