@@ -31,13 +31,13 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         # What was best for MGD, whose term has the same size.
         student.loss_weights.dmkd = 5e-4
         student.inherit = ("neck", "head")
-    elif pair.two_stage:
+    elif pair.teacher.two_stage:
         student.method.spatial_ratio = 0.45
         student.loss_weights.dmkd = 5e-7
         student.levels = ("p2", "p3", "p4", "p5")
         student.optimizer.clip_norm = 35.0
     else:
-        student.method.tau = 0.8 if config.teacher.model.name == "fcos" else 0.5
+        student.method.tau = pair.teacher.tau
         student.loss_weights.dmkd = 2e-5
         student.inherit = ("neck", "head")
         student.optimizer.clip_norm = 35.0

@@ -38,8 +38,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         student.method = method_config("icd", warmup_steps=20, queries=60)
         student.loss_weights.icd = 1.5
     else:
-        student.method = method_config("icd", warmup_steps=1000, queries=100 if pair.two_stage else 300)
-        student.loss_weights.icd = 3.0 if pair.two_stage else 8.0
+        student.method = method_config("icd", warmup_steps=1000, queries=100 if pair.teacher.two_stage else 300)
+        student.loss_weights.icd = 3.0 if pair.teacher.two_stage else 8.0
         set_schedule(student, epochs=12)
     student.inherit = ("neck", "head")
     student.method_optimizer = ConfigDict(student.optimizer.to_dict())

@@ -15,8 +15,9 @@ and
 | Faster R-CNN, from R101 | 1 | 7330 | imitated boxes | 38.4 | 41.0 |
 | Faster R-CNN, from Cascade Mask R-CNN X101 | 1 | 5000 | imitated boxes | 38.4 | 42.7 |
 
-The tokens of a detector with masks learn from masks: ``--config.data.name=coco_json:<folder>``. On a host with 8 GPUs
-or 8 TPU chips, with ``coco/2017`` prepared and the two files that the pair names (``kdjax/pairs.py``):
+The tokens of a detector with masks learn from masks, which ``--config.data.name=coco_json:<folder>`` has and the
+prepared ``coco/2017`` has not. On a host with 8 GPUs or 8 TPU chips, with ``coco/2017`` prepared and the two files that
+the pair names (``kdjax/pairs.py``):
 
     python -m kdjax.main --config=configs/maskd.py:retinanet_x101_r50 --workdir=runs/maskd_coco
         --config.teacher.weights=retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth
@@ -42,19 +43,19 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         # the largest features here: with them the term is nearly theirs alone, and the student gets worse.
         student.levels = ("p3", "p4", "p5")
         student.inherit = ("neck", "head")
-    elif pair.two_stage:
+    elif pair.teacher.two_stage:
         cascade = config.teacher.model.name == "cascade_mask_rcnn"
         student.method = method_config("maskd", warmup_steps=5000 if cascade else 7330)
         student.imitate_boxes = True
         student.loss_weights.maskd = 1.0
-    elif config.teacher.model.name == "fcos":
+    elif "fcos" in (config.teacher.model.name, student.model.name):
         student.method = method_config("maskd", warmup_steps=5000)
         student.loss_weights.maskd = 10.0
         student.optimizer.clip_norm = 35.0
     else:
         groups = config.teacher.model.backbone.get("groups", 1)
         student.method = method_config("maskd", warmup_steps=7000 if groups == 1 else 8500)
-        student.imitate_boxes = student.model.name == "retinanet"
+        student.imitate_boxes = True
         student.loss_weights.maskd = 7.0
         student.inherit = ("neck", "head")
         student.optimizer.learning_rate = 0.02
@@ -64,6 +65,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     tokens.update(init="teacher", weights="", source="", freeze=("student",), levels=student.levels)
     tokens.method = method_config("maskd_tokens")
     tokens.model.frozen_norm = True
+    # The tokens of a detector with masks learn from its masks too.
+    config.data.masks |= config.teacher.model.name == "cascade_mask_rcnn"
     # The teacher's own loss, on features without masks, moves nothing.
     tokens.loss_weights = ConfigDict(dict.fromkeys(loss_terms(tokens.model), 0.0))
     # Few images and short tokens: the dice loss has fallen from 5 to 1 by 200, and the teacher still detects.

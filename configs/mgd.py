@@ -37,7 +37,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         # channels, of which an image here has 260 times fewer.
         student.loss_weights.mgd = 5e-4
         student.inherit = ("neck", "head")
-    elif pair.two_stage:
+    elif pair.teacher.two_stage:
         student.method.mask_ratio = 0.45
         student.loss_weights.mgd = 5e-7
         student.levels = ("p2", "p3", "p4", "p5")

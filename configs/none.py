@@ -3,7 +3,9 @@
     python -m kdjax.main --config=configs/none.py
 
 It starts from the teacher's neck and head as the distilled students do; ``--config.student.inherit="()"`` leaves that
-out. ``configs/none.py:<pair>`` is the pair's student alone on COCO, see ``kdjax/pairs.py``, without a teacher.
+out. ``configs/none.py:<pair>`` is the pair's student alone on COCO, as MMDetection trains it on schedule 2x, without a
+teacher and what is inherited from one. The student that is identical to a method's, with its schedule, its clipping
+and what it inherits, comes from that method's config and ``--config.compare=True``.
 """
 
 from ml_collections import ConfigDict

@@ -46,6 +46,16 @@ class Weights(NamedTuple):
     ap: float
     """Box AP on COCO's validation set, as the model zoo states it."""
 
+    @property
+    def two_stage(self) -> bool:
+        """Whether it has proposals; papers choose their settings by that."""
+        return self.model["name"].endswith("rcnn")
+
+    @property
+    def tau(self) -> float:
+        """The temperature of its attention, for DMKD and DFMSD [recon]."""
+        return 0.8 if self.model["name"] == "fcos" else 0.5
+
 
 RETINANET_R18 = Weights(_retinanet(R18), "retinanet_r18_fpn_1x_coco_20220407_171055-614fd399.pth", 31.7)
 RETINANET_R50 = Weights(_retinanet(R50), "retinanet_r50_fpn_2x_coco_20200131-fdb43119.pth", 37.4)
@@ -90,11 +100,6 @@ class Pair(NamedTuple):
     """DFMSD's first teacher."""
     multi_scale: bool = False
     """Whether images are trained with short sides of 640 to 800, as the teacher was."""
-
-    @property
-    def two_stage(self) -> bool:
-        """Whether the teacher has proposals, by which papers choose their settings."""
-        return self.teacher.model["name"].endswith("rcnn")
 
 
 PAIRS: dict[str, Pair] = {
@@ -188,7 +193,10 @@ def _trained(model: Model) -> ConfigDict:
 
 
 def _as_published(model: Model) -> ConfigDict:
-    """The stage of a detector with the optimiser, batch and frozen layers that MMDetection trains with."""
+    """The stage of a detector with the optimiser, batch and frozen layers that MMDetection trains with.
+
+    But for two of FCOS's: the doubled rate of its biases, which do not decay, and the constant rate of its warm-up.
+    """
     stage = base_stage(ConfigDict(model))
     blocks = 2 if model["backbone"]["depth"] == 18 else 3
     stage.update(
@@ -207,6 +215,6 @@ def _as_published(model: Model) -> ConfigDict:
         momentum=0.9,
         weight_decay=1e-4,
         decay_norm_and_bias=True,
-        clip_norm=0.0,
+        clip_norm=35.0 if model["name"] == "fcos" else 0.0,
     )
     return stage

@@ -1,13 +1,16 @@
 """The pairs of the papers: every method's config of each is valid, and each takes two steps at tiny size."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kdjax import pairs
 from kdjax.config import check_config
 from kdjax.devices import replicate, split
+from kdjax.distill import distill_loss
 from kdjax.errors import UserError
+from kdjax.methods import build_method
 from kdjax.models import build_detector
 from kdjax.train import Teacher, build_run
 from tests import tiny
@@ -71,6 +74,56 @@ def drawn(module, images):
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(module.init, jax.random.key(1), images)
     return jax.tree.map(lambda x: rng.uniform(0, 1 / max(1, np.prod(x.shape[:-1])), x.shape).astype(x.dtype), shapes)
+
+
+@pytest.mark.parametrize(
+    "name", ["retinanet_r101_r50", "cascade_mask_rcnn_x101_faster_rcnn_r50", "retinanet_r101_fcos_r50", "fcos_r101_r50"]
+)
+def test_the_tokens_of_every_kind_of_teacher_have_a_loss(name):
+    """Traced only, with what the config says that batches have."""
+    config = load(FILES["maskd"], f"{name}:tiny")
+    batch = tiny.batch(masks=config.data.masks)
+    teacher = build_detector(config.tokens.model.to_dict(), num_classes=tiny.CLASSES)
+    method = build_method(config.tokens.method.to_dict())
+    images, keys = batch["images"].astype(np.float32), jax.random.split(jax.random.key(0), 8)
+
+    def loss():
+        variables = teacher.init(keys[0], images)
+        features = teacher.apply(variables, images, method="features")
+        learnt = method.init(keys[0], features, {}, batch["targets"], keys=keys, step=jnp.int32(0), task=lambda _: {})
+        params = {"student": variables["params"], "method": learnt["params"]}
+        stage = {"student": teacher, "teacher": None, "method": method, "loss_weights": config.tokens.loss_weights}
+        statistics = variables["batch_stats"]
+        return distill_loss(params, statistics, None, batch, keys, jnp.int32(0), **stage)[1][0]
+
+    terms = {key.removeprefix("raw/") for key in jax.eval_shape(loss) if key.startswith("raw/")}
+    assert terms == {*teacher.terms, *(f"masked_{term}" for term in teacher.terms), "dice"}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "taus"),
+    [
+        ("retinanet_x101_r50", (10.0, 10.0), (0.5, 0.5)),
+        ("faster_rcnn_r101_r50", (10.0, 6.0), (0.5, 0.5)),
+        ("fcos_x101_retinanet_r50", (10.0, 10.0), (0.5, 0.8)),
+    ],
+)
+def test_each_stage_of_dfmsd_has_the_settings_of_its_teacher(name, weights, taus):
+    config = load(FILES["dfmsd"], name)
+    stages = config.first_student, config.student
+    assert tuple(stage.method.stage for stage in stages) == (1, 2)
+    assert tuple(stage.loss_weights.dfmsd for stage in stages) == weights
+    assert tuple(stage.method.tau for stage in stages) == taus
+
+
+def test_a_student_is_optimised_as_its_own_kind_whoever_teaches():
+    """FCOS with its clipping, at the rate of one-stage detectors; a RetinaNet that MasKD distils twice as fast."""
+    students = {name: load(FILES["maskd"], name).student for name in pairs.PAIRS}
+    rates = {name: (student.optimizer.learning_rate, student.optimizer.clip_norm) for name, student in students.items()}
+    assert rates["retinanet_r101_r50"] == (0.02, 0.0)
+    assert rates["retinanet_r101_fcos_r50"] == rates["fcos_r101_r50"] == (0.01, 35.0)
+    assert load(FILES["mimic"], "retinanet_r101_fcos_r50").student.optimizer.clip_norm == 35.0
+    assert load(FILES["none"], "retinanet_r101_r50").student.optimizer.clip_norm == 0.0
 
 
 @pytest.mark.parametrize("name", pairs.PAIRS)

@@ -16,6 +16,9 @@ from kdjax.losses.features import check_aligned, hide, squared_error
 from kdjax.losses.reduce import masked_mean
 from kdjax.types import Targets
 
+_CONSTANT = 1e-5
+"""A channel whose deviation is below this share of its mean is constant: the rest is what float32 rounds."""
+
 
 def channel_norm(features: jax.Array, *, where: jax.Array | None = None, axis_name: str | None = None) -> jax.Array:
     """``norm(F) = (F - mean_c) / (std_c + 1e-6)``: every channel of the whole batch to mean 0, deviation 1 [recon].
@@ -31,7 +34,7 @@ def channel_norm(features: jax.Array, *, where: jax.Array | None = None, axis_na
         axis_name: mapped axis over which statistics are taken too.
 
     Returns:
-        (N, H, W, C) float32; zero in the padding, and where a channel is constant.
+        (N, H, W, C) float32; zero, without a gradient, in the padding and where a channel is constant.
     """
     mask = jnp.ones((*features.shape[:3], 1), bool) if where is None else where[..., None]
 
@@ -41,11 +44,13 @@ def channel_norm(features: jax.Array, *, where: jax.Array | None = None, axis_na
         return (share if axis_name is None else jax.lax.pmean(share, axis_name))[None, None, None]
 
     features = features.astype(jnp.float32)
-    centred = hide(features - mean(features), where=where)
+    middle = mean(features)
+    centred = hide(features - middle, where=where)
     variance = mean(jnp.square(centred))
-    # The square root has no gradient at zero: a constant channel must not make NaN.
-    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-    return centred / (deviation + 1e-6)
+    varies = variance > jnp.square(_CONSTANT * middle)
+    # The square root has no gradient at zero, and rounding must not be blown up to deviation 1.
+    deviation = jnp.sqrt(jnp.where(varies, variance, 1))
+    return jnp.where(varies, centred, 0) / (deviation + 1e-6)
 
 
 def stage_ratio(stage: int, *, first: float = 0.45, growth: float = 0.1) -> float:

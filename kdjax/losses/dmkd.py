@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses.features import check_aligned, squared_error
+from kdjax.losses.features import check_aligned, check_share, squared_error
 from kdjax.losses.features import hide as hide_features
 from kdjax.losses.reduce import masked_mean, masked_sum
 
@@ -104,12 +104,14 @@ def attention_keep(
         Bool, the shape of ``attention``: True where kept.
 
     Raises:
-        ValueError: for another ``select`` or ``hide``, or missing keys.
+        ValueError: for another ``select`` or ``hide``, a share that is not from 0 to 1, or missing keys.
     """
     if select not in ("ratio", "threshold"):
         raise ValueError(f'select is "{select}"; it must be "ratio" or "threshold".')
     if hide not in ("high", "low"):
         raise ValueError(f'hide is "{hide}"; it must be "high" or "low".')
+    check_share("ratio", ratio)
+    check_share("keep_probability", keep_probability)
     valid = jnp.ones(attention.shape, bool) if where is None else where
     if select == "threshold":
         selected = attention >= threshold if hide == "high" else attention < threshold
@@ -123,7 +125,7 @@ def attention_keep(
     if keep_probability < 1:
         if keys is None:
             raise ValueError(f"keep_probability is {keep_probability}; below 1 it needs keys, one per image.")
-        draw = jax.vmap(lambda key: jax.random.bernoulli(key, keep_probability, attention.shape[1:]))
+        draw = jax.vmap(lambda key: jax.random.bernoulli(key, float(keep_probability), attention.shape[1:]))
         selected &= draw(keys)
     return ~(selected & valid)
 

@@ -46,12 +46,23 @@ def hide(features: jax.Array, keep: jax.Array | None = None, where: jax.Array | 
 
 
 def check_aligned(student: jax.Array, teacher: jax.Array) -> None:
-    """Raises ValueError, naming both shapes, unless student and teacher have one shape."""
+    """Raises ValueError, naming both shapes, unless student and teacher have one shape.
+
+    >>> check_aligned(jnp.ones((1, 2, 2, 3)), jnp.ones((1, 2, 2, 8)))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: Student features (1, 2, 2, 3) and teacher features (1, 2, 2, 8) differ in shape; ...
+    """
     if student.shape != teacher.shape:
         raise ValueError(
             f"Student features {student.shape} and teacher features {teacher.shape} differ in shape; "
             "align the student to the teacher first."
         )
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises ValueError, naming it, unless a share or a probability is from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; it must be from 0 to 1.")
 
 
 def squared_error(student: jax.Array, teacher: jax.Array, where: jax.Array | None = None) -> jax.Array:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from kdjax.losses.features import check_aligned, hide, squared_error
+from kdjax.losses.features import check_aligned, check_share, hide, squared_error
 from kdjax.losses.reduce import masked_sum
 
 
@@ -31,13 +31,14 @@ def keep_mask(shape: Sequence[int], *, keys: jax.Array, mask_ratio: float, mask:
         Bool, True where kept: (N, H, W, 1) for "spatial", (N, 1, 1, C) for "channel".
 
     Raises:
-        ValueError: if ``mask`` is neither.
+        ValueError: if ``mask`` is neither, or ``mask_ratio`` is not from 0 to 1.
     """
+    check_share("mask_ratio", mask_ratio)
     if mask not in ("spatial", "channel"):
         raise ValueError(f'mask is "{mask}"; it must be "spatial" or "channel".')
     _, height, width, channels = shape
     draw = (height, width, 1) if mask == "spatial" else (1, 1, channels)
-    return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - mask_ratio, draw))(keys)
+    return jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - mask_ratio, draw))(keys)
 
 
 def mgd_loss(

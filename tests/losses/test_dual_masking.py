@@ -131,7 +131,7 @@ def test_keep_probability_hides_that_share_of_the_selected_and_nothing_else() ->
     assert abs(float(jnp.sum(hidden) / jnp.sum(selected)) - 0.7) < 4 * np.sqrt(0.7 * 0.3 / (64 * 200))
     again = ~losses.attention_keep(attention[5:6], ratio=0.5, keep_probability=0.7, keys=keys[5:6])
     np.testing.assert_array_equal(again[0], hidden[5])
-    assert not np.any(~losses.attention_keep(attention, keep_probability=0.0, keys=keys))
+    assert not np.any(~losses.attention_keep(attention, keep_probability=0, keys=keys))
 
 
 def test_the_two_masks_are_thinned_by_draws_of_their_own() -> None:
@@ -152,6 +152,8 @@ def test_equal_attention_selects_the_first_places() -> None:
         ({"select": "best"}, 'select is "best"'),
         ({"hide": "middle"}, 'hide is "middle"'),
         ({"keep_probability": 0.5}, "needs keys"),
+        ({"keep_probability": -0.5}, "keep_probability is -0.5; it must be from 0 to 1"),
+        ({"ratio": 2.0}, "ratio is 2.0; it must be from 0 to 1"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -251,6 +253,19 @@ def test_channel_norm_is_the_reference() -> None:
         height, width, _ = expected.shape
         np.testing.assert_allclose(actual[n, :height, :width], expected, atol=1e-5)
         assert float(jnp.sum(jnp.abs(actual[n]))) == pytest.approx(float(np.sum(np.abs(expected))), rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [3.1, -100.1, 0.0])
+def test_a_constant_channel_is_zero_after_the_norm_and_gets_no_gradient(value: float) -> None:
+    """Rounding makes the mean differ from it, which must not become deviation 1."""
+    features = jnp.stack(
+        [jnp.full((2, 50, 84), value), jnp.asarray(np.random.default_rng(0).normal(size=(2, 50, 84)))], -1
+    )
+    normal, pull = jax.vjp(losses.channel_norm, features.astype(jnp.float32))
+    np.testing.assert_array_equal(normal[..., 0], 0)
+    np.testing.assert_allclose(jnp.std(normal[..., 1]), 1, rtol=1e-4)
+    (gradient,) = pull(jnp.arange(normal.size, dtype=jnp.float32).reshape(normal.shape))
+    np.testing.assert_array_equal(gradient[..., 0], 0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ SHAPE = (4, 32, 24, 512)
 
 
 @pytest.mark.parametrize("mask", ["spatial", "channel"])
-@pytest.mark.parametrize("mask_ratio", [0.0, 0.15, 0.65, 1.0])
+@pytest.mark.parametrize("mask_ratio", [0, 0.0, 0.15, 0.65, 1.0, 1])
 def test_share_of_hidden_places(mask: str, mask_ratio: float) -> None:
     keep = losses.keep_mask(SHAPE, keys=KEYS, mask_ratio=mask_ratio, mask=mask)
     assert keep.shape == ((4, 32, 24, 1) if mask == "spatial" else (4, 1, 1, 512))
@@ -31,6 +31,12 @@ def test_each_image_draws_from_its_own_key() -> None:
 def test_another_mask_is_refused() -> None:
     with pytest.raises(ValueError, match='mask is "pixel"'):
         losses.keep_mask(SHAPE, keys=KEYS, mask_ratio=0.5, mask="pixel")
+
+
+@pytest.mark.parametrize("mask_ratio", [-0.1, 1.5, float("nan")])
+def test_a_ratio_that_is_no_share_is_refused(mask_ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"mask_ratio is {mask_ratio}; it must be from 0 to 1"):
+        losses.keep_mask(SHAPE, keys=KEYS, mask_ratio=mask_ratio)
 
 
 @pytest.mark.parametrize(("kept", "entry"), [(True, 2 * 3 + 1), (False, 1)])
