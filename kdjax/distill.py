@@ -25,9 +25,12 @@ def image_keys(key: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def weighted_sum(terms: Terms, weights: Mapping[str, float]) -> tuple[jax.Array, Terms]:
-    """The total loss and each term's weighted share of it; a term without a weight counts once."""
+    """The total loss and each term's weighted share of it; a term without a weight counts once.
+
+    A term of weight 0 is left out of the sum, so that nothing is differentiated for it.
+    """
     weighted = {name: weights.get(name, 1.0) * value for name, value in terms.items()}
-    return sum(weighted.values(), jnp.zeros(())), weighted
+    return sum((share for name, share in weighted.items() if weights.get(name, 1.0)), jnp.zeros(())), weighted
 
 
 def select_levels(features: Features, levels: Collection[str]) -> Features:

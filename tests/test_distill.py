@@ -165,3 +165,11 @@ def test_the_moving_average_follows_parameters_and_statistics():
 def test_a_term_without_a_weight_counts_once():
     total, weighted = weighted_sum({"a": jnp.float32(2), "b": jnp.float32(3)}, {"b": 0.5})
     assert (total, weighted["a"], weighted["b"]) == (3.5, 2, 1.5)
+
+
+def test_nothing_is_differentiated_for_a_term_of_weight_zero():
+    def total(x):
+        return weighted_sum({"a": 2 * x, "b": jnp.sqrt(x)}, {"b": 0.0})[0]
+
+    # The square root's gradient is infinite at zero, and 0 times that is not a number.
+    assert jax.grad(total)(0.0) == 2
