@@ -15,6 +15,10 @@ def sigmoid_focal_loss(logits: jax.Array, targets: jax.Array, *, alpha: float = 
     ``-alpha_t (1 - p_t)^gamma log(p_t)``, where ``p_t = sigmoid(logit)`` and ``alpha_t = alpha`` for a target of 1, and
     ``1 - sigmoid(logit)`` and ``1 - alpha`` for a target of 0.
 
+    >>> loss = sigmoid_focal_loss(jnp.zeros((1, 2)), jnp.array([[True, False]]))
+    >>> (loss / jnp.log(2)).round(4)  # alpha_t / 4
+    Array([[0.0625, 0.1875]], dtype=float32)
+
     Args:
         logits: (...), any float dtype.
         targets: (...) bool: which classifiers should say yes.
@@ -35,7 +39,11 @@ def sigmoid_focal_loss(logits: jax.Array, targets: jax.Array, *, alpha: float = 
 
 
 def l1_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """``|prediction - target|``: (...) and (...) to (...) float32."""
+    """``|prediction - target|``: (...) and (...) to (...) float32.
+
+    >>> l1_loss(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0]))
+    Array([2., 0.], dtype=float32)
+    """
     return jnp.abs(predictions.astype(jnp.float32) - targets.astype(jnp.float32))
 
 
@@ -43,6 +51,9 @@ def smooth_l1_loss(predictions: jax.Array, targets: jax.Array, *, beta: float = 
     """L1 loss that is quadratic below ``beta``: (...) and (...) to (...) float32 (Girshick, Fast R-CNN, equation 3).
 
     ``0.5 d^2 / beta`` where ``d = |prediction - target| < beta``, else ``d - 0.5 beta``.
+
+    >>> smooth_l1_loss(jnp.array([0.5, 2.0]), jnp.zeros(2), beta=1.0)
+    Array([0.125, 1.5  ], dtype=float32)
 
     Args:
         predictions: (...), any float dtype.
@@ -54,7 +65,11 @@ def smooth_l1_loss(predictions: jax.Array, targets: jax.Array, *, beta: float = 
 
 
 def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """``-t log(p) - (1 - t) log(1 - p)`` with ``p = sigmoid(logit)``: (...) and (...) in [0, 1] to (...) float32."""
+    """``-t log(p) - (1 - t) log(1 - p)`` with ``p = sigmoid(logit)``: (...) and (...) in [0, 1] to (...) float32.
+
+    >>> binary_cross_entropy(jnp.array([0.0, 100.0]), jnp.array([1.0, 0.0]))  # log 2, and a confident mistake
+    Array([  0.6931472, 100.       ], dtype=float32)
+    """
     logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
     return jax.nn.softplus(logits) - logits * targets
 
@@ -63,6 +78,9 @@ def iou_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """``-log(IoU)`` of xyxy boxes: (..., 4) and (..., 4) to (...) float32 (Yu et al., UnitBox, equation 1).
 
     IoUs below 1e-6 count as 1e-6, as in MMDetection: the loss and its gradient are finite.
+
+    >>> iou_loss(jnp.array([[0.0, 0, 2, 4]]), jnp.array([[0.0, 0, 4, 4]]))  # IoU 1/2
+    Array([0.6931472], dtype=float32)
     """
     intersection, union, _ = _overlap(predictions, targets)
     return -jnp.log(jnp.maximum(intersection / (union + _EMPTY), 1e-6))
@@ -72,6 +90,9 @@ def giou_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """``1 - GIoU`` of xyxy boxes: (..., 4) and (..., 4) to (...) float32 in [0, 2] (Rezatofighi et al., algorithm 1).
 
     ``GIoU = I / U - (C - U) / C``: intersection, union and the smallest enclosing box.
+
+    >>> giou_loss(jnp.array([[0.0, 0, 2, 4], [0, 0, 1, 1]]), jnp.array([[0.0, 0, 4, 4], [3, 0, 4, 1]]))
+    Array([0.5, 1.5], dtype=float32)
     """
     intersection, union, hull = _overlap(predictions, targets)
     return 1.0 - intersection / (union + _EMPTY) + (hull - union) / (hull + _EMPTY)

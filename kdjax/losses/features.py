@@ -60,7 +60,12 @@ def check_aligned(student: jax.Array, teacher: jax.Array) -> None:
 
 
 def check_share(name: str, value: float) -> None:
-    """Raises ValueError, naming it, unless a share or a probability is from 0 to 1."""
+    """Raises ValueError, naming it, unless a share or a probability is from 0 to 1.
+
+    >>> check_share("mask_ratio", 65)
+    Traceback (most recent call last):
+    ValueError: mask_ratio is 65; it must be from 0 to 1.
+    """
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is {value}; it must be from 0 to 1.")
 

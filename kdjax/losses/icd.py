@@ -24,7 +24,12 @@ NORM_EPSILON = 1e-5
 
 
 class ClassStatistics(NamedTuple):
-    """What the boxes of a training set look like, class by class; fakes are drawn from it."""
+    """What the boxes of a training set look like, class by class; fakes are drawn from it.
+
+    >>> size = jnp.array([[0.1, 0.2], [0.3, 0.3]])
+    >>> ClassStatistics(frequency=jnp.array([0.75, 0.25]), mean=size, deviation=size / 4).mean.shape
+    (2, 2)
+    """
 
     frequency: jax.Array
     """(K,) float32: the share of each class, summing to one."""
@@ -35,7 +40,13 @@ class ClassStatistics(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Q instances asked for in each of N images: the real ones first, then the fakes, then empty slots."""
+    """Q instances asked for in each of N images: the real ones first, then the fakes, then empty slots.
+
+    >>> boxes, yes = jnp.array([[[0.25, 0.25, 0.75, 0.75]]]), jnp.array([[True]])
+    >>> queries = Queries(jnp.array([[2]]), boxes, points=jnp.full((1, 1, 2), 0.5), real=yes, valid=yes)
+    >>> queries.boxes.shape, queries.points.shape, queries.valid.shape
+    ((1, 1, 4), (1, 1, 2), (1, 1))
+    """
 
     labels: jax.Array
     """(N, Q) int32 in [0, K)."""

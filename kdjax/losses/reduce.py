@@ -13,6 +13,9 @@ def masked_sum(values: jax.Array, where: jax.Array | None = None, axis: Axis = N
 
     Masked entries have no influence on the value or the gradient, even when they are NaN or infinite.
 
+    >>> masked_sum(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([True, False, True]))
+    Array(4., dtype=float32)
+
     Args:
         values: any shape, any float dtype.
         where: bool, broadcastable to ``values`` (same rank); None keeps everything.
@@ -28,6 +31,9 @@ def masked_mean(
     values: jax.Array, where: jax.Array | None = None, axis: Axis = None, axis_name: str | None = None
 ) -> jax.Array:
     """Mean of ``values`` over ``axis`` where ``where`` holds, in float32; 0 where nothing holds.
+
+    >>> masked_mean(jnp.array([[1.0, 3.0], [5.0, 7.0]]), jnp.array([[True, True], [False, False]]), axis=1)
+    Array([2., 0.], dtype=float32)
 
     Args:
         values: any shape, any float dtype.
@@ -46,6 +52,11 @@ def masked_mean(
 
 def mean_count(count: jax.Array, axis_name: str | None = None, *, least: float = 1.0) -> jax.Array:
     """What a sum over this device's entries is divided by, so that the mean over devices is the global quotient.
+
+    >>> jax.vmap(lambda count: mean_count(count, "devices"), axis_name="devices")(jnp.array([1, 4]))
+    Array([2.5, 2.5], dtype=float32)
+    >>> mean_count(jnp.array(0))
+    Array(1., dtype=float32)
 
     Args:
         count: a scalar of this device: a number of entries, or the sum of their weights.
