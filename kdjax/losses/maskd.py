@@ -2,6 +2,9 @@
 
 Tokens learnt in the teacher's feature space attend to regions of its features (stage "tokens"); the student then
 imitates the teacher region by region (stage "student").
+
+The formulas are those of the authors' code [code], but for V, which is 1 where a padded image is valid and 0 in its
+padding [recon]; without padding it changes nothing.
 """
 
 import jax
@@ -11,7 +14,7 @@ from kdjax.losses.features import check_aligned, hide, squared_error
 
 
 def token_masks(features: jax.Array, tokens: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
-    """The region of each token: ``M(F) = V sigmoid(F E^T)`` [code].
+    """The region of each token: ``M(F) = V sigmoid(F E^T)`` [code]; V is ours [recon].
 
     >>> token_masks(jnp.zeros((2, 4, 5, 16)), jnp.ones((6, 16))).shape
     (2, 4, 5, 6)
@@ -37,7 +40,7 @@ def token_weights(
 ) -> jax.Array:
     """How much each token matters in each image [code]; the paper calls it the mask weighting module::
 
-        P(F) = softmax_K( Conv1x1( GAP( Conv3x3(F) ) ) )
+        P(F) = softmax_K( Conv1x1( GAP( Conv3x3(V F) ) ) )          V, and GAP over it, are ours [recon]
 
     No convolution is run. The mean over positions of a zero-padded 3x3 convolution is its kernel applied to nine sums
     of F, one for each tap: the sum over the positions that the tap meets while the kernel's centre visits every valid
