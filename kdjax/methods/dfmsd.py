@@ -26,6 +26,13 @@ class DFMSD(nn.Module):
 
     The enhancement "union", which also hides what the last stage's teacher hides, needs both teachers' features where a
     stage has one teacher: it is an option of :func:`kdjax.losses.stage_keep` alone.
+
+    >>> features, method = {"p3": jnp.ones((1, 8, 8, 4))}, DFMSD(stage=2, alignment="separate")
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
+    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
+    >>> terms, _ = jax.eval_shape(method.init_with_output, jax.random.key(0), features, features, targets, **given)
+    >>> jax.tree.map(jnp.shape, terms)
+    {'dfmsd': (), 'dfmsd_alignment': ()}
     """
 
     stage: int = 1

@@ -21,6 +21,14 @@ def branches(level: str, where: jax.Array, dtype: jnp.dtype) -> tuple[Generate, 
     """G_sp and G_ch of one level: MGD's block each, for positions ``where`` (N, H, W) bool.
 
     To be called in a module's ``nn.compact`` method, whose parts they become.
+
+    >>> class Both(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         return [generate(x) for generate in branches("p3", jnp.ones(x.shape[:3], bool), jnp.float32)]
+    >>> maps, variables = jax.eval_shape(Both().init_with_output, jax.random.key(0), jnp.ones((1, 8, 8, 4)))
+    >>> jax.tree.map(jnp.shape, maps), sorted(variables["params"])
+    ([(1, 8, 8, 4), (1, 8, 8, 4)], ['channel_p3', 'spatial_p3'])
     """
     spatial, channel = (Generation(dtype=dtype, name=f"{branch}_{level}") for branch in ("spatial", "channel"))
     return functools.partial(spatial, where=where), functools.partial(channel, where=where)
@@ -30,6 +38,13 @@ class DMKD(nn.Module):
     """Sum over levels of :func:`kdjax.losses.dmkd_loss` [recon].
 
     alpha is the weight of the term "dmkd": 2e-5 for one-stage detectors, 5e-7 for two-stage detectors.
+
+    >>> features = {"p3": jnp.ones((1, 8, 8, 4))}
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
+    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
+    >>> variables = jax.eval_shape(DMKD().init, jax.random.key(0), features, features, targets, **given)
+    >>> sorted(variables["params"])
+    ['channel_p3', 'fusion_p3', 'spatial_p3']
     """
 
     spatial_ratio: float = 0.65

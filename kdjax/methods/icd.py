@@ -27,7 +27,17 @@ from kdjax.types import Features, Targets, Task, Terms
 
 
 def linear(x: jax.Array, width: int, *, dtype: jnp.dtype, name: str) -> jax.Array:
-    """A linear layer (..., C) to (..., width), initialised as PyTorch does by default, where the authors left it."""
+    """A linear layer (..., C) to (..., width), initialised as PyTorch does by default, where the authors left it.
+
+    To be called in a module's ``nn.compact`` method, whose part it becomes.
+
+    >>> class Scores(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         return linear(x, 3, dtype=jnp.float32, name="scores")
+    >>> jax.eval_shape(Scores().init_with_output, jax.random.key(0), jnp.ones((2, 5, 16)))[0].shape
+    (2, 5, 3)
+    """
     bound = x.shape[-1] ** -0.5
 
     def bias(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -37,7 +47,11 @@ def linear(x: jax.Array, width: int, *, dtype: jnp.dtype, name: str) -> jax.Arra
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them [code]: the queries' encoder (C, C, C) and the predictor (C, C, 5)."""
+    """Linear layers with ReLU between them [code]: the queries' encoder (C, C, C) and the predictor (C, C, 5).
+
+    >>> jax.eval_shape(MLP((16, 16, 5)).init_with_output, jax.random.key(0), jnp.ones((1, 12, 16)))[0].shape
+    (1, 12, 5)
+    """
 
     widths: tuple[int, ...]
     dtype: jnp.dtype = jnp.float32
@@ -51,7 +65,11 @@ class MLP(nn.Module):
 
 
 class Values(nn.Module):
-    """The value projection of the student's decoder layer [code]: the only part of that decoder that is ever used."""
+    """The value projection of the student's decoder layer [code]: the only part of that decoder that is ever used.
+
+    >>> jax.eval_shape(Values(heads=2).init_with_output, jax.random.key(0), jnp.ones((1, 80, 16)))[0].shape
+    (1, 2, 80, 8)
+    """
 
     heads: int = 8
     dtype: jnp.dtype = jnp.float32
@@ -65,9 +83,16 @@ class Values(nn.Module):
 class DecoderLayer(nn.Module):
     """One layer of the teacher's decoder [code]; queries do not attend to each other::
 
-    k = F + W_pos PE
-    q <- LN(q + MHA(q, k, F))
-    q <- LN(q + W_2 ReLU(W_1 q))            hidden 4 C
+        k = F + W_pos PE
+        q <- LN(q + MHA(q, k, F))
+        q <- LN(q + W_2 ReLU(W_1 q))            hidden 4 C
+
+    >>> queries, features, position = jnp.ones((1, 12, 16)), jnp.ones((1, 80, 16)), jnp.ones((1, 80, 16))
+    >>> masks = {"real": jnp.ones((1, 12), bool), "where": jnp.ones((1, 80), bool)}
+    >>> init = DecoderLayer(heads=2).init_with_output
+    >>> decoded, _ = jax.eval_shape(init, jax.random.key(0), queries, features, position, **masks)
+    >>> jax.tree.map(jnp.shape, decoded)
+    ((1, 12, 16), (1, 2, 80, 8), (1, 2, 80))
     """
 
     heads: int = 8
@@ -124,6 +149,14 @@ class ICD(nn.Module):
     learns has an optimiser of its own, ``method_optimizer`` of a stage: AdamW at 1e-4, clipped to a norm of 0.01.
 
     A student whose width is not the teacher's is aligned by a 1x1 convolution [recon]; the authors' have one width.
+
+    >>> from kdjax.losses import uniform_statistics
+    >>> features, method = {"p3": jnp.ones((1, 8, 8, 16))}, ICD(uniform_statistics(5), heads=2)
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
+    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
+    >>> terms, _ = jax.eval_shape(method.init_with_output, jax.random.key(0), features, features, targets, **given)
+    >>> jax.tree.map(jnp.shape, terms)
+    {'icd': (), 'icd_confidence': (), 'icd_localization': ()}
     """
 
     statistics: ClassStatistics | None = None

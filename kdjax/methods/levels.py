@@ -1,4 +1,7 @@
-"""What the methods share: which levels meet, on which grid, which positions are real, how channels are aligned."""
+"""What the methods share: which levels meet, on which grid, which positions are real, how channels are aligned.
+
+What to do with pyramids of other strides, or of other heights and widths, is our own choice [recon].
+"""
 
 from typing import NamedTuple
 
@@ -28,7 +31,13 @@ def partners(student: Features, teacher: Features) -> dict[str, str]:
 
     Levels of the same stride, which is in their name, meet, and the others have no partner. Pyramids without any common
     stride meet at neighbouring levels, a factor of two apart: a level of the teacher takes the student's next finer one
-    or, where there is none, the next coarser one.
+    or, where there is none, the next coarser one [recon].
+
+    >>> x = jnp.ones((1, 4, 4, 8))
+    >>> partners({"p3": x, "p4": x}, {"p4": x, "p5": x})
+    {'p4': 'p4'}
+    >>> partners({"p3": x, "p4": x}, {"p5": x})
+    {'p5': 'p4'}
 
     Raises:
         ValueError: if not even neighbours meet.
@@ -51,7 +60,12 @@ def pair_levels(student: Features, teacher: Features, targets: Targets) -> list[
     """The levels that are distilled, finest first, with the student's maps on the teacher's grids.
 
     A student's map of another height or width is resized bilinearly, its padding zeroed first (half-pixel centres, no
-    antialiasing, as PyTorch's ``interpolate``).
+    antialiasing, as PyTorch's ``interpolate``) [recon].
+
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
+    >>> student, teacher = {"p3": jnp.ones((1, 8, 8, 4))}, {"p4": jnp.ones((1, 4, 4, 16))}
+    >>> jax.tree.map(jnp.shape, jax.eval_shape(lambda: [pair[1:] for pair in pair_levels(student, teacher, targets)]))
+    [((1, 4, 4, 4), (1, 4, 4, 16), (1, 4, 4))]
 
     Args:
         student: (N, h, w, any channels) by level.
@@ -105,13 +119,23 @@ def _names(features: Features) -> str:
 
 
 def valid(targets: Targets, features: jax.Array, level: str) -> jax.Array:
-    """Positions (N, H, W) bool of a level's features (N, H, W, C) that lie in the image, not in its padding."""
+    """Positions (N, H, W) bool of a level's features (N, H, W, C) that lie in the image, not in its padding.
+
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[32, 64]]))
+    >>> valid(targets, jnp.ones((1, 2, 2, 8)), "p5").astype(int)
+    Array([[[1, 1],
+            [0, 0]]], dtype=int32)
+    """
     height, width = features.shape[1:3]
     return valid_positions(targets.image_size, (height, width), stride(level))
 
 
 def torch_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """PyTorch's default initialiser of kernels: U(-b, b) with b = 1 / sqrt(fan_in); ``shape`` is (..., in, out)."""
+    """PyTorch's default initialiser of kernels: U(-b, b) with b = 1 / sqrt(fan_in); ``shape`` is (..., in, out).
+
+    >>> jnp.max(torch_uniform(jax.random.key(0), (1, 1, 4, 1000))).round(2)
+    Array(0.5, dtype=float32)
+    """
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
 
 
@@ -119,6 +143,10 @@ class Conv(nn.Module):
     """A convolution with bias, initialised as PyTorch does by default: kernel and bias ~ U(-b, b), b = 1/sqrt(fan_in).
 
     The methods' authors left their plain convolutions at that default.
+
+    >>> y, variables = jax.eval_shape(Conv(16, 3).init_with_output, jax.random.key(0), jnp.ones((1, 8, 8, 4)))
+    >>> y.shape, jax.tree.map(jnp.shape, variables["params"]["conv"])
+    ((1, 8, 8, 16), {'bias': (16,), 'kernel': (3, 3, 4, 16)})
     """
 
     features: int
@@ -145,7 +173,13 @@ class Conv(nn.Module):
 
 
 class Align(nn.Module):
-    """Maps a student's feature map to the teacher's width by a 1x1 convolution; identity where the widths agree."""
+    """Maps a student's feature map to the teacher's width by a 1x1 convolution; identity where the widths agree.
+
+    >>> jax.eval_shape(Align(16).init_with_output, jax.random.key(0), jnp.ones((1, 8, 8, 4)))[0].shape
+    (1, 8, 8, 16)
+    >>> Align(4).init(jax.random.key(0), jnp.ones((1, 8, 8, 4)))
+    {}
+    """
 
     channels: int
     dtype: jnp.dtype = jnp.float32

@@ -19,7 +19,7 @@ _weighting_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class LevelTokens(NamedTuple):
-    """What the tokens of one level see in its features."""
+    """What the tokens of one level see in its features; see :class:`ReceptiveTokens`."""
 
     tokens: jax.Array
     """(K, C)."""
@@ -28,7 +28,13 @@ class LevelTokens(NamedTuple):
 
 
 class ReceptiveTokens(nn.Module):
-    """Tokens E, from N(0, 0.01^2), and the convolutions of the mask weighting module P of one level [code]."""
+    """Tokens E, from N(0, 0.01^2), and the convolutions of the mask weighting module P of one level [code].
+
+    >>> features, where = jnp.ones((2, 8, 8, 16)), jnp.ones((2, 8, 8), bool)
+    >>> learnt, _ = jax.eval_shape(ReceptiveTokens(6, True).init_with_output, jax.random.key(0), features, where=where)
+    >>> learnt.tokens.shape, learnt.weights.shape
+    ((6, 16), (2, 6))
+    """
 
     tokens: int
     weighted: bool
@@ -54,7 +60,13 @@ class ReceptiveTokens(nn.Module):
 
 
 class AllTokens(nn.Module):
-    """The tokens of all levels: what the first stage learns and the second one is given, under one name."""
+    """The tokens of all levels: what the first stage learns and the second one is given, under one name.
+
+    >>> features, where = {"p3": jnp.ones((2, 8, 8, 16))}, {"p3": jnp.ones((2, 8, 8), bool)}
+    >>> learnt, _ = jax.eval_shape(AllTokens(6, True).init_with_output, jax.random.key(0), features, where=where)
+    >>> jax.tree.map(jnp.shape, learnt)
+    {'p3': LevelTokens(tokens=(6, 16), weights=(2, 6))}
+    """
 
     tokens: int
     weighted: bool
@@ -75,6 +87,13 @@ class MasKDTokens(nn.Module):
         loss = the teacher's task loss on F' + sum over levels of the dice loss
 
     The detector of this stage is the teacher itself, so its features are the student's of the contract.
+
+    >>> features, task = {"p3": jnp.ones((1, 8, 8, 16))}, lambda masked: {"box": jnp.mean(masked["p3"])}
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
+    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0, "task": task}
+    >>> init = lambda key: MasKDTokens().init_with_output(key, features, {}, targets, **given)
+    >>> jax.tree.map(jnp.shape, jax.eval_shape(init, jax.random.key(0))[0])
+    {'dice': (), 'masked_box': ()}
     """
 
     tokens: int = 6
@@ -116,6 +135,14 @@ class MasKD(nn.Module):
     The student is aligned by a 1x1 convolution even where its width is the teacher's: the tokens live in the teacher's
     space. The tokens never get a gradient. The paper's loss_weight is the weight of the term "maskd": 7 for RetinaNet,
     10 for FCOS and RepPoints, 1 for two-stage detectors.
+
+    >>> student = {"p3": jnp.ones((1, 8, 8, 16))}
+    >>> teacher = student | {"p4": jnp.ones((1, 4, 4, 16))}
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
+    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
+    >>> params = jax.eval_shape(MasKD().init, jax.random.key(0), student, teacher, targets, **given)["params"]
+    >>> sorted(params), sorted(params["tokens"])
+    (['align_p3', 'tokens'], ['p3', 'p4'])
     """
 
     tokens: int = 6

@@ -13,7 +13,12 @@ from kdjax.types import Features, Targets, Task, Terms
 
 
 class Generation(nn.Module):
-    """MGD's generation block: a 3x3 convolution, ReLU and a 3x3 convolution, all of the input's width [code]."""
+    """MGD's generation block: a 3x3 convolution, ReLU and a 3x3 convolution, all of the input's width [code].
+
+    >>> y, variables = jax.eval_shape(Generation().init_with_output, jax.random.key(0), jnp.ones((1, 8, 8, 4)))
+    >>> y.shape, variables["params"]["conv_0"]["conv"]["kernel"].shape
+    ((1, 8, 8, 4), (3, 3, 4, 4))
+    """
 
     dtype: jnp.dtype = jnp.float32
 
@@ -37,6 +42,13 @@ class MGD(nn.Module):
 
     The student is aligned by a 1x1 convolution where its width is not the teacher's. The paper's alpha is the weight
     of the term "mgd": 2e-5 for one-stage detectors, 5e-7 for two-stage detectors.
+
+    >>> features = {"p3": jnp.ones((1, 8, 8, 4)), "p4": jnp.ones((1, 4, 4, 4))}
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
+    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
+    >>> variables = jax.eval_shape(MGD().init, jax.random.key(0), features, features, targets, **given)
+    >>> sorted(variables["params"])
+    ['generation_p3', 'generation_p4']
     """
 
     mask_ratio: float = 0.65

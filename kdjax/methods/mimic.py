@@ -12,7 +12,14 @@ from kdjax.types import Features, Targets, Task, Terms
 
 
 class Mimic(nn.Module):
-    """Sum over levels of :func:`kdjax.losses.mimic_loss` between the aligned student and the teacher."""
+    """Sum over levels of :func:`kdjax.losses.mimic_loss` between the aligned student and the teacher.
+
+    >>> student, teacher = {"p3": jnp.full((1, 8, 8, 4), 3.0)}, {"p3": jnp.ones((1, 8, 8, 4))}
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
+    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
+    >>> Mimic().apply({}, student, teacher, targets, **given)
+    {'mimic': Array(4., dtype=float32)}
+    """
 
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32

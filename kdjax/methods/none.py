@@ -10,7 +10,13 @@ from kdjax.types import Features, Targets, Task, Terms
 
 
 class NoDistillation(nn.Module):
-    """The identical student without a teacher: no terms, no parameters."""
+    """The identical student without a teacher: no terms, no parameters.
+
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
+    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
+    >>> NoDistillation().apply({}, {"p3": jnp.ones((1, 8, 8, 4))}, {}, targets, **given)
+    {}
+    """
 
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
