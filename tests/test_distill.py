@@ -1,6 +1,9 @@
 """The step: N devices are one device, options wrap it without changing what it computes, frozen paths stay."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +11,41 @@ import numpy as np
 import pytest
 
 from kdjax.devices import AXIS, parallel, replicate, split
-from kdjax.distill import distill_step, image_keys, weighted_sum
+from kdjax.distill import distill_loss, distill_step, image_keys, weighted_sum
 from kdjax.methods import build_method
 from kdjax.optim import by_part, make_optimizer, trained_norm
-from kdjax.state import init_state
+from kdjax.state import TrainState, init_state
 from tests import tiny
 
 IMAGES = 8
 WEIGHTS = {"mgd": 1e-3}
+
+
+class Ran(NamedTuple):
+    """What :func:`run` saw."""
+
+    curve: list[dict[str, Any]]
+    """The metrics of each step."""
+    compiled: list[int]
+    """How many programs each step compiled."""
+    first: TrainState
+    last: TrainState
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The compilations in its context, of the same avals for another sharding too, which nothing traces again."""
+    found: list[str] = []
+
+    def listen(event: str, _: float, **__: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @functools.cache
@@ -27,8 +57,8 @@ def run(
     ema: float = 0.0,
     freeze: tuple[str, ...] = (),
     twice: bool = False,
-):
-    """Losses of ``steps`` MGD steps on ``devices`` devices, the first state and the last one."""
+) -> Ran:
+    """``steps`` MGD steps on ``devices`` devices, mapped as a run maps them."""
     chosen = jax.devices()[:devices]
     student = tiny.detector(axis_name=AXIS)
     teacher = tiny.detector(width=16, channels=12)
@@ -70,15 +100,17 @@ def run(
     first = init_state(variables, method_variables, optimizer, ema=ema > 0)
     state = replicate(jax.tree.map(jnp.copy, first), chosen)
     teacher_variables = replicate(teacher_variables, chosen)
-    curve = []
+    curve, compiled = [], []
     for i in range(steps):
         batch = tiny.batch(IMAGES, seed=i)
         if twice:
             batch = jax.tree.map(lambda x: np.concatenate([x[: IMAGES // 2]] * 2), batch)
         batch = split(batch, chosen, parts=accumulate)
-        state, metrics = step(state, teacher_variables, batch, key)
+        with compilations() as found:
+            state, metrics = step(state, teacher_variables, batch, key)
+        compiled.append(len(found))
         curve.append(jax.device_get(metrics))
-    return curve, first, jax.device_get(state)
+    return Ran(curve, compiled, first, jax.device_get(state))
 
 
 @functools.cache
@@ -89,14 +121,21 @@ def _init(module, seed):
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_several_devices_give_one_devices_loss_curve_random_masks_included(devices):
-    one, _, _ = run(1, 20)
-    several, _, _ = run(devices, 20)
+    one, several = run(1, 20).curve, run(devices, 20).curve
     for name in one[0]:
         np.testing.assert_allclose([x[name] for x in several], [x[name] for x in one], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_step_is_compiled_once(devices):
+    """Its own output, and a batch of other images, go in again without another program."""
+    compiled = run(devices, 20).compiled
+    assert compiled[0] > 0
+    assert compiled[1:] == [0] * 19
+
+
 def test_the_loss_is_the_weighted_sum_of_named_terms_and_falls():
-    curve, _, _ = run(1, 20)
+    curve = run(1, 20).curve
     first = curve[0]
     assert {"raw/cls", "raw/box", "raw/mgd", "loss/cls", "loss/box", "loss/mgd", "loss", "grad_norm"} == first.keys()
     np.testing.assert_allclose(first["loss/mgd"], WEIGHTS["mgd"] * first["raw/mgd"], rtol=1e-6)
@@ -113,16 +152,15 @@ def test_masks_change_from_step_to_step_and_image_to_image_but_not_with_the_batc
 
 
 def test_two_equal_parts_one_after_another_are_the_part_alone():
-    whole, _, reference = run(1, 2, twice=True)
-    parts, _, state = run(1, 2, accumulate=2, twice=True)
-    for name in whole[0]:
-        np.testing.assert_allclose([x[name] for x in parts], [x[name] for x in whole], rtol=1e-5, err_msg=name)
-    assert state.step == reference.step == 2
+    whole, parts = run(1, 2, twice=True), run(1, 2, accumulate=2, twice=True)
+    for name in whole.curve[0]:
+        expected = [x[name] for x in whole.curve]
+        np.testing.assert_allclose([x[name] for x in parts.curve], expected, rtol=1e-5, err_msg=name)
+    assert parts.last.step == whole.last.step == 2
 
 
 def test_parts_hold_the_same_images_on_any_number_of_devices():
-    one, _, _ = run(1, 2, accumulate=2)
-    two, _, _ = run(2, 2, accumulate=2)
+    one, two = run(1, 2, accumulate=2).curve, run(2, 2, accumulate=2).curve
     for name in one[0]:
         np.testing.assert_allclose([x[name] for x in two], [x[name] for x in one], rtol=1e-5, err_msg=name)
 
@@ -142,7 +180,7 @@ def test_accumulation_is_the_mean_of_value_metrics_and_gradient_over_the_parts()
 
 
 def test_frozen_paths_stay_while_the_rest_moves_and_the_statistics_follow():
-    _, first, last = run(1, 2, freeze=("student/backbone", "method"))
+    _, _, first, last = run(1, 2, freeze=("student/backbone", "method"))
     for part, frozen in (("backbone", True), ("neck", False), ("head", False)):
         before, after = (jax.tree.leaves(x.params["student"][part]) for x in (first, last))
         same = [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
@@ -153,7 +191,7 @@ def test_frozen_paths_stay_while_the_rest_moves_and_the_statistics_follow():
 
 def test_the_moving_average_follows_parameters_and_statistics():
     decay = 0.75
-    _, first, last = run(1, 1, ema=decay)
+    _, _, first, last = run(1, 1, ema=decay)
     expected = jax.tree.map(
         lambda a, b: decay * a + (1 - decay) * b,
         {"params": first.params["student"], "batch_stats": first.batch_stats},
@@ -173,3 +211,42 @@ def test_nothing_is_differentiated_for_a_term_of_weight_zero():
 
     # The square root's gradient is infinite at zero, and 0 times that is not a number.
     assert jax.grad(total)(0.0) == 2
+
+
+def test_tokens_that_are_learnt_move_no_parameter_of_the_detector_even_where_none_is_frozen():
+    """What the detector says of the masked features, its head included, teaches the tokens alone."""
+    student = tiny.detector()
+    method = build_method({"name": "maskd_tokens", "tokens": 2})
+    variables = _init(tiny.detector(axis_name=AXIS), 7)
+    batch = jax.tree.map(jnp.asarray, tiny.batch(2, seed=1))
+    arguments = dict(keys=jax.random.split(jax.random.key(0), 2), step=jnp.int32(0))
+
+    def init():
+        features = student.apply(variables, jnp.zeros(batch["images"].shape), method="features")
+        return method.init(jax.random.key(0), features, {}, batch["targets"], task=lambda _: {}, **arguments)
+
+    rng = np.random.default_rng(0)
+    learnt = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), jax.eval_shape(init))
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradients(params):
+        return distill_loss(
+            params,
+            variables["batch_stats"],
+            None,
+            batch,
+            **arguments,
+            student=student,
+            teacher=None,
+            method=method,
+            loss_weights={"cls": 0.0, "box": 0.0},
+        )
+
+    gradient, (metrics, _) = gradients({"student": variables["params"], "method": learnt["params"]})
+    for term in ("masked_cls", "masked_box", "dice"):
+        assert metrics[f"loss/{term}"] > 0
+    for x in jax.tree.leaves(gradient["student"]):
+        np.testing.assert_array_equal(x, 0)
+    for x in jax.tree.leaves(gradient["method"]):
+        assert np.abs(x).max() > 0
