@@ -194,7 +194,7 @@ def check_images(
     return images.take(rows), rows
 
 
-def check_objects(images: Images, annotations: Annotations, report: DataReport) -> Annotations:
+def check_objects(images: Images, annotations: Annotations, report: DataReport) -> tuple[Annotations, np.ndarray]:
     """Cuts boxes at the edges of their images and leaves out those that are nothing.
 
     Args:
@@ -203,7 +203,7 @@ def check_objects(images: Images, annotations: Annotations, report: DataReport) 
         report: counts or refuses.
 
     Returns:
-        the objects that remain, with boxes and areas of float32.
+        the objects that remain, with boxes and areas of float32, and their positions, int64.
     """
     size = images.size[annotations.image][:, ::-1].astype(float)
     boxes = annotations.boxes
@@ -230,7 +230,8 @@ def check_objects(images: Images, annotations: Annotations, report: DataReport) 
     unknown = ~(np.isfinite(area) & (area >= 0)) & ~flat & ~outside
     settle(BAD_AREA, unknown)
     area = np.where(unknown, np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), area)
-    return annotations._replace(boxes=boxes, area=area).take(~flat & ~outside)
+    rows = np.flatnonzero(~flat & ~outside)
+    return annotations._replace(boxes=boxes, area=area).take(rows), rows
 
 
 def describe_object(images: Images, annotations: Annotations, row: int) -> str:

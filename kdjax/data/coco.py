@@ -79,10 +79,8 @@ def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = check
     images, rows = check_images(identity, names, annotated, found, report)
     annotations, segmentations = _of_images(annotations, segmentations, rows)
 
-    kept = check_objects(images, annotations, report)
-    # Both are in the order of the file's objects, and no id comes twice.
-    chosen = np.isin(annotations.identity, kept.identity)
-    segmentations = list(itertools.compress(segmentations, chosen))
+    kept, rows = check_objects(images, annotations, report)
+    segmentations = [segmentations[row] for row in rows.tolist()]
     outlines, boxed = usable_outlines(segmentations, store, kept.boxes, images.size[kept.image])
     if outlines:
         report.settle(check.NO_OUTLINE, kept.identity[boxed], lambda k: describe_object(images, kept, int(boxed[k])))

@@ -15,11 +15,18 @@ from etils import epath
 from tensorflow_datasets.core import constants
 
 from kdjax.data import shapes
-from kdjax.data.check import Annotations, Checks, DataReport, Flaw, check_images, check_objects
+from kdjax.data.check import Annotations, Checks, DataReport, Flaw, Images, check_images, check_objects, describe_object
 from kdjax.data.images import Header, ImageError, for_all, read_header
 from kdjax.data.indexed import IndexedSource, check_counts, joined
+from kdjax.data.outlines import Outlines, PolygonStore, usable_outlines
 
 _ARRAY_RECORD = "array_record"
+_BAD_RUNS = Flaw(
+    "objects whose run_lengths are not those of their image",
+    "annotation",
+    "refused",
+    "they must be the counts of COCO's compressed run lengths and cover every pixel of the image",
+)
 
 
 class _Record(NamedTuple):
@@ -34,6 +41,8 @@ class _Record(NamedTuple):
     crowd: Any
     area: Any
     identity: Any
+    runs: Any
+    """The counts of COCO's compressed run lengths, or None where the set has none."""
 
 
 def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None, checks: Checks) -> IndexedSource:
@@ -173,14 +182,16 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
     headers = [r.header for r in found]
     images, rows = check_images(identity, names, np.zeros((len(found), 2), np.int64), headers, report)
     class_names = tuple(builder.info.features["objects"].feature["label"].names)
-    annotations = _annotations([found[row] for row in rows.tolist()], images.size, len(class_names), report)
-    annotations = check_objects(images, annotations, report)
+    found = [found[row] for row in rows.tolist()]
+    annotations = _annotations(found, images.size, len(class_names), report)
+    annotations, objects = check_objects(images, annotations, report)
+    outlines = _outlines(found, objects, images, annotations, report)
     images, annotations, kept = check_counts(images, annotations, report)
     rows = rows[kept]
     return IndexedSource(
         images=images,
         annotations=annotations,
-        outlines=None,
+        outlines=outlines,
         class_names=class_names,
         category_ids=tuple(range(len(class_names))),
         read=lambda row: record(int(rows[row]))["image"],
@@ -207,6 +218,7 @@ def _check_features(name: str, features: Any) -> None:
         (inner, "is_difficult", flag, "a bool"),
         (inner, "area", number, "a number"),
         (inner, "id", lambda f: f.np_dtype in (np.int64, np.int32), "an integer"),
+        (inner, "run_lengths", lambda f: isinstance(f, tfds.features.Text), "a text"),
     ]
 
     def called(group: Any, key: str) -> str:
@@ -272,6 +284,7 @@ def _read(record: Any) -> _Record:
         crowd=objects.get("is_crowd", objects.get("is_difficult")),
         area=objects.get("area"),
         identity=objects.get("id"),
+        runs=objects.get("run_lengths"),
     )
 
 
@@ -304,6 +317,21 @@ def _annotations(records: Sequence[_Record], sizes: np.ndarray, classes: int, re
         crowd=column([r.crowd for r in records], bool, none.astype(bool)),
         area=column([r.area for r in records], np.float64, np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)),
     )
+
+
+def _outlines(
+    records: Sequence[_Record], rows: np.ndarray, images: Images, annotations: Annotations, report: DataReport
+) -> Outlines | None:
+    """The pixels of the objects that remain, ``rows`` of all that the records have; None where the set has none."""
+    if any(record.runs is None for record in records):
+        return None
+    counts = [bytes(text).decode(errors="replace") for record in records for text in record.runs]
+    sizes = images.size[annotations.image]
+    runs = [{"size": size, "counts": counts[row]} for size, row in zip(sizes.tolist(), rows.tolist(), strict=True)]
+    outlines, bad = usable_outlines(runs, PolygonStore(), annotations.boxes, sizes)
+    cases = annotations.take(bad)
+    report.settle(_BAD_RUNS, cases.identity, lambda k: describe_object(images, cases, k))
+    return outlines
 
 
 def _check_relative(

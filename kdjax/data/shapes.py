@@ -2,7 +2,8 @@
 
 Every image is a pure function of (split, index), so that nothing is downloaded and every machine trains on the same
 pictures. Textures, colours, rotation and scale are drawn from the same distributions for every class, for the
-background and for the clutter: a detector has to learn outlines. The features are those of TFDS's COCO.
+background and for the clutter: a detector has to learn outlines. The features are those of TFDS's COCO and the
+pixels of every object.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from faster_coco_eval.core import mask as coco_mask
 from PIL import Image, ImageDraw, ImageFilter
 
 CLASS_NAMES = ("circle", "cross", "ring", "square", "star", "triangle")
@@ -272,10 +274,17 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-    """Writes ``shapes`` with the features of TFDS's COCO; needs no TensorFlow when written as ArrayRecord."""
+    """Writes ``shapes`` with the features of TFDS's COCO and the objects' masks; as ArrayRecord without TensorFlow.
 
-    # A change of any pixel or box is a new version.
-    VERSION = tfds.core.Version("1.0.0")
+    ``objects/run_lengths`` holds where an object is visible, as the counts of COCO's compressed run lengths.
+    """
+
+    # A change of any pixel or box is a new major version, another feature a new minor one.
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {  # noqa: RUF012 (the name and the type are TFDS's)
+        "1.0.0": "The first version.",
+        "1.1.0": "Adds objects/run_lengths, the pixels of every object; images, boxes, labels and areas are the same.",
+    }
     # TFDS would look beside this file for checksums of downloads, with importlib_resources, which it does not declare.
     code_path = None
     BUILDER_CONFIGS = [  # noqa: RUF012 (the name and the type are TFDS's)
@@ -290,6 +299,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             "id": np.int64,
             "is_crowd": np.bool_,
             "label": tfds.features.ClassLabel(names=CLASS_NAMES),
+            "run_lengths": tfds.features.Text(),
         }
         features = {
             "image": tfds.features.Image(encoding_format="png"),
@@ -319,6 +329,7 @@ def _example(split: str, index: int) -> dict[str, Any]:
     file = io.BytesIO()
     # Noise has no repetitions to look for.
     Image.fromarray(image).save(file, "PNG", compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY)
+    masks = np.asfortranarray(owner[..., None] == np.arange(len(labels)), np.uint8)
     objects = [
         {
             "area": np.count_nonzero(owner == k),
@@ -326,8 +337,11 @@ def _example(split: str, index: int) -> dict[str, Any]:
             "id": index * MAX_OBJECTS + k + 1,  # COCO's evaluators take annotation 0 for "unmatched".
             "is_crowd": False,
             "label": int(labels[k]),
+            "run_lengths": runs["counts"],
         }
-        for k, (x1, y1, x2, y2) in enumerate(boxes(owner, len(labels)).tolist())
+        for k, ((x1, y1, x2, y2), runs) in enumerate(
+            zip(boxes(owner, len(labels)).tolist(), coco_mask.encode(masks), strict=True)
+        )
     ]
     return {
         "image": file.getvalue(),

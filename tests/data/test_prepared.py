@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from pycocotools import mask as pycocotools_mask
 
 from kdjax.data import prepared
 from kdjax.data.batches import train_batches
@@ -319,6 +320,7 @@ FEATURES = {
     "crowd is a number": (with_inner(is_crowd=np.int64), "the feature objects/is_crowd is .*; it must be a bool"),
     "area is a text": (with_inner(area=tfds.features.Text()), "the feature objects/area is .*; it must be a number"),
     "image id is a text": (coco_features() | {"image/id": tfds.features.Text()}, "image/id is .* must be an integer"),
+    "run lengths are numbers": (with_inner(run_lengths=np.int64), "objects/run_lengths is .*; it must be a text"),
     "no objects": ({"image": tfds.features.Image()}, "has no objects/bbox, objects/label"),
     "objects are a number": (coco_features() | {"objects": np.int64}, "has no objects/bbox, objects/label"),
 }
@@ -373,6 +375,62 @@ def test_flawed_boxes_are_counted(tmp_path):
         "boxes that left their image, cut at its edge": ("repaired", [9]),
     }
     np.testing.assert_allclose(source.objects(0).boxes, [[4, 3, 24, 15], [8, 6, 40, 15]], rtol=1e-6)
+
+
+def masked(number, *objects):
+    """Image 100 + number with an object of id 7 for each pair of a box and run lengths."""
+    entry = coco_example(1)["objects"][0] | {"id": 7}
+    boxes = [entry | {"bbox": relative(*box), "run_lengths": counts} for box, counts in objects]
+    return coco_example(number, objects=boxes)
+
+
+def of_masks(path, *examples):
+    prepare("coco", "2017", with_inner(run_lengths=tfds.features.Text()), {"train": examples}, path)
+    return open_source("tfds:coco/2017", "train", path, checks=Checks(skip_empty=True))
+
+
+def counts_of(mask):
+    return pycocotools_mask.encode(np.asfortranarray(mask))["counts"]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Of pycocotools with NumPy 2.
+def test_masks_stay_with_their_objects(tmp_path):
+    """The first image cannot be decoded, the second has no objects, and the middle one of the third no area."""
+    masks = np.zeros((5, 30, 40), np.uint8)
+    boxes = [(2 * k, 3 + k, 12 + k, 20 + k) for k in range(5)]
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[y1:y2, x1:x2] = 1
+    boxes[2] = (4, 4, 4, 9)
+    a, b, c, d, e = zip(boxes, map(counts_of, masks), strict=True)
+    broken = masked(1, a) | {"image": encoded(30, 40, kind="JPEG")[:-300]}
+    source = of_masks(tmp_path, broken, masked(2), masked(3, b, c, d), masked(4, e))
+    assert [source[k].image_id for k in range(len(source))] == [103, 104]
+    found = [pycocotools_mask.decode(runs) for k in range(len(source)) for runs in source[k].segmentation]
+    np.testing.assert_array_equal(found, masks[[1, 3, 4]])
+
+
+SOUND_MASK = counts_of(np.eye(30, 40, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("others", [[], [SOUND_MASK]], ids=["alone", "after a sound one"])
+@pytest.mark.parametrize(
+    "counts",
+    [b"", b"\xff\xfe", SOUND_MASK[:-1], counts_of(np.eye(40, 40, dtype=np.uint8)), b"Om"],
+    ids=["empty", "no text", "cut off", "of another size", "endless"],
+)
+def test_run_lengths_of_no_mask_are_refused(tmp_path, counts, others):
+    box = (2, 3, 12, 23)
+    message = (
+        r"objects whose run_lengths are not those of their image: annotation 7 of 0{11}4.jpg \(image 104\), x 2 to 12"
+    )
+    with pytest.raises(ValueError, match=f"tfds:coco/2017 train has {message}") as error:
+        of_masks(tmp_path, masked(4, *((box, text) for text in [*others, counts])))
+    assert "\n" not in str(error.value)
+
+
+def test_sets_without_run_lengths_have_no_outlines(coco, voc):
+    for name, folder in (("tfds:coco/2017", coco), ("tfds:voc/2007", voc)):
+        assert open_source(name, "train", folder).objects(1).segmentation is None
 
 
 def test_broken_images_are_left_out_or_refused(tmp_path):

@@ -4,8 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+from pycocotools import mask as pycocotools_mask
 
 from kdjax.data import shapes
+from kdjax.data.batches import train_batches
+from kdjax.data.sources import open_source
+from kdjax.data.transforms import Augmentation
 
 SCENES = [shapes.scene("train", index) for index in range(40)]
 
@@ -75,7 +79,43 @@ def test_every_class_is_drawn_with_every_colour_and_size():
         assert (np.abs(np.mean(found, axis=0) - everything.mean(axis=0)) < 4 * error).all()
 
 
-def test_the_features_are_those_of_tfds_coco(data_dir):
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Of pycocotools with NumPy 2.
+@pytest.mark.parametrize("split", shapes.SPLITS)
+def test_the_outlines_are_the_visible_pixels(data_dir, split):
+    """As pycocotools decodes them, and as many as the area says."""
+    source = open_source("shapes/tiny", split, data_dir)
+    for index in range(len(source)):
+        owner, objects = shapes.scene(split, index).owner, source.objects(index)
+        assert len(objects.segmentation) == len(objects.labels)
+        for k, runs in enumerate(objects.segmentation):
+            np.testing.assert_array_equal(pycocotools_mask.decode(runs), owner == k)
+            assert pycocotools_mask.area(runs) == objects.area[k]
+
+
+def test_a_batch_has_the_masks_of_its_objects(data_dir):
+    """Not scaled, a cell of the grid is a pixel; which scene an image is, its pixels say."""
+    source = open_source("shapes/tiny", "train", data_dir)
+    scenes = {scene.image.tobytes(): scene.owner for scene in (shapes.scene("train", k) for k in range(len(source)))}
+    sizes = {"image_size": (128, 128), "max_objects": 6, "mask_size": 128}
+    batch = next(train_batches(source, batch_size=8, seed=0, augmentation=Augmentation(flip=0.5), **sizes))
+    flipped = 0
+    targets = batch["targets"]
+    for image, valid, (height, width), grid, frame in zip(
+        batch["images"], targets.valid, targets.image_size, *targets.masks, strict=True
+    ):
+        image = image[:height, :width]
+        owner = scenes.get(image.tobytes())
+        if owner is None:
+            owner, flipped = scenes[image[:, ::-1].tobytes()][:, ::-1], flipped + 1
+        assert valid.sum() == owner.max() + 1
+        for k in range(valid.sum()):
+            left, top = frame[k, :2].astype(int)
+            expected = np.pad(owner == k, ((0, 128), (0, 128)))[top : top + 128, left : left + 128]
+            np.testing.assert_array_equal(grid[k], expected)
+    assert 0 < flipped < 8
+
+
+def test_the_features_are_those_of_tfds_coco_and_masks(data_dir):
     """Names and types as in tensorflow_datasets/object_detection/coco.py, class names as in ours."""
     import tensorflow_datasets as tfds
 
@@ -92,6 +132,7 @@ def test_the_features_are_those_of_tfds_coco(data_dir):
         "id": ((), np.dtype(np.int64)),
         "is_crowd": ((), np.dtype(np.bool_)),
         "label": ((), np.dtype(np.int64)),
+        "run_lengths": ((), np.dtype(object)),
     }
     assert isinstance(features["image"], tfds.features.Image)
     assert isinstance(objects["bbox"], tfds.features.BBoxFeature)

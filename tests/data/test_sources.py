@@ -92,7 +92,8 @@ def test_grey_images_and_images_without_objects_are_read(tmp_path, data_dir):
     features = dict(shapes.Shapes(config="tiny", data_dir=data_dir).info.features)
     example = {"image": file.getvalue(), "image/filename": "grey.png", "image/id": 7, "objects": []}
     box = tfds.features.BBox(ymin=0.0, xmin=0.0, ymax=0.5, xmax=0.5)
-    objects = [{"area": 9, "bbox": box, "id": 1, "is_crowd": False, "label": 0}]
+    # The run lengths of 54 pixels of no object.
+    objects = [{"area": 9, "bbox": box, "id": 1, "is_crowd": False, "label": 0, "run_lengths": "f1"}]
     prepare(tmp_path, features, example, example | {"image/id": 8, "objects": objects})
     found = open_source("tfds:other", "train", tmp_path)[0]
     np.testing.assert_array_equal(found.image, np.full((6, 9, 3), 77))
@@ -111,7 +112,7 @@ def test_a_rival_that_prepares_first_is_no_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shapes, "_example", slow_example)
     assert len(open_source("shapes/tiny", "validation", tmp_path)) == 12
-    assert [path.name for path in (tmp_path / "shapes" / "tiny").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (tmp_path / "shapes" / "tiny").iterdir()] == [str(shapes.Shapes.VERSION)]
 
 
 def test_an_interrupted_preparation_is_done_again(tmp_path, monkeypatch):
