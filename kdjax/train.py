@@ -548,14 +548,21 @@ def open_split(config: ConfigDict, *, training: bool) -> IndexedSource:
     """The split that a config trains on, or the one that it is evaluated on; it is read once in a process.
 
     Raises:
-        UserError: one sentence about the data or their name.
+        UserError: one sentence about the data or their name, or masks to train on that the split cannot give.
     """
     data = config.data
     checks = Checks(strict=data.strict, lenient=data.lenient)
     if training:
         checks = checks._replace(skip_empty=data.skip_empty, max_objects=data.max_objects)
     split_name = data.train_split if training else data.eval_split
-    return _refusing(_opened, data.name, split_name, data.data_dir or None, checks=checks, download=data.download)
+    source = _refusing(_opened, data.name, split_name, data.data_dir or None, checks=checks, download=data.download)
+    if training and data.masks and source.outlines is None:
+        raise UserError(
+            f"config.data.masks is True, but config.data.name is {data.name!r}, whose split {split_name!r} has no "
+            "outlines of its objects, of which masks are made: take coco_json:<folder> with segmentations, or shapes; "
+            "where no stage learns masks, set config.data.masks=False."
+        )
+    return source
 
 
 # The splits of the config at hand: stages share them.

@@ -76,6 +76,31 @@ def test_both_splits_must_have_the_same_classes(folder):
         check_data(config_of(folder))
 
 
+def test_masks_need_outlines(folder):
+    """Refused when the data are opened; without masks to learn, and to be evaluated on, they may have none."""
+    config = config_of(folder)
+    config.data.masks = True
+    assert len(open_split(config, training=False)) == 3
+    with pytest.raises(UserError, match=r"data.masks is True, but config.data.name is 'coco_json:.*', whose split 'tr"):
+        check_data(config)
+    changed(folder, lambda tree: tree["annotations"][0].update(segmentation=[[2, 3, 12, 3, 12, 23]]))
+    config.data.max_objects = 5
+    assert open_split(config, training=True).objects(0).segmentation is not None
+
+
+def test_a_pair_with_masks_has_them_in_its_tiny_variant(data_dir):
+    """Images of 64 pixels are half as large as in the data: of an object's box, no more is lost than thin points."""
+    config = load(next(path for path in CONFIGS if path.stem == "mgd"), "cascade_mask_rcnn_x101_mask_rcnn_r50:tiny")
+    config.data.data_dir = str(data_dir)
+    targets = next(open_batches(config, "student", 0))["targets"]
+    assert targets.valid.any()
+    for box, grid, frame in zip(*(x[targets.valid] for x in (targets.boxes, *targets.masks)), strict=True):
+        rows, columns = (np.flatnonzero(grid.any(axis=axis)) for axis in (1, 0))
+        seen = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) + np.tile(frame[:2], 2)
+        np.testing.assert_allclose(seen, box, atol=2)
+    assert not targets.masks.grid[~targets.valid].any()
+
+
 def test_pictures_show_the_objects_of_a_batch(folder):
     """At flip 0 an image of 40 x 30 becomes one of 43 x 32, and its boxes with it; crowds are named so."""
     changed(folder, lambda tree: tree["annotations"][1].update(iscrowd=1))
