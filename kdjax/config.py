@@ -457,7 +457,7 @@ def check_config(config: ConfigDict, devices: int) -> None:
             raise UserError(
                 f"config.stages is {config.stages!r}; each name must be there once, and none be 'baseline'."
             )
-        _check_stage(name, config[name], earlier=config.stages[:position], devices=devices)
+        _check_stage(name, config[name], earlier=config.stages[:position], devices=devices, masks=config.data.masks)
     if config.compare and not config[config.stages[-1]].teacher:
         raise UserError(
             f"config.compare is True, but the last stage, {config.stages[-1]!r}, has no teacher to leave out."
@@ -475,7 +475,7 @@ def make_augmentation(data: ConfigDict) -> Augmentation:
     return Augmentation(flip=data.flip, jitter=data.jitter or None, color=data.color)
 
 
-def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices: int) -> None:
+def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices: int, masks: bool) -> None:
     try:
         model = build_detector(stage.model.to_dict(), num_classes=1)
     except (ValueError, TypeError, KeyError) as error:
@@ -484,6 +484,12 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
         method = build_method(stage.method.to_dict())
     except ValueError as error:
         raise UserError(f"config.{name}.method: {error}") from error
+    learns_masks = any(term == "mask" or term.endswith("_mask") for term in model.terms)
+    if stage.steps and learns_masks and not masks:
+        raise UserError(
+            f"config.data.masks is False, but config.{name}.model is {stage.model.name!r}, which learns masks: set "
+            "config.data.masks=True, with data that have outlines."
+        )
     share = devices * stage.accumulate
     if stage.batch_size % share:
         raise UserError(

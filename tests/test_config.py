@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from kdjax.config import base_config, check_config, differences, leaves, load_config, rule, scaled_schedule
 from kdjax.errors import UserError
@@ -82,6 +83,22 @@ def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(key, value
     assert words in message
     assert key.split(".")[0] in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn"])
+def test_a_detector_that_learns_masks_needs_data_with_masks(name, tmp_path):
+    """Weights that are only taken over learn nothing."""
+    config = load(next(path for path in CONFIGS if path.stem == "none"))
+    stage = config[config.stages[-1]]
+    stage.model = ConfigDict(dict(name=name, backbone=dict(depth=18), neck=dict(extra_from="pool"), head={}))
+    stage.loss_weights = ConfigDict()
+    message = rf"config.data.masks is False, but config.{config.stages[-1]}.model is '{name}', which learns masks: set"
+    with pytest.raises(UserError, match=message):
+        check_config(config, devices=8)
+    config.data.masks = True
+    check_config(config, devices=8)
+    config.data.masks, stage.steps, stage.init = False, 0, str(tmp_path)
+    check_config(config, devices=8)
 
 
 def test_a_config_file_that_fails_says_how(tmp_path):
