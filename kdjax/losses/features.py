@@ -1,7 +1,12 @@
 """What every loss between feature maps shares: valid positions, hiding, and the squared error."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+einsum = functools.partial(jnp.einsum, precision="highest")
+"""Products in float32: by default a TPU rounds what it multiplies to bfloat16, and a GPU to TF32."""
 
 
 def valid_positions(image_size: jax.Array, shape: tuple[int, int], stride: int) -> jax.Array:

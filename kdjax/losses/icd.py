@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses.detection import binary_cross_entropy
-from kdjax.losses.features import squared_error
+from kdjax.losses.features import einsum, squared_error
 from kdjax.losses.reduce import masked_mean
 from kdjax.types import Targets
 
@@ -212,7 +212,7 @@ def attention_logits(query: jax.Array, key: jax.Array, where: jax.Array | None =
     Returns:
         (N, Q, S) float32.
     """
-    logits = jnp.einsum("nqd,nsd->nqs", query.astype(jnp.float32), key.astype(jnp.float32)) / math.sqrt(key.shape[-1])
+    logits = einsum("nqd,nsd->nqs", query.astype(jnp.float32), key.astype(jnp.float32)) / math.sqrt(key.shape[-1])
     return logits if where is None else jnp.where(where[:, None], logits, jnp.finfo(jnp.float32).min)
 
 
@@ -254,9 +254,9 @@ def instance_attention(
     @jax.checkpoint
     def one_head(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = attention_logits(query, key, where)
-        attended = jnp.einsum("nqs,nsd->nqd", jax.nn.softmax(logits) * keep, value.astype(jnp.float32))
+        attended = einsum("nqs,nsd->nqd", jax.nn.softmax(logits) * keep, value.astype(jnp.float32))
         attention = jax.nn.softmax(jax.lax.stop_gradient(logits) / temperature) * keep
-        return attended, jnp.einsum("nqs,nq->ns", attention, real.astype(jnp.float32))
+        return attended, einsum("nqs,nq->ns", attention, real.astype(jnp.float32))
 
     by_head = tuple(jnp.moveaxis(array, 1, 0) for array in (query, key, value))
     attended, mask = jax.lax.map(lambda head: one_head(*head), by_head)

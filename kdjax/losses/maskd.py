@@ -10,7 +10,7 @@ padding [recon]; without padding it changes nothing.
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses.features import check_aligned, hide, squared_error
+from kdjax.losses.features import check_aligned, einsum, hide, squared_error
 
 
 def token_masks(features: jax.Array, tokens: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
@@ -27,7 +27,7 @@ def token_masks(features: jax.Array, tokens: jax.Array, *, where: jax.Array | No
     Returns:
         (N, H, W, K) float32 in [0, 1]; zero in the padding.
     """
-    logits = jnp.einsum("nhwc,kc->nhwk", features.astype(jnp.float32), tokens.astype(jnp.float32))
+    logits = einsum("nhwc,kc->nhwk", features.astype(jnp.float32), tokens.astype(jnp.float32))
     return hide(jax.nn.sigmoid(logits), where=where)
 
 
@@ -65,11 +65,11 @@ def token_weights(
     # Tap (i, j) of a kernel centred on q meets p = q + (i - 1, j - 1): whether q, so reached from p, is visited.
     visits = jnp.stack([margin[:, 2 - i :, 2 - j :][:, :height, :width] for i in range(3) for j in range(3)], axis=-1)
     # The padding counts as zero. It is masked here, nine numbers a position, because masking F would copy F.
-    sums = jnp.einsum("nhwt,nhwc->ntc", visits * centre[..., None], features.astype(jnp.float32))
+    sums = einsum("nhwt,nhwc->ntc", visits * centre[..., None], features.astype(jnp.float32))
     kernel = kernels[0].astype(jnp.float32).reshape(9, channels, -1)
     count = jnp.maximum(jnp.sum(centre, axis=(1, 2)), 1.0)
-    pooled = jnp.einsum("ntc,tcd->nd", sums, kernel) / count[:, None] + biases[0][None]
-    return jax.nn.softmax(pooled @ kernels[1][0, 0].astype(jnp.float32) + biases[1][None], axis=-1)
+    pooled = einsum("ntc,tcd->nd", sums, kernel) / count[:, None] + biases[0][None]
+    return jax.nn.softmax(einsum("nd,dk->nk", pooled, kernels[1][0, 0].astype(jnp.float32)) + biases[1][None], axis=-1)
 
 
 def masked_features(features: jax.Array, masks: jax.Array, weights: jax.Array | None = None) -> jax.Array:
@@ -83,7 +83,7 @@ def masked_features(features: jax.Array, masks: jax.Array, weights: jax.Array | 
         masks: (N, H, W, K), see :func:`token_masks`.
         weights: (N, K), see :func:`token_weights`; None for the plain sum over the tokens.
     """
-    gate = jnp.sum(masks, axis=-1) if weights is None else jnp.einsum("nhwk,nk->nhw", masks, weights)
+    gate = jnp.sum(masks, axis=-1) if weights is None else einsum("nhwk,nk->nhw", masks, weights)
     return features * gate[..., None].astype(features.dtype)
 
 
@@ -108,8 +108,8 @@ def token_dice_loss(masks: jax.Array) -> jax.Array:
     if tokens < 2:
         raise ValueError(f"The dice loss compares pairs of masks; it needs 2 tokens or more and got {tokens}.")
     masks = masks.astype(jnp.float32)
-    products = jnp.einsum("nhwa,nhwb->nab", masks, masks)
-    squares = jnp.einsum("naa->na", products)
+    products = einsum("nhwa,nhwb->nab", masks, masks)
+    squares = einsum("naa->na", products)
     dice = 2 * products / (squares[:, :, None] + squares[:, None, :] + 2e-12)
     return jnp.sum(jnp.where(jnp.eye(tokens, dtype=bool)[None], 0, dice)) / (images * tokens * (tokens - 1))
 
@@ -158,7 +158,7 @@ def maskd_loss(
     masks = jnp.where(jnp.asarray(step) < warmup, teacher_masks, teacher_masks * student_masks)
     masks = jax.lax.stop_gradient(masks)
     error = jnp.mean(squared_error(student, teacher, where), axis=-1)
-    distance = jnp.einsum("nhw,nhwk->nk", error, jnp.square(masks))
+    distance = einsum("nhw,nhwk->nk", error, jnp.square(masks))
     area = jnp.sum(masks, axis=(1, 2))
     distance = jnp.where(area > 0, distance / jnp.where(area > 0, area, 1), 0)
     if weights is None:

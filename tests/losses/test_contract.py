@@ -106,6 +106,22 @@ def test_every_loss_is_here() -> None:
     assert takes_both == set(LOSSES)
 
 
+OTHER_PRODUCTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "token_dice_loss": lambda masks, _: losses.token_dice_loss(masks),
+    "masked_features": lambda features, masks: losses.masked_features(features, masks, masks[:, 0, 0]).sum(),
+}
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *OTHER_PRODUCTS])
+def test_products_are_of_float32_on_every_kind_of_device(name: str) -> None:
+    """By default a TPU rounds what it multiplies to bfloat16, and a GPU to TF32."""
+    loss = OTHER_PRODUCTS.get(name) or (lambda student, teacher: LOSSES[name](student, teacher, None, None))
+    program = str(jax.make_jaxpr(jax.value_and_grad(loss))(*features()))
+    products = program.count("dot_general[")
+    assert products == program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+    assert products or name not in ("icd_loss", "maskd_loss", *OTHER_PRODUCTS)
+
+
 @every_loss
 def test_one_signature(name: str) -> None:
     first, second, *rest = inspect.signature(getattr(losses, name)).parameters.values()
