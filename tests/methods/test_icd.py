@@ -1,12 +1,17 @@
 """ICD beyond the contract: who learns from which term, when, and what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.losses import instance_descriptors, sample_queries, uniform_statistics
 from kdjax.methods import build_method
+from tests.methods import reference
 from tests.methods.test_contract import STEP, build, keys, pyramids, setup, targets
+from tests.tiny import CLASSES
 
 
 def moved(tree) -> set[str]:
@@ -70,13 +75,22 @@ def test_what_cannot_work_is_refused_in_words(method, words):
         jax.eval_shape(method().init, jax.random.key(0), *pyramids("icd"), targets(), keys=keys(2), step=STEP)
 
 
-def test_several_layers_share_the_predictor_and_sum_the_auxiliary_task():
-    method = build("icd", options={"layers": 2})
-    arguments = (*pyramids("icd"), targets())
-    found, variables = jax.jit(method.init_with_output)(jax.random.key(0), *arguments, keys=keys(2), step=STEP)
-    assert {name for name in variables["params"] if "layer" in name} == {
+def test_two_layers_are_averaged_where_the_student_imitates_and_summed_where_queries_learn():
+    statistics, options = uniform_statistics(CLASSES), {"layers": 2, "heads": 2, "temperature": 2.0}
+    method = build_method({"name": "icd", "queries": 12, "warmup_steps": 0} | options, statistics=statistics)
+    params = reference.random_params(method)
+    assert {name for name in params if "layer" in name} == {
         f"{side}_layer_{index}" for side in ("teacher", "student") for index in range(2)
     }
-    assert all(np.isfinite(x) for x in found.values())
-    # Two binary cross-entropies of a predictor that knows nothing yet, against one.
-    assert 0.8 < float(found["icd_confidence"]) < 3
+
+    @jax.jit
+    def asked():
+        found = reference.targets()
+        queries = sample_queries(found, keys=reference.KEYS, statistics=statistics, limit=12)
+        return queries, instance_descriptors(queries, image_size=found.image_size, num_classes=CLASSES)
+
+    expected = reference.icd(params, *asked(), **options)
+    terms = jax.jit(functools.partial(reference.apply, method))(params)
+    assert terms.keys() == expected.keys()
+    for term, value in expected.items():
+        np.testing.assert_allclose(terms[term], value, rtol=1e-4, err_msg=term)
