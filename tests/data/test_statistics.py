@@ -50,7 +50,7 @@ def test_objects_are_those_of_the_examples(data_dir):
         example, objects = source[index], source.objects(index)
         assert objects.size == example.image.shape[:2]
         assert objects.image_id == example.image_id
-        assert objects.segmentation is example.segmentation is None
+        assert list(objects.segmentation) == list(example.segmentation)
         for name in ("boxes", "labels", "crowd", "area"):
             np.testing.assert_array_equal(getattr(objects, name), getattr(example, name))
 
