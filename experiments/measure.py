@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 
 class Cost(NamedTuple):
@@ -41,3 +42,13 @@ def measure(functions: Sequence[Callable[..., Any]], arguments: Sequence[Any], r
         ms, cpu_ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
         costs.append(Cost(ms, cpu_ms, function.memory_analysis().temp_size_in_bytes / 2**20, spent))
     return costs
+
+
+def check_agree(functions: Sequence[Callable[..., Any]], arguments: Sequence[Any]) -> None:
+    """Raises AssertionError unless two functions have the same result; to be called after they are measured.
+
+    Large arrays that were just freed would make what is timed next wait for fresh memory.
+    """
+    results = (jax.tree.leaves(jax.jit(function)(*arguments)) for function in functions)
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.measure import measure
+from experiments.measure import check_agree, measure
 from kdjax.boxes import pairwise_iou
 from kdjax.models.anchors import pyramid_anchors
 from kdjax.models.assign import assign_by_iou
@@ -91,9 +91,7 @@ def plain_assign(anchors: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.A
 def row(title: str, ours: Callable[..., Any], plain: Callable[..., Any], arguments: Sequence[Any]) -> str:
     """A row of the table; both must have the same result."""
     own, others = measure([ours, plain], arguments, _ROUNDS.value)
-    results = (jax.tree.leaves(jax.jit(function)(*arguments)) for function in (ours, plain))
-    for actual, expected in zip(*results, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    check_agree([ours, plain], arguments)
     return (
         f"| {title} | {own.ms:.0f} | {others.ms:.0f} | {own.cpu_ms:.0f} | {others.cpu_ms:.0f} "
         f"| {own.mib:.0f} | {others.mib:.0f} | {own.compile_s:.1f} | {others.compile_s:.1f} |"

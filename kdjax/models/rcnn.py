@@ -301,8 +301,7 @@ class RCNN(Detector):
         sampling: Sampling | None = None,
     ) -> tuple[Features, RCNNPredictions]:
         """Normalised images (N, H, W, 3) to the pyramid and the predictions."""
-        features = self.features(images, train)
-        predictions = self.heads(features, image_size, sampling)
+        features, predictions = super().__call__(images, image_size, train, sampling)
         if self.is_initializing():  # Without `sampling` masks are left to `find_masks`, but they need parameters.
             for head in self.head.mask:
                 head(self.pool(features, predictions.proposals.boxes[:, :1], MASK_BINS))
