@@ -19,7 +19,7 @@ from tests import tiny
 CLASSES = 3
 SIDE = 64
 IMAGE_SIZE = np.array([[64, 64], [48, 40]], np.int32)
-STEPS = 90
+STEPS = 200
 
 
 def detector(**fields):
@@ -275,8 +275,12 @@ def test_many_classes_are_decoded_as_few_are():
 
 
 def test_learns_to_find_objects_and_their_masks(variables):
-    """The same images, over and over: the loss falls, and what is detected is the objects and their masks."""
-    targets, optimizer = some_targets(), optax.adam(0.01)
+    """The same images, over and over: the loss falls, and what is detected is the objects and their masks.
+
+    The rate falls to zero, so that the weights come to rest: on the way there, boxes are up to 8 pixels off, on one
+    processor here, on another there.
+    """
+    targets, optimizer = some_targets(), optax.adam(optax.cosine_decay_schedule(0.01, STEPS))
 
     @jax.jit
     def update(variables, state, gradient, batch_stats):
