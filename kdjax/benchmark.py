@@ -141,8 +141,8 @@ def main(_: Sequence[str]) -> int:
     try:
         check_config(config, devices=jax.local_device_count())
         source = open_split(config, training=True)
-    except ValueError as error:
-        return refuse(UserError(str(error)))
+    except UserError as error:
+        return refuse(error)
     parts = compile_parts(config, len(source.class_names))
     batch_size = config[config.stages[-1]].batch_size
     for part in parts:

@@ -18,12 +18,15 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from kdjax import __version__
+from kdjax.errors import UserError, parsing
 from kdjax.models import build_detector
 from kdjax.state import TrainState
 
 MODEL_FILE = "model.json"
 METHOD_FILE = "method.json"
 ARRAYS_FOLDER = "variables"
+_DESCRIPTIONS = {MODEL_FILE: {"model", "class_names", "image_size", "sha256"}, METHOD_FILE: {"method", "sha256"}}
+"""What describes a folder of arrays, and the keys that it cannot do without."""
 STUDENT, REST = "student", "rest"
 """The two items of a checkpoint."""
 
@@ -75,19 +78,23 @@ class Checkpoints:
         """The newest saved state, placed as the arrays of ``state`` are.
 
         Raises:
-            ValueError: if what was saved has other parameters or shapes than ``state``.
+            UserError: if what was saved cannot be read, or has other parameters or shapes than ``state``.
         """
         self._manager.wait_until_finished()
-        step = self.latest()
-        saved, wanted = self._manager.item_metadata(step), _items(state)
-        if misfits := _misfits({name: saved[name].tree for name in wanted}, wanted):
-            raise ValueError(
-                f"The checkpoint of step {step} in {self._manager.directory} belongs to another model, method or "
-                f"optimiser ({misfits}); choose another --workdir, or delete that folder."
+        step, wanted = self.latest(), _items(state)
+        what, advice = f"The checkpoint of step {step} in {self._manager.directory}", "delete the folder of that step"
+        with _orbax(what, advice):
+            metadata = self._manager.item_metadata(step)
+            saved = {name: metadata[name].tree for name in wanted}
+        if misfits := _misfits(saved, wanted):
+            raise UserError(
+                f"{what} belongs to another model, method or optimiser ({misfits}); choose another --workdir, or "
+                "delete that folder."
             )
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         args = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        with _orbax(what, advice):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         student, rest = restored[STUDENT], restored[REST]
         params = {"student": student["params"], **rest.params}
         return rest.replace(params=params, batch_stats=student["batch_stats"])
@@ -150,27 +157,29 @@ def load_method(folder: str | os.PathLike) -> dict[str, Any]:
     """The parameters in a folder that :func:`save_method` wrote.
 
     Raises:
-        ValueError: if it is no such folder.
+        UserError: if it is no such folder, or damaged.
     """
-    arrays = Path(os.path.abspath(folder)) / ARRAYS_FOLDER
-    if not (arrays.with_name(METHOD_FILE)).is_file():
-        raise ValueError(
-            f"{folder} holds no method; give the folder `method` of a stage whose method learns something."
-        )
-    return _read(arrays)
+    if not (Path(folder) / METHOD_FILE).is_file():
+        raise UserError(f"{folder} holds no method; give the folder `method` of a stage whose method learns something.")
+    return _read(folder, describe(folder))
 
 
 def _write(folder: Path, arrays: Mapping[str, Any], file: str, description: Mapping[str, Any]) -> None:
     """Writes a folder of arrays and the file that describes them, all at once."""
-    # Two trainings of one config differ by it: whatever is learnt from these arrays is remembered with it.
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(arrays):
-        digest.update(np.asarray(leaf).tobytes())
-    description = {"kdjax": __version__, **description, "sha256": digest.hexdigest()}
+    # Two trainings of one config differ by the digest: whatever is learnt from these arrays is remembered with it.
+    description = {"kdjax": __version__, **description, "sha256": _digest(arrays)}
     with replacing(folder) as partial:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / ARRAYS_FOLDER, dict(arrays))
         (partial / file).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _digest(arrays: Any) -> str:
+    """Hexadecimal sha256 of all arrays' bytes, in the order of their paths."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(arrays):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -193,18 +202,22 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
             method ("method", "sha256", "kdjax"), or one step of a run's checkpoints ("checkpoint": its path).
 
     Raises:
-        ValueError: if ``folder`` is none of them.
+        UserError: if ``folder`` is none of them.
     """
-    for file in (MODEL_FILE, METHOD_FILE):
+    for file, keys in _DESCRIPTIONS.items():
         path = Path(folder) / file
         if path.exists():
             try:
-                return json.loads(path.read_text())
-            except (OSError, json.JSONDecodeError) as error:
-                raise ValueError(f"{path} cannot be read: {error}.") from error
+                description = json.loads(path.read_text())
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path} cannot be read: {error}.") from error
+            if not isinstance(description, dict) or (missing := keys - description.keys()):
+                what = ", ".join(sorted(missing)) if isinstance(description, dict) else "everything"
+                raise UserError(f"{path} is damaged: it lacks {what}; take an undamaged copy of that folder.")
+            return description
     if (Path(folder) / STUDENT).is_dir() and (Path(folder) / REST).is_dir():
         return {"checkpoint": os.path.abspath(folder)}
-    raise ValueError(
+    raise UserError(
         f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir, or one step in the "
         "`checkpoints` of a stage."
     )
@@ -214,24 +227,45 @@ def load_variables(folder: str | os.PathLike) -> dict[str, Any]:
     """The variables {"params": ..., "batch_stats": ...} in a model folder or in one step of a run's checkpoints.
 
     Raises:
-        ValueError: if ``folder`` is neither.
+        UserError: if ``folder`` is neither, or damaged.
     """
-    item = STUDENT if "checkpoint" in describe(folder) else ARRAYS_FOLDER
-    return _read(Path(os.path.abspath(folder)) / item)
+    return _read(folder, describe(folder))
 
 
-def _read(arrays: Path) -> dict[str, Any]:
-    """Whatever arrays Orbax finds, on the default device."""
+def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any = None) -> dict[str, Any]:
+    """The arrays in a folder, on the default device, held against their digest where the folder has one.
+
+    Args:
+        folder: of a model, of a method, or of one step of a run's checkpoints.
+        description: what :func:`describe` says of it.
+        like: the shapes and dtypes that the arrays must have; None takes whatever there is.
+
+    Raises:
+        UserError: they cannot be read, are others than wanted, or not those that were saved.
+    """
+    arrays = Path(os.path.abspath(folder)) / (STUDENT if "checkpoint" in description else ARRAYS_FOLDER)
+    what, advice = f"The arrays in {arrays}", "take an undamaged copy of that folder, or make it anew"
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(arrays, jax.tree.map(_on_default_device, _saved(checkpointer, arrays)))
+        with _orbax(what, advice):
+            saved = checkpointer.metadata(arrays).item_metadata.tree
+        if like is not None and (misfits := _misfits(saved, like)):
+            raise UserError(f"{what} are not those of the model in {MODEL_FILE}: {misfits}.")
+        with _orbax(what, advice):
+            read = checkpointer.restore(arrays, jax.tree.map(_on_default_device, saved if like is None else like))
+    saved_digest = description.get("sha256")
+    if saved_digest and saved_digest != _digest(read):
+        raise UserError(f"{what} are damaged: their sha256 is not the one that was saved with them; {advice}.")
+    return read
 
 
-def _saved(checkpointer: ocp.StandardCheckpointer, arrays: Path) -> Any:
-    """Shapes and dtypes of saved arrays."""
+@contextlib.contextmanager
+def _orbax(what: str, advice: str) -> Iterator[None]:
+    """Says what cannot be read where Orbax fails: it raises whatever missing or damaged files lead it to."""
     try:
-        return checkpointer.metadata(arrays).item_metadata.tree
-    except (OSError, AttributeError) as error:
-        raise ValueError(f"There are no readable arrays in {arrays}.") from error
+        with parsing():
+            yield
+    except UserError as error:
+        raise UserError(f"{what} cannot be read ({str(error)[:200]}); {advice}.") from error
 
 
 def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[nn.Module, dict[str, Any]]:
@@ -249,11 +283,11 @@ def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[
         the linen module and its variables, {"params": ..., "batch_stats": ...}, float32.
 
     Raises:
-        ValueError: if the folder holds no model, or its arrays are not those of its config.
+        UserError: if the folder holds no model, is damaged, or its arrays are not those of its config.
     """
     description = describe(folder)
     if "model" not in description:
-        raise ValueError(f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir.")
+        raise UserError(f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir.")
     module = build_detector(
         description["model"],
         num_classes=len(description["class_names"]),
@@ -261,11 +295,7 @@ def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[
     )
     images = jnp.zeros((1, *description["image_size"], 3))
     like = jax.eval_shape(module.init, jax.random.key(0), images)
-    arrays = Path(os.path.abspath(folder)) / ARRAYS_FOLDER
-    with ocp.StandardCheckpointer() as checkpointer:
-        if misfits := _misfits(_saved(checkpointer, arrays), like):
-            raise ValueError(f"The arrays in {arrays} are not those of the model in {MODEL_FILE}: {misfits}.")
-        return module, checkpointer.restore(arrays, jax.tree.map(_on_default_device, like))
+    return module, _read(folder, description, like)
 
 
 def _misfits(saved: Any, wanted: Any) -> str:

@@ -478,11 +478,11 @@ def make_augmentation(data: ConfigDict) -> Augmentation:
 def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices: int, masks: bool) -> None:
     try:
         model = build_detector(stage.model.to_dict(), num_classes=1)
-    except (ValueError, TypeError, KeyError) as error:
+    except UserError as error:
         raise UserError(f"config.{name}.model: {error}") from error
     try:
         method = build_method(stage.method.to_dict())
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"config.{name}.method: {error}") from error
     learns_masks = any(term == "mask" or term.endswith("_mask") for term in model.terms)
     if stage.steps and learns_masks and not masks:

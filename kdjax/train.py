@@ -7,7 +7,6 @@ images that are drawn) and ``result.json``.
 
 import functools
 import hashlib
-import itertools
 import json
 import math
 import time
@@ -145,7 +144,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
     write_json(folder / "config.json", identity(config, name))
     with Checkpoints(folder / "checkpoints", keep=stage.keep_checkpoints) as checkpoints:
         if checkpoints.latest() is not None:
-            state = _refusing(checkpoints.restore, state)
+            state = checkpoints.restore(state)
             print(f"[{name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
         first = int(state.step)
         batches = iter(()) if first == steps else open_batches(config, name, first)
@@ -263,7 +262,7 @@ def build_run(
     num_classes: int,
     teacher: Teacher | None,
     start: Callable[[Variables], Variables],
-    given: Mapping[str, Any] | None = None,
+    given: dict[str, Any] | None = None,
     statistics: ClassStatistics | None = None,
     model: Mapping[str, Any] | None = None,
 ) -> tuple[Run, TrainState]:
@@ -295,9 +294,9 @@ def build_run(
     features, taught = select_levels(_pyramid(student, images), stage.levels), {}
     if "teacher" in method.needs and teacher:
         taught = select_levels(_pyramid(teacher.module, images), stage.levels)
-        print(f"[{name}] {_refusing(describe_pairs, features, taught)}", flush=True)
+        print(f"[{name}] {describe_pairs(features, taught)}", flush=True)
     if stage.imitate_boxes and teacher:
-        _refusing(_try_imitation, student, teacher.module, images)
+        _try_imitation(student, teacher.module, images)
     elif not taught:
         teacher = None
     method_variables = _init_method(method, features, taught, images, key)
@@ -305,7 +304,7 @@ def build_run(
     if given:
         params = method_variables["params"]
         wanted = {part: params[part] for part in given if part in params}
-        filled, report = _refusing(load_into, wanted, given, origin=stage.method_init)
+        filled, report = load_into(wanted, given, origin=stage.method_init)
         print(f"[{name}] the method's {', '.join(given)} from {stage.method_init}: {report}", flush=True)
         method_variables = {"params": params | filled}
     freeze = (*stage.freeze, *(f"method/{part}" for part in given))
@@ -387,29 +386,27 @@ def _prepare(
         imported = _import(stage, name, class_names)
         model = imported.model
     elif stage.init:
-        model = _as_expected(model, _refusing(describe, folder(stage.init)).get("model", model))
+        model = _as_expected(model, describe(folder(stage.init)).get("model", model))
 
     def start(variables: Variables) -> Variables:
         if imported:
-            variables, report = _refusing(load_into, variables, imported.variables, origin=stage.weights, strict=False)
+            variables, report = load_into(variables, imported.variables, origin=stage.weights, strict=False)
             print(f"[{name}] starts from {stage.weights}: {imported.report}; {report}", flush=True)
         if stage.init:
             if stage.init_strict:
                 _check_classes(folder(stage.init), class_names)
-            saved = _refusing(load_variables, folder(stage.init))
-            variables, report = _refusing(
-                load_into, variables, saved, origin=str(folder(stage.init)), strict=stage.init_strict
-            )
+            saved = load_variables(folder(stage.init))
+            variables, report = load_into(variables, saved, origin=str(folder(stage.init)), strict=stage.init_strict)
             print(f"[{name}] starts from {folder(stage.init)}: {report}", flush=True)
         if teacher and stage.inherit:
-            variables, report = _refusing(inherit, variables, teacher.variables, stage.inherit)
+            variables, report = inherit(variables, teacher.variables, stage.inherit)
             print(f"[{name}] inherits {', '.join(stage.inherit)} from the teacher: {report}", flush=True)
         return variables
 
     given = None
     if stage.method_init:
         origin = stage.method_init
-        given = _refusing(load_method, earlier[origin].method if origin in earlier else origin)
+        given = load_method(earlier[origin].method if origin in earlier else origin)
     needs = build_method(stage.method.to_dict()).needs
     statistics = class_statistics(source) if "statistics" in needs else None
     run, state = build_run(config, name, len(class_names), teacher, start, given, statistics, model)
@@ -439,10 +436,10 @@ def import_detector(model: Mapping[str, Any], weights: str, source: str, num_cla
     Raises:
         UserError: one sentence says what does not fit.
     """
-    module = _refusing(build_detector, model, num_classes=num_classes)
+    module = build_detector(model, num_classes=num_classes)
     like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    state = _refusing(read_state_dict, weights)
-    return _refusing(import_state_dict, state, source, model=model, like=like, num_classes=num_classes, origin=weights)
+    state = read_state_dict(weights)
+    return import_state_dict(state, source, model=model, like=like, num_classes=num_classes, origin=weights)
 
 
 def _import(stage: ConfigDict, name: str, class_names: tuple[str, ...]) -> Imported:
@@ -487,7 +484,7 @@ def _pyramid(module: nn.Module, images: jax.Array) -> Features:
 
 
 def _try_imitation(student: nn.Module, teacher: nn.Module, images: jax.Array) -> None:
-    """Raises ValueError unless the student's head can imitate the teacher's."""
+    """Raises UserError unless the student's head can imitate the teacher's."""
     modules = [module.clone(axis_name=None) for module in (student, teacher)]
 
     def imitate() -> jax.Array:
@@ -517,31 +514,20 @@ def _init_method(
     if not method.terms:
         return {}
     init = functools.partial(method.clone(axis_name=None).init, step=jnp.zeros((), jnp.int32), task=lambda _: {})
-    try:
-        return init_jit(init)(key, student, teacher, _no_targets(images), keys=key[None])
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return init_jit(init)(key, student, teacher, _no_targets(images), keys=key[None])
 
 
 def _load(folder: Path, class_names: tuple[str, ...], dtype: str) -> Teacher:
     """A trained detector, which must know the classes of the data."""
     _check_classes(folder, class_names)
-    return Teacher(*_refusing(load_student, folder, dtype=dtype))
+    return Teacher(*load_student(folder, dtype=dtype))
 
 
 def _check_classes(folder: Path, class_names: tuple[str, ...]) -> None:
     """Refuses a model of other classes than the data's, or in another order, where its folder says which."""
-    known = tuple(_refusing(describe, folder).get("class_names", class_names))
+    known = tuple(describe(folder).get("class_names", class_names))
     if difference := compare_classes(f"the model in {folder}", known, "the data", class_names):
         raise UserError(f"{difference}; both must have the same classes in the same order.")
-
-
-def _refusing(function: Any, *args: Any, **options: Any) -> Any:
-    """Calls ``function``; what it says against its input becomes what the user reads."""
-    try:
-        return function(*args, **options)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
 
 
 def open_split(config: ConfigDict, *, training: bool) -> IndexedSource:
@@ -555,7 +541,7 @@ def open_split(config: ConfigDict, *, training: bool) -> IndexedSource:
     if training:
         checks = checks._replace(skip_empty=data.skip_empty, max_objects=data.max_objects)
     split_name = data.train_split if training else data.eval_split
-    source = _refusing(_opened, data.name, split_name, data.data_dir or None, checks=checks, download=data.download)
+    source = _opened(data.name, split_name, data.data_dir or None, checks=checks, download=data.download)
     if training and data.masks and source.outlines is None:
         raise UserError(
             f"config.data.masks is True, but config.data.name is {data.name!r}, whose split {split_name!r} has no "
@@ -575,8 +561,7 @@ def open_batches(config: ConfigDict, name: str, first_step: int) -> Iterator[Bat
     Raises:
         UserError: there can be none; or, in the middle, an image that was there at the start cannot be read any more.
     """
-    batches = _refusing(
-        train_batches,
+    return train_batches(
         open_split(config, training=True),
         batch_size=config[name].batch_size,
         image_size=make_sizing(config.data),
@@ -588,7 +573,6 @@ def open_batches(config: ConfigDict, name: str, first_step: int) -> Iterator[Bat
         num_threads=config.data.threads,
         log=lambda text: print(f"[{name}] {text}", flush=True),
     )
-    return (_refusing(next, batches) for _ in itertools.count())
 
 
 def check_data(config: ConfigDict) -> dict[str, IndexedSource]:
@@ -617,8 +601,8 @@ def identity(config: ConfigDict, name: str) -> dict[str, Any]:
     The data are known by their splits' fingerprints.
     """
     stage = config[name]
-    sources = {
-        field: identity(config, stage[field]) if stage[field] in config else _refusing(describe, stage[field])
+    sources: dict[str, Any] = {
+        field: identity(config, stage[field]) if stage[field] in config else describe(stage[field])
         for field in ("teacher", "init", "method_init")
         if stage[field]
     }

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax.checkpoint import Checkpoints, describe, load_variables, save_model
+from kdjax.checkpoint import Checkpoints, describe, load_method, load_variables, save_method, save_model
+from kdjax.errors import UserError
 from kdjax.models import build_detector
 from kdjax.optim import make_optimizer
 from kdjax.state import init_state
@@ -56,7 +59,7 @@ def test_the_newest_state_comes_back_whole(tmp_path):
 def test_a_state_of_another_model_is_refused_by_name(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(7))
-    with pytest.raises(ValueError, match=r"step 7 .* another model.*head/kernel is float32\[3\], wanted float32\[5\]"):
+    with pytest.raises(UserError, match=r"step 7 .* another model.*head/kernel is float32\[3\], wanted float32\[5\]"):
         checkpoints.restore(state(0, size=5))
     checkpoints.close()
 
@@ -96,7 +99,7 @@ def test_variables_come_from_a_model_folder_or_from_one_step_of_the_checkpoints(
         checkpoints.save(state(7))
     found = load_variables(tmp_path / "7")
     np.testing.assert_array_equal(found["params"]["head"]["kernel"], [7, 7, 7])
-    with pytest.raises(ValueError, match="holds no kdjax model"):
+    with pytest.raises(UserError, match="holds no kdjax model"):
         load_variables(tmp_path)
 
 
@@ -107,14 +110,14 @@ def test_two_trainings_of_one_config_have_different_digests(trained, tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no kdjax model"):
+    with pytest.raises(UserError, match="holds no kdjax model"):
         kdjax.load_student(tmp_path)
 
 
 def test_a_model_without_its_arrays_is_refused(trained, tmp_path):
     folder, _, _ = trained
     (tmp_path / "model.json").write_text((folder / "model.json").read_text())
-    with pytest.raises(ValueError, match="no readable arrays"):
+    with pytest.raises(UserError, match=r"The arrays in .*variables cannot be read"):
         kdjax.load_student(tmp_path)
 
 
@@ -125,5 +128,57 @@ def test_arrays_of_another_model_are_refused(trained, tmp_path):
     description = json.loads((folder / "model.json").read_text())
     description["model"]["neck"]["channels"] = 16
     (folder / "model.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"not those of the model.*conv_0/bias is float32\[8\], wanted float32\[16\]"):
+    with pytest.raises(UserError, match=r"not those of the model.*conv_0/bias is float32\[8\], wanted float32\[16\]"):
         kdjax.load_student(folder)
+
+
+def files_of_arrays(folder):
+    """The files that hold numbers, by size: the largest first."""
+    found = [path for path in folder.rglob("*") if path.is_file() and "/d/" in str(path)]
+    return sorted(found, key=lambda path: -path.stat().st_size)
+
+
+def test_a_flipped_bit_in_the_arrays_is_refused_at_every_load(trained, tmp_path):
+    folder, _, variables = trained
+    save_method(tmp_path / "method", variables["params"]["neck"], {"name": "mgd"})
+    for original, load in (
+        (folder, lambda path: kdjax.load_student(path)[1]),
+        (folder, load_variables),
+        (tmp_path / "method", load_method),
+    ):
+        sound, refused = load(original), 0
+        for place in range(8):
+            copy = tmp_path / "copy"
+            shutil.copytree(original, copy)
+            (path, *_) = files_of_arrays(copy)
+            data = bytearray(path.read_bytes())
+            data[len(data) * (2 * place + 1) // 16] ^= 1 << place
+            path.write_bytes(data)
+            try:
+                read = load(copy)
+            except UserError as error:
+                refused += bool(re.search(r"The arrays in .*copy/variables (are damaged|cannot be read)", str(error)))
+            else:  # Some bytes of a file are read by nobody.
+                jax.tree.map(np.testing.assert_array_equal, read, sound)
+            shutil.rmtree(copy)
+        assert refused >= 6
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"model": {}}', "\udcff"])
+def test_a_damaged_description_is_refused(trained, tmp_path, text):
+    shutil.copytree(trained[0], tmp_path / "model")
+    (tmp_path / "model" / "model.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=r"model/model.json (is damaged: it lacks|cannot be read)"):
+        kdjax.load_student(tmp_path / "model")
+
+
+def test_a_damaged_checkpoint_is_refused_with_its_step(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(7, size=3000))
+    for path in files_of_arrays(tmp_path / "7"):
+        path.write_bytes(path.read_bytes()[:100])
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"The checkpoint of step 7 in .* cannot be read .*; delete the folder of that"),
+    ):
+        checkpoints.restore(state(0, size=3000))

@@ -15,6 +15,7 @@ from kdjax.data.masks import mask_grid, rasterize
 from kdjax.data.order import Order
 from kdjax.data.sources import Example, Segmentation, Source
 from kdjax.data.transforms import NUMBERS, Augmentation, Size, Sizing, augment, fit, sizing
+from kdjax.errors import UserError
 from kdjax.types import Batch, Masks, Targets
 
 T = TypeVar("T")
@@ -128,12 +129,12 @@ def train_batches(
         An iterator of :class:`kdjax.types.Batch`, made of NumPy arrays, with ``batch_size / process_count`` images.
 
     Raises:
-        ValueError: too few examples, a batch that cannot be divided among the processes, or masks of a source without
-            outlines.
+        UserError: fewer examples than a batch.
+        ValueError: a batch that cannot be divided among the processes, or masks of a source without outlines.
     """
     local_size = _local_size(batch_size, process_index, process_count)
     if len(source) < batch_size:
-        raise ValueError(f"the source has {len(source)} examples, fewer than the batch of {batch_size}")
+        raise UserError(f"the source has {len(source)} examples, fewer than the batch of {batch_size}")
     if mask_size and source.objects(0).segmentation is None:
         raise ValueError("the source has no outlines of its objects, of which masks are made")
     sizes = sizing(image_size)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from kdjax.data.images import Header, ImageError, UndecodableError
+from kdjax.errors import UserError
 
 
 class Checks(NamedTuple):
@@ -87,7 +88,7 @@ class DataReport:
             describe: names a case by its position in ``ids``, for a sentence.
 
         Raises:
-            ValueError: the flaw is one to refuse; the first cases are named.
+            UserError: the flaw is one to refuse; the first cases are named.
         """
         if not len(ids):
             return
@@ -96,7 +97,7 @@ class DataReport:
         if self.checks.strict or not tolerated:
             more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
             cases = ", ".join(describe(k) for k in range(min(len(ids), 5)))
-            raise ValueError(f"{self.origin} has {flaw.what}: {cases}{more}{'; ' * bool(flaw.hint)}{flaw.hint}.")
+            raise UserError(f"{self.origin} has {flaw.what}: {cases}{more}{'; ' * bool(flaw.hint)}{flaw.hint}.")
         self.flaws.setdefault(flaw, []).extend(int(identity) for identity in ids)
 
     def outcome(self, flaw: Flaw) -> str:

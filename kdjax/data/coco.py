@@ -23,6 +23,7 @@ from kdjax.data.check import Annotations, Checks, DataReport, check_images, chec
 from kdjax.data.images import Header, ImageError, for_all, read_header
 from kdjax.data.indexed import IndexedSource, check_counts
 from kdjax.data.outlines import PolygonStore, usable_outlines
+from kdjax.errors import UserError
 
 MOST_JSON_BYTES = 10**9
 """A larger annotation file is refused: parsed, it would take several times as much memory."""
@@ -54,11 +55,11 @@ def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = check
         checks: how flaws are met.
 
     Raises:
-        ValueError: one sentence with the file, the id, and what is wrong.
+        UserError: one sentence with the file, the id, and what is wrong.
     """
     folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"coco_json:{folder} is no folder that can be read.")
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"coco_json:{folder} is no folder that can be read.")
     name, part = _sliced(split)
     file, stem = _annotation_file(folder, name)
     report = DataReport(str(file), checks)
@@ -101,7 +102,7 @@ def _sliced(split: str) -> tuple[str, Callable[[int], slice]]:
     """The name of a split, and the slice of its images by their number."""
     match = re.fullmatch(r"(?P<name>[^\[\]]+)(\[(?P<low>-?\d+%?)?:(?P<high>-?\d+%?)?\])?", split)
     if not match:
-        raise ValueError(f"{split!r} is no split; it must be a name, or a name and a slice such as train[:100].")
+        raise UserError(f"{split!r} is no split; it must be a name, or a name and a slice such as train[:100].")
 
     def bound(text: str | None, length: int) -> int | None:
         if text is None:
@@ -117,7 +118,7 @@ def _annotation_file(folder: Path, split: str) -> tuple[Path, str]:
     if ":" in split or split.endswith(".json"):
         path = folder / split.partition(":")[0]
         if not path.is_file():
-            raise ValueError(f"{path} is no file that can be read.")
+            raise UserError(f"{path} is no file that can be read.")
         return path, ""
     words = "|".join(map(re.escape, _SPLITS.get(split, (split,))))
     by_file = re.compile(rf"(?:instances_|annotations_)?((?:{words})(?:\d{{4}})?)(?:[_.](?:annotations|coco))*\.json")
@@ -138,10 +139,10 @@ def _annotation_file(folder: Path, split: str) -> tuple[Path, str]:
             str(path.relative_to(folder)) for path in folder.glob("*/*.json")
         )
         there = f"; it has {', '.join(others[:5])}{', ...' * (len(others) > 5)}" if others else "; it has no json"
-        raise ValueError(f"{folder} has no annotation file for the split {split!r}{there}: {explicit}.")
+        raise UserError(f"{folder} has no annotation file for the split {split!r}{there}: {explicit}.")
     if len(found) > 1:
         several = ", ".join(str(path.relative_to(folder)) for path in found)
-        raise ValueError(f"{folder} has several annotation files for the split {split!r} ({several}): {explicit}.")
+        raise UserError(f"{folder} has several annotation files for the split {split!r} ({several}): {explicit}.")
     return next(iter(found.items()))
 
 
@@ -150,7 +151,7 @@ def _image_folder(folder: Path, file: Path, split: str, stem: str, names: Sequen
     if ":" in split:
         path = folder / split.partition(":")[2]
         if not path.is_dir():
-            raise ValueError(f"{path} is no folder that can be read.")
+            raise UserError(f"{path} is no folder that can be read.")
         return path
     words = dict.fromkeys(filter(None, (stem, *_SPLITS.get(split, ()))))
     usual = [
@@ -172,31 +173,31 @@ def _parsed(file: Path, store: PolygonStore) -> dict[str, Any]:
     try:
         size = file.stat().st_size
         if size > MOST_JSON_BYTES:
-            raise ValueError(f"{file} has {size:,} bytes, more than the {MOST_JSON_BYTES:,} that are read.")
+            raise UserError(f"{file} has {size:,} bytes, more than the {MOST_JSON_BYTES:,} that are read.")
         data = file.read_bytes()
     except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
+        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{file} begins with a byte order mark; it must be plain UTF-8, saved without one.")
+        raise UserError(f"{file} begins with a byte order mark; it must be plain UTF-8, saved without one.")
     try:
         text = data.decode()
         del data
         with _without_collector():
             content = json.loads(text, object_hook=store.take)
     except RecursionError as error:
-        raise ValueError(f"{file} is nested too deeply to be annotations.") from error
+        raise UserError(f"{file} is nested too deeply to be annotations.") from error
     except MemoryError as error:
-        raise ValueError(f"{file} does not fit into memory.") from error
+        raise UserError(f"{file} does not fit into memory.") from error
     except ValueError as error:
-        raise ValueError(f"{file} is not valid json in UTF-8: {error}.") from error
+        raise UserError(f"{file} is not valid json in UTF-8: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; it must be an object with images and annotations.")
+        raise UserError(f"{file} holds a {type(content).__name__}; it must be an object with images and annotations.")
     for section in ("images", "annotations", "categories"):
         if section not in content:
-            raise ValueError(f"{file} has no {section!r}; it must have images, annotations and categories.")
+            raise UserError(f"{file} has no {section!r}; it must have images, annotations and categories.")
         entries = content[section]
         if not isinstance(entries, list) or set(map(type, entries)) - {dict}:
-            raise ValueError(f"{file}: {section!r} must be a list of objects.")
+            raise UserError(f"{file}: {section!r} must be a list of objects.")
     return content
 
 
@@ -226,7 +227,7 @@ def _column(
         row = next(row for row, value in enumerate(values) if type(value) not in kinds)
         words = " or ".join({int: "an integer", float: "a number", str: "a text"}.get(kind, "absent") for kind in kinds)
         shown = repr(values[row])[:60] if key in entries[row] else "missing"
-        raise ValueError(f"{report.origin}: {describe(row)} has {key} {shown}; it must be {words}.")
+        raise UserError(f"{report.origin}: {describe(row)} has {key} {shown}; it must be {words}.")
     return values
 
 
@@ -237,14 +238,14 @@ def _identities(entries: Sequence[dict[str, Any]], key: str, what: str, report: 
         return np.array(values, np.int64)
     except OverflowError:
         value = max(values, key=abs)
-        raise ValueError(f"{report.origin}: {key} {str(value)[:30]} of an {what} is beyond 64 bits.") from None
+        raise UserError(f"{report.origin}: {key} {str(value)[:30]} of an {what} is beyond 64 bits.") from None
 
 
 def _unique(identity: np.ndarray, what: str, report: DataReport) -> None:
     values, count = np.unique(identity, return_counts=True)
     if len(values) != len(identity):
         several = values[count > 1]
-        raise ValueError(
+        raise UserError(
             f"{report.origin}: {what} id {several[0]} is there {count[count > 1][0]} times"
             f"{f', and {len(several) - 1} other ids are repeated' * (len(several) > 1)}; ids must be unique."
         )
@@ -257,7 +258,7 @@ def _categories(content: dict[str, Any], report: DataReport) -> tuple[tuple[str,
     _unique(identity, "category", report)
     names = _column(entries, "name", (str,), report, lambda row: f"category {identity[row]}")
     if not len(identity):
-        raise ValueError(f"{report.origin} has no category.")
+        raise UserError(f"{report.origin} has no category.")
     labels: dict[str, int] = {}
     category_ids, repeated = [], []
     order = np.argsort(identity)
@@ -298,9 +299,7 @@ def _image_entries(content: dict[str, Any], report: DataReport) -> tuple[np.ndar
         values = _column(entries, key, (int, type(None)), report, describe)
         side = np.array([0 if value is None else min(max(value, -1), 2**31) for value in values], np.int64)
         if wrong := [row for row, value in enumerate(values) if value is not None and value < 1]:
-            raise ValueError(
-                f"{report.origin}: {describe(wrong[0])} has {key} {values[wrong[0]]}; it must be positive."
-            )
+            raise UserError(f"{report.origin}: {describe(wrong[0])} has {key} {values[wrong[0]]}; it must be positive.")
         sides.append(side)
     return identity, names, np.stack(sides, axis=1)
 
@@ -362,7 +361,7 @@ def _annotation_entries(
     crowd = _column(entries, "iscrowd", (int, bool), report, describe, default=0)
     if wrong := set(crowd) - {0, 1}:
         row = next(row for row, value in enumerate(crowd) if value in wrong)
-        raise ValueError(f"{report.origin}: {describe(row)} has iscrowd {crowd[row]}; it must be 0 or 1.")
+        raise UserError(f"{report.origin}: {describe(row)} has iscrowd {crowd[row]}; it must be 0 or 1.")
     boxes = _boxes(entries, report, describe)
     area = _column(entries, "area", (int, float, type(None)), report, describe)
     annotations = Annotations(

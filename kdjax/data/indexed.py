@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.check import CROWDED, CUT_OFF, Annotations, DataReport, Images, compare_classes
-from kdjax.data.images import UndecodableError, decode
+from kdjax.data.images import ImageError, UndecodableError, decode
 from kdjax.data.outlines import Outlines, OutlinesOf
 from kdjax.data.sources import Example, Objects
+from kdjax.errors import UserError
 
 _SKIPPING = threading.Lock()
 _MOST_SKIPPED = 100
@@ -59,21 +60,21 @@ class IndexedSource:
                 continue
             objects = self.objects(row)
             if image.shape[:2] != objects.size:
-                raise ValueError(f"{self.images.describe(row)} has changed since its size was read: open it again.")
+                raise UserError(f"{self.images.describe(row)} has changed since its size was read: open it again.")
             return objects.in_image(image)
-        raise ValueError(f"{self.images.describe(start)} and those that follow it cannot be decoded; check the disk.")
+        raise UserError(f"{self.images.describe(start)} and those that follow it cannot be decoded; check the disk.")
 
     def _decode(self, row: int) -> np.ndarray:
         try:
             data = self.read(row)
         except OSError as error:
-            raise ValueError(f"{self.images.describe(row)} cannot be read any more ({error.strerror}).") from error
+            raise UserError(f"{self.images.describe(row)} cannot be read any more ({error.strerror}).") from error
         try:
             return decode(data)
         except UndecodableError:
             raise
-        except ValueError as error:
-            raise ValueError(f"{self.images.describe(row)} {error}, unlike when it was opened.") from error
+        except ImageError as error:
+            raise UserError(f"{self.images.describe(row)} {error}, unlike when it was opened.") from error
 
     def _skip(self, row: int, error: UndecodableError) -> None:
         identity = int(self.images.identity[row])
@@ -146,12 +147,12 @@ def check_counts(
         what remains, and the positions of the remaining images.
 
     Raises:
-        ValueError: no image, or no object.
+        UserError: no image, or no object.
     """
     if not len(images.identity):
-        raise ValueError(f"{report.origin} has no image.")
+        raise UserError(f"{report.origin} has no image.")
     if not len(annotations.image):
-        raise ValueError(f"{report.origin} has no object in any of its {len(images.identity)} images.")
+        raise UserError(f"{report.origin} has no object in any of its {len(images.identity)} images.")
     count, most = np.bincount(annotations.image, minlength=len(images.identity)), report.checks.max_objects
     if most is not None:
         rows = np.flatnonzero(count > most)
@@ -166,7 +167,7 @@ def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
     """Several sources of the same classes as one, in order.
 
     Raises:
-        ValueError: the classes differ, or images have the same id.
+        UserError: the classes differ, or images have the same id.
     """
     first = parts[0]
     start = np.cumsum([0, *map(len, parts)])
@@ -174,13 +175,13 @@ def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
     for part in parts:
         names = first.report.origin, first.class_names, part.report.origin, part.class_names
         if difference := compare_classes(*names):
-            raise ValueError(f"{difference}.")
+            raise UserError(f"{difference}.")
         for flaw, ids in part.report.flaws.items():
             report.settle(flaw, ids, str)
 
     identity = np.concatenate([part.images.identity for part in parts])
     if len(np.unique(identity)) != len(identity):
-        raise ValueError(f"{origin}: images of different parts have the same id.")
+        raise UserError(f"{origin}: images of different parts have the same id.")
 
     def read(row: int) -> bytes:
         part = int(np.searchsorted(start, row, side="right")) - 1

@@ -19,6 +19,7 @@ from kdjax.data.check import Annotations, Checks, DataReport, Flaw, Images, chec
 from kdjax.data.images import Header, ImageError, for_all, read_header
 from kdjax.data.indexed import IndexedSource, check_counts, joined
 from kdjax.data.outlines import Outlines, PolygonStore, usable_outlines
+from kdjax.errors import UserError
 
 _ARRAY_RECORD = "array_record"
 _BAD_RUNS = Flaw(
@@ -60,10 +61,13 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
                     file_format=_ARRAY_RECORD,
                     download_config=tfds.download.DownloadConfig(try_download_gcs=False),
                 )
-            except OSError:
+            except OSError as error:
                 builder = shapes.Shapes(config=config, data_dir=data_dir)
                 if not builder.is_prepared():
-                    raise
+                    raise UserError(
+                        f"The data set shapes cannot be generated in {builder.data_dir} ({error.strerror or error}); "
+                        "set config.data.data_dir to a folder that can be written."
+                    ) from error
         return _opened(f"shapes/{config}", builder, split, checks, "delete that folder, and it is made anew")
 
 
@@ -80,7 +84,7 @@ def open_prepared(
         download: let TFDS download and prepare what is missing.
 
     Raises:
-        ValueError: one sentence with the data set, the record, and what is wrong.
+        UserError: one sentence with the data set, the record, and what is wrong.
     """
     folder, slash, configs = name.rpartition("/")
     root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
@@ -124,13 +128,13 @@ def _builder(name: str, root: epath.Path, download: bool) -> Any:
         try:
             return tfds.builder_from_directory(newest)
         except Exception as error:  # Whatever a damaged description leads TFDS to.
-            raise ValueError(
+            raise UserError(
                 f"tfds:{name}: {newest} cannot be opened ({type(error).__name__}): prepare it again with "
                 f"`{_command(name, root)} --overwrite`."
             ) from error
     if not download:
         half = ", only begun" if versions or any("incomplete" in path.name for path in there) else ""
-        raise ValueError(
+        raise UserError(
             f"tfds:{name} is not prepared in {root}{half}: prepare it with `{_command(name, root)}`, or set "
             "config.data.download=True."
         )
@@ -139,11 +143,11 @@ def _builder(name: str, root: epath.Path, download: bool) -> Any:
         builder = tfds.builder(name, data_dir=root, file_format=_ARRAY_RECORD)
         builder.download_and_prepare()
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"tfds:{name} can only be prepared with TensorFlow ({error}): install it with `pip install 'kdjax[tfds]'`."
         ) from error
     except Exception as error:  # Whatever network, disk or builder raise.
-        raise ValueError(f"tfds:{name} cannot be prepared in {root}: {type(error).__name__}: {error}") from error
+        raise UserError(f"tfds:{name} cannot be prepared in {root}: {type(error).__name__}: {error}") from error
     return tfds.builder_from_directory(builder.data_dir)
 
 
@@ -158,26 +162,26 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
     try:
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError:
-        raise ValueError(
+        raise UserError(
             f"{name} in {builder.data_dir} is in the {builder.info.file_format.value} format: prepare it with "
             f"--file_format={_ARRAY_RECORD}."
         ) from None
     except ValueError as error:
-        raise ValueError(f"{name} has no split {split!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{name} has no split {split!r}: {str(error).splitlines()[0]}") from None
 
     def record(row: int) -> Any:
         try:
             return records[row]
         except Exception as error:  # Readers raise whatever damaged files lead them to.
             what = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
+            raise UserError(
                 f"{name}, {split}: record {row} in {builder.data_dir} cannot be read ({what}): {again}."
             ) from error
 
     found = for_all(lambda row: _read(record(row)), len(records))
     identity = np.array([first_id + row if r.image_id is None else r.image_id for row, r in enumerate(found)], np.int64)
     if len(np.unique(identity)) != len(identity):
-        raise ValueError(f"{report.origin} has several images with the same image/id; ids must be unique.")
+        raise UserError(f"{report.origin} has several images with the same image/id; ids must be unique.")
     names = [r.name or f"record {row}" for row, r in enumerate(found)]
     headers = [r.header for r in found]
     images, rows = check_images(identity, names, np.zeros((len(found), 2), np.int64), headers, report)
@@ -225,10 +229,10 @@ def _check_features(name: str, features: Any) -> None:
         return key if group is features else f"objects/{key}"
 
     if missing := sorted(called(group, key) for group, key, _, _ in needed if key not in group):
-        raise ValueError(f"{name} has no {', '.join(missing)}: it needs the features of TFDS's COCO or VOC.")
+        raise UserError(f"{name} has no {', '.join(missing)}: it needs the features of TFDS's COCO or VOC.")
     for group, key, holds, words in needed + optional:
         if key in group and not holds(group[key]):
-            raise ValueError(f"{name}: the feature {called(group, key)} is {group[key]!r}; it must be {words}.")
+            raise UserError(f"{name}: the feature {called(group, key)} is {group[key]!r}; it must be {words}.")
 
 
 def _is_relative(feature: Any) -> bool:
@@ -244,17 +248,17 @@ def _check_shards(name: str, builder: Any, split: str, again: str) -> None:
     used = [part.partition("[")[0].strip() for part in split.split("+")]
     for part in used:
         if part not in splits:
-            raise ValueError(f"{name} has no split {part!r}: choose {', '.join(sorted(splits))}.")
+            raise UserError(f"{name} has no split {part!r}: choose {', '.join(sorted(splits))}.")
         info = splits[part]
         if not info.num_examples:
-            raise ValueError(f"{name}: the split {part!r} in {builder.data_dir} is empty.")
+            raise UserError(f"{name}: the split {part!r} in {builder.data_dir} is empty.")
         listed = {path.name: path for path in info.filepaths}
         prefix = next(iter(sorted(listed))).rpartition("-")[0].rpartition("-of")[0].rpartition("-")[0]
         there = {path.name for path in epath.Path(builder.data_dir).iterdir() if path.name.startswith(f"{prefix}-")}
         for files, words in ((listed.keys() - there, "lacks"), (there - listed.keys(), "has besides its own files")):
             if files:
                 some = ", ".join(sorted(files)[:3])
-                raise ValueError(f"{name}: {builder.data_dir} {words} {some} ({len(files)} file(s)): {again}.")
+                raise UserError(f"{name}: {builder.data_dir} {words} {some} ({len(files)} file(s)): {again}.")
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             continue
         for path, length in zip(sorted(info.filepaths), info.shard_lengths, strict=True):
@@ -263,9 +267,9 @@ def _check_shards(name: str, builder: Any, split: str, again: str) -> None:
                 count = reader.num_records()
                 reader.close()
             except Exception as error:  # As above.
-                raise ValueError(f"{name}: {path} is damaged ({str(error).splitlines()[0]}): {again}.") from error
+                raise UserError(f"{name}: {path} is damaged ({str(error).splitlines()[0]}): {again}.") from error
             if count != length:
-                raise ValueError(f"{name}: {path} has {count} records instead of {length}: {again}.")
+                raise UserError(f"{name}: {path} has {count} records instead of {length}: {again}.")
 
 
 def _read(record: Any) -> _Record:

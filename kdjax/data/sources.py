@@ -9,6 +9,7 @@ import numpy as np
 
 from kdjax.data import check
 from kdjax.data.check import Checks
+from kdjax.errors import UserError
 
 if TYPE_CHECKING:
     from kdjax.data.indexed import IndexedSource
@@ -98,7 +99,7 @@ def open_source(
         download: let TFDS download and prepare a set that is missing; nothing is downloaded otherwise.
 
     Raises:
-        ValueError: one sentence about what is unknown, missing, or wrong with the data, with file and id.
+        UserError: one sentence about what is unknown, missing, or wrong with the data, with file and id.
     """
     # They need the types above; and TFDS is slow to import.
     if name in ("shapes", "shapes/tiny"):
@@ -114,6 +115,6 @@ def open_source(
         from kdjax.data.coco import open_coco
 
         return open_coco(Path(data_dir or ".").expanduser() / Path(rest).expanduser(), split, checks)
-    raise ValueError(
+    raise UserError(
         f"unknown data source {name!r}: choose shapes, shapes/tiny, tfds:<name> or coco_json:<folder of your data>"
     )

@@ -32,6 +32,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdjax.errors import UserError
 from kdjax.losses import ClassStatistics
 from kdjax.methods.dfmsd import DFMSD
 from kdjax.methods.dmkd import DMKD
@@ -88,7 +89,7 @@ def build_method(
     0.45
     >>> build_method({"name": "mgd", "ratio": 0.45})
     Traceback (most recent call last):
-    ValueError: Method 'mgd' has no option 'ratio'; its options are: mask, mask_ratio.
+    kdjax.errors.UserError: Method 'mgd' has no option 'ratio'; its options are: mask, mask_ratio.
 
     Args:
         config: the name and options.
@@ -97,15 +98,15 @@ def build_method(
         dtype: of the computation; parameters and losses are float32.
 
     Raises:
-        ValueError: for an unknown name or option, listing the choices.
+        UserError: for an unknown name or option, listing the choices.
     """
     options = {key: value for key, value in config.items() if key != "name"}
     name = config["name"]
     if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
+        raise UserError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
     known = method_options(name)
     if unknown := sorted(options.keys() - known):
-        raise ValueError(
+        raise UserError(
             f"Method {name!r} has no option {unknown[0]!r}; its options are: {', '.join(sorted(known)) or 'none'}."
         )
     method = METHODS[name](**options, axis_name=axis_name, dtype=dtype)

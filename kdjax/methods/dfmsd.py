@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdjax.errors import UserError
 from kdjax.losses import dfmsd_loss, dmkd_loss, object_positions, pearson_loss, stage_keep
 from kdjax.methods.dmkd import branches
 from kdjax.methods.levels import Align, pair_levels
@@ -64,7 +65,7 @@ class DFMSD(nn.Module):
 
     def __post_init__(self) -> None:
         if self.alignment not in ("norm", "separate"):
-            raise ValueError(f'alignment is "{self.alignment}"; it must be "norm" or "separate".')
+            raise UserError(f'alignment is "{self.alignment}"; it must be "norm" or "separate".')
         super().__post_init__()
 
     @property

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdjax.errors import UserError
 from kdjax.losses import (
     ClassStatistics,
     hide,
@@ -200,7 +201,7 @@ class ICD(nn.Module):
         pairs = pair_levels(student, teacher, targets)
         channels = pairs[0].teacher.shape[-1]
         if channels % self.heads or channels % 4:
-            raise ValueError(
+            raise UserError(
                 f"The teacher's features have {channels} channels, which ICD's {self.heads} heads and 4 parts of the "
                 "position code cannot share evenly; choose other heads."
             )

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdjax.errors import UserError
 from kdjax.losses import hide, valid_positions
 from kdjax.types import Features, Targets, stride
 
@@ -40,7 +41,7 @@ def partners(student: Features, teacher: Features) -> dict[str, str]:
     {'p5': 'p4'}
 
     Raises:
-        ValueError: if not even neighbours meet.
+        UserError: if not even neighbours meet.
     """
     levels = sorted(teacher, key=stride)
     if shared := [level for level in levels if level in student]:
@@ -50,7 +51,7 @@ def partners(student: Features, teacher: Features) -> dict[str, str]:
     found = {level: next((x for x in neighbours[level] if x in student), None) for level in levels}
     if matched := {level: partner for level, partner in found.items() if partner}:
         return matched
-    raise ValueError(
+    raise UserError(
         f"Student and teacher have no pyramid levels that meet: the student has {_names(student)}, the teacher "
         f"{_names(teacher)}; give them levels of the same or of neighbouring strides."
     )
@@ -73,7 +74,8 @@ def pair_levels(student: Features, teacher: Features, targets: Targets) -> list[
         targets: what the images show; their sizes tell images from padding.
 
     Raises:
-        ValueError: if no levels meet, see :func:`partners`, or the two pyramids hold different numbers of images.
+        UserError: if no levels meet, see :func:`partners`.
+        ValueError: the two pyramids hold different numbers of images.
     """
     pairs = []
     for level, partner in partners(student, teacher).items():

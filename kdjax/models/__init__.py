@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from kdjax.errors import UserError
 from kdjax.models.fcos import FCOS
 from kdjax.models.fpn import FPN
 from kdjax.models.rcnn import RCNN
@@ -52,7 +53,7 @@ def build_detector(
         dtype: of the computation.
 
     Raises:
-        ValueError: an unknown name or field, or a value that the field does not allow.
+        UserError: an unknown name or field, or a value that the field does not allow.
 
     Example:
         >>> detector = build_detector({"name": "retinanet", "backbone": {"depth": 18, "width": 0.5}}, num_classes=3)
@@ -61,7 +62,7 @@ def build_detector(
     """
     _check(config, ("name", "backbone", "neck", "head", *_COMMON), "a detector's config")
     if config.get("name") not in DETECTORS:
-        raise ValueError(f"There is no detector {config.get('name')!r}; choose one of {', '.join(DETECTORS)}.")
+        raise UserError(f"There is no detector {config.get('name')!r}; choose one of {', '.join(DETECTORS)}.")
     name, detector = config["name"], DETECTORS[config["name"]]
     # A config that was kept as JSON has lists where fields have tuples, and modules must be hashable.
     config = {field: _tuple(value) for field, value in config.items()}
@@ -70,9 +71,11 @@ def build_detector(
         for part in ("backbone", "neck", "head")
     }
     module: Any = detector.func if isinstance(detector, functools.partial) else detector
+    _check_types({field: config[field] for field in _COMMON if field in config}, module, "a detector's config")
     for part, fields_of in (("backbone", ResNet), ("neck", FPN), ("head", module)):
         fields = [field.name for field in dataclasses.fields(fields_of)]
         _check(parts[part], [name for name in fields if name not in (*_GIVEN, *_COMMON)], f"the detector's {part}")
+        _check_types(parts[part], fields_of, f"the detector's {part}")
     return detector(
         backbone=ResNet(**parts["backbone"], axis_name=axis_name, dtype=dtype),
         neck=FPN(**(_NECKS.get(name, {}) | parts["neck"]), dtype=dtype),
@@ -91,4 +94,18 @@ def _tuple(value: Any) -> Any:
 def _check(given: Mapping[str, Any], known: Any, where: str) -> None:
     for name in given:
         if name not in known:
-            raise ValueError(f"Unknown field {name!r} in {where}; the fields are {', '.join(known)}.")
+            raise UserError(f"Unknown field {name!r} in {where}; the fields are {', '.join(known)}.")
+
+
+def _check_types(given: Mapping[str, Any], module: type[nn.Module], where: str) -> None:
+    """Refuses values of another type than the fields of a module have by default."""
+    for field in dataclasses.fields(module):
+        if field.name in given and not _alike(value := given[field.name], field.default):
+            raise UserError(f"The field {field.name!r} in {where} is {value!r}; it must be like {field.default!r}.")
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether two values are of one type; whole numbers are numbers too, and tuples are compared by their members."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_alike(x, default[0]) for x in value)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from kdjax import boxes
+from kdjax.errors import UserError
 from kdjax.losses.detection import sigmoid_focal_loss, smooth_l1_loss
 from kdjax.losses.features import valid_positions
 from kdjax.losses.reduce import masked_mean, masked_sum
@@ -168,12 +169,12 @@ def imitate_maps(
         axis_name: mapped axis over which counts are averaged.
 
     Raises:
-        ValueError: if the two have no maps that can be compared.
+        UserError: if the two have no maps that can be compared.
     """
     levels = [level for level in ordered(ours) if level in theirs]
     if not levels or any(ours[level].shape != theirs[level].shape for level in levels):
         shapes = (", ".join(f"{level} {maps[level].shape[1:]}" for level in maps) or "none" for maps in (ours, theirs))
-        raise ValueError(
+        raise UserError(
             "Box regression can be imitated where both detectors are {}, but the student's maps are {} and the "
             "teacher's {}.".format(kind, *shapes)
         )

@@ -1,5 +1,6 @@
 """What all detectors share: the way from images to features, and from there to detections."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from kdjax.errors import UserError
 from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
 from kdjax.types import Detections, Features, Sampling
 
@@ -36,6 +38,14 @@ class Detector(nn.Module):
     frozen_norm: bool = False
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Checks what would make numbers of no meaning, or none at all, of every image."""
+        for field, low in (("pixel_mean", -math.inf), ("pixel_std", 0)):
+            values = getattr(self, field)
+            if len(values) != 3 or not all(low < x < math.inf for x in values):
+                raise UserError(f"{field} is three finite numbers{' above 0' if low == 0 else ''}, not {values}.")
+        super().__post_init__()
 
     @nn.nowrap
     def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:

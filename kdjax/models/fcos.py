@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from kdjax import boxes
+from kdjax.errors import UserError
 from kdjax.losses.detection import binary_cross_entropy, giou_loss, iou_loss
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import CONVENTIONS, pyramid_anchors
@@ -252,7 +253,7 @@ class FCOS(DenseDetector):
     def __post_init__(self) -> None:
         for field, choices in (("norm", NORMS), ("box_loss", BOX_LOSSES), ("convention", CONVENTIONS)):
             if getattr(self, field) not in choices:
-                raise ValueError(f"FCOS's {field} is one of {choices}, not {getattr(self, field)!r}.")
+                raise UserError(f"FCOS's {field} is one of {choices}, not {getattr(self, field)!r}.")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -325,7 +326,7 @@ class FCOS(DenseDetector):
             targets: what the images show.
 
         Raises:
-            ValueError: if the two heads have no maps that can be compared.
+            UserError: if the two heads have no maps that can be compared.
         """
 
         def in_strides(maps: Features) -> Features:

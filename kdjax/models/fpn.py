@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from kdjax.errors import UserError
 from kdjax.types import Features
 
 _init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -36,14 +37,14 @@ class FPN(nn.Module):
 
     def __post_init__(self) -> None:
         if self.channels < 1:
-            raise ValueError(f"The number of channels of an FPN is positive, not {self.channels}.")
+            raise UserError(f"The number of channels of an FPN is positive, not {self.channels}.")
         if not 2 <= self.min_level <= 5 <= self.max_level:
-            raise ValueError(
+            raise UserError(
                 f"An FPN needs 2 <= min_level <= 5 <= max_level, not min_level={self.min_level} and "
                 f"max_level={self.max_level}."
             )
         if self.extra_from not in EXTRA_FROM:
-            raise ValueError(f"FPN's extra_from is one of {EXTRA_FROM}, not {self.extra_from!r}.")
+            raise UserError(f"FPN's extra_from is one of {EXTRA_FROM}, not {self.extra_from!r}.")
         super().__post_init__()
 
     @nn.compact

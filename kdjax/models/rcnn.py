@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from kdjax import boxes
+from kdjax.errors import UserError
 from kdjax.losses.detection import binary_cross_entropy, l1_loss, smooth_l1_loss
 from kdjax.losses.reduce import masked_mean, masked_sum, mean_count
 from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
@@ -214,15 +215,15 @@ class RCNN(Detector):
 
     def __post_init__(self) -> None:
         if self.convention not in CONVENTIONS:
-            raise ValueError(f"RCNN's convention is one of {CONVENTIONS}, not {self.convention!r}.")
+            raise UserError(f"RCNN's convention is one of {CONVENTIONS}, not {self.convention!r}.")
         if not 1 <= self.stages <= len(STAGES):
-            raise ValueError(f"RCNN has 1 to {len(STAGES)} stages, not {self.stages}.")
+            raise UserError(f"RCNN has 1 to {len(STAGES)} stages, not {self.stages}.")
         for field in ("train_candidates", "train_proposals", "candidates", "proposals", "max_detections"):
             if getattr(self, field) < 1:
-                raise ValueError(f"RCNN's {field} is at least 1, not {getattr(self, field)}.")
+                raise UserError(f"RCNN's {field} is at least 1, not {getattr(self, field)}.")
         for field in ("anchor_samples", "roi_samples"):
             if getattr(self, field) < 0:
-                raise ValueError(f"RCNN's {field} is at least 0, which takes all, not {getattr(self, field)}.")
+                raise UserError(f"RCNN's {field} is at least 0, which takes all, not {getattr(self, field)}.")
         super().__post_init__()
 
     @property
@@ -369,11 +370,11 @@ class RCNN(Detector):
         Of cascades the first stages meet: this detector's on the RoIs of the student's.
 
         Raises:
-            ValueError: if the student has no RoIs.
+            UserError: if the student has no RoIs.
         """
         del image_size
         if not isinstance(predictions, RCNNPredictions):
-            raise ValueError(
+            raise UserError(
                 "A detector with proposals can be imitated by another one only, for its box regression is that of the "
                 "student's RoIs; this student has none."
             )
@@ -395,20 +396,19 @@ class RCNN(Detector):
             targets: what the images show.
 
         Raises:
-            ValueError: if the teacher has no boxes that can be compared.
+            UserError: if the teacher has no boxes that can be compared.
+            ValueError: predictions that were not made for training.
         """
         rois = predictions.stages[0]
         ours = rois.deltas
         if not isinstance(theirs, RoIDeltas):
-            raise ValueError(
-                "The box regression of RoIs can be imitated of a teacher with proposals only; it has none."
-            )
+            raise UserError("The box regression of RoIs can be imitated of a teacher with proposals only; it has none.")
         given = jax.lax.stop_gradient(theirs.deltas)
         if ours.shape == given.shape:
             error = smooth_l1_loss(ours, given, beta=1.0)
             return masked_mean(error, rois.valid[..., None], axis_name=self.axis_name)
         if 4 not in (ours.shape[-1], given.shape[-1]):
-            raise ValueError(
+            raise UserError(
                 f"The student regresses boxes for {ours.shape[-1] // 4} classes and the teacher for "
                 f"{given.shape[-1] // 4}: box regression can be imitated where both have the same classes."
             )

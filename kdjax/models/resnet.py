@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from kdjax.errors import UserError
 from kdjax.types import Features
 
 _he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -110,20 +111,20 @@ class ResNet(nn.Module):
 
     def __post_init__(self) -> None:
         if self.depth not in LAYERS:
-            raise ValueError(f"ResNet has no depth {self.depth}; choose one of {sorted(LAYERS)}.")
+            raise UserError(f"ResNet has no depth {self.depth}; choose one of {sorted(LAYERS)}.")
         if not 0 < self.width < float("inf"):
-            raise ValueError(f"The width factor of a ResNet is a positive number, not {self.width}.")
+            raise UserError(f"The width factor of a ResNet is a positive number, not {self.width}.")
         if self.style not in STYLES:
-            raise ValueError(f"The style of a ResNet is one of {', '.join(STYLES)}, not {self.style!r}.")
+            raise UserError(f"The style of a ResNet is one of {', '.join(STYLES)}, not {self.style!r}.")
         if not 0 <= self.epsilon < float("inf"):
-            raise ValueError(f"The epsilon of a ResNet's batch norm is a number of at least 0, not {self.epsilon}.")
+            raise UserError(f"The epsilon of a ResNet's batch norm is a number of at least 0, not {self.epsilon}.")
         if LAYERS[self.depth][0] is BasicBlock and (self.style, self.groups, self.base_width) != ("pytorch", 1, 64):
-            raise ValueError(
+            raise UserError(
                 f"A ResNet of depth {self.depth} has no bottlenecks, which style, groups and base_width are about; "
                 "leave them out, or choose depth 50 or 101."
             )
         if min(self.groups, self.base_width) < 1 or self._channels(64) * self.base_width < 64:
-            raise ValueError(
+            raise UserError(
                 f"groups={self.groups}, base_width={self.base_width} and width={self.width} leave the 3x3 convolutions "
                 "of a ResNet's first layer no channels; each group needs at least one."
             )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from kdjax import boxes
+from kdjax.errors import UserError
 from kdjax.losses.detection import giou_loss, l1_loss, smooth_l1_loss
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
@@ -119,7 +120,7 @@ class RetinaNet(DenseDetector):
     def __post_init__(self) -> None:
         for field, choices in (("norm", NORMS), ("box_loss", BOX_LOSSES), ("convention", CONVENTIONS)):
             if getattr(self, field) not in choices:
-                raise ValueError(f"RetinaNet's {field} is one of {choices}, not {getattr(self, field)!r}.")
+                raise UserError(f"RetinaNet's {field} is one of {choices}, not {getattr(self, field)!r}.")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -188,7 +189,7 @@ class RetinaNet(DenseDetector):
             targets: what the images show.
 
         Raises:
-            ValueError: if the two heads have no maps that can be compared.
+            UserError: if the two heads have no maps that can be compared.
         """
         return imitate_maps(
             predictions.deltas,

@@ -3,7 +3,6 @@
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
+from kdjax.errors import UserError, parsing
 from kdjax.weights.torch_file import read_torch_file
 
 MOST_BYTES = 2**30
@@ -43,63 +43,64 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
             "state_dict" or "model".
 
     Raises:
-        ValueError: one sentence says what is wrong with the file.
+        UserError: one sentence says what is wrong with the file.
     """
     path = Path(path)
     if path.suffix not in READERS:
-        raise ValueError(f"{path} cannot be read as weights; its name must end in one of {', '.join(READERS)}.")
+        raise UserError(f"{path} cannot be read as weights; its name must end in one of {', '.join(READERS)}.")
     try:
         state = READERS[path.suffix](path, MOST_BYTES)
-    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (UserError, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise ValueError(f"The weights in {path} cannot be read: {reason}.") from error
+        raise UserError(f"The weights in {path} cannot be read: {reason}.") from error
     if not state:
-        raise ValueError(f"The weights in {path} cannot be read: it has no tensors.")
+        raise UserError(f"The weights in {path} cannot be read: it has no tensors.")
     for name in state:
         if not name.isprintable() or len(name) > MOST_CHARACTERS:
-            raise ValueError(
-                f"The weights in {path} have a tensor with the impossible name {name[:MOST_CHARACTERS]!r}."
-            )
+            raise UserError(f"The weights in {path} have a tensor with the impossible name {name[:MOST_CHARACTERS]!r}.")
     return state
 
 
 def _read_safetensors(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
     if path.stat().st_size > most_bytes:
-        raise ValueError(f"it has more than {most_bytes} bytes")
+        raise UserError(f"it has more than {most_bytes} bytes")
     state = {}
+    data = path.read_bytes()
     try:
-        tensors = deserialize(path.read_bytes())
+        tensors = deserialize(data)
     except SafetensorError as error:
-        raise ValueError(f"it is no whole file of safetensors ({error})") from error
+        raise UserError(f"it is no whole file of safetensors ({error})") from error
     for name, tensor in tensors:
         if tensor["dtype"] not in _SAFETENSORS_TYPES:
-            raise ValueError(f"the tensor {name!r} is of {tensor['dtype']}, not of {', '.join(_SAFETENSORS_TYPES)}")
+            raise UserError(f"the tensor {name!r} is of {tensor['dtype']}, not of {', '.join(_SAFETENSORS_TYPES)}")
         dtype = np.dtype(_SAFETENSORS_TYPES[tensor["dtype"]])
         state[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
     return state
 
 
 def _read_npz(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
+    with parsing():
+        archive = zipfile.ZipFile(path)
+    with archive:
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > most_bytes:
-            raise ValueError(f"its arrays have more than {most_bytes} bytes")
+            raise UserError(f"its arrays have more than {most_bytes} bytes")
         for entry in entries:
-            with archive.open(entry) as file:
+            with parsing(), archive.open(entry) as file:
                 shape, dtype = _npy_header(file)
             # NumPy would allocate what the header claims before it sees that there is less.
             if dtype.hasobject:
-                raise ValueError(f"the array {entry.filename!r} holds Python objects instead of numbers")
+                raise UserError(f"the array {entry.filename!r} holds Python objects instead of numbers")
             if math.prod(shape) * dtype.itemsize > entry.file_size:
-                raise ValueError(f"the array {entry.filename!r} is larger than its data")
-    with np.load(path, allow_pickle=False) as file:
+                raise UserError(f"the array {entry.filename!r} is larger than its data")
+    with parsing(), np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
 def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     if version not in _NPY_HEADERS:
-        raise ValueError(f"it has an array of the unknown version {version}")
+        raise UserError(f"it has an array of the unknown version {version}")
     shape, _, dtype = _NPY_HEADERS[version](file)
     return shape, dtype
 

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kdjax.errors import UserError
+
 Tree = dict[str, Any]
 
 
@@ -48,7 +50,7 @@ def load_into(target: Tree, source: Tree, *, origin: str, strict: bool = True) -
         the filled tree and the report.
 
     Raises:
-        ValueError: if ``strict`` and an array is missing, unexpected or of another shape; or if nothing matched at all.
+        UserError: if ``strict`` and an array is missing, unexpected or of another shape; or if nothing matched at all.
     """
     wanted, given = flatten_dict(target, sep="/"), flatten_dict(source, sep="/")
     shared = wanted.keys() & given.keys()
@@ -62,7 +64,7 @@ def load_into(target: Tree, source: Tree, *, origin: str, strict: bool = True) -
         ),
     )
     if (strict and not report.clean) or not report.matched:
-        raise ValueError(f"The weights of {origin} do not fit the model: {report}")
+        raise UserError(f"The weights of {origin} do not fit the model: {report}")
     filled = {
         path: np.asarray(given[path]).astype(value.dtype) if path in fits else value for path, value in wanted.items()
     }
@@ -81,14 +83,14 @@ def inherit(student: Tree, teacher: Tree, subtrees: Sequence[str]) -> tuple[Tree
         the student's variables, and what became of every array below ``subtrees``.
 
     Raises:
-        ValueError: if no array at all could be taken, or a subtree is in neither model.
+        UserError: if no array at all could be taken, or a subtree is in neither model.
     """
     inherited, reports = dict(student), []
     for collection in student:
         for name in subtrees:
             if name not in student[collection]:
                 if collection == "params":
-                    raise ValueError(
+                    raise UserError(
                         f"inherit names {name!r}, but the student's parts are {', '.join(student[collection])}."
                     )
                 continue

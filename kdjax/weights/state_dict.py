@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kdjax.errors import UserError
 from kdjax.weights.coco import COCO_IDS, COCO_NAMES
 from kdjax.weights.load import Tree
 from kdjax.weights.sources import SKIPPED, SOURCES, Rule
@@ -113,11 +114,11 @@ def import_state_dict(
         origin: what the state dict is, for messages.
 
     Raises:
-        ValueError: an unknown source, a detector it has no table for, or a tensor that is not finite, not of floats, or
+        UserError: an unknown source, a detector it has no table for, or a tensor that is not finite, not of floats, or
             does not fit.
     """
     if source not in SOURCES:
-        raise ValueError(f"There is no source of weights {source!r}; choose one of {', '.join(SOURCES)}.")
+        raise UserError(f"There is no source of weights {source!r}; choose one of {', '.join(SOURCES)}.")
     where, table = f"The {source} weights of {origin}", SOURCES[source]
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): array for name, array in state.items()}
@@ -126,7 +127,7 @@ def import_state_dict(
     if not backbone_alone:
         if model["name"] not in table.heads:
             known = ", ".join(table.heads) or "none"
-            raise ValueError(f"{where} cannot be those of a {model['name']}; this source has the detectors: {known}.")
+            raise UserError(f"{where} cannot be those of a {model['name']}; this source has the detectors: {known}.")
         rules += table.neck + table.heads[model["name"]]
     paths = flatten_dict(like, sep="/")
     wanted = {path: array for path, array in paths.items() if not backbone_alone or path.split("/")[1] == "backbone"}
@@ -168,7 +169,7 @@ def _places(
     """Every path of ``wanted`` to the name of its tensor and the rule that says so.
 
     Raises:
-        ValueError: if a name has no path, or a path no name.
+        UserError: if a name has no path, or a path no name.
     """
     places: dict[str, tuple[str, Rule]] = {}
     unknown, index = [], _indices(model)
@@ -180,7 +181,7 @@ def _places(
             places[place[0]] = (name, place[1])
     if unknown or len(places) < len(wanted):
         missing = sorted(wanted.keys() - places.keys())
-        raise ValueError(
+        raise UserError(
             f"{where} do not fit the model: {len(places)} of {len(names)} tensors have a place in it; "
             f"without one: {_some(unknown)}; arrays of the model without a tensor: {_some(missing)}."
         )
@@ -197,7 +198,7 @@ def _fill(
     """Every path to its array, arranged as ours is.
 
     Raises:
-        ValueError: if an array is not of finite floats, or has another shape than ``wanted``.
+        UserError: if an array is not of finite floats, or has another shape than ``wanted``.
     """
     filled, misfits = {}, []
     for path, (name, rule) in places.items():
@@ -207,7 +208,7 @@ def _fill(
             misfits.append(f"{name} {list(array.shape)}, which {path} {list(wanted[path].shape)} cannot take")
         filled[path] = np.asarray(arranged, order="C")  # Keeps a scalar a scalar, as ascontiguousarray does not.
     if misfits:
-        raise ValueError(f"{where} have other shapes than the model: {_some(misfits)}.")
+        raise UserError(f"{where} have other shapes than the model: {_some(misfits)}.")
     return filled
 
 
@@ -267,18 +268,16 @@ def _classes_in(
         return _Classes(count, np.arange(1, count))
     if dense and count == num_classes:
         return _Classes(count, np.arange(count))
-    raise ValueError(f"{where} tell {count} classes apart, the background included; the model has {num_classes}.")
+    raise UserError(f"{where} tell {count} classes apart, the background included; the model has {num_classes}.")
 
 
 def _float32(array: np.ndarray, name: str, where: str) -> np.ndarray:
     if array.dtype.name not in FLOATS:
-        raise ValueError(
-            f"{where} have the tensor {name} of {array.dtype.name}; it must be one of {', '.join(FLOATS)}."
-        )
+        raise UserError(f"{where} have the tensor {name} of {array.dtype.name}; it must be one of {', '.join(FLOATS)}.")
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise ValueError(f"{where} have NaN or infinity in the tensor {name}.")
+        raise UserError(f"{where} have NaN or infinity in the tensor {name}.")
     return array
 
 

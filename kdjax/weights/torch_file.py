@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.errors import UserError, parsing
+
 MOST_PICKLE_BYTES = 2**26
 """A file's pickle may be no longer; those of detectors have less than a hundredth of it."""
 
@@ -62,6 +64,10 @@ _LEGACY_START = (0x1950A86A20F9469CFC6C, 1001)
 """The magic number and the version of the format before PyTorch 1.6."""
 
 
+Instruction = tuple[pickletools.OpcodeInfo, Any, int | None]
+"""Of a pickle: what to do, its argument, and where it stands."""
+
+
 class _Name(NamedTuple):
     """A function or class that the pickle names."""
 
@@ -100,7 +106,7 @@ def read_torch_file(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
         most_bytes: how large the tensors may be together.
 
     Raises:
-        ValueError: one sentence says what is wrong with the file.
+        UserError: one sentence says what is wrong with the file.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -110,25 +116,32 @@ def read_torch_file(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _read_zip(file: BinaryIO, most_bytes: int) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(file) as archive:
+    with parsing():
+        archive = zipfile.ZipFile(file)
+
+    def read(name: str) -> bytes:
+        with parsing():
+            return archive.read(name)
+
+    with archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         pickles = [name for name in entries if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise ValueError("it is a zip archive, but none of torch.save: it has no data.pkl")
+            raise UserError("it is a zip archive, but none of torch.save: it has no data.pkl")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-            raise ValueError("it is a compressed zip archive, which torch.save never writes")
+            raise UserError("it is a compressed zip archive, which torch.save never writes")
         if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
-            raise ValueError("its parts are larger than the file")
+            raise UserError("its parts are larger than the file")
         folder = pickles[0].removesuffix("data.pkl")
-        if folder + "byteorder" in entries and archive.read(folder + "byteorder") != b"little":
-            raise ValueError("it was written on a big-endian machine; save it again on a common one")
+        if folder + "byteorder" in entries and read(folder + "byteorder") != b"little":
+            raise UserError("it was written on a big-endian machine; save it again on a common one")
         if entries[pickles[0]].file_size > MOST_PICKLE_BYTES:
-            raise ValueError(f"its pickle is longer than {MOST_PICKLE_BYTES} bytes")
+            raise UserError(f"its pickle is longer than {MOST_PICKLE_BYTES} bytes")
         data = folder + "data/"
         return _arrays(
-            _interpret(io.BytesIO(archive.read(pickles[0]))),
+            _interpret(io.BytesIO(read(pickles[0]))),
             {name.removeprefix(data): entry.file_size for name, entry in entries.items() if name.startswith(data)},
-            lambda key: archive.read(data + key),
+            lambda key: read(data + key),
             most_bytes,
         )
 
@@ -138,26 +151,28 @@ def _read_legacy(file: BinaryIO, most_bytes: int) -> dict[str, np.ndarray]:
     head = io.BytesIO(file.read(MOST_PICKLE_BYTES))
     try:
         start = _interpret(head), _interpret(head)
-    except ValueError as error:
-        raise ValueError(f"it does not begin as a file of torch.save does: {error}") from error
+    except UserError as error:
+        raise UserError(f"it does not begin as a file of torch.save does: {error}") from error
     if start != _LEGACY_START:
-        raise ValueError("it does not begin as a file of torch.save does")
+        raise UserError("it does not begin as a file of torch.save does")
     system = _interpret(head)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise ValueError("it was written on a big-endian machine; save it again on a common one")
+        raise UserError("it was written on a big-endian machine; save it again on a common one")
     storages: dict[str, _Storage] = {}
     content = _interpret(head, storages)
     keys = _interpret(head)
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
-        raise ValueError("the list of its tensors is broken")
-    sizes, offsets, end = {}, {}, head.tell()
+        raise UserError("the list of its tensors is broken")
+    sizes, offsets, end, length = {}, {}, head.tell(), os.fstat(file.fileno()).st_size
     for key in keys:
+        if end > length:
+            break
         file.seek(end)
         sizes[key] = int.from_bytes(file.read(8), "little") * storages[key].dtype.itemsize
         offsets[key] = end + 8
         end += 8 + sizes[key]
-    if end > os.fstat(file.fileno()).st_size:
-        raise ValueError("it is cut off")
+    if end > length:
+        raise UserError("it is cut off")
 
     def load(key: str) -> bytes:
         file.seek(offsets[key])
@@ -180,19 +195,19 @@ def _arrays(
     if isinstance(content, dict):
         content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict):
-        raise ValueError(f"it holds {_described(content)} instead of a dict of tensors; save model.state_dict()")
+        raise UserError(f"it holds {_described(content)} instead of a dict of tensors; save model.state_dict()")
     storages: dict[str, np.ndarray] = {}
     arrays, total = {}, 0
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-            raise ValueError(f"the entry {name!r} of its state dict is {_described(tensor)} instead of a tensor")
+            raise UserError(f"the entry {name!r} of its state dict is {_described(tensor)} instead of a tensor")
         key, dtype = tensor.storage
         if key not in storages:
             if sizes.get(key, -1) % dtype.itemsize:
-                raise ValueError(f"the data of the tensor {name!r} are missing or cut off")
+                raise UserError(f"the data of the tensor {name!r} are missing or cut off")
             total += sizes[key]
             if total > most_bytes:
-                raise ValueError(f"its tensors have more than {most_bytes} bytes")
+                raise UserError(f"its tensors have more than {most_bytes} bytes")
             storages[key] = np.frombuffer(load(key), dtype)
         arrays[name] = _view(storages[key], tensor, name)
     return arrays
@@ -201,11 +216,11 @@ def _arrays(
 def _view(storage: np.ndarray, tensor: _Tensor, name: str) -> np.ndarray:
     sizes = (tensor.offset, *tensor.shape, *tensor.strides)
     if not all(type(x) is int and 0 <= x < 2**48 for x in sizes) or len(tensor.shape) != len(tensor.strides):
-        raise ValueError(f"the tensor {name!r} has an impossible shape")
+        raise UserError(f"the tensor {name!r} has an impossible shape")
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     size = int(np.prod(tensor.shape, dtype=object))
     if size > storage.size or (size and last >= storage.size):
-        raise ValueError(f"the tensor {name!r} is larger than its data")
+        raise UserError(f"the tensor {name!r} is larger than its data")
     strides = [stride * storage.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
 
@@ -222,9 +237,14 @@ def _interpret(stream: BinaryIO, storages: dict[str, _Storage] | None = None) ->
         storages: is filled with the storages that the pickle mentions, by key.
     """
     try:
-        return _Machine(storages if storages is not None else {}).run(pickletools.genops(stream))
+        return _Machine(storages if storages is not None else {}).run(_instructions(stream))
     except (IndexError, KeyError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-        raise ValueError(f"its pickle is broken ({type(error).__name__})") from error
+        raise UserError(f"its pickle is broken ({type(error).__name__})") from error
+
+
+def _instructions(stream: BinaryIO) -> Iterator[Instruction]:
+    with parsing():
+        yield from pickletools.genops(stream)
 
 
 class _Machine:
@@ -236,11 +256,11 @@ class _Machine:
         self._memo: dict[int, Any] = {}
         self._storages = storages
 
-    def run(self, instructions: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
+    def run(self, instructions: Iterator[Instruction]) -> Any:
         """Follows the instructions to the end."""
         for count, (opcode, argument, _) in enumerate(instructions):
             if count > MOST_INSTRUCTIONS:
-                raise ValueError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
+                raise UserError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
             if opcode.name == "STOP":
                 return self._pop()
             if opcode.name in _CONSTANTS:
@@ -248,8 +268,8 @@ class _Machine:
             elif opcode.name in _STEPS:
                 _STEPS[opcode.name](self, argument)
             else:
-                raise ValueError(f"its pickle has the instruction {opcode.name}, which weights do not need")
-        raise ValueError("its pickle has no end")
+                raise UserError(f"its pickle has the instruction {opcode.name}, which weights do not need")
+        raise UserError("its pickle has no end")
 
     def _pop(self) -> Any:
         if self._marks and self._marks[-1] >= len(self._stack):
@@ -285,6 +305,8 @@ class _Machine:
             self._stack[-1].extend(items)
 
     def _set(self, items: list[Any]) -> None:
+        if len(items) % 2:
+            raise TypeError
         if isinstance(self._stack[-1], dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
                 # Other keys are of no use here, and hashing nested ones may take for ever.
@@ -306,7 +328,7 @@ class _Machine:
             argument = f"{module} {name}"
         name = argument.replace(" ", ".", 1)
         if name.split(".")[0] not in _WITH_PLACEHOLDER and name not in _WITH_PLACEHOLDER:
-            raise ValueError(
+            raise UserError(
                 f"it names {name}, which weights do not need; if you trust the file, save its state dict alone, "
                 "preferably as .safetensors"
             )
@@ -314,15 +336,18 @@ class _Machine:
 
     def _storage(self, _: Any) -> None:
         """A persistent id: ("storage", type, key, device, number of elements), and in the old format a view."""
-        kind, type_, key, _, _, *view = self._pop()
+        identity = self._pop()
+        if not isinstance(identity, tuple) or len(identity) < 5:
+            raise TypeError
+        kind, type_, key, _, _, *view = identity
         name = _described(type_)
         if kind != "storage" or not isinstance(key, str) or any(x is not None for x in view):
-            raise ValueError("it keeps tensors in a way that this version does not know")
+            raise UserError("it keeps tensors in a way that this version does not know")
         if name not in _STORAGES:
-            raise ValueError(f"it has tensors of {name}; they must be one of {', '.join(_STORAGES)}")
+            raise UserError(f"it has tensors of {name}; they must be one of {', '.join(_STORAGES)}")
         storage = _Storage(key, np.dtype(_STORAGES[name]))
         if self._storages.setdefault(key, storage) != storage:
-            raise ValueError(f"the data {key!r} have two types")
+            raise UserError(f"the data {key!r} have two types")
         self._stack.append(storage)
 
     def _call(self, _: Any) -> None:
@@ -332,9 +357,11 @@ class _Machine:
         if name == "collections.OrderedDict" and arguments == ():
             made = {}
         elif name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-            storage, offset, shape, strides = arguments[:4]
-            made = _Tensor(storage, offset, shape, strides)
-            if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+            if not isinstance(arguments, tuple) or len(arguments) < 4:
+                raise TypeError
+            made = _Tensor(*arguments[:4])
+            views = isinstance(made.shape, tuple) and isinstance(made.strides, tuple)
+            if not isinstance(made.storage, _Storage) or not views:
                 raise TypeError
         elif name == "torch._utils._rebuild_parameter":
             made = arguments[0]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from kdjax.data.check import Checks, DataReport, Flaw, compare_classes
+from kdjax.errors import UserError
 from tests.data.folders import content, write
 from tests.data.test_coco import opened
 
@@ -33,12 +34,12 @@ def test_each_flaw_has_its_outcome(checks, tolerated):
             assert report.flaws == {flaw: [4, 9]}
             assert report.outcome(flaw) == ("repaired" if flaw is REPAIRED else "left out")
         else:
-            with pytest.raises(ValueError, match=f"a.json has {flaw.what}: "):
+            with pytest.raises(UserError, match=f"a.json has {flaw.what}: "):
                 report.settle(flaw, [4, 9], str)
 
 
 def test_a_sentence_names_the_first_and_counts_the_others():
-    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole text is compared)
+    with pytest.raises(UserError) as error:
         DataReport("a.json", Checks(strict=True)).settle(LEFT_OUT, range(10, 19), "box {}".format)
     assert str(error.value) == (
         "a.json has boxes of gold: box 0, box 1, box 2, box 3, box 4 and 4 more; they must be of wood."

@@ -12,6 +12,7 @@ from kdjax.data import coco
 from kdjax.data.check import Checks
 from kdjax.data.masks import rasterize
 from kdjax.data.sources import open_source
+from kdjax.errors import UserError
 from tests.data.folders import content, encoded, write
 
 FILE = "annotations_train.json"
@@ -84,7 +85,7 @@ def test_what_is_no_annotation_file_is_refused(tmp_path, name):
     """Items 1 and 15."""
     write(tmp_path, content())
     (tmp_path / FILE).write_bytes(NOT_JSON[name])
-    with pytest.raises(ValueError, match=FILE) as error:
+    with pytest.raises(UserError, match=FILE) as error:
         opened(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -93,7 +94,7 @@ def test_a_huge_annotation_file_is_refused_unread(tmp_path):
     """Item 15."""
     write(tmp_path, content())
     os.truncate(tmp_path / FILE, coco.MOST_JSON_BYTES + 1)
-    with pytest.raises(ValueError, match=rf"{FILE} has 1,000,000,001 bytes, more than the 1,000,000,000 that are read"):
+    with pytest.raises(UserError, match=rf"{FILE} has 1,000,000,001 bytes, more than the 1,000,000,000 that are read"):
         opened(tmp_path)
 
 
@@ -155,7 +156,7 @@ def test_wrong_annotations_are_refused_by_file_and_id(tmp_path, name):
     tree = content()
     edit(tree)
     (tmp_path / FILE).write_text(json.dumps(tree))
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         opened(tmp_path)
     assert str(tmp_path / FILE) in str(error.value)
     assert "\n" not in str(error.value)
@@ -165,7 +166,7 @@ def test_boxes_in_fractions_of_the_image_are_refused(tmp_path):
     tree = content()
     for entry in tree["annotations"]:
         entry["bbox"] = [0.1, 0.2, 0.3, 0.4]
-    with pytest.raises(ValueError, match=r"3 of 3 boxes of less than a pixel.* fractions of the image"):
+    with pytest.raises(UserError, match=r"3 of 3 boxes of less than a pixel.* fractions of the image"):
         opened(write(tmp_path, tree))
 
 
@@ -225,7 +226,7 @@ def test_flaws_are_repaired_or_left_out_and_counted(tmp_path, name):
     np.testing.assert_array_equal(source.objects(0).boxes, [*expected, [20.5, 3, 28.75, 9]])
     if what.startswith("objects"):
         assert source.objects(0).area[0] == 200
-    with pytest.raises(ValueError, match=f"{FILE} has {what}.*(annotation|category) {ids[0]}"):
+    with pytest.raises(UserError, match=f"{FILE} has {what}.*(annotation|category) {ids[0]}"):
         opened(tmp_path, strict=True)
 
 
@@ -321,7 +322,7 @@ def test_objects_beyond_the_room_of_a_batch_are_counted(tmp_path):
     source = opened(tmp_path, max_objects=1)
     assert flaws(source) == {"images with more objects than config.data.max_objects": ("truncated", [5])}
     assert len(source.objects(0).boxes) == 2
-    with pytest.raises(ValueError, match=r"max_objects: 5.png .image 5. has 2 of 1"):
+    with pytest.raises(UserError, match=r"max_objects: 5.png .image 5. has 2 of 1"):
         opened(tmp_path, max_objects=1, strict=True)
 
 
@@ -351,14 +352,14 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "secret.png").write_bytes(encoded(30, 40))
     (folder / "train" / "7.png").unlink()
     (folder / "train" / "7.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(ValueError, match=rf"{FILE} has file names .*: image 7, '7.png' is a link to .*secret.png"):
+    with pytest.raises(UserError, match=rf"{FILE} has file names .*: image 7, '7.png' is a link to .*secret.png"):
         opened(folder)
     (folder / "train" / "7.png").unlink()
     (folder / "train" / "sub").symlink_to(tmp_path)
     tree = content()
     tree["images"][1]["file_name"] = "sub/secret.png"
     (folder / FILE).write_text(json.dumps(tree))
-    with pytest.raises(ValueError, match=r"image 7, 'sub/secret.png' is a link to .*secret.png"):
+    with pytest.raises(UserError, match=r"image 7, 'sub/secret.png' is a link to .*secret.png"):
         opened(folder, lenient=True)
 
 
@@ -462,14 +463,14 @@ def test_mistakes_in_the_name_are_one_sentence(tmp_path, split, message):
     write(tmp_path, content())
     write(tmp_path, content(), "annotations_val.json")
     write(tmp_path, content(), "annotations/instances_val.json")
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         opened(tmp_path, split)
     assert str(tmp_path) in str(error.value) or "is no split" in message
     assert "\n" not in str(error.value)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=f"coco_json:{tmp_path}/none is no folder"):
+    with pytest.raises(UserError, match=f"coco_json:{tmp_path}/none is no folder"):
         opened(tmp_path / "none")
 
 
@@ -524,7 +525,7 @@ def test_whatever_is_in_the_file_is_read_or_refused_in_a_sentence(tmp_path):
         (tmp_path / FILE).write_bytes(data)
         try:
             source = opened(tmp_path, lenient=rng.random() < 0.5)
-        except ValueError as error:
+        except UserError as error:
             outcomes["refused"] += 1
             assert "annotations_train.json" in str(error), error  # noqa: PT017
             continue

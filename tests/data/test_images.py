@@ -13,6 +13,7 @@ from PIL import Image
 
 from kdjax.data.batches import train_batches
 from kdjax.data.images import MOST_PIXELS, Header, ImageError, UndecodableError, decode, read_header
+from kdjax.errors import UserError
 from tests.data.folders import content, encoded, write
 from tests.data.test_coco import flaws, opened
 
@@ -172,7 +173,7 @@ def test_all_unusable_files_are_named_at_once(tmp_path):
     (images / "20.png").unlink()
     os.mkfifo(images / "20.png")
     (images / "21.png").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=r"annotations_train\.json has images that cannot be used: ") as error:
+    with pytest.raises(UserError, match=r"annotations_train\.json has images that cannot be used: ") as error:
         opened(tmp_path)
     for words in (
         "5.png (image 5) is missing, ",
@@ -189,7 +190,7 @@ def test_all_unusable_files_are_named_at_once(tmp_path):
 def test_a_file_that_may_not_be_read_is_named(tmp_path):
     write(tmp_path, content())
     (tmp_path / "train" / "7.png").chmod(0)
-    with pytest.raises(ValueError, match=r"7.png .image 7. cannot be read .Permission denied."):
+    with pytest.raises(UserError, match=r"7.png .image 7. cannot be read .Permission denied."):
         opened(tmp_path)
 
 
@@ -209,7 +210,7 @@ def test_of_an_animation_the_first_picture_counts(tmp_path):
     source = opened(folder_with(tmp_path, file.getvalue()))
     assert flaws(source) == {"animated images, of which the first picture is taken": ("repaired", [7])}
     np.testing.assert_array_equal(source[1].image, np.full((30, 40, 3), 10))
-    with pytest.raises(ValueError, match=r"animated images.*7\.png"):
+    with pytest.raises(UserError, match=r"animated images.*7\.png"):
         opened(tmp_path, strict=True)
 
 
@@ -218,7 +219,7 @@ def test_a_turned_size_is_explained(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     folder_with(tmp_path, saved(NOISE.swapaxes(0, 1).copy(), "JPEG", exif=exif))
-    with pytest.raises(ValueError, match=r"7.png .image 7. is 30 x 40 pixels and annotated as 40 x 30, as its EXIF"):
+    with pytest.raises(UserError, match=r"7.png .image 7. is 30 x 40 pixels and annotated as 40 x 30, as its EXIF"):
         opened(tmp_path)
 
 
@@ -226,7 +227,7 @@ def test_a_turned_size_is_explained(tmp_path):
 def test_a_bomb_is_refused_by_name(tmp_path):
     """Item 22."""
     folder_with(tmp_path, bomb(7142))
-    with pytest.raises(ValueError, match=r"7.png .image 7. has 7142 x 7142 pixels"):
+    with pytest.raises(UserError, match=r"7.png .image 7. has 7142 x 7142 pixels"):
         opened(tmp_path)
 
 
@@ -235,7 +236,7 @@ def test_an_image_cut_off_is_left_out_at_the_start(tmp_path):
     source = opened(folder_with(tmp_path, saved(NOISE, "JPEG")[:-400]))
     assert flaws(source) == {"images that cannot be decoded": ("left out", [7])}
     assert [source[k].image_id for k in range(len(source))] == [5, 9]
-    with pytest.raises(ValueError, match=r"7.png .image 7. cannot be decoded .image file is truncated"):
+    with pytest.raises(UserError, match=r"7.png .image 7. cannot be decoded .image file is truncated"):
         opened(tmp_path, strict=True)
 
 
@@ -267,7 +268,7 @@ def test_an_image_that_breaks_later_is_replaced_by_the_next(tmp_path, capsys):
 
 def test_strict_refuses_an_image_that_breaks_later(tmp_path):
     source = opened(folder_with(tmp_path, spoilt()), strict=True)
-    with pytest.raises(ValueError, match=r"images that cannot be decoded: 7.png .image 7."):
+    with pytest.raises(UserError, match=r"images that cannot be decoded: 7.png .image 7."):
         source[1]
 
 
@@ -288,7 +289,7 @@ def test_files_that_change_during_a_run_stop_it(tmp_path, change):
         path.unlink()
     else:
         path.write_bytes(encoded(31, 40) if change == "resized" else b"<html>")
-    with pytest.raises(ValueError, match=r"7.png .image 7. (cannot be read any more|has changed|is no image)"):
+    with pytest.raises(UserError, match=r"7.png .image 7. (cannot be read any more|has changed|is no image)"):
         source[1]
 
 

@@ -13,6 +13,7 @@ from kdjax.data.batches import train_batches
 from kdjax.data.check import Checks
 from kdjax.data.sources import open_source
 from kdjax.data.statistics import class_statistics
+from kdjax.errors import UserError
 from tests.data.folders import encoded
 from tests.data.test_coco import flaws
 
@@ -217,7 +218,7 @@ def test_two_years_of_voc_are_one_set(voc):
 def test_a_split_without_any_object_is_refused(voc):
     """Item 9: VOC 2012 has no annotations for its test images."""
     assert len(open_source("tfds:voc/2007", "test", voc)) == 1
-    with pytest.raises(ValueError, match="tfds:voc/2012 test has no object in any of its 1 images"):
+    with pytest.raises(UserError, match="tfds:voc/2012 test has no object in any of its 1 images"):
         open_source("tfds:voc/2007+2012", "test", voc)
 
 
@@ -268,7 +269,7 @@ def test_damaged_files_are_refused_at_the_start(spoilt, name):
     root, folder = spoilt
     damage, message = DAMAGES[name]
     damage(folder)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         open_source("tfds:coco/2017", "train", root)
     command = f"tfds build coco/2017 --data_dir={root} --file_format=array_record --overwrite"
     assert f"prepare it again with `{command}`" in str(error.value)
@@ -290,7 +291,7 @@ def test_no_flip_of_a_bit_changes_the_data(spoilt):
         shard(folder).write_bytes(data)
         try:
             source = open_source("tfds:coco/2017", "train", root)
-        except ValueError:
+        except UserError:
             refused += 1
             continue
         assert source.fingerprint == expected.fingerprint
@@ -331,7 +332,7 @@ def test_other_features_are_refused(tmp_path, name):
     """Item 25; that the examples do not fit does not matter, for there are none."""
     features, message = FEATURES[name]
     info = builder_of("other", "1", features, {}, tmp_path).info.features
-    with pytest.raises(ValueError, match=f"tfds:other/1.*{message}") as error:
+    with pytest.raises(UserError, match=f"tfds:other/1.*{message}") as error:
         prepared._check_features("tfds:other/1", info)
     assert "\n" not in str(error.value)
 
@@ -364,7 +365,7 @@ SOUND_BOX = [0.1, 0.1, 0.5, 0.6]
 )
 def test_boxes_that_are_no_fractions_are_refused(tmp_path, boxes, message):
     """Item 25."""
-    with pytest.raises(ValueError, match=f"tfds:coco/2017 train has {message}"):
+    with pytest.raises(UserError, match=f"tfds:coco/2017 train has {message}"):
         of_boxes(tmp_path, *boxes)
 
 
@@ -423,7 +424,7 @@ def test_run_lengths_of_no_mask_are_refused(tmp_path, counts, others):
     message = (
         r"objects whose run_lengths are not those of their image: annotation 7 of 0{11}4.jpg \(image 104\), x 2 to 12"
     )
-    with pytest.raises(ValueError, match=f"tfds:coco/2017 train has {message}") as error:
+    with pytest.raises(UserError, match=f"tfds:coco/2017 train has {message}") as error:
         of_masks(tmp_path, masked(4, *((box, text) for text in [*others, counts])))
     assert "\n" not in str(error.value)
 
@@ -443,16 +444,16 @@ def test_broken_images_are_left_out_or_refused(tmp_path):
     assert flaws(source) == {"images that cannot be decoded": ("left out", [102])}
     broken[1]["image"] = b"<html>"
     prepare("coco", "2017", coco_features(), {"train": broken}, tmp_path / "b")
-    with pytest.raises(ValueError, match=r"train has images that cannot be used: 0{11}2.jpg .image 102. is no image"):
+    with pytest.raises(UserError, match=r"train has images that cannot be used: 0{11}2.jpg .image 102. is no image"):
         open_source("tfds:coco/2017", "train", tmp_path / "b")
     assert len(open_source("tfds:coco/2017", "train", tmp_path / "b", checks=Checks(lenient=True))) == 2
 
 
 def test_image_ids_are_unique(coco, tmp_path):
     prepare("coco", "2017", coco_features(), {"train": [coco_example(1), coco_example(1)]}, tmp_path)
-    with pytest.raises(ValueError, match="several images with the same image/id"):
+    with pytest.raises(UserError, match="several images with the same image/id"):
         open_source("tfds:coco/2017", "train", tmp_path)
-    with pytest.raises(ValueError, match=r"tfds:coco/2017\+2017 train: images of different parts have the same id"):
+    with pytest.raises(UserError, match=r"tfds:coco/2017\+2017 train: images of different parts have the same id"):
         open_source("tfds:coco/2017+2017", "train", coco)
 
 
@@ -477,10 +478,10 @@ def test_a_damaged_description_is_refused(spoilt):
 
 def test_empty_and_small_splits_are_refused(coco, tmp_path):
     """Item 26."""
-    with pytest.raises(ValueError, match=r"tfds:coco/2017 has no split 'train\[7:\]'"):
+    with pytest.raises(UserError, match=r"tfds:coco/2017 has no split 'train\[7:\]'"):
         open_source("tfds:coco/2017", "train[7:]", coco)
     source = open_source("tfds:coco/2017", "train", coco)
-    with pytest.raises(ValueError, match="7 examples, fewer than the batch of 8"):
+    with pytest.raises(UserError, match="7 examples, fewer than the batch of 8"):
         train_batches(source, batch_size=8, image_size=(32, 32), max_objects=4, seed=0)
 
 
@@ -495,7 +496,7 @@ def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
     for half in ("", "incomplete.GYP3FE_1.1.0", "1.1.0"):
         if half:
             (tmp_path / "coco" / "2017" / half).mkdir(parents=True)
-        with pytest.raises(ValueError, match="tfds:coco/2017 is not prepared in") as error:
+        with pytest.raises(UserError, match="tfds:coco/2017 is not prepared in") as error:
             open_source("tfds:coco/2017", "train", tmp_path)
         assert f"prepare it with `{command}`, or set config.data.download=True." in str(error.value)
         assert ("only begun" in str(error.value)) == bool(half)
@@ -536,5 +537,5 @@ def test_a_failed_preparation_is_one_sentence(tmp_path, monkeypatch, error, mess
         raise error
 
     monkeypatch.setattr(tfds, "builder", builder)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         open_source("tfds:coco/2017", "train", tmp_path, download=True)

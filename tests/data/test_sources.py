@@ -8,6 +8,7 @@ from PIL import Image
 
 from kdjax.data import shapes
 from kdjax.data.sources import open_source
+from kdjax.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["shapes/tiny", "tfds:shapes/tiny"])
@@ -53,7 +54,7 @@ def test_annotation_ids_are_unique_and_positive(data_dir):
     ],
 )
 def test_mistakes_are_one_sentence(data_dir, name, split, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         open_source(name, split, data_dir)
     assert "\n" not in str(error.value)
 
@@ -82,7 +83,7 @@ def prepare(path, features, *examples):
 
 def test_other_features_are_refused_by_name(tmp_path):
     prepare(tmp_path, {"image/id": np.int64}, {"image/id": 1})
-    with pytest.raises(ValueError, match="tfds:other has no image, objects/bbox, objects/label: it needs the features"):
+    with pytest.raises(UserError, match="tfds:other has no image, objects/bbox, objects/label: it needs the features"):
         open_source("tfds:other", "train", tmp_path)
 
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.errors import UserError
 from kdjax.methods import METHODS
 from kdjax.methods.levels import describe_pairs, pair_levels, partners
 from kdjax.types import Targets, stride
@@ -41,7 +42,7 @@ def test_levels_meet_by_stride_or_else_neighbours_do(student, teacher, expected)
 @pytest.mark.parametrize(("student", "teacher"), [("p3", "p5 p6"), ("p6 p7", "p3 p4"), ("", "p3")])
 def test_pyramids_that_cannot_meet_are_refused_by_name(student, teacher):
     words = f"the student has {', '.join(student.split()) or 'none'}, the teacher {', '.join(teacher.split())};"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         pair_levels(pyramid(*student.split()), pyramid(*teacher.split()), targets())
 
 

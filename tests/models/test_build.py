@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.errors import UserError
 from kdjax.models import DETECTORS, build_detector
 from kdjax.types import Detections, Masks, Sampling, Targets, stride
 
@@ -123,7 +124,7 @@ def test_a_config_kept_as_json_builds_the_same_detector():
     ],
 )
 def test_mistakes_in_a_config_are_one_clear_sentence(config, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         build_detector(config, num_classes=3)
 
 

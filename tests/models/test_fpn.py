@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.errors import UserError
 from kdjax.models.fpn import FPN, upsample
 
 MAPS = {f"c{i}": jnp.asarray(np.random.default_rng(i).normal(size=(1, *size, 4 * i)), jnp.float32)
@@ -88,5 +89,5 @@ def test_pooled_levels_are_every_second_position_of_the_level_below():
     ],
 )
 def test_refuses_what_it_cannot_build(fields, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         FPN(**fields)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.errors import UserError
 from kdjax.models.resnet import BasicBlock, Bottleneck, ResNet, max_pool
 
 # Published parameter counts of torchvision's models, less those of the classifier (C * 1000 + 1000).
@@ -184,5 +185,5 @@ def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
     ],
 )
 def test_refuses_what_it_cannot_build(fields, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         ResNet(**fields)

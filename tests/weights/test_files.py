@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from kdjax.errors import UserError
 from kdjax.weights import files, read_state_dict, torch_file
 
 FILES = Path(__file__).parent / "files"
@@ -242,7 +243,7 @@ BROKEN = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_pickle_is_refused_in_one_sentence(path, kind):
     pickled, words = BROKEN[kind]
-    with pytest.raises(ValueError, match=words) as raised:
+    with pytest.raises(UserError, match=words) as raised:
         read_zip(path, pickled)
     assert str(raised.value).startswith(f"The weights in {path} ")
     assert "\n" not in str(raised.value)
@@ -250,28 +251,28 @@ def test_a_broken_pickle_is_refused_in_one_sentence(path, kind):
 
 def test_too_many_instructions_are_refused(path, monkeypatch):
     monkeypatch.setattr(torch_file, "MOST_INSTRUCTIONS", 100)
-    with pytest.raises(ValueError, match="more than 100 instructions"):
+    with pytest.raises(UserError, match="more than 100 instructions"):
         read_zip(path, b"N0" * 100 + op_dict(weight=GOOD))
 
 
 def test_archives_that_torch_never_writes_are_refused(path, monkeypatch):
     state = op_dict(weight=GOOD)
-    with pytest.raises(ValueError, match="it is a compressed zip archive"):
+    with pytest.raises(UserError, match="it is a compressed zip archive"):
         read_zip(path, state, data={"0": bytes(10**7)}, compress=zipfile.ZIP_DEFLATED)
-    with pytest.raises(ValueError, match="big-endian"):
+    with pytest.raises(UserError, match="big-endian"):
         read_zip(path, state, byteorder="big")
-    with pytest.raises(ValueError, match="'weight' are missing or cut off"):
+    with pytest.raises(UserError, match="'weight' are missing or cut off"):
         read_zip(path, state, data={"0": bytes(15)})
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("code/model.py", "print()")
-    with pytest.raises(ValueError, match=r"it has no data\.pkl"):
+    with pytest.raises(UserError, match=r"it has no data\.pkl"):
         read_state_dict(path)
     write_zip(path, state)
     path.write_bytes(path.read_bytes().replace(np.arange(4, dtype="<f4").tobytes(), bytes(16)))
-    with pytest.raises(ValueError, match="CRC"):
+    with pytest.raises(UserError, match="CRC"):
         read_state_dict(path)
     monkeypatch.setattr(files, "MOST_BYTES", 15)
-    with pytest.raises(ValueError, match="its tensors have more than 15 bytes"):
+    with pytest.raises(UserError, match="its tensors have more than 15 bytes"):
         read_zip(path, state)
 
 
@@ -286,7 +287,7 @@ def test_zip_entries_that_share_bytes_are_refused(path):
             again.compress_size, again.file_size = entry.compress_size, entry.file_size
             archive.filelist.append(again)
         archive._didModify = True
-    with pytest.raises(ValueError, match="its parts are larger than the file"):
+    with pytest.raises(UserError, match="its parts are larger than the file"):
         read_state_dict(path)
 
 
@@ -310,15 +311,15 @@ def test_the_oldest_format_and_other_files_are_refused(tmp_path):
     (tmp_path / "cut.pth").write_bytes((FILES / "torch_2_13_legacy.pth").read_bytes()[:-100])
     (tmp_path / "folder.pth").mkdir()
     for name in ("tar", "page", "empty"):
-        with pytest.raises(ValueError, match="does not begin as a file of torch"):
+        with pytest.raises(UserError, match="does not begin as a file of torch"):
             read_state_dict(tmp_path / f"{name}.pth")
-    with pytest.raises(ValueError, match="it is cut off"):
+    with pytest.raises(UserError, match="it is cut off"):
         read_state_dict(tmp_path / "cut.pth")
-    with pytest.raises(ValueError, match="Is a directory"):
+    with pytest.raises(UserError, match="Is a directory"):
         read_state_dict(tmp_path / "folder.pth")
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         read_state_dict(tmp_path / "absent.pth")
-    with pytest.raises(ValueError, match=r"must end in one of \.safetensors, \.npz, \.pth, \.pt, \.bin"):
+    with pytest.raises(UserError, match=r"must end in one of \.safetensors, \.npz, \.pth, \.pt, \.bin"):
         read_state_dict(tmp_path / "model.pkl")
 
 
@@ -341,7 +342,7 @@ def test_a_broken_npz_is_refused(tmp_path, kind):
     content, words = NPZ[kind]
     with zipfile.ZipFile(tmp_path / "file.npz", "w") as archive:
         archive.writestr("x.npy", content)
-    with pytest.raises(ValueError, match=f"file.npz cannot be read: .*{words}"):
+    with pytest.raises(UserError, match=f"file.npz cannot be read: .*{words}"):
         read_state_dict(tmp_path / "file.npz")
 
 
@@ -349,7 +350,7 @@ def test_an_npz_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MOST_BYTES", 10**6)
     np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(10**6, np.float32))
     assert (tmp_path / "bomb.npz").stat().st_size < 10**5
-    with pytest.raises(ValueError, match="its arrays have more than 1000000 bytes"):
+    with pytest.raises(UserError, match="its arrays have more than 1000000 bytes"):
         read_state_dict(tmp_path / "bomb.npz")
 
 
@@ -364,7 +365,7 @@ SAFETENSORS = {
 def test_broken_safetensors_are_refused(tmp_path, kind):
     header, words = SAFETENSORS[kind]
     (tmp_path / "file.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    with pytest.raises(ValueError, match=f"file.safetensors cannot be read: .*{words}"):
+    with pytest.raises(UserError, match=f"file.safetensors cannot be read: .*{words}"):
         read_state_dict(tmp_path / "file.safetensors")
 
 
@@ -391,6 +392,6 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path, index):
         path.write_bytes(damaged)
         try:
             read_state_dict(path)
-        except ValueError:
+        except UserError:
             refused += 1
     assert refused > 20

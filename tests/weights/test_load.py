@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kdjax.errors import UserError
 from kdjax.weights import inherit, load_into
 
 
@@ -28,7 +29,7 @@ def test_a_perfect_match_takes_everything_in_the_targets_dtype():
 )
 def test_a_misfit_is_refused_in_words_unless_told_otherwise(source, words):
     target = tree(a=((2, 3), 0), b=((4,), 0))
-    with pytest.raises(ValueError, match="weights of teacher.npz do not fit.*" + words):
+    with pytest.raises(UserError, match="weights of teacher.npz do not fit.*" + words):
         load_into(target, source, origin="teacher.npz")
     filled, report = load_into(target, source, origin="teacher.npz", strict=False)
     assert not report.clean
@@ -37,7 +38,7 @@ def test_a_misfit_is_refused_in_words_unless_told_otherwise(source, words):
 
 
 def test_nothing_in_common_is_refused_even_when_lenient():
-    with pytest.raises(ValueError, match="0 matched"):
+    with pytest.raises(UserError, match="0 matched"):
         load_into(tree(a=((2,), 0)), tree(b=((2,), 1)), origin="x", strict=False)
 
 
@@ -61,5 +62,5 @@ def test_inherit_takes_the_named_parts_where_shapes_match():
 
 def test_inherit_names_the_parts_that_there_are():
     student = {"params": {"neck": {"out": np.zeros(4)}}}
-    with pytest.raises(ValueError, match="parts are neck"):
+    with pytest.raises(UserError, match="parts are neck"):
         inherit(student, student, ("nekc",))

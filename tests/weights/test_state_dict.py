@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kdjax.errors import UserError
 from kdjax.weights import COCO_NAMES, SOURCES, import_state_dict
 from kdjax.weights.coco import COCO_IDS
 from tests.weights import naming
@@ -311,7 +312,7 @@ def test_whatever_does_not_fit_is_refused_in_one_sentence(mistake):
     state, variables = retinanet()
     change, words = MISTAKES[mistake]
     change(state)
-    with pytest.raises(ValueError, match="^The mmdet weights of file.pth .*" + words) as raised:
+    with pytest.raises(UserError, match="^The mmdet weights of file.pth .*" + words) as raised:
         load(state, "mmdet", "retinanet", DENSE, variables)
     assert "\n" not in str(raised.value)
 
@@ -319,26 +320,26 @@ def test_whatever_does_not_fit_is_refused_in_one_sentence(mistake):
 def test_a_student_is_not_taken_for_its_teacher():
     state, variables = retinanet()
     wider = {path: np.zeros([2 * n for n in x.shape]) for path, x in variables.items()}
-    with pytest.raises(ValueError, match=r"have other shapes than the model: backbone\.bn1.* and \d+ more"):
+    with pytest.raises(UserError, match=r"have other shapes than the model: backbone\.bn1.* and \d+ more"):
         load(state, "mmdet", "retinanet", DENSE, wider)
 
 
 def test_the_number_of_classes_must_fit():
     variables = random_variables("faster_rcnn", ROI)
     state = to_state_dict(variables, naming.torchvision_names("faster_rcnn", ROI))
-    with pytest.raises(ValueError, match="tell 4 classes apart, the background included; the model has 20"):
+    with pytest.raises(UserError, match="tell 4 classes apart, the background included; the model has 20"):
         load(state, "torchvision", "faster_rcnn", ROI, variables, num_classes=20)
 
 
 def test_unknown_sources_and_detectors_are_refused_with_what_there_is():
     state, variables = retinanet()
-    with pytest.raises(ValueError, match="no source of weights 'keras'; choose one of torchvision, "):
+    with pytest.raises(UserError, match="no source of weights 'keras'; choose one of torchvision, "):
         load(state, "keras", "retinanet", DENSE, variables)
     with pytest.raises(
         ValueError, match="cannot be those of a fcos; this source has the detectors: retinanet, faster_"
     ):
         load(state, "detectron2", "fcos", DENSE, variables)
-    with pytest.raises(ValueError, match="this source has the detectors: none"):
+    with pytest.raises(UserError, match="this source has the detectors: none"):
         load(state, "timm", "retinanet", DENSE, variables)
 
 
