@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from kdjax.checkpoint import describe
 from kdjax.config import check_config, make_sizing
-from kdjax.devices import parallel, replicate, split
+from kdjax.devices import device_count, parallel, replicate, split
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.models import build_detector
@@ -139,7 +139,7 @@ def main(_: Sequence[str]) -> int:
     jax.config.update("jax_enable_compilation_cache", False)
     config = CONFIG.value
     try:
-        check_config(config, devices=jax.local_device_count())
+        check_config(config, devices=device_count())
         source = open_split(config, training=True)
     except UserError as error:
         return refuse(error)

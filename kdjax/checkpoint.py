@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from kdjax import __version__
 from kdjax.errors import UserError, parsing
 from kdjax.models import build_detector
+from kdjax.paths import local_path
 from kdjax.state import TrainState
 
 MODEL_FILE = "model.json"
@@ -159,7 +160,7 @@ def load_method(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UserError: if it is no such folder, or damaged.
     """
-    if not (Path(folder) / METHOD_FILE).is_file():
+    if not (local_path(folder) / METHOD_FILE).is_file():
         raise UserError(f"{folder} holds no method; give the folder `method` of a stage whose method learns something.")
     return _read(folder, describe(folder))
 
@@ -185,7 +186,7 @@ def _digest(arrays: Any) -> str:
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of ``folder`` at the end: it appears whole or not at all."""
-    folder = Path(os.path.abspath(folder))
+    folder = local_path(folder).absolute()
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -205,7 +206,7 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
         UserError: if ``folder`` is none of them.
     """
     for file, keys in _DESCRIPTIONS.items():
-        path = Path(folder) / file
+        path = local_path(folder) / file
         if path.exists():
             try:
                 description = json.loads(path.read_text())
@@ -215,8 +216,8 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
                 what = ", ".join(sorted(missing)) if isinstance(description, dict) else "everything"
                 raise UserError(f"{path} is damaged: it lacks {what}; take an undamaged copy of that folder.")
             return description
-    if (Path(folder) / STUDENT).is_dir() and (Path(folder) / REST).is_dir():
-        return {"checkpoint": os.path.abspath(folder)}
+    if all((local_path(folder) / item).is_dir() for item in (STUDENT, REST)):
+        return {"checkpoint": str(local_path(folder).absolute())}
     raise UserError(
         f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir, or one step in the "
         "`checkpoints` of a stage."
@@ -243,7 +244,7 @@ def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any =
     Raises:
         UserError: they cannot be read, are others than wanted, or not those that were saved.
     """
-    arrays = Path(os.path.abspath(folder)) / (STUDENT if "checkpoint" in description else ARRAYS_FOLDER)
+    arrays = local_path(folder).absolute() / (STUDENT if "checkpoint" in description else ARRAYS_FOLDER)
     what, advice = f"The arrays in {arrays}", "take an undamaged copy of that folder, or make it anew"
     with ocp.StandardCheckpointer() as checkpointer:
         with _orbax(what, advice):

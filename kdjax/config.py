@@ -9,7 +9,6 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -19,6 +18,7 @@ from kdjax.errors import UserError
 from kdjax.methods import METHODS, build_method, method_options, term_names
 from kdjax.models import build_detector
 from kdjax.optim import OPTIMIZERS, SCHEDULES
+from kdjax.paths import local_path
 from kdjax.weights import SOURCES
 
 
@@ -250,9 +250,9 @@ def load_config(spec: str) -> ConfigDict:
         UserError: there is no such file or variant, or the file fails.
     """
     path, *variant = spec.split(":", 1)
-    if not Path(path).is_file():
+    if not local_path(path).is_file():
         raise UserError(f"--config={spec} cannot be read: there is no file {path}.")
-    module_spec = importlib.util.spec_from_file_location("config", path)
+    module_spec = importlib.util.spec_from_file_location("config", local_path(path))
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"--config={spec} is no Python file.")
     module = importlib.util.module_from_spec(module_spec)
@@ -504,7 +504,7 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
             )
     for field, kind in (("init", "model"), ("teacher", "model"), ("method_init", "method")):
         origin = stage[field]
-        if origin and origin not in earlier and not ("/" in origin and Path(origin).is_dir()):
+        if origin and origin not in earlier and not ("/" in origin and local_path(origin).is_dir()):
             raise UserError(
                 f"config.{name}.{field} is {origin!r}; it must be empty, the path of a {kind} folder that exists (with "
                 f"a slash, such as ./{kind}), or an earlier stage ({', '.join(earlier) or 'there is none'})."
@@ -514,7 +514,7 @@ def _check_stage(name: str, stage: ConfigDict, earlier: tuple[str, ...], devices
             f"config.{name}.source is empty, but config.{name}.weights names a file: say where it is from, one of "
             f"{', '.join(SOURCES)}."
         )
-    if stage.weights and not Path(stage.weights).is_file():
+    if stage.weights and not local_path(stage.weights).is_file():
         raise UserError(f"config.{name}.weights is {stage.weights!r}, but there is no such file; give its path.")
     if stage.weights and stage.init:
         raise UserError(f"config.{name} has both weights and init; a stage starts from one of them.")

@@ -16,6 +16,7 @@ from kdjax.checkpoint import MODEL_FILE, save_model
 from kdjax.config import make_sizing
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
+from kdjax.paths import local_path
 from kdjax.train import import_detector
 from kdjax.weights import COCO_NAMES, SOURCES, ImportReport
 
@@ -70,9 +71,10 @@ def read_class_names(path: str) -> tuple[str, ...]:
     if not path:
         return COCO_NAMES
     try:
-        names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+        lines = local_path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class_names={path} cannot be read: {error}.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
     if not names or len(set(names)) < len(names):
         raise UserError(f"--class_names={path} must have one name in each line, none of them twice.")
     return names
@@ -86,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
             if not flag.value:
                 raise UserError(f"--{flag.name} is missing; it names {meaning}.")
         names = read_class_names(_CLASS_NAMES.value)
-        report = convert(CONFIG.value, _STAGE.value, _WEIGHTS.value, _SOURCE.value, names, Path(_OUTPUT.value))
+        report = convert(CONFIG.value, _STAGE.value, _WEIGHTS.value, _SOURCE.value, names, local_path(_OUTPUT.value))
     except UserError as error:
         return refuse(error)
     print(f"{_OUTPUT.value}: {report}.")

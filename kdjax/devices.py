@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kdjax.errors import UserError
+
 AXIS = "devices"
 """Name of the mapped axis: what a module takes as ``axis_name`` inside a step."""
 
@@ -27,6 +29,20 @@ def cache_compilations() -> None:
     """Lets a second start compile nothing anew; ``JAX_COMPILATION_CACHE_DIR`` moves the cache."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+
+
+def device_count() -> int:
+    """Devices that share a batch.
+
+    Raises:
+        UserError: they belong to several processes.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"This program runs in {jax.process_count()} processes, and kdjax trains in one process only: start it "
+            "once, on one host, without jax.distributed; every device of that host takes part."
+        )
+    return jax.local_device_count()
 
 
 def replicate(tree: Tree, devices: list[jax.Device] | None = None) -> Tree:

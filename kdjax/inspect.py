@@ -5,18 +5,18 @@ training images as the last stage sees them, augmented, with their boxes.
 """
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from kdjax.config import check_config
 from kdjax.data.statistics import describe
+from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
+from kdjax.paths import local_path
 from kdjax.train import check_data, open_batches
 from kdjax.visualize import Mark, save_contact_sheet, truth_marks
 
@@ -31,17 +31,17 @@ def main(_: Sequence[str]) -> int:
     logging.set_verbosity(logging.ERROR)
     config = CONFIG.value
     try:
-        check_config(config, devices=jax.local_device_count())
+        check_config(config, devices=device_count())
         splits = check_data(config)
         for name, source in zip((config.data.train_split, config.data.eval_split), splits.values(), strict=True):
             print("\n".join(["", f"{config.data.name}, {name}", *describe(source)]))
         pictures = training_images(config, splits["train"].class_names)
-        save_contact_sheet(_PICTURE.value, list(itertools.islice(pictures, _IMAGES.value)))
+        save_contact_sheet(local_path(_PICTURE.value), list(itertools.islice(pictures, _IMAGES.value)))
     except UserError as error:
         return refuse(error)
     except OSError as error:
         return refuse(UserError(f"--picture={_PICTURE.value} cannot be written ({error.strerror})."))
-    print(f"\nTraining images are in {os.path.abspath(_PICTURE.value)}.")
+    print(f"\nTraining images are in {local_path(_PICTURE.value).absolute()}.")
     return 0
 
 

@@ -14,6 +14,7 @@ from kdjax import pipeline
 from kdjax.config import leaves, load_config, rule
 from kdjax.devices import cache_compilations
 from kdjax.errors import NumericError, UserError
+from kdjax.paths import local_path
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/mgd.py or, for another variant, configs/mgd.py:tiny."
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> list[str]:
     """Parses the command line; whatever is wrong with it is one sentence and exit code 78."""
     try:
+        argv = [_at_home(argument) for argument in argv]
         if not any(argument in ("--help", "-help", "--helpfull", "-?") for argument in argv):
             _check(argv)
         return flags.FLAGS(argv)
@@ -46,6 +48,12 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise SystemExit(refuse(UserError(" ".join(str(error).split())))) from error
     except UserError as error:
         raise SystemExit(refuse(error)) from error
+
+
+def _at_home(argument: str) -> str:
+    """``--config=~/mine.py`` with the home directory written out, which the flag library would not understand."""
+    flag, equals, path = argument.partition("=")
+    return flag + equals + str(local_path(path)) if flag.lstrip("-") == "config" and path.startswith("~") else argument
 
 
 def _check(argv: Sequence[str]) -> None:

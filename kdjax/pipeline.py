@@ -6,15 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from kdjax.checkpoint import replacing
 from kdjax.config import check_config
 from kdjax.data.indexed import IndexedSource
+from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.evaluate import ImageDetections
+from kdjax.paths import local_path
 from kdjax.report import Row, summary_table, write_json
 from kdjax.train import Finished, check_claim, check_data, open_split, train_stage
 from kdjax.visualize import save_predictions
@@ -40,8 +41,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: the config, the workdir or something that the config names cannot be used.
         NumericError: a loss is not finite.
     """
-    check_config(config, devices=jax.local_device_count())
-    workdir = _usable(Path(workdir))
+    check_config(config, devices=device_count())
+    workdir = _usable(local_path(workdir))
     stages = list(config.stages)
     if config.compare:
         config, baselines = add_baseline(config)

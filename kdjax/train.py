@@ -45,6 +45,7 @@ from kdjax.methods import build_method
 from kdjax.methods.levels import describe_pairs
 from kdjax.models import build_detector
 from kdjax.optim import by_part, make_optimizer, make_schedule, paths, trained_norm, under
+from kdjax.paths import local_path
 from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
 from kdjax.state import TrainState, Variables, init_state
 from kdjax.types import Batch, Features, Sampling, Targets
@@ -373,7 +374,7 @@ def _prepare(
     stage, class_names = config[name], source.class_names
 
     def folder(origin: str) -> Path:
-        return earlier[origin].model if origin in earlier else Path(origin)
+        return earlier[origin].model if origin in earlier else local_path(origin)
 
     teacher = None
     if stage.teacher:
@@ -610,8 +611,11 @@ def identity(config: ConfigDict, name: str) -> dict[str, Any]:
     data = {key: value for key, value in config.data.to_dict().items() if key not in _WITHOUT_EFFECT}
     data |= {key: open_split(config, training=key == "train").fingerprint for key in ("train", "eval")}
     if stage.weights:
-        with open(stage.weights, "rb") as file:
-            sources["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with local_path(stage.weights).open("rb") as file:
+                sources["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"config.{name}.weights={stage.weights} cannot be read ({error.strerror}).") from error
     return json.loads(json.dumps({"seed": config.seed, "data": data, "stage": section, "from": sources}))
 
 

@@ -19,6 +19,9 @@ MISTAKES = {
     "": "--config is missing",
     "--config=configs/mgd.py --confg=3": "confg",
     "--config=configs/mgd.py --workdir=/dev/null": "--workdir=/dev/null cannot be used",
+    "--config=configs/mgd.py --workdir=gs://bucket/x": "gs://bucket/x is no path on this machine",
+    "--config=configs/mgd.py --config.data.name=coco_json:gs://bucket/x": "gs://bucket/x is no path on this machine",
+    "--config=~/no/such.py": f"there is no file {Path.home()}/no/such.py",
     "--config=configs/mgd.py extra": "'extra' is no flag",
     "--config=configs/mgd.py --config.data.name=coco": "unknown data source 'coco'",
 }

@@ -24,6 +24,7 @@ from kdjax.data.images import Header, ImageError, for_all, read_header
 from kdjax.data.indexed import IndexedSource, check_counts
 from kdjax.data.outlines import PolygonStore, usable_outlines
 from kdjax.errors import UserError
+from kdjax.paths import local_path
 
 MOST_JSON_BYTES = 10**9
 """A larger annotation file is refused: parsed, it would take several times as much memory."""
@@ -57,7 +58,7 @@ def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = check
     Raises:
         UserError: one sentence with the file, the id, and what is wrong.
     """
-    folder = Path(folder).expanduser()
+    folder = local_path(folder)
     if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         raise UserError(f"coco_json:{folder} is no folder that can be read.")
     name, part = _sliced(split)

@@ -52,6 +52,8 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
     TFDS writes into a temporary folder and renames it when it is complete: a killed preparation leaves nothing that
     could be taken for the data set, and of two concurrent ones the second to finish finds the folder there.
     """
+    if data_dir:
+        data_dir = epath.Path(data_dir).expanduser()
     with _quiet():
         builder = shapes.Shapes(config=config, data_dir=data_dir)
         if not builder.is_prepared():

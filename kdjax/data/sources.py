@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from kdjax.data import check
 from kdjax.data.check import Checks
 from kdjax.errors import UserError
+from kdjax.paths import local_path
 
 if TYPE_CHECKING:
     from kdjax.data.indexed import IndexedSource
@@ -114,7 +114,7 @@ def open_source(
     if kind == "coco_json" and rest:
         from kdjax.data.coco import open_coco
 
-        return open_coco(Path(data_dir or ".").expanduser() / Path(rest).expanduser(), split, checks)
+        return open_coco(local_path(data_dir or ".") / local_path(rest), split, checks)
     raise UserError(
         f"unknown data source {name!r}: choose shapes, shapes/tiny, tfds:<name> or coco_json:<folder of your data>"
     )

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from kdjax.errors import UserError, parsing
+from kdjax.paths import local_path
 from kdjax.weights.torch_file import read_torch_file
 
 MOST_BYTES = 2**30
@@ -45,9 +46,12 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         UserError: one sentence says what is wrong with the file.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.suffix not in READERS:
         raise UserError(f"{path} cannot be read as weights; its name must end in one of {', '.join(READERS)}.")
+    if path.exists() and not path.is_file():
+        # Reading from a pipe would wait for ever.
+        raise UserError(f"The weights in {path} cannot be read: it is {'a folder' if path.is_dir() else 'no file'}.")
     try:
         state = READERS[path.suffix](path, MOST_BYTES)
     except (UserError, OSError, MemoryError) as error:
@@ -88,6 +92,8 @@ def _read_npz(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
         for entry in entries:
             with parsing(), archive.open(entry) as file:
                 shape, dtype = _npy_header(file)
+            if not all(type(side) is int and side >= 0 for side in shape):
+                raise UserError(f"the array {entry.filename!r} has the impossible shape {shape}")
             # NumPy would allocate what the header claims before it sees that there is less.
             if dtype.hasobject:
                 raise UserError(f"the array {entry.filename!r} holds Python objects instead of numbers")

@@ -315,7 +315,7 @@ def test_the_oldest_format_and_other_files_are_refused(tmp_path):
             read_state_dict(tmp_path / f"{name}.pth")
     with pytest.raises(UserError, match="it is cut off"):
         read_state_dict(tmp_path / "cut.pth")
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="it is a folder"):
         read_state_dict(tmp_path / "folder.pth")
     with pytest.raises(UserError, match="No such file"):
         read_state_dict(tmp_path / "absent.pth")
@@ -367,6 +367,24 @@ def test_broken_safetensors_are_refused(tmp_path, kind):
     (tmp_path / "file.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with pytest.raises(UserError, match=f"file.safetensors cannot be read: .*{words}"):
         read_state_dict(tmp_path / "file.safetensors")
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "folder.pth").mkdir()
+    for name, what in (("pipe.npz", "no file"), ("folder.pth", "a folder")):
+        with pytest.raises(UserError, match=f"{name} cannot be read: it is {what}"):
+            read_state_dict(tmp_path / name)
+
+
+def test_a_shape_of_flags_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.zeros((1,), np.float32))
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+        array = archive.read("a.npy").replace(b"(1,), }   ", b"(True,), }")
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a.npy", array)
+    with pytest.raises(UserError, match=r"'a.npy' has the impossible shape \(True,\)"):
+        read_state_dict(tmp_path / "x.npz")
 
 
 def samples(folder):

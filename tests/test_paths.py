@@ -1,0 +1,68 @@
+"""``~`` is the home directory in every path that a person gives; what is no path of this machine is refused."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import kdjax
+from kdjax import pipeline
+from kdjax.checkpoint import describe, load_variables
+from kdjax.config import check_config, load_config
+from kdjax.data.sources import open_source
+from kdjax.errors import UserError
+from kdjax.paths import local_path
+from kdjax.weights import read_state_dict
+from tests.data.folders import content, write
+from tests.runs import tiny
+
+NONE = Path(__file__).parents[1] / "configs" / "none.py"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    folders = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(folders[0]))
+    monkeypatch.chdir(folders[1])
+    return folders[0]
+
+
+def test_a_run_in_the_home_directory_is_there_with_all_that_it_reads(home, teacher, data_dir):
+    shutil.copytree(teacher, home / "run")
+    config = tiny(NONE, data_dir)
+    config.stages = ("teacher",)
+    pipeline.run(config, "~/run")
+    assert not Path("~").exists()
+    module, variables = kdjax.load_student("~/run/student")
+    assert module.num_classes == len(describe("~/run/student")["class_names"])
+    jax.tree.map(np.testing.assert_array_equal, load_variables("~/run/student"), variables)
+    config = tiny(NONE, data_dir)
+    config.stages, config.student.teacher = ("student",), "~/run/student"
+    check_config(config, devices=8)
+
+
+def test_files_in_the_home_directory_are_found(home):
+    np.savez(home / "weights.npz", a=np.ones(3, np.float32))
+    assert read_state_dict("~/weights.npz").keys() == {"a"}
+    write(home / "data", content())
+    assert len(open_source("coco_json:~/data", "train")) == len(open_source("coco_json:data", "train", "~")) == 3
+    assert open_source("shapes/tiny", "train", "~/sets").report.origin == "shapes/tiny train"
+    assert (home / "sets" / "shapes").is_dir()
+    assert not Path("~").exists()
+    shutil.copy(NONE, home / "mine.py")
+    assert load_config("~/mine.py:tiny").student.steps == 2
+
+
+def test_an_unknown_home_and_urls_are_refused_in_words():
+    with pytest.raises(UserError, match=r"~nobody-at-all/runs begins with a home directory that is not known"):
+        local_path("~nobody-at-all/runs")
+    for url in ("gs://bucket/x", "s3://bucket/x", Path("gs://bucket/x")):
+        with pytest.raises(UserError, match=r"is no path on this machine: name a local folder"):
+            local_path(url)
+    for read in (kdjax.load_student, read_state_dict):
+        with pytest.raises(UserError, match=r"gs://bucket/x.pth is no path on this machine"):
+            read("gs://bucket/x.pth")
