@@ -32,8 +32,8 @@ Predict = Callable[[Any, np.ndarray, np.ndarray], Detections]
 class ImageDetections(NamedTuple):
     """What a detector found in one image, best first, as NumPy arrays."""
 
-    image_id: int
-    """The source's id of the image."""
+    position: int
+    """Of the image in its source."""
     boxes: np.ndarray
     """(n, 4) float32, xyxy in pixels of the original image, clipped to it."""
     scores: np.ndarray
@@ -106,8 +106,7 @@ def evaluate(
     if batch_size % devices:
         raise ValueError(f"evaluation batch size {batch_size} must be a multiple of the {devices} devices")
     batches = eval_batches(source, batch_size=batch_size, image_size=image_size)
-    place = {source.objects(i).image_id: i for i in range(len(source))}
-    detections = sorted(detect(predict, replicate(variables), batches), key=lambda found: place[found.image_id])
+    detections = sorted(detect(predict, replicate(variables), batches), key=lambda found: found.position)
     return coco_metrics(source, detections), detections
 
 
@@ -142,7 +141,7 @@ def _unpack(batch: EvalBatch, output: Detections) -> Iterator[ImageDetections]:
             pasted = tuple(
                 paste(mask, box, (int(height), int(width))) for mask, box in zip(masks[i][kept], clipped, strict=True)
             )
-        yield ImageDetections(int(batch["image_id"][i]), clipped, scores[i][kept], labels[i][kept], pasted)
+        yield ImageDetections(int(batch["position"][i]), clipped, scores[i][kept], labels[i][kept], pasted)
 
 
 def _flat(x: Any) -> np.ndarray:
@@ -161,34 +160,36 @@ def coco_metrics(source: Source, detections: Iterable[ImageDetections]) -> Metri
     """
     detections = list(detections)
     masks = bool(detections) and all(found.masks is not None for found in detections)
-    images: dict[int, tuple[int, int]] = {}
+    ranks = _ranks([source.objects(i).image_id for i in range(len(source))])
+    images: dict[int, Size] = {}
     truth: list[dict[str, Any]] = []
     for i in range(len(source)):
         objects = source.objects(i)
-        images[objects.image_id] = objects.size
+        images[ranks[i]] = objects.size
         columns = {"area": objects.area.tolist(), "iscrowd": objects.crowd.astype(int).tolist()}
         masks &= objects.segmentation is not None
         if masks and objects.segmentation is not None:
             columns["segmentation"] = [run_lengths(outline, objects.size) for outline in objects.segmentation]
-        truth.extend(_annotations(objects.image_id, objects.boxes, objects.labels, columns))
+        truth.extend(_annotations(ranks[i], objects.boxes, objects.labels, columns))
 
     classes = len(source.class_names)
     by_box: list[dict[str, Any]] = []
     by_mask: list[dict[str, Any]] = []
     for found in detections:
-        image_id, boxes, labels = found.image_id, found.boxes, found.labels
-        if image_id not in images:
-            raise ValueError(f"detections of image {image_id}, which the source does not have")
+        position, boxes, labels = found.position, found.boxes, found.labels
+        if not 0 <= position < len(images):
+            raise ValueError(f"detections of an image at position {position}: the source has {len(images)} images")
         if labels.size and labels.max() >= classes:
             raise ValueError(
-                f"a detection of class {labels.max()} in image {image_id}: the source has {classes} classes"
+                f"a detection of class {labels.max()} in the image at position {position}: the source has {classes} "
+                "classes"
             )
         columns = {"score": found.scores.tolist()}
         area = np.prod(boxes[:, 2:].astype(float) - boxes[:, :2], axis=1).tolist()
-        by_box.extend(_annotations(image_id, boxes, labels, columns | {"area": area}))
+        by_box.extend(_annotations(ranks[position], boxes, labels, columns | {"area": area}))
         if masks and found.masks:
             columns |= {"segmentation": list(found.masks), "area": coco_mask.area(list(found.masks)).tolist()}
-            by_mask.extend(_annotations(image_id, boxes, labels, columns))
+            by_mask.extend(_annotations(ranks[position], boxes, labels, columns))
 
     judge = functools.partial(_judge, images, source.class_names, truth)
     metrics = judge(by_box, "bbox")
@@ -197,8 +198,20 @@ def coco_metrics(source: Source, detections: Iterable[ImageDetections]) -> Metri
     return cast(Metrics, metrics)
 
 
+def _ranks(ids: Sequence[int]) -> list[int]:
+    """The rank of each id among all.
+
+    The judge knows images by it: ids may be beyond what it computes with, and their order decides between detections
+    of equal scores.
+    """
+    ranks = [0] * len(ids)
+    for rank, position in enumerate(sorted(range(len(ids)), key=ids.__getitem__)):
+        ranks[position] = rank
+    return ranks
+
+
 def _judge(
-    images: Mapping[int, tuple[int, int]],
+    images: Mapping[int, Size],
     class_names: Sequence[str],
     truth: Iterable[dict[str, Any]],
     found: Iterable[dict[str, Any]],
@@ -233,9 +246,7 @@ def _annotations(
         yield {"image_id": image_id, "bbox": box, "category_id": label, **dict(zip(columns, values, strict=True))}
 
 
-def _coco(
-    images: Mapping[int, tuple[int, int]], class_names: Sequence[str], annotations: Iterable[dict[str, Any]]
-) -> COCO:
+def _coco(images: Mapping[int, Size], class_names: Sequence[str], annotations: Iterable[dict[str, Any]]) -> COCO:
     """The judge's view of annotations, in memory; the class with label k has category id k."""
     return COCO(
         {

@@ -143,12 +143,12 @@ def _draw(config: ConfigDict, workdir: Path, stages: list[str]) -> None:
         entries = json.loads((workdir / "stages" / name / "detections.json").read_text())
         return [
             ImageDetections(
-                image_id=entry["image_id"],
+                position=position,
                 boxes=np.asarray(entry["boxes"], np.float32).reshape(-1, 4),
                 scores=np.asarray(entry["scores"], np.float32),
                 labels=np.asarray(entry["labels"], np.int32),
             )
-            for entry in entries
+            for position, entry in enumerate(entries)
         ]
 
     columns = {name: found(name)[: config.pictures] for name in stages}

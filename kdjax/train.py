@@ -195,7 +195,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
                     jax.block_until_ready(values)
     if first == steps:
         metrics, detections = evaluation(predict, state.student())
-    _export(config, name, folder, run, state, train_source, detections)
+    _export(config, name, folder, run, state, train_source, eval_source, detections)
     result: dict[str, Any] = {
         "metrics": metrics,
         "teacher": teacher_metrics,
@@ -651,16 +651,24 @@ def _export(
     folder: Path,
     run: Run,
     state: TrainState,
-    source: IndexedSource,
+    trained_on: IndexedSource,
+    evaluated_on: IndexedSource,
     detections: list[ImageDetections],
 ) -> None:
     """Writes the trained model, what its method learnt, and the detections of the first images."""
     stage = config[name]
     image_size = make_sizing(config.data).shapes[0]
-    save_model(folder / "model", state.student(), run.model, source.class_names, image_size, source.category_ids)
+    classes = trained_on.class_names, image_size, trained_on.category_ids
+    save_model(folder / "model", state.student(), run.model, *classes)
     if state.params["method"]:
         save_method(folder / "method", state.params["method"], stage.method.to_dict())
-    write_json(folder / "detections.json", [found._asdict() for found in detections[:MOST_PICTURES]])
+    write_json(folder / "detections.json", [_as_json(found, evaluated_on) for found in detections[:MOST_PICTURES]])
+
+
+def _as_json(found: ImageDetections, source: IndexedSource) -> dict[str, Any]:
+    """Detections under the data set's own id of their image."""
+    fields = found._asdict()
+    return {"image_id": source.objects(fields.pop("position")).image_id, **fields}
 
 
 def finished_result(folder: Path) -> dict[str, Any] | None:

@@ -47,9 +47,9 @@ def example(image_id, boxes, labels, crowd=None, area=None, image=None, segmenta
     )
 
 
-def found(image_id, boxes, scores, labels, masks=None) -> ImageDetections:
+def found(position, boxes, scores, labels, masks=None) -> ImageDetections:
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    return ImageDetections(image_id, boxes, np.asarray(scores, np.float32), np.asarray(labels, np.int32), masks)
+    return ImageDetections(position, boxes, np.asarray(scores, np.float32), np.asarray(labels, np.int32), masks)
 
 
 def pycocotools_metrics(source, detections, kind="bbox") -> dict[str, Any]:
@@ -72,7 +72,9 @@ def pycocotools_metrics(source, detections, kind="bbox") -> dict[str, Any]:
     for d in detections:
         for i, ((x1, y1, x2, y2), score, label) in enumerate(zip(d.boxes.tolist(), d.scores, d.labels, strict=True)):
             where = {"segmentation": d.masks[i]} if kind == "segm" else {"bbox": [x1, y1, x2 - x1, y2 - y1]}
-            results.append({"image_id": d.image_id, "score": float(score), "category_id": 10 + int(label)} | where)
+            results.append(
+                {"image_id": source[d.position].image_id, "score": float(score), "category_id": 10 + int(label)} | where
+            )
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         judge = COCOeval(truth, truth.loadRes(results), kind)
@@ -119,7 +121,7 @@ def random_scene(seed: int, classes: int, images: int = 40) -> tuple[ListSource,
         if rng.random() < 0.2:
             keep[:] = False
         scores = np.sort(np.round(rng.random(keep.sum()), 1))[::-1]
-        detections.append(found(7 * int(i), candidates[keep], scores, guesses[keep]))
+        detections.append(found(len(examples) - 1, candidates[keep], scores, guesses[keep]))
     return ListSource(examples, tuple(f"class {k}" for k in range(classes))), detections
 
 
@@ -136,12 +138,28 @@ def test_metrics_equal_pycocotools(seed, classes):
     np.testing.assert_allclose(list(metrics["per_class"].values()), list(expected["per_class"].values()), rtol=1e-9)
 
 
+@pytest.mark.parametrize("first", [2**31, 2**53, 2**62, -(2**53)])
+def test_ids_beyond_what_judges_compute_with_change_nothing(first):
+    """A double has no number between 2**53 and 2**53 + 2: neighbours would be one image."""
+    source, detections = random_scene(5, classes=3)
+    renamed = ListSource([e._replace(image_id=first + e.image_id // 7) for e in source], source.class_names)
+    assert coco_metrics(renamed, detections) == coco_metrics(source, detections)
+
+
+def test_boxes_of_the_neighbouring_image_find_nothing():
+    boxes = [[[0, 0, 40, 10]], [[50, 50, 60, 90]]]
+    source = ListSource([example(2**53 + i, boxes[i % 2], [0]) for i in range(6)], ("a",))
+    for shift, ap in ((0, 100), (1, 0)):
+        detections = [found(i, boxes[(i + shift) % 2], [0.9], [0]) for i in range(6)]
+        assert coco_metrics(source, detections)["AP"] == pytest.approx(ap)
+
+
 def test_more_than_a_hundred_detections_equal_pycocotools():
     rng = np.random.default_rng(0)
     boxes = np.tile([10.0, 10, 60, 60], (130, 1)) + rng.normal(0, 6, (130, 4))
     source = ListSource([example(1, [[10, 10, 60, 60], [70, 70, 90, 95]], [0, 0])], ("a",))
     boxes[120] = [70, 70, 90, 95]  # beyond the first hundred: may not count
-    detections = [found(1, boxes, np.linspace(1, 0.1, 130), np.zeros(130))]
+    detections = [found(0, boxes, np.linspace(1, 0.1, 130), np.zeros(130))]
     metrics, expected = coco_metrics(source, detections), pycocotools_metrics(source, detections)
     np.testing.assert_allclose([metrics[k] for k in SUMMARY], [expected[k] for k in SUMMARY], rtol=1e-9)
     assert metrics["AR100"] <= 50
@@ -211,7 +229,7 @@ def test_masks_are_judged_only_where_both_sides_have_some():
 def test_ap_by_hand():
     # IoU 62 / 100: found at the thresholds 0.50, 0.55 and 0.60 of the ten.
     source = ListSource([example(3, [[0, 0, 100, 10]], [0])], ("a",))
-    metrics = coco_metrics(source, [found(3, [[0, 0, 62, 10]], [0.9], [0])])
+    metrics = coco_metrics(source, [found(0, [[0, 0, 62, 10]], [0.9], [0])])
     assert metrics["AP"] == pytest.approx(30)
     assert (metrics["AP50"], metrics["AP75"]) == (100, 0)
     assert metrics["AR100"] == pytest.approx(30)
@@ -225,7 +243,7 @@ def test_ap_by_hand():
 def test_half_of_the_objects_found():
     # Precision 1 up to recall 0.5: 51 of the 101 recalls 0, 0.01, ..., 1.
     source = ListSource([example(0, [[0, 0, 10, 10]], [1]), example(9, [[5, 5, 20, 30]], [1])], ("a", "b", "c"))
-    metrics = coco_metrics(source, [found(9, [[5, 5, 20, 30]], [0.4], [1])])
+    metrics = coco_metrics(source, [found(1, [[5, 5, 20, 30]], [0.4], [1])])
     assert metrics["AP"] == pytest.approx(100 * 51 / 101)
     assert metrics["AR100"] == 50
     assert metrics["per_class"]["b"] == pytest.approx(100 * 51 / 101)
@@ -265,9 +283,9 @@ def test_the_judge_is_silent(capfd, caplog):
 
 def test_strangers_are_refused():
     source = ListSource([example(0, [[0, 0, 9, 9]], [0])], ("a", "b"))
-    with pytest.raises(ValueError, match="detections of image 5, which the source does not have"):
+    with pytest.raises(ValueError, match="detections of an image at position 5: the source has 1 images"):
         coco_metrics(source, [found(5, [], [], [])])
-    with pytest.raises(ValueError, match="a detection of class 2 in image 0: the source has 2 classes"):
+    with pytest.raises(ValueError, match="a detection of class 2 in the image at position 0: the source has 2 classes"):
         coco_metrics(source, [found(0, [[0, 0, 1, 1]], [0.5], [2])])
 
 
@@ -325,7 +343,7 @@ def test_evaluate_maps_boxes_back_and_keeps_the_last_partial_batch(predict):
     source = bright_source(19)  # 16 + 3 images on 8 devices
     variables = {"params": {"shift": jnp.zeros(())}}
     metrics, detections = evaluate(predict, variables, source, batch_size=16, image_size=(64, 64))
-    assert [d.image_id for d in detections] == [e.image_id for e in source]
+    assert [d.position for d in detections] == list(range(19))
     for d, e in zip(detections, source, strict=True):
         np.testing.assert_allclose(d.boxes, e.boxes, atol=1e-4)
         np.testing.assert_array_equal(d.labels, [1])
@@ -394,10 +412,10 @@ def test_the_next_batch_starts_before_the_last_is_unpacked():
         "images": np.zeros((8, 4, 4, 3), np.uint8),
         "image_size": np.full((8, 2), 4),
         "original_size": np.full((8, 2), 4),
-        "image_id": np.arange(8),
+        "position": np.arange(8),
         "real": np.arange(8) < 5,
     }
     results = detect(fake_predict, {}, [batch] * 3)
-    assert next(results).image_id == 0
+    assert next(results).position == 0
     assert started == [8, 8]
-    assert [d.image_id for d in results] == [1, 2, 3, 4, *range(5), *range(5)]
+    assert [d.position for d in results] == [1, 2, 3, 4, *range(5), *range(5)]

@@ -37,8 +37,8 @@ class EvalBatch(TypedDict):
     """(N, 2) int32: height and width of the image inside the padded array, in pixels."""
     original_size: np.ndarray
     """(N, 2) int32: height and width of the image in its source, in pixels."""
-    image_id: np.ndarray
-    """(N,) int64: ``Example.image_id``; -1 for blank images."""
+    position: np.ndarray
+    """(N,) int64: position of the image in its source; -1 for blank images."""
     real: np.ndarray
     """(N,) bool: False for the blank images that fill the last batch of a shape."""
 
@@ -206,7 +206,7 @@ def eval_batches(
             images=memory.images(local_size, shape),
             image_size=blank.copy(),
             original_size=blank,
-            image_id=np.full(local_size, -1, np.int64),
+            position=index,
             real=index >= 0,
         )
 
@@ -215,7 +215,7 @@ def eval_batches(
             example, objects = source[number], source.objects(number)
             if example.image_id != objects.image_id:
                 example = objects.in_image(np.zeros((*objects.size, 3), np.uint8))
-            batch["image_id"][row], batch["original_size"][row] = example.image_id, example.image.shape[:2]
+            batch["original_size"][row] = example.image.shape[:2]
             batch["image_size"][row] = _put(fit(example, shape, sizes).image, batch["images"][row])
 
         batch["images"][~batch["real"]] = 0

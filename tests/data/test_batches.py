@@ -310,8 +310,8 @@ def test_evaluation_sees_everything_once(length, count):
     found = jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
     real = found["real"]
     assert list(np.flatnonzero(real)) == list(range(length))
-    assert list(found["image_id"][real]) == [1000 + i for i in range(length)]
-    assert list(found["image_id"][~real]) == [-1] * (~real).sum()
+    assert list(found["position"][real]) == list(range(length))
+    assert list(found["position"][~real]) == [-1] * (~real).sum()
     assert not found["images"][~real].any()
     for index in range(length):
         height, width = source[index].image.shape[:2]
@@ -331,10 +331,9 @@ def test_evaluation_goes_shape_by_shape_and_sees_everything_once(count):
     assert shapes == sorted(shapes, key=sizing.shapes.index)
     seen = []
     for batch in joined:
-        for image_id, size, original, image in zip(
-            *(batch[key][batch["real"]] for key in ("image_id", "image_size", "original_size", "images")), strict=True
+        for index, size, original, image in zip(
+            *(batch[key][batch["real"]] for key in ("position", "image_size", "original_size", "images")), strict=True
         ):
-            index = image_id - 1000
             example = source[int(index)]
             assert tuple(original) == example.image.shape[:2]
             assert min(size) == 48
@@ -353,7 +352,7 @@ def test_evaluation_sees_black_where_the_source_gives_another_image_in_place_of_
             return Marks(self.length).objects(index)
 
     (batch,) = eval_batches(Replacing(4), batch_size=4, image_size=(32, 32))
-    assert batch["image_id"].tolist() == [1000, 1001, 1002, 1003]
+    assert batch["position"].tolist() == [0, 1, 2, 3]
     assert batch["original_size"][1].tolist() == list(Marks(4)[1].image.shape[:2])
     assert batch["images"].reshape(4, -1).any(axis=1).tolist() == [False, False, True, True]
     assert batch["real"].all()
