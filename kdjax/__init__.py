@@ -6,7 +6,7 @@ student is loaded by ``kdjax.load_student``; ``python -m kdjax.main`` trains.
 
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["load_student"]
 
 

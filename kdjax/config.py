@@ -8,6 +8,7 @@ import fnmatch
 import importlib.util
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -265,6 +266,21 @@ def load_config(spec: str) -> ConfigDict:
         raise UserError(f"--config={spec} fails with {type(error).__name__}: {error}") from error
 
 
+BASELINE = "baseline"
+"""The stage that ``compare`` adds: the identical student without the method's terms. Those that come before it, where
+the student starts from another one, are called ``baseline_<name of that stage>``."""
+
+
+def stage_number(config: ConfigDict, name: str) -> int:
+    """The number in [0, 2**32) that a stage's batches and random numbers are drawn from, beside the seed.
+
+    It is made of the stage's name: two stages of one run see other batches, and a stage goes on as it began when others
+    are added before it. A baseline has the number of its twin, and sees what that sees.
+    """
+    twin = config.stages[-1] if name == BASELINE else name.removeprefix(f"{BASELINE}_")
+    return zlib.crc32(twin.encode())
+
+
 PARTS = ("backbone", "neck", "head")
 """What every detector is made of, and what a student may inherit."""
 
@@ -453,9 +469,9 @@ def check_config(config: ConfigDict, devices: int) -> None:
     for position, name in enumerate(config.stages):
         if not isinstance(config.get(name), ConfigDict) or "model" not in config[name]:
             raise UserError(f"config.stages names {name!r}, but there is no stage config.{name}.")
-        if name in config.stages[:position] or name.startswith("baseline"):
+        if name in config.stages[:position] or name.startswith(BASELINE):
             raise UserError(
-                f"config.stages is {config.stages!r}; each name must be there once, and none be 'baseline'."
+                f"config.stages is {config.stages!r}; each name must be there once, and none be '{BASELINE}'."
             )
         _check_stage(name, config[name], earlier=config.stages[:position], devices=devices, masks=config.data.masks)
     if config.compare and not config[config.stages[-1]].teacher:

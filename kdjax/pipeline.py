@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kdjax.checkpoint import replacing
-from kdjax.config import check_config
+from kdjax.config import BASELINE, check_config
 from kdjax.data.indexed import IndexedSource
 from kdjax.devices import device_count
 from kdjax.errors import UserError
@@ -19,9 +19,6 @@ from kdjax.paths import local_path
 from kdjax.report import Row, summary_table, write_json
 from kdjax.train import Finished, check_claim, check_data, open_split, train_stage
 from kdjax.visualize import save_predictions
-
-BASELINE = "baseline"
-"""The stage that ``compare`` adds: the identical student without the method's terms."""
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:

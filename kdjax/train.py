@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from kdjax import __version__
 from kdjax.checkpoint import (
     Checkpoints,
     describe,
@@ -30,7 +31,7 @@ from kdjax.checkpoint import (
     save_method,
     save_model,
 )
-from kdjax.config import Scaled, differences, make_augmentation, make_sizing, scaled_schedule
+from kdjax.config import Scaled, differences, make_augmentation, make_sizing, scaled_schedule, stage_number
 from kdjax.data.batches import train_batches
 from kdjax.data.check import Checks, compare_classes
 from kdjax.data.indexed import IndexedSource
@@ -66,6 +67,9 @@ _WITHOUT_EFFECT = (
     "download",
     "strict",
 )
+
+_FIRST_VERSION = "0.1.0"
+"""It wrote no version beside its stages, and all stages of a run drew the same batches."""
 
 _RESULT = "result.json"
 
@@ -142,7 +146,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
     teacher_metrics = _check_teacher(config, name, earlier, teacher, evaluation)
     predict = make_predict(run.student)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", identity(config, name))
+    write_json(folder / "config.json", {"kdjax": __version__, **identity(config, name)})
     with Checkpoints(folder / "checkpoints", keep=stage.keep_checkpoints) as checkpoints:
         if checkpoints.latest() is not None:
             state = checkpoints.restore(state)
@@ -150,7 +154,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
         first = int(state.step)
         batches = iter(()) if first == steps else open_batches(config, name, first)
         teacher_variables = run.teacher and replicate(run.teacher.variables)
-        key = replicate(jax.random.key(config.seed))
+        key = replicate(stage_key(config, name))
         throughput = Throughput(steps, stage.batch_size)
         recent: list[dict[str, jax.Array]] = []
         compiled: set[tuple[int, int]] = set()
@@ -289,7 +293,7 @@ def build_run(
     schedule = scaled_schedule(stage)
     statistics = statistics or uniform_statistics(num_classes)
     method = build_method(schedule.method, statistics=statistics, axis_name=AXIS, dtype=dtype)
-    key = jax.random.key(config.seed)
+    key = stage_key(config, name)
     images = jnp.zeros((1, *make_sizing(config.data).shapes[0], 3))
     variables = start(init_jit(student.clone(axis_name=None).init)(key, images))
     features, taught = select_levels(_pyramid(student, images), stage.levels), {}
@@ -341,6 +345,16 @@ def build_run(
         schedule=schedule,
     )
     return run, replicate(state)
+
+
+def stage_key(config: ConfigDict, name: str) -> jax.Array:
+    """The PRNG key of a stage, from the run's seed and :func:`kdjax.config.stage_number`."""
+    return jax.random.fold_in(jax.random.key(config.seed), stage_number(config, name))
+
+
+def _batch_seed(config: ConfigDict, name: str) -> int:
+    """The seed in [0, 2**32) of the order and the augmentation of a stage's batches, from the same two."""
+    return int(np.random.SeedSequence((config.seed, stage_number(config, name))).generate_state(1)[0])
 
 
 def _optimizer(stage: ConfigDict, section: str) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -567,7 +581,7 @@ def open_batches(config: ConfigDict, name: str, first_step: int) -> Iterator[Bat
         batch_size=config[name].batch_size,
         image_size=make_sizing(config.data),
         max_objects=config.data.max_objects,
-        seed=config.seed,
+        seed=_batch_seed(config, name),
         first_step=first_step,
         augmentation=make_augmentation(config.data),
         mask_size=config.data.mask_size if config.data.masks else 0,
@@ -625,14 +639,21 @@ def check_claim(config: ConfigDict, name: str, folder: Path) -> None:
     Raises:
         UserError: one sentence with the keys that differ.
     """
-    started = (folder / _RESULT).exists() or any((folder / "checkpoints").glob("[0-9]*"))
-    if not started or not (folder / "config.json").exists():
+    finished, begun = (folder / _RESULT).exists(), any((folder / "checkpoints").glob("[0-9]*"))
+    if not (finished or begun) or not (folder / "config.json").exists():
         return
-    changed = differences(json.loads((folder / "config.json").read_text()), identity(config, name))
+    saved = json.loads((folder / "config.json").read_text())
+    version = saved.pop("kdjax", _FIRST_VERSION)
+    changed = differences(saved, identity(config, name))
     if changed:
         raise UserError(
             f"{folder} holds a run of another config ({'; '.join(changed[:5])}): choose another --workdir, or delete "
             "that folder to start it anew."
+        )
+    if version == _FIRST_VERSION and not finished:
+        raise UserError(
+            f"{folder} holds a stage that kdjax {version} began, and this version, {__version__}, draws other batches: "
+            "finish it with that version, or delete that folder to start it anew."
         )
 
 

@@ -40,6 +40,29 @@ def test_comparing_later_trains_only_the_baseline_which_starts_as_the_student_di
     student, baseline = (rows(workdir / "stages" / name)[0] for name in ("student", "baseline"))
     assert "raw/mimic" in student
     assert "raw/mimic" not in baseline
+    extended, _ = pipeline.add_baseline(config)
+    batches = {name: next(train.open_batches(extended, name, 1)) for name in ("teacher", "student", "baseline")}
+    np.testing.assert_array_equal(batches["student"]["images"], batches["baseline"]["images"])
+    assert not np.array_equal(batches["student"]["images"], batches["teacher"]["images"])
+    keys = {name: train.stage_key(extended, name) for name in batches}
+    assert keys["student"] == keys["baseline"] != keys["teacher"]
+
+
+def test_a_stage_begun_by_a_version_that_drew_other_batches_is_refused_and_a_finished_one_taken_over(
+    teacher, data_dir, tmp_path
+):
+    config = tiny(ROOT / "configs" / "none.py", data_dir)
+    config.stages = ("teacher",)
+    folder = with_teacher(teacher, tmp_path) / "stages" / "teacher"
+    written = json.loads((folder / "config.json").read_text())
+    assert written.pop("kdjax") == kdjax.__version__
+    (folder / "config.json").write_text(json.dumps(written))
+    pipeline.run(config, tmp_path)
+    (folder / "result.json").unlink()
+    with pytest.raises(
+        UserError, match=r"holds a stage that kdjax 0.1.0 began, and this version, 0.2.0"
+    ):
+        pipeline.run(config, tmp_path)
 
 
 def test_another_config_in_the_same_workdir_is_refused_by_key(teacher, data_dir, tmp_path):
