@@ -17,8 +17,9 @@ from absl import app, flags
 from PIL import Image
 
 from kdjax.data.batches import train_batches
+from kdjax.data.examples import Example, Objects
 from kdjax.data.images import decode
-from kdjax.data.sources import Example, Objects, open_source
+from kdjax.data.sources import open_source
 from kdjax.data.transforms import Augmentation, Sizing, fit
 
 SIZING = Sizing(((800, 1088),), (800,), 1333)

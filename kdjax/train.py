@@ -34,8 +34,9 @@ from kdjax.checkpoint import (
 from kdjax.config import Scaled, differences, make_augmentation, make_sizing, scaled_schedule, stage_number
 from kdjax.data.batches import train_batches
 from kdjax.data.check import Checks, compare_classes
+from kdjax.data.examples import Source
 from kdjax.data.indexed import IndexedSource
-from kdjax.data.sources import Source, open_source
+from kdjax.data.sources import open_source
 from kdjax.data.statistics import class_statistics
 from kdjax.devices import AXIS, Prefetch, parallel, replicate
 from kdjax.distill import distill_step, select_levels

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from kdjax.data.sources import Source
+from kdjax.data.examples import Source
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]

@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from kdjax.data.examples import Example, Objects
 from kdjax.data.masks import rasterize
-from kdjax.data.sources import Example, Objects
 from kdjax.evaluate import ImageDetections, coco_metrics, detect, evaluate, make_predict
 from kdjax.types import Detections
 

@@ -59,9 +59,7 @@ def test_a_stage_begun_by_a_version_that_drew_other_batches_is_refused_and_a_fin
     (folder / "config.json").write_text(json.dumps(written))
     pipeline.run(config, tmp_path)
     (folder / "result.json").unlink()
-    with pytest.raises(
-        UserError, match=r"holds a stage that kdjax 0.1.0 began, and this version, 0.2.0"
-    ):
+    with pytest.raises(UserError, match=r"holds a stage that kdjax 0.1.0 began, and this version, 0.2.0"):
         pipeline.run(config, tmp_path)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from kdjax.data.sources import Example
+from kdjax.data.examples import Example
 from kdjax.evaluate import ImageDetections
 from kdjax.visualize import Mark, draw_boxes, save_predictions
 

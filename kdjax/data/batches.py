@@ -11,9 +11,9 @@ from typing import NamedTuple, TypedDict, TypeVar, cast
 import numpy as np
 from absl import logging
 
+from kdjax.data.examples import Example, Segmentation, Source
 from kdjax.data.masks import mask_grid, rasterize
 from kdjax.data.order import Order
-from kdjax.data.sources import Example, Segmentation, Source
 from kdjax.data.transforms import NUMBERS, Augmentation, Size, Sizing, augment, fit, sizing
 from kdjax.errors import UserError
 from kdjax.types import Batch, Masks, Targets

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.check import CROWDED, CUT_OFF, Annotations, DataReport, Images, compare_classes
+from kdjax.data.examples import Example, Objects
 from kdjax.data.images import ImageError, UndecodableError, decode
 from kdjax.data.outlines import Outlines, OutlinesOf
-from kdjax.data.sources import Example, Objects
 from kdjax.errors import UserError
 
 _SKIPPING = threading.Lock()
@@ -24,7 +24,7 @@ _MOST_SKIPPED = 100
 
 @dataclasses.dataclass(frozen=True)
 class IndexedSource:
-    """A :class:`kdjax.data.sources.Source` that knows all its objects.
+    """A :class:`kdjax.data.examples.Source` that knows all its objects.
 
     An image that turns out not to be decodable is replaced by the next one in the source's order that is, together
     with its objects and its id, after the last by the first; it is named once and counted in the report. So what

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
-from kdjax.data.sources import Segmentation
+from kdjax.data.examples import Segmentation
 
 RunLengths = dict[str, Any]
 """COCO's compressed run lengths of a mask: ``{"size": [height, width], "counts": "..."}``."""

@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from kdjax.data.sources import Segmentation
+from kdjax.data.examples import Segmentation
 
 _FARTHEST = 3
 """Times the longest side of all images: no point of a polygon may be farther from the corner."""

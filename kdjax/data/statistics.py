@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.data.sources import Source
+from kdjax.data.examples import Source
 from kdjax.losses import ClassStatistics, uniform_statistics
 
 SMALL, MEDIUM = 32.0**2, 96.0**2

@@ -13,8 +13,8 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image, ImageStat
 
+from kdjax.data.examples import Example, Segmentation
 from kdjax.data.masks import rasterize
-from kdjax.data.sources import Example, Segmentation
 
 Size = tuple[int, int]
 """Height and width in pixels."""

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kdjax.data.sources import Example, Objects, open_source
+from kdjax.data.examples import Example, Objects
+from kdjax.data.sources import open_source
 
 
 class Marks:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kdjax.data.sources import Objects, open_source
+from kdjax.data.examples import Objects
+from kdjax.data.sources import open_source
 from kdjax.data.statistics import class_statistics, describe
 from kdjax.losses import uniform_statistics
 

@@ -8,7 +8,7 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image, ImageEnhance
 
 from kdjax.data import transforms
-from kdjax.data.sources import Example
+from kdjax.data.examples import Example
 from kdjax.data.transforms import NUMBERS, Augmentation, Sizing
 
 

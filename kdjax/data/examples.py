@@ -1,0 +1,69 @@
+"""The vocabulary of data: an annotated image, its objects without its pixels, and a sequence of such."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Segmentation = list[list[float]] | dict[str, Any]
+"""The outline of one object as COCO files have it, in pixels of the image: polygons, each ``[x1, y1, x2, y2, ...]``, or
+a run-length encoding ``{"size": [height, width], "counts": [...] or "..."}``."""
+
+
+class Example(NamedTuple):
+    """One annotated image with n objects."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8, RGB."""
+    image_id: int
+    """What evaluators know the image by; unique in its split."""
+    boxes: np.ndarray
+    """(n, 4) float32, xyxy in pixels of ``image``."""
+    labels: np.ndarray
+    """(n,) int32 in [0, classes)."""
+    crowd: np.ndarray
+    """(n,) bool: the box holds a group of objects; evaluation ignores what is found there."""
+    area: np.ndarray
+    """(n,) float32: pixels of the object itself (COCO's size classes are made of it), not of its box."""
+    segmentation: Sequence[Segmentation] | None = None
+    """One for each object; None where the data set has none."""
+
+
+class Objects(NamedTuple):
+    """The n objects of one image, which is not decoded for them: an :class:`Example` without its pixels."""
+
+    image_id: int
+    """As :class:`Example` has it."""
+    size: tuple[int, int]
+    """Height and width of the image in its file, in pixels."""
+    boxes: np.ndarray
+    """(n, 4) float32, xyxy in pixels of the image in its file."""
+    labels: np.ndarray
+    """(n,) int32 in [0, classes)."""
+    crowd: np.ndarray
+    """(n,) bool."""
+    area: np.ndarray
+    """(n,) float32, pixels."""
+    segmentation: Sequence[Segmentation] | None = None
+    """One for each object; None where the data set has none."""
+
+    def in_image(self, image: np.ndarray) -> Example:
+        """The example that has these objects in the given pixels."""
+        fields = self._asdict()
+        del fields["size"]
+        return Example(image, **fields)
+
+
+class Source(Protocol):
+    """A sequence of examples with random access, safe to read from several threads."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their labels."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def objects(self, index: int) -> Objects:
+        """The objects of an example, without decoding its image."""
