@@ -19,8 +19,9 @@ from PIL import Image
 from kdjax.data.batches import train_batches
 from kdjax.data.examples import Example, Objects
 from kdjax.data.images import decode
+from kdjax.data.sizing import Augmentation, Sizing
 from kdjax.data.sources import open_source
-from kdjax.data.transforms import Augmentation, Sizing, fit
+from kdjax.data.transforms import fit
 
 SIZING = Sizing(((800, 1088),), (800,), 1333)
 ROWS = {

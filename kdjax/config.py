@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from kdjax.data.transforms import Augmentation, Sizing
+from kdjax.data.sizing import Augmentation, Sizing
 from kdjax.errors import UserError
 from kdjax.methods import METHODS, build_method, method_options, term_names
 from kdjax.models import build_detector
-from kdjax.optim import OPTIMIZERS, SCHEDULES
+from kdjax.options import OPTIMIZERS, SCHEDULES
 from kdjax.paths import local_path
 from kdjax.weights import SOURCES
 

@@ -18,7 +18,7 @@ from flax import linen as nn
 from kdjax.data.batches import EvalBatch, eval_batches
 from kdjax.data.examples import Source
 from kdjax.data.masks import RunLengths, paste, run_lengths
-from kdjax.data.transforms import Size, Sizing
+from kdjax.data.sizing import Size, Sizing
 from kdjax.devices import parallel, replicate, split
 from kdjax.types import Detections
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from kdjax import pipeline
 from kdjax.config import leaves, load_config, rule
 from kdjax.devices import cache_compilations
 from kdjax.errors import NumericError, UserError
@@ -24,6 +23,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; runs/<n
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stages of ``--config`` in ``--workdir``; returns the exit code."""
+    # Orbax, Grain and TFDS take a second to import: --help and a typo are answered before.
+    from kdjax import pipeline
+
     logging.set_verbosity(logging.ERROR)
     cache_compilations()
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem

@@ -6,9 +6,7 @@ from typing import Any
 import jax
 import optax
 
-SCHEDULES = ("step", "cosine", "constant")
-
-OPTIMIZERS = ("sgd", "adam", "adamw")
+from kdjax.options import OPTIMIZERS, SCHEDULES
 
 
 def make_schedule(

@@ -38,3 +38,14 @@ def test_a_mistake_is_one_sentence_and_exit_code_78(arguments, tmp_path):
     assert len(lines) == 1, run.stderr
     assert lines[0].startswith("kdjax: ")
     assert MISTAKES[arguments] in lines[0]
+
+
+def test_a_typo_is_answered_before_what_is_slow_to_import():
+    program = (
+        "import sys\nfrom kdjax import main\n"
+        "try:\n    main.parse(['main', '--config=configs/mgd.py', '--config.student.lr=1'])\n"
+        "except SystemExit as end:\n    assert end.code == 78\n"
+        "print({'optax', 'orbax', 'grain', 'tensorflow_datasets', 'PIL', 'faster_coco_eval'} & sys.modules.keys())"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "set()\n", run.stderr

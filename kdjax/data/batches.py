@@ -14,7 +14,8 @@ from absl import logging
 from kdjax.data.examples import Example, Segmentation, Source
 from kdjax.data.masks import mask_grid, rasterize
 from kdjax.data.order import Order
-from kdjax.data.transforms import NUMBERS, Augmentation, Size, Sizing, augment, fit, sizing
+from kdjax.data.sizing import Augmentation, Size, Sizing, sizing
+from kdjax.data.transforms import NUMBERS, augment, fit
 from kdjax.errors import UserError
 from kdjax.types import Batch, Masks, Targets
 

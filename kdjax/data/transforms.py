@@ -7,7 +7,6 @@ argument, so that it is as much a function of its arguments as they are.
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
@@ -15,9 +14,7 @@ from PIL import Image, ImageStat
 
 from kdjax.data.examples import Example, Segmentation
 from kdjax.data.masks import rasterize
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
+from kdjax.data.sizing import Augmentation, Size, Sizing
 
 NUMBERS = 8
 """How many random numbers :func:`augment` takes, whatever its options: one option more or less changes no other."""
@@ -26,62 +23,6 @@ _LEAST_SHARE = 0.1
 # ITU-R BT.601, as Pillow's conversion to grey; and its NTSC companion, which turns colours into brightness, I and Q.
 _GREY = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([_GREY, [0.59590059, -0.27455667, -0.32134392], [0.21153661, -0.52273617, 0.31119955]])
-
-
-class Sizing(NamedTuple):
-    """How large images are when a detector sees them, and how large the padded arrays are that hold them.
-
-    An image is scaled, keeping its ratio, so that its shorter side has a given length, unless its longer side would
-    exceed a limit, or the image the array that it is padded to. Of several shapes of arrays each image has the one in
-    which it is scaled down least, and of those the smallest: it is a function of the image's own size alone.
-    """
-
-    shapes: tuple[Size, ...]
-    """Of the padded arrays; a step is compiled for each."""
-    short_sides: tuple[int, ...] = ()
-    """Lengths in pixels of the shorter side: one of them, drawn, in training, the longest in evaluation. Empty to
-    scale every image to the largest size that fits into its shape."""
-    long_side: int = 0
-    """Limit of the longer side in pixels; 0 for none."""
-
-    def scale(self, size: np.ndarray, shape: np.ndarray, short_side: int | None = None) -> np.ndarray:
-        """Factors (...) by which images of ``size`` (..., 2) are scaled into arrays of ``shape`` (..., 2).
-
-        Args:
-            size: height and width.
-            shape: height and width.
-            short_side: one of ``short_sides``; None for the longest.
-        """
-        factor = np.min(np.asarray(shape) / size, axis=-1)
-        if self.short_sides:
-            factor = np.minimum(factor, (short_side or max(self.short_sides)) / np.min(size, axis=-1))
-        if self.short_sides and self.long_side:
-            factor = np.minimum(factor, self.long_side / np.max(size, axis=-1))
-        return factor
-
-    def choose(self, size: np.ndarray) -> np.ndarray:
-        """Which of ``shapes`` each image of height and width ``size`` (N, 2) is padded to: (N,) int."""
-        factor = np.stack([self.scale(size, np.array(shape)) for shape in self.shapes], axis=-1)
-        area = np.where(factor == factor.max(axis=-1, keepdims=True), np.prod(self.shapes, axis=-1), np.inf)
-        return np.argmin(area, axis=-1)
-
-
-def sizing(image_size: Size | Sizing) -> Sizing:
-    """What ``image_size`` stands for: a pair is the one shape into which every image is scaled to fit."""
-    return image_size if isinstance(image_size, Sizing) else Sizing((image_size,))
-
-
-class Augmentation(NamedTuple):
-    """What training changes at random in its images, besides drawing their scale."""
-
-    flip: float = 0.0
-    """Probability of mirroring an image left to right."""
-    jitter: tuple[float, float] | None = None
-    """Range of a factor on the scale at which an image fits into its shape, in place of ``Sizing.short_sides``. What
-    is then too large is cropped at a random place (large-scale jitter; Ghiasi et al., 2021: 0.1 to 2)."""
-    color: float = 0.0
-    """Strength in [0, 1] of :func:`recolor`: its factors are drawn from 1 - color to 1 + color, the turn of hues from
-    -color / 10 to color / 10. At 0.5 about the photometric distortion of SSD (Liu et al., 2016)."""
 
 
 def scaled(size: Size, factor: float, limit: Size) -> Size:

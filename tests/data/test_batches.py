@@ -11,8 +11,8 @@ from faster_coco_eval.core import mask as coco_mask
 from kdjax.data import batches
 from kdjax.data.batches import eval_batches, train_batches
 from kdjax.data.masks import mask_grid, rasterize
+from kdjax.data.sizing import Augmentation, Sizing
 from kdjax.data.sources import open_source
-from kdjax.data.transforms import Augmentation, Sizing
 from tests.data.conftest import Marks
 
 SIZE = {"image_size": (32, 32), "max_objects": 3}

@@ -8,8 +8,8 @@ from pycocotools import mask as pycocotools_mask
 
 from kdjax.data import shapes
 from kdjax.data.batches import train_batches
+from kdjax.data.sizing import Augmentation
 from kdjax.data.sources import open_source
-from kdjax.data.transforms import Augmentation
 
 SCENES = [shapes.scene("train", index) for index in range(40)]
 

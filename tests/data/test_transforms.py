@@ -9,7 +9,8 @@ from PIL import Image, ImageEnhance
 
 from kdjax.data import transforms
 from kdjax.data.examples import Example
-from kdjax.data.transforms import NUMBERS, Augmentation, Sizing
+from kdjax.data.sizing import Augmentation, Sizing, sizing
+from kdjax.data.transforms import NUMBERS
 
 
 def marked(height, width, box):
@@ -215,8 +216,8 @@ def test_short_sides_are_drawn_in_training():
 
 
 def test_flips_keep_their_probability():
-    sizing, example = transforms.sizing((40, 60)), marked(40, 60, (5, 10, 25, 38))
-    found = augmented(example, (40, 60), sizing, Augmentation(flip=0.25))
+    example = marked(40, 60, (5, 10, 25, 38))
+    found = augmented(example, (40, 60), sizing((40, 60)), Augmentation(flip=0.25))
     assert np.mean([x.boxes[0, 0] != 5 for x in found]) == pytest.approx(0.25, abs=0.08)
     assert all(x is example for x in augmented(example, (40, 60), sizing, Augmentation(), count=5))
     assert all(x.boxes[0, 0] == 35 for x in augmented(example, (40, 60), sizing, Augmentation(flip=1.0), count=5))
@@ -225,7 +226,7 @@ def test_flips_keep_their_probability():
 @FORMS
 def test_jitter_scales_over_its_range_crops_what_is_too_large_and_moves_everything_along(form):
     example, shape = form(marked(60, 80, (20, 12, 64, 50))), (96, 96)
-    found = augmented(example, shape, transforms.sizing(shape), Augmentation(flip=0.5, jitter=(0.25, 2.0)))
+    found = augmented(example, shape, sizing(shape), Augmentation(flip=0.5, jitter=(0.25, 2.0)))
     scales, corners = [], set()
     for x in found:
         height, width = x.image.shape[:2]
@@ -248,7 +249,7 @@ def test_jitter_scales_over_its_range_crops_what_is_too_large_and_moves_everythi
 
 def test_color_changes_pixels_alone_and_within_its_strength():
     example, shape = photograph(), (30, 40)
-    found = augmented(example, shape, transforms.sizing(shape), Augmentation(color=0.2), count=50)
+    found = augmented(example, shape, sizing(shape), Augmentation(color=0.2), count=50)
     change = [x.image.mean() / example.image.mean() for x in found]
     assert 0.78 <= min(change) < 0.85
     assert 1.15 < max(change) <= 1.22
@@ -260,7 +261,7 @@ def test_an_option_more_changes_nothing_that_another_draws(option):
     example, numbers = photograph(), np.random.default_rng(3).random((50, NUMBERS))
     for row in numbers:
         plain, more = (
-            transforms.augment(example, row, (30, 40), transforms.sizing((30, 40)), augmentation)
+            transforms.augment(example, row, (30, 40), sizing((30, 40)), augmentation)
             for augmentation in (Augmentation(flip=0.5), Augmentation(flip=0.5, **option))
         )
         np.testing.assert_array_equal(plain.boxes, more.boxes)
