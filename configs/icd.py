@@ -5,9 +5,11 @@
 Trains a RetinaNet teacher on the embedded data set, then a small RetinaNet that imitates the teacher where queries for
 instances look, while an auxiliary task teaches the queries where to look.
 
-On COCO, ``configs/icd.py:<pair>`` with the authors' settings: weight 8 and 300 queries, from two-stage teachers 3 and
-100, 1000 steps before the student's features feel it, neck and head inherited, schedule 1x; and for what the method
-learns AdamW at 1e-4. What they report, of teachers of their own:
+On COCO, ``configs/icd.py:<pair>`` has the method's settings from the authors' code: weight 8 and 300 queries, from
+two-stage teachers 3 and 100, 1000 steps before the student's features feel it, neck and head inherited, schedule 1x;
+and for what the method learns AdamW at 1e-4. The pairs are not theirs: teachers and preprocessing are MMDetection's and
+the student's backbone is torchvision's, where the authors have Detectron2's 3x teachers, its MSRA backbones, short
+sides of 640 to 800, a warm-up of 1000 steps and gradients clipped by value. What they report:
 
 | student | alone | distilled |
 |---|---|---|

@@ -119,9 +119,10 @@ def test_each_stage_of_dfmsd_has_the_settings_of_its_teacher(name, weights, taus
 def test_a_student_is_optimised_as_its_own_kind_whoever_teaches():
     """FCOS with its clipping, at the rate of one-stage detectors; a RetinaNet that MasKD distils twice as fast."""
     students = {name: load(FILES["maskd"], name).student for name in pairs.PAIRS}
-    rates = {name: (student.optimizer.learning_rate, student.optimizer.clip_norm) for name, student in students.items()}
-    assert rates["retinanet_r101_r50"] == (0.02, 0.0)
-    assert rates["retinanet_r101_fcos_r50"] == rates["fcos_r101_r50"] == (0.01, 35.0)
+    options = {name: student.optimizer for name, student in students.items()}
+    rates = {name: (x.learning_rate, x.clip_norm, x.warmup_steps) for name, x in options.items()}
+    assert rates["retinanet_r101_r50"] == rates["retinanet_x101_r50"] == (0.02, 35.0, 1000)
+    assert rates["retinanet_r101_fcos_r50"] == rates["fcos_r101_r50"] == (0.01, 35.0, 500)
     assert load(FILES["mimic"], "retinanet_r101_fcos_r50").student.optimizer.clip_norm == 35.0
     assert load(FILES["none"], "retinanet_r101_r50").student.optimizer.clip_norm == 0.0
 

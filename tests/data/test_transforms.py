@@ -216,11 +216,11 @@ def test_short_sides_are_drawn_in_training():
 
 
 def test_flips_keep_their_probability():
-    example = marked(40, 60, (5, 10, 25, 38))
-    found = augmented(example, (40, 60), sizing((40, 60)), Augmentation(flip=0.25))
+    sizes, example = sizing((40, 60)), marked(40, 60, (5, 10, 25, 38))
+    found = augmented(example, (40, 60), sizes, Augmentation(flip=0.25))
     assert np.mean([x.boxes[0, 0] != 5 for x in found]) == pytest.approx(0.25, abs=0.08)
-    assert all(x is example for x in augmented(example, (40, 60), sizing, Augmentation(), count=5))
-    assert all(x.boxes[0, 0] == 35 for x in augmented(example, (40, 60), sizing, Augmentation(flip=1.0), count=5))
+    assert all(x is example for x in augmented(example, (40, 60), sizes, Augmentation(), count=5))
+    assert all(x.boxes[0, 0] == 35 for x in augmented(example, (40, 60), sizes, Augmentation(flip=1.0), count=5))
 
 
 @FORMS
