@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from kdjax.state import TrainState
 
 MODEL_FILE = "model.json"
 METHOD_FILE = "method.json"
+STAGE_FILE = "description.json"
+"""In the folder of a stage: what its checkpoints hold, as ``MODEL_FILE`` has it."""
 ARRAYS_FOLDER = "variables"
 _DESCRIPTIONS = {MODEL_FILE: {"model", "class_names", "image_size", "sha256"}, METHOD_FILE: {"method", "sha256"}}
 """What describes a folder of arrays, and the keys that it cannot do without."""
@@ -112,14 +114,29 @@ class Checkpoints:
         self._manager.close()
 
 
-def save_model(
-    folder: Path,
-    variables: Mapping[str, Any],
+def describe_model(
     model: Mapping[str, Any],
-    class_names: tuple[str, ...],
-    image_size: tuple,
-    category_ids: tuple[int, ...] = (),
-) -> None:
+    class_names: Sequence[str],
+    image_size: Sequence[int],
+    category_ids: Sequence[int] = (),
+) -> dict[str, Any]:
+    """What is written beside a detector's arrays, so that it can be rebuilt: plain JSON.
+
+    Args:
+        model: the plain dict that :func:`kdjax.models.build_detector` takes.
+        class_names: names of the labels, in order.
+        image_size: height and width in pixels that the model was trained at.
+        category_ids: what the annotations that it learnt from call the labels, in order; () where that is not known.
+    """
+    return {
+        "model": dict(model),
+        "class_names": list(class_names),
+        "category_ids": list(category_ids),
+        "image_size": list(image_size),
+    }
+
+
+def save_model(folder: Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Writes a trained detector alone, with the config that rebuilds it: what :func:`load_student` reads.
 
     The folder appears whole or not at all; one that exists is replaced.
@@ -127,17 +144,8 @@ def save_model(
     Args:
         folder: where to.
         variables: {"params": ..., "batch_stats": ...}.
-        model: the plain dict that :func:`kdjax.models.build_detector` takes.
-        class_names: names of the labels, in order.
-        image_size: height and width in pixels that the model was trained at.
-        category_ids: what the annotations that it learnt from call the labels, in order; () where that is not known.
+        description: made by :func:`describe_model`.
     """
-    description = {
-        "model": dict(model),
-        "class_names": list(class_names),
-        "category_ids": list(category_ids),
-        "image_size": list(image_size),
-    }
     _write(folder, variables, MODEL_FILE, description)
 
 
@@ -200,7 +208,8 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
 
     Args:
         folder: of a model ("model", "class_names", "image_size", "sha256", "kdjax": the version that wrote it), of a
-            method ("method", "sha256", "kdjax"), or one step of a run's checkpoints ("checkpoint": its path).
+            method ("method", "sha256", "kdjax"), or one step of a run's checkpoints ("checkpoint": its path, and the
+            model's "model", "class_names" and "image_size", which version 0.1 did not write).
 
     Raises:
         UserError: if ``folder`` is none of them.
@@ -208,20 +217,29 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
     for file, keys in _DESCRIPTIONS.items():
         path = local_path(folder) / file
         if path.exists():
-            try:
-                description = json.loads(path.read_text())
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path} cannot be read: {error}.") from error
-            if not isinstance(description, dict) or (missing := keys - description.keys()):
-                what = ", ".join(sorted(missing)) if isinstance(description, dict) else "everything"
-                raise UserError(f"{path} is damaged: it lacks {what}; take an undamaged copy of that folder.")
-            return description
-    if all((local_path(folder) / item).is_dir() for item in (STUDENT, REST)):
-        return {"checkpoint": str(local_path(folder).absolute())}
+            return _described(path, keys)
+    step = local_path(folder).absolute()
+    if all((step / item).is_dir() for item in (STUDENT, REST)):
+        stage = step.parents[1] / STAGE_FILE
+        return {"checkpoint": str(step), **(_described(stage, set()) if stage.exists() else {})}
     raise UserError(
         f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir, or one step in the "
         "`checkpoints` of a stage."
     )
+
+
+def _described(path: Path, keys: Set[str]) -> dict[str, Any]:
+    """What a file says of the arrays beside it, ``keys`` at least."""
+    try:
+        description = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(description, dict) or keys - description.keys():
+        missing = keys - set(description if isinstance(description, dict) else ())
+        raise UserError(
+            f"{path} is damaged: it lacks {', '.join(sorted(missing))}; take an undamaged copy of that folder."
+        )
+    return description
 
 
 def load_variables(folder: str | os.PathLike) -> dict[str, Any]:

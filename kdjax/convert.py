@@ -12,25 +12,28 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from kdjax.checkpoint import MODEL_FILE, save_model
+from kdjax.checkpoint import MODEL_FILE, describe_model, save_model
 from kdjax.config import make_sizing
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.paths import local_path
-from kdjax.train import import_detector
-from kdjax.weights import COCO_NAMES, SOURCES, ImportReport
+from kdjax.train import import_detector, other_classes
+from kdjax.weights import SOURCES, ImportReport
 
 _WEIGHTS = flags.DEFINE_string("weights", "", "File of weights: .safetensors, .npz, or .pth of torch.save.")
 _SOURCE = flags.DEFINE_string("source", "", f"Whose weights they are: {', '.join(SOURCES)}.")
 _OUTPUT = flags.DEFINE_string("output", "", "Folder to write; one that exists is replaced.")
 _STAGE = flags.DEFINE_string("stage", "teacher", "Stage of the config whose detector it is.")
 _CLASS_NAMES = flags.DEFINE_string(
-    "class_names", "", "Text file with the names of the classes in order, one in a line; by default COCO's 80."
+    "class_names",
+    "",
+    "Text file with the names of the file's classes in order, one in a line; by default those that it names itself, or "
+    "COCO's 80.",
 )
 
 
 def convert(
-    config: ConfigDict, stage: str, weights: str, source: str, class_names: tuple[str, ...], output: Path
+    config: ConfigDict, stage: str, weights: str, source: str, class_names: tuple[str, ...] | None, output: Path
 ) -> ImportReport:
     """Imports a file of weights and writes the model folder.
 
@@ -39,7 +42,8 @@ def convert(
         stage: whose detector the weights are for.
         weights: path of the file.
         source: a key of ``kdjax.weights.SOURCES``.
-        class_names: in the order of the file's classes, without a background.
+        class_names: in the order of the file's classes, without a background; None for those that the file names, or
+            COCO's where it has 80.
         output: the folder.
 
     Raises:
@@ -49,27 +53,34 @@ def convert(
         raise UserError(f"--stage={stage} is no stage of the config; its stages are {', '.join(config.stages)}.")
     if output.exists() and not (output / MODEL_FILE).is_file():
         raise UserError(f"--output={output} exists and is no model folder; name one, or a new folder.")
-    imported = import_detector(config[stage].model.to_dict(), weights, source, len(class_names))
+    number = len(class_names) if class_names else None
+    imported = import_detector(config[stage].model.to_dict(), weights, source, number)
     if imported.report.untouched:
         raise UserError(
             f"{weights} holds a backbone alone, which is no detector; start the training of one from it by "
             f"--config.{stage}.weights and --config.{stage}.source."
         )
+    names = class_names or imported.class_names
+    if not names:
+        raise UserError(f"{weights} does not say what its classes are: name them by --class_names.")
+    if difference := other_classes(weights, imported.class_names or names, "--class_names", names):
+        raise UserError(f"{difference}.")
     try:
-        save_model(output, imported.variables, imported.model, class_names, make_sizing(config.data).shapes[0])
+        image_size = make_sizing(config.data).shapes[0]
+        save_model(output, imported.variables, describe_model(imported.model, names, image_size))
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error}.") from error
     return imported.report
 
 
-def read_class_names(path: str) -> tuple[str, ...]:
-    """The names of classes in a text file, one in a line; COCO's where ``path`` is empty.
+def read_class_names(path: str) -> tuple[str, ...] | None:
+    """The names of classes in a text file, one in a line; None where ``path`` is empty.
 
     Raises:
         UserError: the file cannot be read, is empty, or has a name twice.
     """
     if not path:
-        return COCO_NAMES
+        return None
     try:
         lines = local_path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,10 @@ from ml_collections import ConfigDict
 
 from kdjax import __version__
 from kdjax.checkpoint import (
+    STAGE_FILE,
     Checkpoints,
     describe,
+    describe_model,
     load_method,
     load_student,
     load_variables,
@@ -45,13 +47,25 @@ from kdjax.evaluate import ImageDetections, Metrics, evaluate, make_predict
 from kdjax.losses import ClassStatistics, uniform_statistics
 from kdjax.methods import build_method
 from kdjax.methods.levels import describe_pairs
-from kdjax.models import build_detector
+from kdjax.models import build_detector, class_outputs, complete
 from kdjax.optim import by_part, make_optimizer, make_schedule, paths, trained_norm, under
 from kdjax.paths import local_path
 from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
 from kdjax.state import TrainState, Variables, init_state
 from kdjax.types import Batch, Features, Sampling, Targets
-from kdjax.weights import COCO_NAMES, Imported, LoadReport, import_state_dict, inherit, load_into, read_state_dict
+from kdjax.weights import (
+    COCO_NAMES,
+    Imported,
+    LoadReport,
+    count_classes,
+    expected_model,
+    import_state_dict,
+    inherit,
+    load_into,
+    merged,
+    read_weights,
+    without,
+)
 
 # Forced CPU devices abort when too many steps are in flight.
 _MOST_STEPS_IN_FLIGHT = 20
@@ -148,6 +162,8 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
     predict = make_predict(run.student)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", {"kdjax": __version__, **identity(config, name)})
+    classes = train_source.class_names, make_sizing(config.data).shapes[0], train_source.category_ids
+    write_json(folder / STAGE_FILE, describe_model(run.model, *classes))
     with Checkpoints(folder / "checkpoints", keep=stage.keep_checkpoints) as checkpoints:
         if checkpoints.latest() is not None:
             state = checkpoints.restore(state)
@@ -200,7 +216,7 @@ def train_stage(config: ConfigDict, name: str, folder: Path, earlier: Mapping[st
                     jax.block_until_ready(values)
     if first == steps:
         metrics, detections = evaluation(predict, state.student())
-    _export(config, name, folder, run, state, train_source, eval_source, detections)
+    _export(config, name, folder, state, eval_source, detections)
     result: dict[str, Any] = {
         "metrics": metrics,
         "teacher": teacher_metrics,
@@ -402,16 +418,14 @@ def _prepare(
         imported = _import(stage, name, class_names)
         model = imported.model
     elif stage.init:
-        model = _as_expected(model, describe(folder(stage.init)).get("model", model))
+        model = _as_expected(model, describe(folder(stage.init)).get("model", model), whole=stage.init_strict)
 
     def start(variables: Variables) -> Variables:
         if imported:
             variables, report = load_into(variables, imported.variables, origin=stage.weights, strict=False)
             print(f"[{name}] starts from {stage.weights}: {imported.report}; {report}", flush=True)
         if stage.init:
-            if stage.init_strict:
-                _check_classes(folder(stage.init), class_names)
-            saved = load_variables(folder(stage.init))
+            saved = _saved(folder(stage.init), model, class_names, strict=stage.init_strict)
             variables, report = load_into(variables, saved, origin=str(folder(stage.init)), strict=stage.init_strict)
             print(f"[{name}] starts from {folder(stage.init)}: {report}", flush=True)
         if teacher and stage.inherit:
@@ -440,22 +454,33 @@ def _prepare(
     return run, state, teacher
 
 
-def import_detector(model: Mapping[str, Any], weights: str, source: str, num_classes: int) -> Imported:
+def import_detector(model: Mapping[str, Any], weights: str, source: str, num_classes: int | None = None) -> Imported:
     """The weights in a file, as those of a detector.
 
     Args:
         model: config of the detector, as :func:`kdjax.models.build_detector` takes it.
         weights: path of the file.
         source: a key of ``kdjax.weights.SOURCES``.
-        num_classes: of the file's classes, without a background.
+        num_classes: how many classes it must tell apart, without a background; None for as many as it does.
 
     Raises:
         UserError: one sentence says what does not fit.
     """
-    module = build_detector(model, num_classes=num_classes)
-    like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    state = read_state_dict(weights)
-    return import_state_dict(state, source, model=model, like=like, num_classes=num_classes, origin=weights)
+    file = read_weights(weights)
+    expected = expected_model(complete(model), source, file.tensors)
+
+    def like(classes: int) -> Any:
+        module = build_detector(expected.model, num_classes=classes)
+        return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+
+    if num_classes is None:
+        # A backbone alone tells nothing apart.
+        num_classes = count_classes(file.tensors, source, model=expected.model, like=like(1), num_classes=1) or 1
+    imported = import_state_dict(
+        file.tensors, source, model=expected.model, like=like(num_classes), num_classes=num_classes, origin=weights
+    )
+    report = imported.report._replace(changes=(*expected.changes, *imported.report.changes))
+    return imported._replace(report=report, class_names=file.class_names or imported.class_names)
 
 
 def _import(stage: ConfigDict, name: str, class_names: tuple[str, ...]) -> Imported:
@@ -463,7 +488,10 @@ def _import(stage: ConfigDict, name: str, class_names: tuple[str, ...]) -> Impor
     otherwise = f"config.{name}.init_strict=False takes over what does not depend on classes, in a stage that trains"
     model = stage.model.to_dict()
     if not stage.init_strict:
-        return import_detector(model, stage.weights, stage.source, len(COCO_NAMES))
+        imported = import_detector(model, stage.weights, stage.source)
+        return imported._replace(
+            variables=_of_classes(imported.variables, imported.model, imported.class_names, class_names)
+        )
     try:
         imported = import_detector(model, stage.weights, stage.source, len(class_names))
     except UserError as error:
@@ -473,17 +501,55 @@ def _import(stage: ConfigDict, name: str, class_names: tuple[str, ...]) -> Impor
             f"{error} The data have {len(class_names)} classes; if the file has others, {otherwise}."
         ) from error
     known = imported.class_names or class_names
-    if difference := compare_classes(stage.weights, known, "the data", class_names):
+    if difference := other_classes(stage.weights, known, "the data", class_names):
         raise UserError(f"config.{name}.weights: {difference}; {otherwise}.")
     return imported
 
 
-def _as_expected(model: dict[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a detector with the preprocessing of another one, whose weights it starts from."""
-    kept = {key: origin[key] for key in ("pixel_mean", "pixel_std") if key in origin}
-    theirs = origin.get("backbone", {})
-    backbone = {key: theirs[key] for key in ("style", "epsilon") if key in theirs}
-    return model | kept | {"backbone": model["backbone"] | backbone}
+def other_classes(file: str, known: Sequence[str], theirs: str, class_names: Sequence[str]) -> str:
+    """How the classes of a file of weights differ from others, in words; empty if they are the same in the same order.
+
+    Files write the same names in several ways: ``traffic_light``.
+    """
+
+    def plain(name: str) -> str:
+        return name.lower().replace("_", " ")
+
+    spelt = {plain(name): name for name in class_names}
+    return compare_classes(file, [spelt.get(plain(name), name) for name in known], theirs, class_names)
+
+
+def _of_classes(
+    variables: Variables, model: Mapping[str, Any], known: Sequence[str] | None, class_names: Sequence[str]
+) -> Variables:
+    """A detector's variables without those that tell classes apart, unless they are known to be the data's.
+
+    That there are as many says nothing.
+    """
+    if known and not other_classes("", known, "", class_names):
+        return variables
+    return without(variables, class_outputs(model))
+
+
+_EXPECTED = {
+    "backbone": ("style", "epsilon"),
+    "neck": ("extra_relu",),
+    "head": ("convention", "norm_on_box", "centerness_on_box"),
+}
+"""What weights decide and no array shows, by section; besides the statistics of pixels."""
+
+
+def _as_expected(model: dict[str, Any], origin: Mapping[str, Any], whole: bool) -> dict[str, Any]:
+    """The config of a detector with what the weights of another one, which it starts from, expect.
+
+    A head that takes over only what fits goes on learning, as its own config says.
+    """
+    expected = {key: origin[key] for key in ("pixel_mean", "pixel_std") if key in origin}
+    for section, fields in _EXPECTED.items():
+        theirs = origin.get(section, {})
+        if section != "head" or whole:
+            expected[section] = {key: theirs[key] for key in fields if key in theirs}
+    return merged(model, expected)
 
 
 def init_jit(init: Callable[..., Any]) -> Callable[..., Any]:
@@ -531,6 +597,19 @@ def _init_method(
         return {}
     init = functools.partial(method.clone(axis_name=None).init, step=jnp.zeros((), jnp.int32), task=lambda _: {})
     return init_jit(init)(key, student, teacher, _no_targets(images), keys=key[None])
+
+
+def _saved(folder: Path, model: Mapping[str, Any], class_names: tuple[str, ...], strict: bool) -> Variables:
+    """The variables of a trained detector to start from: all of them, or those that do not depend on its classes.
+
+    Raises:
+        UserError: ``strict``, and the detector tells other classes apart than the data do.
+    """
+    if strict:
+        _check_classes(folder, class_names)
+        return load_variables(folder)
+    known = describe(folder)
+    return _of_classes(load_variables(folder), known.get("model", model), known.get("class_names"), class_names)
 
 
 def _load(folder: Path, class_names: tuple[str, ...], dtype: str) -> Teacher:
@@ -671,17 +750,13 @@ def _export(
     config: ConfigDict,
     name: str,
     folder: Path,
-    run: Run,
     state: TrainState,
-    trained_on: IndexedSource,
     evaluated_on: IndexedSource,
     detections: list[ImageDetections],
 ) -> None:
     """Writes the trained model, what its method learnt, and the detections of the first images."""
     stage = config[name]
-    image_size = make_sizing(config.data).shapes[0]
-    classes = trained_on.class_names, image_size, trained_on.category_ids
-    save_model(folder / "model", state.student(), run.model, *classes)
+    save_model(folder / "model", state.student(), json.loads((folder / STAGE_FILE).read_text()))
     if state.params["method"]:
         save_method(folder / "method", state.params["method"], stage.method.to_dict())
     write_json(folder / "detections.json", [_as_json(found, evaluated_on) for found in detections[:MOST_PICTURES]])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax.checkpoint import Checkpoints, describe, load_method, load_variables, save_method, save_model
+from kdjax.checkpoint import Checkpoints, describe, describe_model, load_method, load_variables, save_method, save_model
 from kdjax.errors import UserError
 from kdjax.models import build_detector
 from kdjax.optim import make_optimizer
@@ -25,6 +25,7 @@ MODEL = {
     "head": {"convs": 1},
 }
 CLASSES = ("dot", "dash")
+DESCRIPTION = describe_model(MODEL, CLASSES, (64, 64))
 
 
 def state(step: int, size: int = 3):
@@ -70,7 +71,7 @@ def trained(tmp_path_factory):
     module = build_detector(MODEL, num_classes=len(CLASSES))
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     folder = tmp_path_factory.mktemp("model") / "student"
-    save_model(folder, variables, MODEL, CLASSES, (64, 64))
+    save_model(folder, variables, DESCRIPTION)
     return folder, module, variables
 
 
@@ -87,7 +88,7 @@ def test_a_student_is_loaded_by_one_public_function(trained):
 def test_saving_again_replaces_the_folder(trained, tmp_path):
     _, _, variables = trained
     for _ in range(2):
-        save_model(tmp_path / "student", variables, MODEL, CLASSES, (64, 64))
+        save_model(tmp_path / "student", variables, DESCRIPTION)
     assert os.listdir(tmp_path) == ["student"]
     assert describe(tmp_path / "student")["class_names"] == list(CLASSES)
 
@@ -105,7 +106,7 @@ def test_variables_come_from_a_model_folder_or_from_one_step_of_the_checkpoints(
 
 def test_two_trainings_of_one_config_have_different_digests(trained, tmp_path):
     folder, _, variables = trained
-    save_model(tmp_path / "other", jax.tree.map(lambda x: x + 1, variables), MODEL, CLASSES, (64, 64))
+    save_model(tmp_path / "other", jax.tree.map(lambda x: x + 1, variables), DESCRIPTION)
     assert describe(folder)["sha256"] != describe(tmp_path / "other")["sha256"]
 
 
@@ -124,7 +125,7 @@ def test_a_model_without_its_arrays_is_refused(trained, tmp_path):
 def test_arrays_of_another_model_are_refused(trained, tmp_path):
     _, _, variables = trained
     folder = tmp_path / "student"
-    save_model(folder, variables, MODEL, CLASSES, (64, 64))
+    save_model(folder, variables, DESCRIPTION)
     description = json.loads((folder / "model.json").read_text())
     description["model"]["neck"]["channels"] = 16
     (folder / "model.json").write_text(json.dumps(description))

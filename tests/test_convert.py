@@ -17,6 +17,7 @@ from kdjax.convert import convert, read_class_names
 from kdjax.errors import UserError
 from kdjax.models import build_detector
 from tests.weights.naming import resnet_names, to_state_dict, torchvision_names
+from tests.weights.pickles import op_dict, op_texts, write_pth
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"{ROOT}/configs/mgd.py:tiny"
@@ -72,12 +73,26 @@ def test_a_model_folder_is_replaced_and_another_one_is_not(weights, tmp_path):
     assert weights.exists()
 
 
+def test_the_classes_that_a_file_names_are_the_models_and_no_others(expected, tmp_path):
+    config, folder, path = load_config(CONFIG), tmp_path / "model", tmp_path / "weights.pth"
+    state = to_state_dict(expected, torchvision_names("retinanet", range(3, 8), norm=True))
+    write_pth(path, state, dataset_meta=op_dict(classes=op_texts("Cat", "dog", "hot_dog")))
+    with pytest.raises(UserError, match=r"another order: number 1 is 'Cat' here and 'dog' there"):
+        convert(config, "teacher", str(path), "torchvision", ("dog", "Cat", "hot_dog"), folder)
+    convert(config, "teacher", str(path), "torchvision", None, folder)
+    assert describe(folder)["class_names"] == ["Cat", "dog", "hot_dog"]
+    convert(config, "teacher", str(path), "torchvision", NAMES, folder)
+    assert describe(folder)["class_names"] == list(NAMES)
+
+
 def test_what_does_not_fit_is_one_sentence(weights, expected, tmp_path):
     config, folder = load_config(CONFIG), tmp_path / "model"
     with pytest.raises(UserError, match="--stage=teachr is no stage of the config; its stages are teacher, student"):
         convert(config, "teachr", str(weights), "torchvision", NAMES, folder)
-    with pytest.raises(UserError, match="tell 3 classes apart"):
+    with pytest.raises(UserError, match=r"weights\.npz does not say what its classes are: name them by --class_names"):
         convert(config, "teacher", str(weights), "torchvision", read_class_names(""), folder)
+    with pytest.raises(UserError, match="tell 3 classes apart"):
+        convert(config, "teacher", str(weights), "torchvision", ("cat", "dog", "hot dog", "bun"), folder)
     with pytest.raises(UserError, match="no source of weights 'keras'"):
         convert(config, "teacher", str(weights), "keras", NAMES, folder)
     with pytest.raises(UserError, match=r"absent\.pth cannot be read"):

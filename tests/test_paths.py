@@ -14,7 +14,7 @@ from kdjax.config import check_config, load_config
 from kdjax.data.sources import open_source
 from kdjax.errors import UserError
 from kdjax.paths import local_path
-from kdjax.weights import read_state_dict
+from kdjax.weights import read_weights
 from tests.data.folders import content, write
 from tests.runs import tiny
 
@@ -47,7 +47,7 @@ def test_a_run_in_the_home_directory_is_there_with_all_that_it_reads(home, teach
 
 def test_files_in_the_home_directory_are_found(home):
     np.savez(home / "weights.npz", a=np.ones(3, np.float32))
-    assert read_state_dict("~/weights.npz").keys() == {"a"}
+    assert read_weights("~/weights.npz").tensors.keys() == {"a"}
     write(home / "data", content())
     assert len(open_source("coco_json:~/data", "train")) == len(open_source("coco_json:data", "train", "~")) == 3
     assert open_source("shapes/tiny", "train", "~/sets").report.origin == "shapes/tiny train"
@@ -63,6 +63,6 @@ def test_an_unknown_home_and_urls_are_refused_in_words():
     for url in ("gs://bucket/x", "s3://bucket/x", Path("gs://bucket/x")):
         with pytest.raises(UserError, match=r"is no path on this machine: name a local folder"):
             local_path(url)
-    for read in (kdjax.load_student, read_state_dict):
+    for read in (kdjax.load_student, read_weights):
         with pytest.raises(UserError, match=r"gs://bucket/x.pth is no path on this machine"):
             read("gs://bucket/x.pth")

@@ -1,17 +1,24 @@
 """A stage that starts from a file: whose classes it knows, and what it takes over where they are not the data's."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+import kdjax
 from kdjax import train
+from kdjax.checkpoint import STAGE_FILE, Checkpoints, describe_model, save_model
 from kdjax.errors import UserError
 from kdjax.models import build_detector
+from kdjax.optim import make_optimizer
+from kdjax.state import init_state
 from kdjax.weights import COCO_NAMES, load_into
 from tests.test_config import CONFIGS, load
-from tests.weights.naming import to_state_dict, torchvision_names
+from tests.weights.naming import mmdet_names, to_state_dict, torchvision_names
+from tests.weights.pickles import op_texts, write_pth
 
 MGD = next(path for path in CONFIGS if path.stem == "mgd")
 # With the background, and the places of COCO's numbering that are empty.
@@ -54,13 +61,106 @@ def test_a_file_of_more_classes_is_refused_with_the_way_to_start_from_it(stage):
         train._import(stage, "student", ("cat", "dog"))
 
 
-def test_what_does_not_depend_on_classes_starts_a_detector_of_others(stage):
-    stage.init_strict = False
+def class_outputs(tree):
+    return {path for path in flatten_dict(tree, sep="/") if "cls_logits" in path}
+
+
+def write(path, model, outputs, **meta):
+    """A file of the detector in torchvision's names, with so many outputs for classes; its arrays."""
+    variables = drawn(model, outputs)
+    arrays = to_state_dict(flatten_dict(variables, sep="/"), torchvision_names("retinanet", range(3, 7), norm=True))
+    write_pth(path, arrays, **meta)
+    return variables
+
+
+@pytest.mark.parametrize("outputs", [OUTPUTS, 20, 3, 2, 1])
+def test_what_does_not_depend_on_classes_starts_a_detector_of_others(stage, tmp_path, outputs):
+    """Whatever their number: that they are as many as the data's says nothing."""
+    stage.init_strict, stage.weights = False, str(tmp_path / "file.pth")
+    source = write(stage.weights, stage.model.to_dict(), outputs)
     imported = train._import(stage, "student", ("cat", "dog"))
     fresh = drawn(stage.model.to_dict(), 2)
-    filled, report = load_into(fresh, imported.variables, origin="coco.npz", strict=False)
-    assert all("cls_logits" in path for path in report.mismatched)
-    assert len(report.matched) + len(report.mismatched) == len(jax.tree.leaves(fresh))
+    filled, report = load_into(fresh, imported.variables, origin="file.pth", strict=False)
+    assert set(report.missing) == class_outputs(fresh)
+    assert not report.mismatched
+    assert not report.unexpected
     for path, array in flatten_dict(filled, sep="/").items():
-        source = fresh if "cls_logits" in path else imported.variables
-        np.testing.assert_array_equal(array, flatten_dict(source, sep="/")[path], err_msg=path)
+        expected = fresh if "cls_logits" in path else source
+        np.testing.assert_array_equal(array, flatten_dict(expected, sep="/")[path], err_msg=path)
+
+
+def test_the_classes_that_a_file_names_decide_what_is_taken_over(stage, tmp_path):
+    stage.weights = str(tmp_path / "file.pth")
+    write(stage.weights, stage.model.to_dict(), 3, CLASSES=op_texts("washer", "bolt", "hex_nut"))
+    names = ("washer", "bolt", "hex nut")
+    with pytest.raises(UserError, match=r"weights: .*file.pth and the data .* another order: number 1 is 'washer'"):
+        train._import(stage, "student", ("bolt", "hex nut", "washer"))
+    assert class_outputs(train._import(stage, "student", names).variables)
+    stage.init_strict = False
+    assert class_outputs(train._import(stage, "student", names).variables)
+    assert not class_outputs(train._import(stage, "student", ("bolt", "hex nut", "washer")).variables)
+
+
+@pytest.mark.parametrize("folder", ["model", "stage/checkpoints/7"])
+def test_a_model_of_other_classes_gives_no_class_outputs(stage, tmp_path, folder):
+    """Neither its folder nor a step of its checkpoints, though there are as many."""
+    model, names = stage.model.to_dict(), ("cat", "dog")
+    variables, description = drawn(model, 2), describe_model(stage.model.to_dict(), names, (64, 64))
+    save_model(tmp_path / "model", variables, description)
+    with Checkpoints(tmp_path / "stage" / "checkpoints") as checkpoints:
+        checkpoints.save(init_state(variables, {}, make_optimizer(lambda step: 0.1)).replace(step=jnp.int32(7)))
+    (tmp_path / "stage" / STAGE_FILE).write_text(json.dumps(description))
+    folder = tmp_path / folder
+    for strict in (True, False):
+        jax.tree.map(np.testing.assert_array_equal, train._saved(folder, model, names, strict=strict), variables)
+    for others in (("dog", "cat"), ("bolt", "nut"), ("cat", "dog", "cow")):
+        with pytest.raises(UserError, match="both must have the same classes in the same order"):
+            train._saved(folder, model, others, strict=True)
+        kept = train._saved(folder, model, others, strict=False)
+        assert flatten_dict(variables, sep="/").keys() - flatten_dict(kept, sep="/").keys() == class_outputs(variables)
+    if "checkpoints" in str(folder):
+        jax.tree.map(np.testing.assert_array_equal, kdjax.load_student(folder)[1], variables)
+
+
+def test_a_detector_is_imported_with_what_its_source_decides_whatever_the_config_says(tmp_path):
+    """torchvision's FCOS has no scale for each level; a config of two stages need not say which levels there are."""
+    backbone = {"depth": 10, "width": 0.125}
+    fcos = {"name": "fcos", "backbone": backbone, "neck": {"channels": 32}, "head": {"convs": 1}}
+    decided = {"convention": "torchvision", "norm_on_box": True, "centerness_on_box": True, "conv_bias": True}
+    variables = drawn({**fcos, "head": {"convs": 1, **decided}}, 3)
+    names = torchvision_names("fcos", range(3, 8), norm=True)
+    write_pth(tmp_path / "fcos.pth", to_state_dict(flatten_dict(variables, sep="/"), names))
+    imported = train.import_detector(fcos, str(tmp_path / "fcos.pth"), "torchvision", 3)
+    jax.tree.map(np.testing.assert_array_equal, imported.variables, variables)
+    assert imported.model["head"].items() >= decided.items()
+    rcnn = {"name": "faster_rcnn", "backbone": backbone, "neck": {"channels": 4}, "head": {"head_channels": 8}}
+    variables, names = drawn(rcnn, 3), mmdet_names("faster_rcnn", range(2, 7))
+    write_pth(tmp_path / "rcnn.pth", to_state_dict(flatten_dict(variables, sep="/"), names))
+    imported = train.import_detector(rcnn, str(tmp_path / "rcnn.pth"), "mmdet", 3)
+    jax.tree.map(np.testing.assert_array_equal, imported.variables, variables)
+
+
+def test_p7_of_an_imported_teacher_is_made_as_it_was_trained_though_its_pair_says_otherwise(tmp_path):
+    """MMDetection's pairs leave the ReLU out that torchvision's RetinaNet has."""
+    model = {
+        "name": "retinanet",
+        "backbone": {"depth": 10, "width": 0.125},
+        "neck": {"channels": 16, "extra_from": "c5", "extra_relu": False},
+        "head": {"convs": 1},
+    }
+    variables = drawn(model, 3)
+    names = torchvision_names("retinanet", range(3, 8))
+    write_pth(tmp_path / "file.pth", to_state_dict(flatten_dict(variables, sep="/"), names))
+    imported = train.import_detector(model, str(tmp_path / "file.pth"), "torchvision", 3)
+    assert "neck.extra_relu became True instead of False, as in every retinanet of torchvision" in str(imported.report)
+    module = build_detector(imported.model, 3)
+    rng = np.random.default_rng(0)
+    maps = {f"c{level}": rng.normal(size=(1, 128 >> level, 128 >> level, 64 >> (5 - level))) for level in range(2, 6)}
+    pyramid = module.neck.apply({"params": variables["params"]["neck"]}, maps)
+    extra = variables["params"]["neck"]["extra_p7"]
+    positive, layout = jax.nn.relu(pyramid["p6"]), ("NHWC", "HWIO", "NHWC")
+    p7 = jax.lax.conv_general_dilated(positive, extra["kernel"], (2, 2), [(1, 1)] * 2, dimension_numbers=layout)
+    assert (np.asarray(pyramid["p6"]) < 0).any()
+    np.testing.assert_allclose(pyramid["p7"], p7 + extra["bias"][None, None, None], rtol=1e-4)
+    # What is trained on from the folder of such a teacher goes on with the ReLU.
+    assert train._as_expected(model, imported.model, whole=True)["neck"]["extra_relu"]

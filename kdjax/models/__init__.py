@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from flax.typing import Dtype
 
 from kdjax.errors import UserError
@@ -16,7 +18,7 @@ from kdjax.models.rcnn import RCNN
 from kdjax.models.resnet import ResNet
 from kdjax.models.retinanet import RetinaNet
 
-__all__ = ["DETECTORS", "FCOS", "FPN", "RCNN", "ResNet", "RetinaNet", "build_detector"]
+__all__ = ["DETECTORS", "FCOS", "FPN", "RCNN", "ResNet", "RetinaNet", "build_detector", "class_outputs", "complete"]
 
 DETECTORS: dict[str, Callable[..., nn.Module]] = {
     "retinanet": RetinaNet,
@@ -85,6 +87,37 @@ def build_detector(
         **parts["head"],
         **{field: config[field] for field in _COMMON if field in config},
     )
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A detector's config with every field that it leaves out, at its default.
+
+    >>> complete({"name": "faster_rcnn"})["neck"]["extra_from"]
+    'pool'
+    """
+    module = build_detector(config, num_classes=1)
+    parts = {"backbone": module.backbone, "neck": module.neck, "head": module}
+    filled = {field: getattr(module, field) for field in _COMMON}
+    for part, of in parts.items():
+        names = [field.name for field in dataclasses.fields(of) if field.name not in (*_GIVEN, *_COMMON)]
+        filled[part] = {name: getattr(of, name) for name in names}
+    return {"name": config["name"], **filled}
+
+
+def class_outputs(config: Mapping[str, Any]) -> frozenset[str]:
+    """Paths of a detector's arrays that have a place for each class: their shape depends on the number of classes.
+
+    >>> sorted(class_outputs({"name": "retinanet", "backbone": {"depth": 18, "width": 0.125}, "neck": {"channels": 8}}))
+    ['params/head/cls_logits/bias', 'params/head/cls_logits/kernel']
+    """
+
+    def shapes(num_classes: int) -> dict[str, tuple[int, ...]]:
+        module = build_detector(config, num_classes)
+        variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+        return {path: array.shape for path, array in flatten_dict(variables, sep="/").items()}
+
+    one, two = shapes(1), shapes(2)
+    return frozenset(path for path in one if one[path] != two[path])
 
 
 def _tuple(value: Any) -> Any:

@@ -1,19 +1,24 @@
 """Weights into models: by path and shape, strictly."""
 
 from kdjax.weights.coco import COCO_NAMES
-from kdjax.weights.files import read_state_dict
-from kdjax.weights.load import LoadReport, inherit, load_into
-from kdjax.weights.sources import SOURCES
-from kdjax.weights.state_dict import Imported, ImportReport, import_state_dict
+from kdjax.weights.files import read_weights
+from kdjax.weights.load import LoadReport, inherit, load_into, without
+from kdjax.weights.sources import SOURCES, merged
+from kdjax.weights.state_dict import Expected, Imported, ImportReport, count_classes, expected_model, import_state_dict
 
 __all__ = [
     "COCO_NAMES",
     "SOURCES",
+    "Expected",
     "ImportReport",
     "Imported",
     "LoadReport",
+    "count_classes",
+    "expected_model",
     "import_state_dict",
     "inherit",
     "load_into",
-    "read_state_dict",
+    "merged",
+    "read_weights",
+    "without",
 ]

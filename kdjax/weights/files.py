@@ -13,7 +13,7 @@ from safetensors import SafetensorError, deserialize
 
 from kdjax.errors import UserError, parsing
 from kdjax.paths import local_path
-from kdjax.weights.torch_file import read_torch_file
+from kdjax.weights.torch_file import WeightFile, read_torch_file
 
 MOST_BYTES = 2**30
 """A file's tensors may have as many bytes together; the largest detector here has 6e8."""
@@ -35,8 +35,8 @@ _SAFETENSORS_TYPES: dict[str, Any] = {
 }
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors in a file by name, in the layout and the type that they are stored in.
+def read_weights(path: str | os.PathLike) -> WeightFile:
+    """The tensors in a file, and the names of their classes where it has them.
 
     Args:
         path: ``.safetensors``; ``.npz``, one array for each tensor; or ``.pth``, ``.pt`` or ``.bin``, written by
@@ -53,19 +53,19 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         # Reading from a pipe would wait for ever.
         raise UserError(f"The weights in {path} cannot be read: it is {'a folder' if path.is_dir() else 'no file'}.")
     try:
-        state = READERS[path.suffix](path, MOST_BYTES)
+        file = READERS[path.suffix](path, MOST_BYTES)
     except (UserError, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise UserError(f"The weights in {path} cannot be read: {reason}.") from error
-    if not state:
+    if not file.tensors:
         raise UserError(f"The weights in {path} cannot be read: it has no tensors.")
-    for name in state:
+    for name in file.tensors:
         if not name.isprintable() or len(name) > MOST_CHARACTERS:
             raise UserError(f"The weights in {path} have a tensor with the impossible name {name[:MOST_CHARACTERS]!r}.")
-    return state
+    return file
 
 
-def _read_safetensors(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path, most_bytes: int) -> WeightFile:
     if path.stat().st_size > most_bytes:
         raise UserError(f"it has more than {most_bytes} bytes")
     state = {}
@@ -79,10 +79,10 @@ def _read_safetensors(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
             raise UserError(f"the tensor {name!r} is of {tensor['dtype']}, not of {', '.join(_SAFETENSORS_TYPES)}")
         dtype = np.dtype(_SAFETENSORS_TYPES[tensor["dtype"]])
         state[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
-    return state
+    return WeightFile(state)
 
 
-def _read_npz(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
+def _read_npz(path: Path, most_bytes: int) -> WeightFile:
     with parsing():
         archive = zipfile.ZipFile(path)
     with archive:
@@ -100,7 +100,7 @@ def _read_npz(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise UserError(f"the array {entry.filename!r} is larger than its data")
     with parsing(), np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+        return WeightFile({name: file[name] for name in file.files})
 
 
 def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
@@ -114,7 +114,7 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-READERS: dict[str, Callable[[Path, int], dict[str, np.ndarray]]] = {
+READERS: dict[str, Callable[[Path, int], WeightFile]] = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
     **dict.fromkeys((".pth", ".pt", ".bin"), read_torch_file),

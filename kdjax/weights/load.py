@@ -1,6 +1,6 @@
 """Arrays into variables, strictly: every load says what it took and fails on what does not fit."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +69,11 @@ def load_into(target: Tree, source: Tree, *, origin: str, strict: bool = True) -
         path: np.asarray(given[path]).astype(value.dtype) if path in fits else value for path, value in wanted.items()
     }
     return unflatten_dict(filled, sep="/"), report
+
+
+def without(tree: Tree, paths: Collection[str]) -> Tree:
+    """A nested dict of arrays without those at ``paths`` (``"params/head/cls_logits/kernel"``)."""
+    return unflatten_dict({path: x for path, x in flatten_dict(tree, sep="/").items() if path not in paths}, sep="/")
 
 
 def inherit(student: Tree, teacher: Tree, subtrees: Sequence[str]) -> tuple[Tree, LoadReport]:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 RGB = tuple[float, float, float]
 
+Sections = Mapping[str, Any]
+"""Part of a detector's config: fields, and sections of fields, by name."""
+
 IMAGENET_MEAN: RGB = (123.675, 116.28, 103.53)
 IMAGENET_STD: RGB = (58.395, 57.12, 57.375)
 
@@ -52,15 +55,29 @@ class Source(NamedTuple):
     """Of the backbone's batch norm."""
     convention: str = "mmdet"
     """Of the detectors: where their anchors are, how RoIs are pooled, and the like."""
+    fixed: Mapping[str, Sections] = {}
+    """What is so in every file of a detector of this source and no tensor shows, by detector."""
+    usual: Mapping[str, Sections] = {}
+    """What is so unless somebody trained with another config, by detector."""
 
-    def expects(self, backbone_alone: bool) -> dict[str, Any]:
-        """What a detector's config must say for these weights, in the form of that config."""
-        return {
+    def expects(self, detector: str | None) -> Sections:
+        """What a config must say for these weights, in the form of that config: of a detector, or a backbone alone."""
+        head = {"convention": self.convention} if detector else {}
+        expected = {
             "pixel_mean": self.pixel_mean,
             "pixel_std": self.pixel_std,
             "backbone": {"style": self.style, "epsilon": self.epsilon},
-            "head": {} if backbone_alone else {"convention": self.convention},
+            "head": head,
         }
+        return merged(expected, self.fixed.get(detector or "", {}))
+
+
+def merged(config: Sections, expected: Sections) -> dict[str, Any]:
+    """``config`` with the values of ``expected``, section by section."""
+    both = dict(config)
+    for key, value in expected.items():
+        both[key] = merged(both.get(key, {}), value) if isinstance(value, Mapping) else value
+    return both
 
 
 SKIPPED = {
@@ -110,6 +127,13 @@ _TORCHVISION_MASKS = (
     Rule(r"roi_heads\.mask_predictor\.conv5_mask", "head/mask_0/upsample", "transposed"),
     Rule(r"roi_heads\.mask_predictor\.mask_fcn_logits", "head/mask_0/logits", "class_masks"),
 )
+_ANCHORS_OF_4 = {"head": {"anchor_scale": 4.0}}
+_ANCHORS_OF_8 = {"head": {"anchor_scale": 8.0}}
+_TWO_STAGE = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+_ANCHORS: dict[str, Sections] = {"retinanet": _ANCHORS_OF_4, **dict.fromkeys(_TWO_STAGE, _ANCHORS_OF_8)}
+# P7 is made of P6 after a ReLU; MMDetection's RetinaNets leave it out, its FCOS do not.
+_RELU: Sections = {"neck": {"extra_relu": True}}
+
 _TORCHVISION = Source(
     backbone=_resnet(r"(backbone\.body\.)?"),
     neck=(
@@ -142,6 +166,11 @@ _TORCHVISION = Source(
     },
     background=True,
     convention="torchvision",
+    fixed={
+        "retinanet": _RELU,
+        "fcos": merged(_RELU, {"head": {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}}),
+    },
+    usual=_ANCHORS,
 )
 
 # --- MMDetection 2 and 3. Files of FCOS that were made with its version 1 say "fcos" for "conv".
@@ -200,6 +229,7 @@ _MMDET = Source(
         "cascade_rcnn": _MMDET_CASCADE,
         "cascade_mask_rcnn": _MMDET_CASCADE + _mmdet_masks(r"roi_head\.mask_head\.(?P<stage>\d)\.", "{stage}"),
     },
+    usual={**_ANCHORS, "retinanet": merged(_ANCHORS_OF_4, {"neck": {"extra_relu": False}}), "fcos": _RELU},
 )
 
 # --- Detectron2.
@@ -255,6 +285,8 @@ _DETECTRON2 = Source(
     bgr=True,
     pixel_std=(1.0, 1.0, 1.0),
     style="caffe",
+    fixed={"retinanet": _RELU},
+    usual=_ANCHORS,
 )
 
 SOURCES: dict[str, Source] = {

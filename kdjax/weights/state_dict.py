@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from kdjax.errors import UserError
 from kdjax.weights.coco import COCO_IDS, COCO_NAMES
 from kdjax.weights.load import Tree
-from kdjax.weights.sources import SKIPPED, SOURCES, Rule
+from kdjax.weights.sources import SKIPPED, SOURCES, Rule, Source, merged
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """What parameters may be stored as; they become float32."""
@@ -69,6 +69,15 @@ class Imported(NamedTuple):
     """Of COCO's 80 classes, where the file has them; None where it does not say what its classes are."""
 
 
+class Expected(NamedTuple):
+    """A detector's config for the weights of a file."""
+
+    model: dict[str, Any]
+    """The config with what the source of the file decides."""
+    changes: tuple[str, ...]
+    """What is another value than the config had, or doubtful, in words."""
+
+
 class _Classes(NamedTuple):
     """The classes of a file that counts a background as its first."""
 
@@ -88,6 +97,55 @@ class _Context(NamedTuple):
 
 
 _NO_CLASSES = _Classes(0, np.arange(0))
+
+
+def expected_model(model: Mapping[str, Any], source: str, state: Mapping[str, np.ndarray]) -> Expected:
+    """A detector's config with what its weights' source decides and no tensor shows.
+
+    Args:
+        model: the config, as :func:`kdjax.models.build_detector` takes it.
+        source: a key of ``SOURCES``.
+        state: name to array.
+
+    Raises:
+        UserError: an unknown source.
+    """
+    table = _table(source)
+    detector = None if _backbone_alone(_without_prefix(state)) else model["name"]
+    expected = merged(model, table.expects(detector))
+    changes = [
+        f"{path} became {new} instead of {old}, as in every {detector} of {source}"
+        for path, old, new in _differences(model, table.fixed.get(detector or "", {}))
+    ]
+    changes += [
+        f"{path} is {old} by the config, and {new} in a {detector} of {source} unless it was trained otherwise"
+        for path, old, new in _differences(model, table.usual.get(detector or "", {}))
+    ]
+    return Expected(expected, tuple(changes))
+
+
+def count_classes(
+    state: Mapping[str, np.ndarray], source: str, *, model: Mapping[str, Any], like: Tree, num_classes: int
+) -> int | None:
+    """How many classes a file tells apart, a background left out; None where it has no outputs of classes.
+
+    Args:
+        state: name to array.
+        source: a key of ``SOURCES``.
+        model: the detector's config.
+        like: the variables of that detector with ``num_classes`` classes; shapes suffice.
+        num_classes: of ``like``.
+    """
+    table, state, wanted = _table(source), _without_prefix(state), flatten_dict(like, sep="/")
+    rules, index = table.backbone + table.neck + table.heads.get(model["name"], ()), _indices(wanted)
+    paths = {place[0]: name for name in state if (place := _place(name, rules, index, wanted))}
+    if _DENSE_CLASSES in paths:
+        count = state[paths[_DENSE_CLASSES]].size // (wanted[_DENSE_CLASSES].shape[0] // num_classes)
+        return len(COCO_IDS) if table.background and count == _COCO_PLACES else count
+    if _ROI_CLASSES in paths:
+        count = state[paths[_ROI_CLASSES]].size
+        return len(COCO_IDS) if table.background and count == _COCO_PLACES else count - 1
+    return None
 
 
 def import_state_dict(
@@ -117,12 +175,9 @@ def import_state_dict(
         UserError: an unknown source, a detector it has no table for, or a tensor that is not finite, not of floats, or
             does not fit.
     """
-    if source not in SOURCES:
-        raise UserError(f"There is no source of weights {source!r}; choose one of {', '.join(SOURCES)}.")
-    where, table = f"The {source} weights of {origin}", SOURCES[source]
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): array for name, array in state.items()}
-    backbone_alone = not any(name.startswith("backbone.") for name in state)
+    where, table = f"The {source} weights of {origin}", _table(source)
+    state = _without_prefix(state)
+    backbone_alone = _backbone_alone(state)
     rules = table.backbone
     if not backbone_alone:
         if model["name"] not in table.heads:
@@ -133,7 +188,7 @@ def import_state_dict(
     wanted = {path: array for path, array in paths.items() if not backbone_alone or path.split("/")[1] == "backbone"}
 
     skipped = {name: why for name in sorted(state) if (why := _why_skipped(name))}
-    places = _places([name for name in sorted(state) if name not in skipped], rules, model, wanted, where)
+    places = _places([name for name in sorted(state) if name not in skipped], rules, wanted, where)
     classes = _NO_CLASSES
     if table.background and not backbone_alone:
         classes = _classes_in(state, places, wanted, num_classes, where)
@@ -154,9 +209,38 @@ def import_state_dict(
             untouched=tuple(sorted(paths.keys() - wanted.keys())),
             changes=tuple(changes),
         ),
-        model=_merged(model, table.expects(backbone_alone)),
+        model=merged(model, table.expects(None if backbone_alone else model["name"])),
         class_names=COCO_NAMES if is_coco else None,
     )
+
+
+def _table(source: str) -> Source:
+    if source not in SOURCES:
+        raise UserError(f"There is no source of weights {source!r}; choose one of {', '.join(SOURCES)}.")
+    return SOURCES[source]
+
+
+def _without_prefix(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The state dict without the "module." that data-parallel training puts before every name."""
+    if state and all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): array for name, array in state.items()}
+    return state
+
+
+def _backbone_alone(state: Mapping[str, np.ndarray]) -> bool:
+    return not any(name.startswith("backbone.") for name in state)
+
+
+def _differences(config: Mapping[str, Any], expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Path, value and expected value of what a config says otherwise; it need not say everything."""
+    found = []
+    for key, value in expected.items():
+        if isinstance(value, Mapping):
+            inner = _differences(config.get(key, {}), value)
+            found += [(f"{key}.{path}", old, new) for path, old, new in inner]
+        elif config.get(key, value) != value:
+            found.append((key, config[key], value))
+    return found
 
 
 def _why_skipped(name: str) -> str | None:
@@ -164,7 +248,7 @@ def _why_skipped(name: str) -> str | None:
 
 
 def _places(
-    names: list[str], rules: tuple[Rule, ...], model: Mapping[str, Any], wanted: Mapping[str, Any], where: str
+    names: list[str], rules: tuple[Rule, ...], wanted: Mapping[str, Any], where: str
 ) -> dict[str, tuple[str, Rule]]:
     """Every path of ``wanted`` to the name of its tensor and the rule that says so.
 
@@ -172,7 +256,7 @@ def _places(
         UserError: if a name has no path, or a path no name.
     """
     places: dict[str, tuple[str, Rule]] = {}
-    unknown, index = [], _indices(model)
+    unknown, index = [], _indices(wanted)
     for name in names:
         place = _place(name, rules, index, wanted)
         if place is None or place[0] in places:
@@ -227,9 +311,10 @@ def _place(
     return None
 
 
-def _indices(model: Mapping[str, Any]) -> dict[str, Callable[[int], Any]]:
-    """How the groups of a :class:`Rule` count."""
-    finest = model.get("neck", {}).get("min_level", 3)
+def _indices(wanted: Mapping[str, Any]) -> dict[str, Callable[[int], Any]]:
+    """How the groups of a :class:`Rule` count, in a detector with these paths."""
+    levels = [int(match[1]) for path in wanted if (match := re.fullmatch(r"params/neck/output_p(\d+)/kernel", path))]
+    finest = min(levels, default=3)
 
     def fpn(index: int) -> str:
         level = finest + index
@@ -279,14 +364,6 @@ def _float32(array: np.ndarray, name: str, where: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise UserError(f"{where} have NaN or infinity in the tensor {name}.")
     return array
-
-
-def _merged(config: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` with the values of ``expected``, section by section."""
-    merged = dict(config)
-    for key, value in expected.items():
-        merged[key] = _merged(merged.get(key, {}), value) if isinstance(value, Mapping) else value
-    return merged
 
 
 def _some(names: list[str]) -> str:

@@ -19,8 +19,9 @@ import numpy as np
 
 from kdjax.errors import UserError, parsing
 
-MOST_PICKLE_BYTES = 2**26
-"""A file's pickle may be no longer; those of detectors have less than a hundredth of it."""
+MOST_PICKLE_BYTES = 2**29
+"""A file's pickle may be no longer. Those of detectors alone have less than a thousandth of it, but MMDetection 3 keeps
+the history of every number that it logged: 130 MB after twelve epochs of COCO in batches of 2."""
 
 MOST_INSTRUCTIONS = 2**22
 """Nor may it have more instructions."""
@@ -60,12 +61,27 @@ _WITH_PLACEHOLDER = {
 }
 """Modules, and single names of others, that checkpoints mention beside their weights."""
 
+_GETATTR = ("builtins.getattr", "__builtin__.getattr")
+"""MMEngine's histories mention their own methods by it."""
+
+_LONGEST_TEXT = 2**20
+"""Characters of a text that is kept; NumPy's arrays are longer ones, in pickles of the second protocol."""
+
 _LEGACY_START = (0x1950A86A20F9469CFC6C, 1001)
 """The magic number and the version of the format before PyTorch 1.6."""
 
 
 Instruction = tuple[pickletools.OpcodeInfo, Any, int | None]
 """Of a pickle: what to do, its argument, and where it stands."""
+
+
+class WeightFile(NamedTuple):
+    """What a file of weights holds."""
+
+    tensors: dict[str, np.ndarray]
+    """By name, in the layout and the type that they are stored in."""
+    class_names: tuple[str, ...] | None = None
+    """Of the classes that the weights tell apart, in order; None where the file does not say."""
 
 
 class _Name(NamedTuple):
@@ -96,7 +112,7 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def read_torch_file(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
+def read_torch_file(path: Path, most_bytes: int) -> WeightFile:
     """The state dict in a file of ``torch.save``, in the zip format or the one before PyTorch 1.6.
 
     The file holds the state dict itself, or a dict with it as "state_dict" or "model".
@@ -115,7 +131,7 @@ def read_torch_file(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
         return (_read_zip if is_zip else _read_legacy)(file, most_bytes)
 
 
-def _read_zip(file: BinaryIO, most_bytes: int) -> dict[str, np.ndarray]:
+def _read_zip(file: BinaryIO, most_bytes: int) -> WeightFile:
     with parsing():
         archive = zipfile.ZipFile(file)
 
@@ -138,7 +154,7 @@ def _read_zip(file: BinaryIO, most_bytes: int) -> dict[str, np.ndarray]:
         if entries[pickles[0]].file_size > MOST_PICKLE_BYTES:
             raise UserError(f"its pickle is longer than {MOST_PICKLE_BYTES} bytes")
         data = folder + "data/"
-        return _arrays(
+        return _weights(
             _interpret(io.BytesIO(read(pickles[0]))),
             {name.removeprefix(data): entry.file_size for name, entry in entries.items() if name.startswith(data)},
             lambda key: read(data + key),
@@ -146,7 +162,7 @@ def _read_zip(file: BinaryIO, most_bytes: int) -> dict[str, np.ndarray]:
         )
 
 
-def _read_legacy(file: BinaryIO, most_bytes: int) -> dict[str, np.ndarray]:
+def _read_legacy(file: BinaryIO, most_bytes: int) -> WeightFile:
     """Four pickles (magic number, protocol, system, object), one of the storages' keys, and the storages."""
     head = io.BytesIO(file.read(MOST_PICKLE_BYTES))
     try:
@@ -178,13 +194,11 @@ def _read_legacy(file: BinaryIO, most_bytes: int) -> dict[str, np.ndarray]:
         file.seek(offsets[key])
         return file.read(sizes[key])
 
-    return _arrays(content, sizes, load, most_bytes)
+    return _weights(content, sizes, load, most_bytes)
 
 
-def _arrays(
-    content: Any, sizes: Mapping[str, int], load: Callable[[str], bytes], most_bytes: int
-) -> dict[str, np.ndarray]:
-    """The state dict in what a pickle holds.
+def _weights(content: Any, sizes: Mapping[str, int], load: Callable[[str], bytes], most_bytes: int) -> WeightFile:
+    """The state dict in what a pickle holds, and the names of its classes.
 
     Args:
         content: of the pickle.
@@ -192,6 +206,7 @@ def _arrays(
         load: the bytes of a storage by its key.
         most_bytes: of all that are loaded.
     """
+    class_names = _class_names(content)
     if isinstance(content, dict):
         content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict):
@@ -210,7 +225,20 @@ def _arrays(
                 raise UserError(f"its tensors have more than {most_bytes} bytes")
             storages[key] = np.frombuffer(load(key), dtype)
         arrays[name] = _view(storages[key], tensor, name)
-    return arrays
+    return WeightFile(arrays, class_names)
+
+
+def _class_names(content: Any) -> tuple[str, ...] | None:
+    """The names of the classes where MMDetection leaves them: ``meta.CLASSES``, since 3.0 ``meta.dataset_meta``."""
+    meta = content.get("meta") if isinstance(content, dict) else None
+    if not isinstance(meta, dict):
+        return None
+    data = meta.get("dataset_meta")
+    places = [meta, *([data] if isinstance(data, dict) else [])]
+    for names in (place.get(key) for place in places for key in ("CLASSES", "classes")):
+        if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return None
 
 
 def _view(storage: np.ndarray, tensor: _Tensor, name: str) -> np.ndarray:
@@ -327,11 +355,8 @@ class _Machine:
                 raise TypeError
             argument = f"{module} {name}"
         name = argument.replace(" ", ".", 1)
-        if name.split(".")[0] not in _WITH_PLACEHOLDER and name not in _WITH_PLACEHOLDER:
-            raise UserError(
-                f"it names {name}, which weights do not need; if you trust the file, save its state dict alone, "
-                "preferably as .safetensors"
-            )
+        if name.split(".")[0] not in _WITH_PLACEHOLDER and name not in (*_WITH_PLACEHOLDER, *_GETATTR):
+            raise _needless(name)
         self._stack.append(_Name(name))
 
     def _storage(self, _: Any) -> None:
@@ -354,7 +379,9 @@ class _Machine:
         arguments = self._pop()
         name = _described(self._pop())
         made: Any = _Placeholder(name)
-        if name == "collections.OrderedDict" and arguments == ():
+        if name in _GETATTR:
+            made = _attribute(name, arguments)
+        elif name == "collections.OrderedDict" and arguments == ():
             made = {}
         elif name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             if not isinstance(arguments, tuple) or len(arguments) < 4:
@@ -368,6 +395,27 @@ class _Machine:
         self._stack.append(made)
 
 
+def _attribute(name: str, arguments: Any) -> _Placeholder:
+    """A method that a class of a known library mentions; nothing is looked up, and nothing else may be asked for."""
+    match arguments:
+        case (_Name(owner) | _Placeholder(owner), str(attribute)):
+            known = owner.split(".")[0] in _WITH_PLACEHOLDER and attribute.isidentifier()
+            if known and not attribute.startswith("_"):
+                return _Placeholder(f"{owner}.{attribute}")
+    raise _needless(name)
+
+
+def _needless(name: str) -> UserError:
+    return UserError(
+        f"it names {name}, which weights do not need; if you trust the file, save its state dict alone, preferably as "
+        ".safetensors"
+    )
+
+
+def _text(text: str) -> Any:
+    return text if len(text) <= _LONGEST_TEXT else _Placeholder("str")
+
+
 _CONSTANTS: Mapping[str, Callable[[Any], Any]] = {
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,
@@ -378,8 +426,8 @@ _CONSTANTS: Mapping[str, Callable[[Any], Any]] = {
     "EMPTY_SET": lambda _: _Placeholder("set"),
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), lambda x: x),
     **dict.fromkeys(("FLOAT", "BINFLOAT"), lambda x: x),
-    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), lambda x: x),
-    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), lambda x: x),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _text),
+    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _text),
     **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), lambda _: _Placeholder("bytes")),
 }
 """What instructions put on the stack, given their argument."""

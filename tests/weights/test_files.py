@@ -4,6 +4,7 @@
 beside things that training leaves in checkpoints.
 """
 
+import io
 import os
 import pickle
 import random
@@ -18,7 +19,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from kdjax.errors import UserError
-from kdjax.weights import files, read_state_dict, torch_file
+from kdjax.weights import files, read_weights, torch_file
+from tests.weights.pickles import op_dict, op_int, op_name, op_tensor, op_text, op_texts, write_pth, write_zip
 
 FILES = Path(__file__).parent / "files"
 
@@ -57,68 +59,33 @@ def forbid(*args, **kwargs):
 def test_a_checkpoint_that_pytorch_wrote_is_read_without_unpickling(name, monkeypatch):
     for reader in ("Unpickler", "_Unpickler", "load", "loads", "_load", "_loads"):
         monkeypatch.setattr(pickle, reader, forbid)
-    assert_states(read_state_dict(FILES / name), WRITTEN)
+    assert_states(read_weights(FILES / name).tensors, WRITTEN)
 
 
 def test_safetensors_are_read_in_all_types_of_weights(tmp_path):
     plain = {name: np.ascontiguousarray(x) for name, x in WRITTEN.items() if x.dtype != jnp.bfloat16}
     save_file(plain, tmp_path / "plain.safetensors")
-    assert_states(read_state_dict(tmp_path / "plain.safetensors"), plain)
+    assert_states(read_weights(tmp_path / "plain.safetensors").tensors, plain)
     # Written by hand: 8 bytes of length, a header in JSON, the data.
     header = b'{"bfloat":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}'
     data = struct.pack("<Q", len(header)) + header + WRITTEN["bfloat"].tobytes()
     (tmp_path / "bfloat.safetensors").write_bytes(data)
-    assert_states(read_state_dict(tmp_path / "bfloat.safetensors"), {"bfloat": WRITTEN["bfloat"]})
+    assert_states(read_weights(tmp_path / "bfloat.safetensors").tensors, {"bfloat": WRITTEN["bfloat"]})
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_is_read(tmp_path, save):
     plain = {name: x for name, x in WRITTEN.items() if x.dtype != jnp.bfloat16}
     save(tmp_path / "weights.npz", **plain)
-    assert_states(read_state_dict(str(tmp_path / "weights.npz")), plain)
-
-
-def op_name(module, name):
-    return f"c{module}\n{name}\n".encode()
-
-
-def op_text(text):
-    return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
-
-
-def op_int(number):
-    return b"J" + struct.pack("<i", number)
-
-
-def op_tensor(key, size, shape, strides, offset=0, storage="FloatStorage"):
-    """A call of torch._utils._rebuild_tensor_v2, with a persistent id inside."""
-    numbers = [b"(" + b"".join(map(op_int, numbers)) + b"t" for numbers in (shape, strides)]
-    persistent = (
-        b"(" + op_text("storage") + op_name("torch", storage) + op_text(key) + op_text("cpu") + op_int(size) + b"t"
-    )
-    arguments = b"(" + persistent + b"Q" + op_int(offset) + numbers[0] + numbers[1] + b"\x89N" + b"t"
-    return op_name("torch._utils", "_rebuild_tensor_v2") + arguments + b"R"
-
-
-def op_dict(**entries):
-    return b"}(" + b"".join(op_text(name) + value for name, value in entries.items()) + b"u"
+    assert_states(read_weights(str(tmp_path / "weights.npz")).tensors, plain)
 
 
 GOOD = op_tensor("0", 4, (2, 2), (2, 1))
 
 
-def write_zip(path, pickled, data=None, compress=zipfile.ZIP_STORED, **extra):
-    with zipfile.ZipFile(path, "w", compress) as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02" + pickled + b".")
-        for key, content in ({"0": np.arange(4, dtype="<f4").tobytes()} if data is None else data).items():
-            archive.writestr(f"archive/data/{key}", content)
-        for name, content in extra.items():
-            archive.writestr(f"archive/{name}", content)
-
-
 def read_zip(path, *args, **kwargs):
     write_zip(path, *args, **kwargs)
-    return read_state_dict(path)
+    return read_weights(path).tensors
 
 
 @pytest.fixture
@@ -178,7 +145,7 @@ def test_a_pickle_that_calls_something_is_refused_by_its_name_and_nothing_runs(
         with pytest.raises(
             ValueError, match=f"{kind}.pth cannot be read: .*it names {words}, which weights do not need"
         ):
-            read_state_dict(tmp_path / f"{kind}.pth")
+            read_weights(tmp_path / f"{kind}.pth")
     assert sorted(x.name for x in tmp_path.iterdir()) == ["legacy.pth", "plain.pth", "zip.pth"]
 
 
@@ -191,6 +158,73 @@ def test_what_training_leaves_beside_a_state_dict_becomes_nothing_and_is_not_cal
         ValueError, match=r"entry 'log' of its state dict is mmengine\.logging\.history_buffer\.History"
     ):
         read_zip(path, op_dict(log=made))
+
+
+def test_a_training_checkpoint_of_mmengine_is_read_whatever_its_histories_mention(monkeypatch):
+    """Its HistoryBuffers pickle their own methods as ``getattr(HistoryBuffer, "min")``."""
+    for reader in ("Unpickler", "_Unpickler", "load", "loads", "_load", "_loads"):
+        monkeypatch.setattr(pickle, reader, forbid)
+    file = read_weights(FILES / "mmengine_0_10_epoch_2.pth")
+    shapes = {name: x.shape for name, x in file.tensors.items()}
+    norms = {f"bn.{name}": (2,) for name in ("weight", "bias", "running_mean", "running_var")}
+    assert shapes == {"backbone.weight": (2, 3), "backbone.bias": (2,), **norms, "bn.num_batches_tracked": ()}
+    assert all(np.isfinite(x).all() for x in file.tensors.values())
+    assert file.tensors["bn.num_batches_tracked"] == 8
+    assert file.class_names == ("bolt", "nut")
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute"),
+    [
+        (op_name("mmengine.logging", "HistoryBuffer"), op_text("__globals__")),
+        (op_name("mmengine.logging", "HistoryBuffer"), op_text("_secret")),
+        (op_name("mmengine.logging", "HistoryBuffer"), op_text("min.__globals__")),
+        (op_name("mmengine.logging", "HistoryBuffer"), op_name("mmengine.logging", "name")),
+        (op_name("builtins", "object"), op_text("mro")),
+        (op_name("builtins", "dict"), op_text("fromkeys")),
+        (op_text("text"), op_text("join")),
+        (op_name("builtins", "getattr"), op_text("real")),
+    ],
+)
+@pytest.mark.parametrize("module", ["builtins", "__builtin__"])
+def test_getattr_of_anything_else_is_refused(path, owner, attribute, module):
+    asked = op_name(module, "getattr") + owner + attribute + b"\x86R"
+    with pytest.raises(UserError, match=rf"it names {module}\.getattr, which weights do not need"):
+        read_zip(path, op_dict(state_dict=op_dict(weight=GOOD), meta=op_dict(x=asked)))
+
+
+def test_getattr_with_other_arguments_is_refused(path):
+    for arguments in (b")", b"N", op_text("x") + b"\x85"):
+        with pytest.raises(UserError, match=r"it names builtins\.getattr"):
+            read_zip(path, op_dict(weight=op_name("builtins", "getattr") + arguments + b"R"))
+
+
+@pytest.mark.parametrize(
+    ("meta", "names"),
+    [
+        ({"CLASSES": op_texts("a", "b")}, ("a", "b")),
+        ({"dataset_meta": op_dict(classes=op_texts("a", "b"))}, ("a", "b")),
+        ({"dataset_meta": op_dict(CLASSES=op_texts("a"))}, ("a",)),
+        ({"CLASSES": op_text("ab")}, None),
+        ({"CLASSES": op_texts()}, None),
+        ({"dataset_meta": op_int(3)}, None),
+        ({}, None),
+    ],
+)
+def test_the_classes_that_a_file_names_are_read(path, meta, names):
+    write_pth(path, {"weight": np.ones((2, 3), np.float32)}, **meta)
+    file = read_weights(path)
+    np.testing.assert_array_equal(file.tensors["weight"], np.ones((2, 3)))
+    assert file.class_names == names
+
+
+def test_long_texts_are_not_kept_and_too_long_pickles_not_read(path, monkeypatch):
+    monkeypatch.setattr(torch_file, "_LONGEST_TEXT", 100)
+    found = torch_file._interpret(io.BytesIO(op_dict(log=op_text("x" * 101), name=op_text("x" * 100)) + b"."))
+    assert found == {"log": torch_file._Placeholder("str"), "name": "x" * 100}
+    monkeypatch.setattr(torch_file, "MOST_PICKLE_BYTES", 100)
+    with pytest.raises(UserError, match="its pickle is longer than 100 bytes"):
+        read_zip(path, op_dict(weight=GOOD, log=op_text("x" * 100)))
 
 
 def nested(depth):
@@ -266,11 +300,11 @@ def test_archives_that_torch_never_writes_are_refused(path, monkeypatch):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("code/model.py", "print()")
     with pytest.raises(UserError, match=r"it has no data\.pkl"):
-        read_state_dict(path)
+        read_weights(path)
     write_zip(path, state)
     path.write_bytes(path.read_bytes().replace(np.arange(4, dtype="<f4").tobytes(), bytes(16)))
     with pytest.raises(UserError, match="CRC"):
-        read_state_dict(path)
+        read_weights(path)
     monkeypatch.setattr(files, "MOST_BYTES", 15)
     with pytest.raises(UserError, match="its tensors have more than 15 bytes"):
         read_zip(path, state)
@@ -288,7 +322,7 @@ def test_zip_entries_that_share_bytes_are_refused(path):
             archive.filelist.append(again)
         archive._didModify = True
     with pytest.raises(UserError, match="its parts are larger than the file"):
-        read_state_dict(path)
+        read_weights(path)
 
 
 def test_no_name_in_an_archive_is_used_as_a_path(tmp_path, path):
@@ -299,7 +333,7 @@ def test_no_name_in_an_archive_is_used_as_a_path(tmp_path, path):
             "../data.pkl", b"\x80\x02" + op_dict(**{"../../x": op_tensor("../../y", 4, (4,), (1,))}) + b"."
         )
         archive.writestr("../data/../../y", np.arange(4, dtype="<f4").tobytes())
-    assert_states(read_state_dict(path), {"../../x": np.arange(4, dtype=np.float32)})
+    assert_states(read_weights(path).tensors, {"../../x": np.arange(4, dtype=np.float32)})
     assert [x.name for x in tmp_path.iterdir()] == ["inside"]
 
 
@@ -312,15 +346,15 @@ def test_the_oldest_format_and_other_files_are_refused(tmp_path):
     (tmp_path / "folder.pth").mkdir()
     for name in ("tar", "page", "empty"):
         with pytest.raises(UserError, match="does not begin as a file of torch"):
-            read_state_dict(tmp_path / f"{name}.pth")
+            read_weights(tmp_path / f"{name}.pth")
     with pytest.raises(UserError, match="it is cut off"):
-        read_state_dict(tmp_path / "cut.pth")
+        read_weights(tmp_path / "cut.pth")
     with pytest.raises(UserError, match="it is a folder"):
-        read_state_dict(tmp_path / "folder.pth")
+        read_weights(tmp_path / "folder.pth")
     with pytest.raises(UserError, match="No such file"):
-        read_state_dict(tmp_path / "absent.pth")
+        read_weights(tmp_path / "absent.pth")
     with pytest.raises(UserError, match=r"must end in one of \.safetensors, \.npz, \.pth, \.pt, \.bin"):
-        read_state_dict(tmp_path / "model.pkl")
+        read_weights(tmp_path / "model.pkl")
 
 
 def npy(header, data=b""):
@@ -343,7 +377,7 @@ def test_a_broken_npz_is_refused(tmp_path, kind):
     with zipfile.ZipFile(tmp_path / "file.npz", "w") as archive:
         archive.writestr("x.npy", content)
     with pytest.raises(UserError, match=f"file.npz cannot be read: .*{words}"):
-        read_state_dict(tmp_path / "file.npz")
+        read_weights(tmp_path / "file.npz")
 
 
 def test_an_npz_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch):
@@ -351,7 +385,7 @@ def test_an_npz_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(10**6, np.float32))
     assert (tmp_path / "bomb.npz").stat().st_size < 10**5
     with pytest.raises(UserError, match="its arrays have more than 1000000 bytes"):
-        read_state_dict(tmp_path / "bomb.npz")
+        read_weights(tmp_path / "bomb.npz")
 
 
 SAFETENSORS = {
@@ -366,7 +400,7 @@ def test_broken_safetensors_are_refused(tmp_path, kind):
     header, words = SAFETENSORS[kind]
     (tmp_path / "file.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with pytest.raises(UserError, match=f"file.safetensors cannot be read: .*{words}"):
-        read_state_dict(tmp_path / "file.safetensors")
+        read_weights(tmp_path / "file.safetensors")
 
 
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
@@ -374,7 +408,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     (tmp_path / "folder.pth").mkdir()
     for name, what in (("pipe.npz", "no file"), ("folder.pth", "a folder")):
         with pytest.raises(UserError, match=f"{name} cannot be read: it is {what}"):
-            read_state_dict(tmp_path / name)
+            read_weights(tmp_path / name)
 
 
 def test_a_shape_of_flags_is_refused(tmp_path):
@@ -384,7 +418,7 @@ def test_a_shape_of_flags_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("a.npy", array)
     with pytest.raises(UserError, match=r"'a.npy' has the impossible shape \(True,\)"):
-        read_state_dict(tmp_path / "x.npz")
+        read_weights(tmp_path / "x.npz")
 
 
 def samples(folder):
@@ -409,7 +443,7 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path, index):
             damaged = damaged[: rng.randrange(len(damaged))]
         path.write_bytes(damaged)
         try:
-            read_state_dict(path)
+            read_weights(path)
         except UserError:
             refused += 1
     assert refused > 20

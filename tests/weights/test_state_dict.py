@@ -8,7 +8,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kdjax.errors import UserError
-from kdjax.weights import COCO_NAMES, SOURCES, import_state_dict
+from kdjax.models import complete
+from kdjax.weights import COCO_NAMES, SOURCES, expected_model, import_state_dict
 from kdjax.weights.coco import COCO_IDS
 from tests.weights import naming
 from tests.weights.naming import CLASSES, random_variables, to_state_dict
@@ -206,8 +207,9 @@ def test_a_config_takes_on_what_the_weights_expect_and_keeps_the_rest(source):
     caffe = source in ("mmdet_caffe", "mmdet_detectron", "detectron2")
     mean = (122.7717, 115.9465, 102.9801) if source == "mmdet_detectron" else (123.675, 116.28, 103.53)
     assert model == {
-        **naming.config("retinanet", DENSE),
+        **(plain := naming.config("retinanet", DENSE)),
         "frozen_norm": True,
+        "neck": plain["neck"] | ({"extra_relu": True} if family in ("torchvision", "detectron2") else {}),
         "head": {"convs": 4} | ({"convention": "torchvision" if family == "torchvision" else "mmdet"} if names else {}),
         "pixel_mean": mean,
         "pixel_std": (1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375),
@@ -217,6 +219,48 @@ def test_a_config_takes_on_what_the_weights_expect_and_keeps_the_rest(source):
             "epsilon": 0.0 if source == "torchvision_coco_v1" else 1e-5,
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("source", "detector", "section", "values"),
+    [
+        ("torchvision", "retinanet", "neck", {"extra_relu": True}),
+        ("detectron2", "retinanet", "neck", {"extra_relu": True}),
+        ("torchvision", "fcos", "head", {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}),
+        ("torchvision", "fcos", "neck", {"extra_relu": True}),
+    ],
+)
+def test_what_a_source_decides_and_no_tensor_shows_is_carried_and_said(source, detector, section, values):
+    """Detectron2's and torchvision's P7 is made of P6 after a ReLU."""
+    state = {"backbone.x": np.zeros(1)}
+    other = dict.fromkeys(values, False)
+    expected = expected_model(complete({"name": detector, section: other}), source, state)
+    assert {key: expected.model[section][key] for key in values} == values
+    said = [change for change in expected.changes if change.startswith(section)]
+    assert said == [
+        f"{section}.{key} became True instead of False, as in every {detector} of {source}" for key in values
+    ]
+    # A backbone alone says nothing of necks and heads.
+    assert (
+        expected_model(complete({"name": detector, section: other}), source, {"conv1.weight": np.zeros(1)}).model[
+            section
+        ]
+        == complete({"name": detector, section: other})[section]
+    )
+
+
+def test_what_is_unusual_for_a_source_is_said():
+    state = {"backbone.x": np.zeros(1)}
+    small = complete({"name": "retinanet", "head": {"anchor_scale": 2.5}, "neck": {"extra_relu": True}})
+    assert expected_model(small, "torchvision", state).changes == (
+        "head.anchor_scale is 2.5 by the config, and 4.0 in a retinanet of torchvision unless it was trained otherwise",
+    )
+    changes = expected_model(small, "mmdet", state).changes
+    assert [change.split()[0] for change in changes] == ["head.anchor_scale", "neck.extra_relu"]
+    usual = complete({"name": "retinanet", "neck": {"extra_relu": False}})
+    assert expected_model(usual, "mmdet", state).changes == ()
+    with pytest.raises(UserError, match="no source of weights 'keras'"):
+        expected_model(usual, "keras", state)
 
 
 def test_only_weights_for_blue_green_red_are_turned():
