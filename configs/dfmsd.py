@@ -19,6 +19,8 @@ No figure of the paper is available to us; what another method (PKD) reports for
         --config.first_student.weights=resnet50-0676ba61.pth
 """
 
+import copy
+
 from ml_collections import ConfigDict
 
 from kdjax.config import base_stage, method_config, retinanet
@@ -41,7 +43,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         student.inherit = ("neck", "head")
     else:
         config.first_teacher = taken_over(pair.weaker)
-    config.first_student = first = ConfigDict(student.to_dict())
+    config.first_student = first = copy.deepcopy(student)
     first.teacher = "first_teacher"
     student.update(init="first_student", weights="", source="", inherit=())
     for number, stage in enumerate((first, student), start=1):
@@ -50,5 +52,4 @@ def get_config(variant: str = "shapes") -> ConfigDict:
             teacher = (pair.weaker, pair.teacher)[number - 1]
             stage.method.tau = teacher.tau
             stage.loss_weights.dfmsd = 6.0 if teacher.two_stage else 10.0
-            stage.teacher_floor = teacher.ap - 1.0
     return finish(config, variant)

@@ -30,6 +30,8 @@ the pair names (``kdjax/pairs.py``):
         --config.student.weights=resnet50-0676ba61.pth
 """
 
+import copy
+
 from ml_collections import ConfigDict
 
 from kdjax.config import loss_terms, method_config
@@ -67,7 +69,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         student.optimizer.update(learning_rate=0.02, warmup_steps=1000, clip_norm=35.0)
 
     config.stages = ("teacher", "tokens", "student")
-    config.tokens = tokens = ConfigDict(config.teacher.to_dict())
+    config.tokens = tokens = copy.deepcopy(config.teacher)
     tokens.update(init="teacher", weights="", source="", freeze=("student",), levels=student.levels)
     tokens.method = method_config("maskd_tokens")
     tokens.model.frozen_norm = True

@@ -20,5 +20,5 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         config.student.inherit = ("neck", "head")
     else:
         config.stages = ("student",)
-        config.student.update(teacher="", teacher_floor=0.0)
+        config.student.teacher = ""
     return finish(config, variant)

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from kdjax.data.sizing import Augmentation, Sizing
 from kdjax.errors import UserError
@@ -132,8 +132,11 @@ def base_stage(model: ConfigDict) -> ConfigDict:
             # Newest checkpoints that are kept, besides the best.
             keep_checkpoints=2,
             log_every=20,
-            # The stage does not start if its teacher's AP is below this.
-            teacher_floor=0.0,
+            # The stage does not start if its teacher's AP is below this. None is what is known of the teacher: 10 on
+            # shapes, one below the published AP of weights that are taken over as they are, nothing on other data.
+            teacher_floor=config_dict.placeholder(float),
+            # AP on COCO that a model zoo states of the detector in weights; 0 where none does.
+            published_ap=0.0,
         )
     )
 
@@ -204,7 +207,6 @@ def base_config() -> ConfigDict:
     )
     config.teacher.steps = 800
     config.student.teacher = "teacher"
-    config.student.teacher_floor = 10.0
     return config
 
 
@@ -218,7 +220,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
         stage.model.head.update(TINY_HEADS[stage.model.name])
         # Nothing is known to the backbones, and they have fewer blocks.
         stage.freeze = tuple(path for path in stage.freeze if not path.startswith("student/backbone/"))
-        stage.update(weights="", source="", batch_size=8, base_batch=8, steps=2, teacher_floor=0.0)
+        stage.update(weights="", source="", batch_size=8, base_batch=8, steps=2)
     return config
 
 
@@ -422,7 +424,10 @@ RULES: dict[str, Rule] = {
     "*.checkpoint_every": _whole(1),
     "*.keep_checkpoints": _whole(1),
     "*.log_every": _whole(1),
-    "*.teacher_floor": _number(0, 100),
+    "*.teacher_floor": Rule(
+        "a number of at least 0 and at most 100, or None", lambda value: value is None or _number(0, 100).holds(value)
+    ),
+    "*.published_ap": _number(0, 100),
 }
 """What each key may be, by pattern; the sections ``model`` are checked by the detectors that they build."""
 

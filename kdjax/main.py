@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from kdjax.config import leaves, load_config, rule
 from kdjax.devices import cache_compilations
@@ -63,7 +63,8 @@ def _check(argv: Sequence[str]) -> None:
     specs = [value for name, value in _values(argv) if name == "config"]
     if not specs:
         raise UserError("--config is missing; name a config file, such as --config=configs/mgd.py.")
-    known = dict(leaves(load_config(specs[-1])))
+    config = load_config(specs[-1])
+    known = dict(leaves(config))
     for name, value in _values(argv):
         if not name.startswith("config."):
             continue
@@ -72,7 +73,7 @@ def _check(argv: Sequence[str]) -> None:
             raise UserError(f"config.{key} is a section, not a key; {_hint(key, known)}.")
         if key not in known:
             raise UserError(f"config.{key} (set to {value!r}) is not a key of this config; {_hint(key, known)}.")
-        kind = type(known[key])
+        kind = _kind(config, key)
         if kind in (int, float) and not _is_number(value, kind):
             allowed = rule(key)
             raise UserError(f"config.{key} is {value!r}; it must be {allowed.words if allowed else kind.__name__}.")
@@ -80,6 +81,14 @@ def _check(argv: Sequence[str]) -> None:
     spaced = [value for name, value in _values(argv) if f"--{name}={value}" not in argv]
     if stray := [argument for argument in rest if argument not in spaced]:
         raise UserError(f"{stray[0]!r} is no flag; every option is --flag=value.")
+
+
+def _kind(config: ConfigDict, key: str) -> type:
+    """The type of a key by its dotted path, of one that is None so far as well."""
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config[section]
+    return config.get_type(name)
 
 
 def _values(argv: Sequence[str]) -> list[tuple[str, str]]:

@@ -155,7 +155,7 @@ def start(variant: str) -> tuple[ConfigDict, Pair | None]:
     config.eval_batch_size = 16
     config.teacher = taken_over(pair.teacher)
     config.student = _trained(pair.student)
-    config.student.update(teacher="teacher", teacher_floor=pair.teacher.ap - 1.0)
+    config.student.teacher = "teacher"
     set_schedule(config.student, epochs=24)
     return config, pair
 
@@ -169,7 +169,7 @@ def taken_over(weights: Weights) -> ConfigDict:
     """The stage of a detector whose weights are taken over as they are; given steps, it is trained on from there."""
     stage = _as_published(weights.model)
     source = "mmdet_detectron" if _caffe(weights.model) else "mmdet"
-    stage.update(weights=weights.file, source=source, steps=0)
+    stage.update(weights=weights.file, source=source, published_ap=weights.ap, steps=0)
     return stage
 
 

@@ -18,7 +18,12 @@ def load(path: Path, *variant: str):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("variant", [(), ("tiny",)], ids=["shapes", "tiny"])
 def test_every_config_is_valid_and_documented(path, variant):
-    check_config(load(path, *variant), devices=8)
+    config = load(path, *variant)
+    check_config(config, devices=8)
+    for stage in config.stages:
+        # A copy of a stage must not forget the types of keys that are None.
+        config[stage].teacher_floor = 5
+        assert isinstance(config[stage].teacher_floor, float)
     assert f"python -m kdjax.main --config=configs/{path.name}" in path.read_text()
 
 

@@ -14,6 +14,7 @@ MISTAKES = {
     "--config=configs/mgd.py --config.student.steps=many": "many",
     "--config=configs/mgd.py --config.student.optimizer.learning_rate=nan": "learning_rate is nan; it must be",
     "--config=configs/mgd.py --config.student.method.mask_ratio=1.5": "mask_ratio is 1.5; it must be",
+    "--config=configs/mgd.py --config.student.teacher_floor=high": "teacher_floor is 'high'; it must be a number",
     "--config=configs/mgd.py:coco": "no variant 'coco'",
     "--config=configs/mdg.py": "configs/mdg.py",
     "": "--config is missing",

@@ -12,7 +12,8 @@ from kdjax.distill import distill_loss
 from kdjax.errors import UserError
 from kdjax.methods import build_method
 from kdjax.models import build_detector
-from kdjax.train import Teacher, build_run
+from kdjax.train import Teacher, build_run, teacher_floor
+from kdjax.weights import COCO_NAMES
 from tests import tiny
 from tests.test_config import CONFIGS, load
 
@@ -54,6 +55,17 @@ def test_a_teacher_that_learns_other_classes_is_trained_as_its_file_was():
     assert teacher.optimizer.name == "sgd"
     assert teacher.optimizer.learning_rate == 0.02
     assert "student/backbone/layer1_2" in teacher.freeze
+
+
+@pytest.mark.parametrize("name", pairs.PAIRS)
+def test_every_published_teacher_has_the_floor_of_its_model_zoo(name):
+    for path in CONFIGS:
+        config, pair = load(path, name), pairs.PAIRS[name]
+        if config.student.teacher:
+            assert teacher_floor(config, "student", COCO_NAMES) == pair.teacher.ap - 1
+            assert teacher_floor(config, "student", ("cat", "dog")) == 0
+        if path.stem == "dfmsd":
+            assert teacher_floor(config, "first_student", COCO_NAMES) == pair.weaker.ap - 1
 
 
 def test_a_missing_file_is_named(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 import kdjax
 from kdjax import train
 from kdjax.checkpoint import STAGE_FILE, Checkpoints, describe_model, save_model
+from kdjax.config import base_config
 from kdjax.errors import UserError
 from kdjax.models import build_detector
 from kdjax.optim import make_optimizer
@@ -164,3 +165,33 @@ def test_p7_of_an_imported_teacher_is_made_as_it_was_trained_though_its_pair_say
     np.testing.assert_allclose(pyramid["p7"], p7 + extra["bias"][None, None, None], rtol=1e-4)
     # What is trained on from the folder of such a teacher goes on with the ReLU.
     assert train._as_expected(model, imported.model, whole=True)["neck"]["extra_relu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "steps", "given", "floor"),
+    [
+        ("shapes", ("circle", "square"), 800, None, train.SHAPES_FLOOR),
+        ("shapes/tiny", ("circle", "square"), 2, None, 0),
+        # Own data, with a teacher of their own or one that goes on learning.
+        ("coco_json:photos", ("cat",), 800, None, 0),
+        ("coco_json:photos", COCO_NAMES, 800, None, 0),
+        ("coco_json:photos", ("cat",), 0, None, 0),
+        # COCO, wherever it lies, and weights as their model zoo has them.
+        ("tfds:coco/2017", COCO_NAMES, 0, None, 40.0),
+        ("coco_json:coco", COCO_NAMES, 0, None, 40.0),
+        ("coco_json:photos", ("cat",), 800, 20.0, 20.0),
+        ("shapes", ("circle", "square"), 800, 0.0, 0),
+    ],
+)
+def test_a_floor_binds_where_something_is_known_of_the_teacher(name, classes, steps, given, floor):
+    config = base_config()
+    config.data.name = name
+    config.teacher.update(steps=steps, published_ap=41.0)
+    config.student.teacher_floor = given
+    assert train.teacher_floor(config, "student", classes) == floor
+
+
+def test_a_teacher_from_a_folder_has_no_floor_on_own_data():
+    config = base_config()
+    config.data.name, config.student.teacher = "coco_json:photos", "./models/teacher"
+    assert train.teacher_floor(config, "student", COCO_NAMES) == 0
