@@ -30,4 +30,5 @@ def _noisy_param(self: nn.Module, name: str, init_fn, *init_args, **options):
     return _exact_param(self, name, init, *init_args, **options)
 
 
-nn.Module.param = _noisy_param
+def pytest_configure() -> None:
+    nn.Module.param = _noisy_param
