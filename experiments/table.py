@@ -1,9 +1,9 @@
 """The table of all methods on the embedded data: ``python -m experiments.table --workdir=runs/table``.
 
 Runs the teacher once a seed and every method's protocol upon it, then writes a Markdown table of AP, mean and standard
-deviation over the seeds, with the gain over the identical student alone, and below it every run with its commit. Stop
-it at any time: the same command goes on, and what is finished is not run again. ``--seeds=1 --methods=none,mgd`` runs
-a part of it.
+deviation over the seeds, with the gain over the identical student alone and its interval, and below it every run with
+its commit. Stop it at any time: the same command goes on, and what is finished is not run again. ``--seeds=1
+--methods=none,mgd`` runs a part of it.
 """
 
 import json
@@ -20,11 +20,13 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from kdjax import pipeline
-from kdjax.config import load_config
+from kdjax.config import config_names, load_config
 from kdjax.devices import cache_compilations
+from kdjax.run import pipeline
+from kdjax.run.verdict import judge
 
-METHODS = ("none", "mimic", "mgd", "maskd", "icd", "dmkd", "dfmsd")
+METHODS = ("none", *(name for name in config_names() if name != "none"))
+"""Every config; the student alone first, with which the others are compared."""
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/table", "Folder for all runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0 to this minus 1.", lower_bound=1)
@@ -42,7 +44,7 @@ def run(method: str, seed: int, workdir: Path) -> dict[str, Any]:
     record = own / "record.json"
     if record.exists():
         return json.loads(record.read_text())
-    config = load_config(f"configs/{method}.py")
+    config = load_config(method)
     config.seed = seed
     config.compare = bool(config.student.init)
     for name in config.stages:
@@ -64,7 +66,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
     alone = {run["seed"]: run["student"] for run in runs if run["method"] == "none"}
     lines = [
-        "| method | seeds | teacher AP | student AP | the identical student alone | gain |",
+        "| method | seeds | teacher AP | student AP | the identical student alone | gain (95 % of it) |",
         "|---|---|---|---|---|---|",
     ]
     for method in dict.fromkeys(run["method"] for run in runs):
@@ -72,8 +74,9 @@ def table(runs: list[dict[str, Any]]) -> str:
         row = [f"`{method}`", str(len(own)), *(spread([run[role] for run in own]) for role in ("teacher", "student"))]
         bases = [alone.get(run["seed"]) if run["baseline"] is None else run["baseline"] for run in own]
         if method != "none" and None not in bases:
-            gains = [run["student"] - base for run, base in zip(own, bases, strict=True)]
-            row += [spread(bases), spread(gains)]
+            verdict = judge([run["student"] for run in own], bases)
+            interval = f" ({verdict.interval[0]:+.1f} to {verdict.interval[1]:+.1f})" if verdict.interval else ""
+            row += [spread(bases), f"{verdict.mean:+.1f}{interval}"]
         lines.append(" | ".join(["", *row, *[""] * (6 - len(row)), ""]).strip())
     columns = list(runs[0])
     lines += ["", "Every run:", "", " | ".join(["", *columns, ""]).strip(), "|---" * len(columns) + "|"]

@@ -5,6 +5,7 @@ distillation step, and what distilling costs over its parts, with random weights
 pipeline alone makes the batches that the step would consume.
 """
 
+import dataclasses
 import itertools
 import resource
 import statistics
@@ -16,16 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
 from kdjax.checkpoint import describe
-from kdjax.config import check_config, make_sizing
+from kdjax.data.indexed import IndexedSource
 from kdjax.devices import device_count, parallel, replicate, split
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.models import build_detector
-from kdjax.state import TrainState
-from kdjax.train import Run, Teacher, build_run, init_jit, open_batches, open_split
+from kdjax.plan import Plan, StagePlan, resolve
+from kdjax.run.build import Facts, build, first_state, init_jit, stage_key
+from kdjax.run.data import open_batches, open_split
+from kdjax.run.start import Teacher
 from kdjax.types import Batch, Targets
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of each part, in turn.", lower_bound=1)
@@ -72,27 +74,26 @@ def random_batch(
     return Batch(images=images, targets=targets, index=jnp.arange(batch_size, dtype=jnp.int32))
 
 
-def compile_parts(config: ConfigDict, classes: int) -> list[Part]:
+def compile_parts(plan: Plan, classes: int) -> list[Part]:
     """Compiles the plain student step and, where the last stage has a teacher, its forward pass and the whole step."""
-    name = config.stages[-1]
-    stage = config[name]
-    image_size = make_sizing(config.data).shapes[0]
-    batch = random_batch(stage.batch_size, image_size, config.data.max_objects, classes)
-    batch = split(batch, parts=stage.accumulate)
-    key = replicate(jax.random.key(config.seed))
+    stage = plan[plan.student]
+    options, image_size = stage.options, plan.data.sizing.shapes[0]
+    batch = random_batch(options.batch_size, image_size, plan.data.max_objects, classes)
+    batch = split(batch, parts=options.accumulate)
+    key = replicate(stage_key(plan.run.seed, stage))
 
-    def training(label: str, built: tuple[Run, TrainState]) -> Part:
-        run, state = built
-        variables = run.teacher and run.teacher.variables
-        return _compile(label, run.step, [state, variables, batch, key], trains=True)
+    def training(label: str, stage: StagePlan, teacher: Teacher | None) -> Part:
+        built = build(stage, Facts(classes, image_size, teacher=teacher and teacher.module))
+        state = first_state(stage, built, stage_key(plan.run.seed, stage), _as_it_is, {})
+        variables = teacher.variables if teacher and built.teacher else None
+        return _compile(label, built.step, [state, variables, batch, key], trains=True)
 
-    plain = ConfigDict(config.to_dict())
-    plain[name].method, plain[name].imitate_boxes = ConfigDict(dict(name="none")), False
-    parts = [training("student step", build_run(plain, name, classes, None, _as_it_is))]
-    if not stage.teacher:
+    alone = dataclasses.replace(options, imitate_boxes=False)
+    parts = [training("student step", dataclasses.replace(stage, options=alone, method={"name": "none"}), None)]
+    if not options.teacher:
         return parts
-    model = config[stage.teacher].model.to_dict() if stage.teacher in config else describe(stage.teacher)["model"]
-    module = build_detector(model, num_classes=classes, dtype=jnp.dtype(stage.dtype))
+    known = plan[options.teacher].options.model if options.teacher in plan else describe(options.teacher)["model"]
+    module = build_detector(known, num_classes=classes, dtype=jnp.dtype(options.dtype))
     images = jnp.zeros((1, *image_size, 3))
     teacher = Teacher(module, replicate(init_jit(module.init)(jax.random.key(0), images)))
 
@@ -103,7 +104,7 @@ def compile_parts(config: ConfigDict, classes: int) -> list[Part]:
     return [
         *parts,
         _compile("teacher forward", parallel(forward, in_axes=(None, 0), replicated=False), [teacher.variables, batch]),
-        training("distillation step", build_run(config, name, classes, teacher, _as_it_is)),
+        training("distillation step", stage, teacher),
     ]
 
 
@@ -117,15 +118,15 @@ def _compile(name: str, function: Any, arguments: list[Any], trains: bool = Fals
     return Part(name, lowered.compile(), time.perf_counter() - start, arguments, trains)
 
 
-def input_rate(config: ConfigDict, batches: int = 60) -> float:
+def input_rate(plan: Plan, source: IndexedSource, batches: int = 60) -> float:
     """Images a second that the input pipeline of the last stage makes where nothing else is to do.
 
     Args:
-        config: the whole config, checked.
+        plan: the whole run.
+        source: its training split.
         batches: timed ones, many more than are made ahead; as many come before them.
     """
-    name = config.stages[-1]
-    stream = open_batches(config, name, 0)
+    stream = open_batches(plan, plan[plan.student], source, 0)
     for _ in itertools.islice(stream, batches):
         pass
     start = time.perf_counter()
@@ -137,14 +138,13 @@ def main(_: Sequence[str]) -> int:
     """Prints the table."""
     logging.set_verbosity(logging.ERROR)
     jax.config.update("jax_enable_compilation_cache", False)
-    config = CONFIG.value
     try:
-        check_config(config, devices=device_count())
-        source = open_split(config, training=True)
+        plan = resolve(CONFIG.value, devices=device_count())
+        source = open_split(plan.data, training=True)
     except UserError as error:
         return refuse(error)
-    parts = compile_parts(config, len(source.class_names))
-    batch_size = config[config.stages[-1]].batch_size
+    parts = compile_parts(plan, len(source.class_names))
+    batch_size = plan[plan.student].options.batch_size
     for part in parts:
         part.call()
     seconds: dict[str, list[float]] = {part.name: [] for part in parts}
@@ -167,7 +167,7 @@ def main(_: Sequence[str]) -> int:
         plain, forward, distill = (part.name for part in parts)
         print(f"overhead in time:  {medians[distill] / (medians[plain] + medians[forward]):.3f}")
         print(f"overhead in FLOPs: {flops[distill] / (flops[plain] + flops[forward]):.3f}")
-    rate, step = input_rate(config), batch_size / medians[parts[-1].name]
+    rate, step = input_rate(plan, source), batch_size / medians[parts[-1].name]
     print(f"input pipeline alone: {rate:.0f} images/s, {rate / step:.1f} times as many as the {parts[-1].name}")
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

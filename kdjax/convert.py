@@ -13,11 +13,12 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from kdjax.checkpoint import MODEL_FILE, describe_model, save_model
-from kdjax.config import make_sizing
+from kdjax.config.schema import Data
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
+from kdjax.options import parse as parse_options
 from kdjax.paths import local_path
-from kdjax.train import import_detector, other_classes
+from kdjax.run.start import import_detector, other_classes
 from kdjax.weights import SOURCES, ImportReport
 
 _WEIGHTS = flags.DEFINE_string("weights", "", "File of weights: .safetensors, .npz, or .pth of torch.save.")
@@ -66,7 +67,7 @@ def convert(
     if difference := other_classes(weights, imported.class_names or names, "--class_names", names):
         raise UserError(f"{difference}.")
     try:
-        image_size = make_sizing(config.data).shapes[0]
+        image_size = parse_options(Data, config.data.to_dict(), "config.data").sizing.shapes[0]
         save_model(output, imported.variables, describe_model(imported.model, names, image_size))
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error}.") from error

@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
-from kdjax.config import check_config
+from kdjax.data.indexed import IndexedSource
 from kdjax.data.statistics import describe
 from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.paths import local_path
-from kdjax.train import check_data, open_batches
+from kdjax.plan import Plan, resolve
+from kdjax.run.data import open_batches, open_splits
 from kdjax.visualize import Mark, save_contact_sheet, truth_marks
 
 _PICTURE = flags.DEFINE_string("picture", "training_images.png", "Where the picture of training images goes.")
@@ -29,13 +29,12 @@ _GREY = (128, 128, 128)
 def main(_: Sequence[str]) -> int:
     """Prints and draws; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
-    config = CONFIG.value
     try:
-        check_config(config, devices=device_count())
-        splits = check_data(config)
-        for name, source in zip((config.data.train_split, config.data.eval_split), splits.values(), strict=True):
-            print("\n".join(["", f"{config.data.name}, {name}", *describe(source)]))
-        pictures = training_images(config, splits["train"].class_names)
+        plan = resolve(CONFIG.value, devices=device_count())
+        splits = open_splits(plan.data)
+        for name, source in zip((plan.data.train_split, plan.data.eval_split), splits, strict=True):
+            print("\n".join(["", f"{plan.data.name}, {name}", *describe(source)]))
+        pictures = training_images(plan, splits.train)
         save_contact_sheet(local_path(_PICTURE.value), list(itertools.islice(pictures, _IMAGES.value)))
     except UserError as error:
         return refuse(error)
@@ -45,14 +44,16 @@ def main(_: Sequence[str]) -> int:
     return 0
 
 
-def training_images(config: ConfigDict, class_names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, list[Mark]]]:
+def training_images(plan: Plan, source: IndexedSource) -> Iterator[tuple[str, np.ndarray, list[Mark]]]:
     """The images of the last stage's first batches without their padding, with captions and what to draw, endlessly."""
-    for step, batch in enumerate(open_batches(config, config.stages[-1], first_step=0)):
+    for step, batch in enumerate(open_batches(plan, plan[plan.student], source, first_step=0)):
         boxes, labels, valid, sizes, crowd = map(np.asarray, batch["targets"][:5])
         for k, (height, width) in enumerate(sizes.tolist()):
             objects = boxes[k][valid[k]], labels[k][valid[k]], crowd[k][valid[k]]
             # Regions to ignore have no class in a batch.
-            marks = truth_marks(*objects, class_names) + [Mark(box, "crowd", _GREY) for box in boxes[k][crowd[k]]]
+            marks = truth_marks(*objects, source.class_names) + [
+                Mark(box, "crowd", _GREY) for box in boxes[k][crowd[k]]
+            ]
             yield f"step {step}, image {k}: {height} x {width}", np.asarray(batch["images"][k])[:height, :width], marks
 
 

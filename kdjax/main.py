@@ -1,48 +1,58 @@
 """Trains a teacher and distils a student from it: ``python -m kdjax.main --config=configs/mgd.py``."""
 
-import difflib
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from kdjax.config import leaves, load_config, rule
+from kdjax.config import find_config, leaves, load_config
+from kdjax.config.schema import Data, Optimizer, Run, Stage
 from kdjax.devices import cache_compilations
 from kdjax.errors import NumericError, UserError
-from kdjax.paths import local_path
+from kdjax.methods import method_class
+from kdjax.options import declared, hint
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, such as configs/mgd.py or, for another variant, configs/mgd.py:tiny."
+    "config", None, "Config by name, such as mgd, or its file; with a variant behind a colon, such as mgd:tiny."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; runs/<name of the config> by default.")
+
+
+_REQUIRE_GAIN = flags.DEFINE_bool(
+    "require_gain", False, "End with exit code 2 unless the students of config.seeds are better than their twins."
+)
+_NO_GAIN = 2
+"""Exit code of a run whose method was not worth anything, where that is asked for."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stages of ``--config`` in ``--workdir``; returns the exit code."""
     # Orbax, Grain and TFDS take a second to import: --help and a typo are answered before.
-    from kdjax import pipeline
+    from kdjax.run import pipeline
 
     logging.set_verbosity(logging.ERROR)
+    if _REQUIRE_GAIN.value and not CONFIG.value.get("seeds"):
+        return refuse(UserError("--require_gain asks what several seeds say: give --config.seeds='(0, 1, 2)'."))
     cache_compilations()
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     try:
-        pipeline.run(CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
+        summary = pipeline.run(CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
     except (UserError, NumericError) as error:
         return refuse(error)
     except KeyboardInterrupt:
         print("kdjax: interrupted; the same command goes on from the last checkpoint, if any.", file=sys.stderr)
         return 130
-    return 0
+    return _NO_GAIN if _REQUIRE_GAIN.value and summary["verdict"]["outcome"] != "gain" else 0
 
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Parses the command line; whatever is wrong with it is one sentence and exit code 78."""
     try:
-        argv = [_at_home(argument) for argument in argv]
+        argv = _with_config_path(argv)
         if not any(argument in ("--help", "-help", "--helpfull", "-?") for argument in argv):
             _check(argv)
         return flags.FLAGS(argv)
@@ -52,17 +62,30 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise SystemExit(refuse(error)) from error
 
 
-def _at_home(argument: str) -> str:
-    """``--config=~/mine.py`` with the home directory written out, which the flag library would not understand."""
-    flag, equals, path = argument.partition("=")
-    return flag + equals + str(local_path(path)) if flag.lstrip("-") == "config" and path.startswith("~") else argument
+def _with_config_path(argv: Sequence[str]) -> list[str]:
+    """``--config=mgd:tiny`` and ``--config=~/mine.py`` as paths: the flag library knows no others."""
+    written = list(argv)
+    for place, argument in enumerate(argv):
+        flag, equals, spec = argument.partition("=")
+        if flag.lstrip("-") != "config" or not flag.startswith("-"):
+            continue
+        if equals and spec:
+            written[place] = f"{flag}={_path(spec)}"
+        elif place + 1 < len(argv):
+            written[place + 1] = _path(argv[place + 1])
+    return written
+
+
+def _path(spec: str) -> str:
+    path, variant = find_config(spec)
+    return ":".join([str(path), *variant])
 
 
 def _check(argv: Sequence[str]) -> None:
     """Refuses in words what the flag library would refuse with a traceback, or not at all."""
     specs = [value for name, value in _values(argv) if name == "config"]
     if not specs:
-        raise UserError("--config is missing; name a config file, such as --config=configs/mgd.py.")
+        raise UserError("--config is missing; name a config, such as --config=mgd, or the path of a config file.")
     config = load_config(specs[-1])
     known = dict(leaves(config))
     for name, value in _values(argv):
@@ -70,13 +93,12 @@ def _check(argv: Sequence[str]) -> None:
             continue
         key = name.removeprefix("config.")
         if any(path.startswith(key + ".") for path in known):
-            raise UserError(f"config.{key} is a section, not a key; {_hint(key, known)}.")
+            raise UserError(f"config.{key} is a section, not a key; {hint(key, known)}.")
         if key not in known:
-            raise UserError(f"config.{key} (set to {value!r}) is not a key of this config; {_hint(key, known)}.")
+            raise UserError(f"config.{key} (set to {value!r}) is not a key of this config; {hint(key, known)}.")
         kind = _kind(config, key)
         if kind in (int, float) and not _is_number(value, kind):
-            allowed = rule(key)
-            raise UserError(f"config.{key} is {value!r}; it must be {allowed.words if allowed else kind.__name__}.")
+            raise UserError(f"config.{key} is {value!r}; it must be {_words(config, key, kind)}.")
     rest = [argument for argument in argv[1:] if not argument.startswith("-")]
     spaced = [value for name, value in _values(argv) if f"--{name}={value}" not in argv]
     if stray := [argument for argument in rest if argument not in spaced]:
@@ -109,16 +131,14 @@ def _is_number(text: str, kind: type) -> bool:
     return True
 
 
-def _hint(key: str, known: Iterable[str]) -> str:
-    """What an unknown key may have meant: a key spelt alike, or what its section has."""
-    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.8):
-        return f"the nearest is config.{near[0]}"
-    section = key
-    while section and not any(path.startswith(section + ".") for path in known):
-        section = section.rpartition(".")[0]
-    prefix = section + "." if section else ""
-    keys = dict.fromkeys(path.removeprefix(prefix).split(".")[0] for path in known if path.startswith(prefix))
-    return f"config{'.' * bool(section)}{section} has {', '.join(keys)}"
+def _words(config: ConfigDict, key: str, kind: type) -> str:
+    """What a number may be."""
+    *section, name = key.split(".")
+    declaring = {"data": Data, "optimizer": Optimizer, "method_optimizer": Optimizer}.get((section or [""])[-1])
+    if section[1:] == ["method"]:
+        declaring = method_class(config[section[0]].method.name)
+    options = declared(declaring or (Stage if section else Run))
+    return options[name].rule.words if name in options else f"a number ({kind.__name__})"
 
 
 def refuse(error: UserError | NumericError) -> int:

@@ -32,8 +32,8 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory, data_dir):
     """A workdir whose teacher is trained: the stage that all tiny configs share."""
-    from kdjax import pipeline
     from kdjax.config import base_config, tiny
+    from kdjax.run import pipeline
 
     config = tiny(base_config())
     config.data.data_dir = str(data_dir)

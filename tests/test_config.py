@@ -1,12 +1,18 @@
 """The schema: every shipped config obeys it, every mistake is one sentence with key, value and what is allowed."""
 
+import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
-from kdjax.config import base_config, check_config, differences, leaves, load_config, rule, scaled_schedule
+from kdjax.config import base_config, load_config, method_config
+from kdjax.config.schema import Data, Optimizer, Run, Stage
 from kdjax.errors import UserError
+from kdjax.options import declared
+from kdjax.plan import resolve
+from kdjax.run.record import differences
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -19,7 +25,7 @@ def load(path: Path, *variant: str):
 @pytest.mark.parametrize("variant", [(), ("tiny",)], ids=["shapes", "tiny"])
 def test_every_config_is_valid_and_documented(path, variant):
     config = load(path, *variant)
-    check_config(config, devices=8)
+    resolve(config, devices=8)
     for stage in config.stages:
         # A copy of a stage must not forget the types of keys that are None.
         config[stage].teacher_floor = 5
@@ -27,9 +33,35 @@ def test_every_config_is_valid_and_documented(path, variant):
     assert f"python -m kdjax.main --config=configs/{path.name}" in path.read_text()
 
 
-def test_every_key_has_a_rule():
-    for path, _ in leaves(base_config()):
-        assert ".model." in path or rule(path), path
+@pytest.mark.parametrize("kind", [Data, Optimizer, Run, Stage])
+def test_every_default_obeys_its_rule_and_every_option_has_words(kind):
+    options = declared(kind)
+    assert len(options) >= 5
+    for name, option in options.items():
+        assert option.rule.holds(option.default), name
+        assert option.rule.words, name
+        assert option.meaning.endswith("."), name
+
+
+def test_what_a_config_says_is_what_the_plan_has():
+    config = base_config()
+    plan = resolve(config, devices=1)
+    assert [stage.name for stage in plan.stages] == ["teacher", "student"]
+    for stage in plan.stages:
+        section = config[stage.name].to_dict()
+        assert stage.section == section
+        parsed = dataclasses.asdict(stage.options)
+        assert parsed.pop("method_optimizer") is None
+        assert parsed == section
+    assert dataclasses.asdict(plan.data) == config.data.to_dict()
+
+
+def test_keys_that_are_absent_have_their_defaults():
+    config = base_config()
+    with config.unlocked():
+        del config.student.published_ap, config.data.threads, config.student.optimizer.beta2
+    plan = resolve(config, devices=1)
+    assert (plan["student"].options.published_ap, plan.data.threads, plan["student"].optimizer.beta2) == (0, 2, 0.99)
 
 
 MISTAKES = [
@@ -59,11 +91,15 @@ MISTAKES = [
     ("student.teacher", "", "needs config.student.teacher"),
     ("teacher.inherit", ("neck",), "needs config.teacher.teacher"),
     ("student.model.backbone.depth", 19, "depth"),
-    ("student.model.backbone.width", "wide", "'width' in the detector's backbone is 'wide'; it must be like 1.0"),
-    ("student.model.head.convs", 1.5, "'convs' in the detector's head is 1.5; it must be like 4"),
-    ("student.model.pixel_std", (1.0, "2", 3.0), "'pixel_std' in a detector's config is (1.0, '2', 3.0)"),
-    ("student.model.pixel_std", (58.0, 0.0, 57.0), "pixel_std is three finite numbers above 0, not (58.0, 0.0, 57.0)"),
-    ("student.model.pixel_mean", (58.0, 57.0), "pixel_mean is three finite numbers, not (58.0, 57.0)"),
+    ("student.model.backbone.width", "wide", "ResNet's width is 'wide'; it must be a number above 0"),
+    ("student.model.head.convs", 1.5, "RetinaNet's convs is 1.5; it must be a whole number of at least 0"),
+    ("student.model.pixel_std", (1.0, "2", 3.0), "pixel_std is (1.0, '2', 3.0); it must be three numbers above 0"),
+    (
+        "student.model.pixel_std",
+        (58.0, 0.0, 57.0),
+        "pixel_std is (58.0, 0.0, 57.0); it must be three",
+    ),
+    ("student.model.pixel_mean", (58.0, 57.0), "pixel_mean is (58.0, 57.0); it must be three numbers, of red"),
     ("stages", ("teacher", "pupil"), "no stage config.pupil"),
     ("stages", ("data",), "no stage config.data"),
     ("stages", ("teacher", "teacher"), "once"),
@@ -88,7 +124,7 @@ def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(key, value
         with target.ignore_type():
             target[key.rsplit(".", 1)[-1]] = value
     with pytest.raises(UserError) as error:
-        check_config(config, devices=8)
+        resolve(config, devices=8)
     message = str(error.value)
     assert words in message
     assert key.split(".")[0] in message
@@ -104,11 +140,11 @@ def test_a_detector_that_learns_masks_needs_data_with_masks(name, tmp_path):
     stage.loss_weights = ConfigDict()
     message = rf"config.data.masks is False, but config.{config.stages[-1]}.model is '{name}', which learns masks: set"
     with pytest.raises(UserError, match=message):
-        check_config(config, devices=8)
+        resolve(config, devices=8)
     config.data.masks = True
-    check_config(config, devices=8)
+    resolve(config, devices=8)
     config.data.masks, stage.steps, stage.init = False, 0, str(tmp_path)
-    check_config(config, devices=8)
+    resolve(config, devices=8)
 
 
 def test_a_config_file_that_fails_says_how(tmp_path):
@@ -118,12 +154,17 @@ def test_a_config_file_that_fails_says_how(tmp_path):
 
 
 def test_learning_rate_scales_with_the_batch_and_steps_inversely():
-    stage = base_config().student
-    stage.batch_size = 4 * stage.base_batch
-    scaled, quoted = scaled_schedule(stage), base_config().student
-    assert scaled.learning_rate == 4 * quoted.optimizer.learning_rate
-    assert scaled.steps == quoted.steps / 4
-    assert scaled.eval_every == 0
+    config = base_config()
+    config.student.batch_size = 4 * config.student.base_batch
+    config.student.method = method_config("icd", warmup_steps=40, heads=4)
+    config.student.method_optimizer = copy.deepcopy(config.student.optimizer)
+    stage, quoted = resolve(config, devices=1)["student"], base_config().student
+    for scaled in (stage.optimizer, stage.method_optimizer):
+        assert scaled.learning_rate == 4 * quoted.optimizer.learning_rate
+        assert scaled.warmup_steps == quoted.optimizer.warmup_steps / 4
+    assert stage.steps == quoted.steps / 4
+    assert stage.method["warmup_steps"] == 10
+    assert stage.eval_every == 0
 
 
 def test_differences_name_key_old_and_new_value():

@@ -12,12 +12,25 @@ import pytest
 from PIL import Image
 
 from kdjax import inspect
+from kdjax.config.schema import Data
 from kdjax.errors import UserError
-from kdjax.train import check_data, open_batches, open_split
+from kdjax.options import parse
+from kdjax.plan import resolve
+from kdjax.run.data import open_batches, open_split, open_splits
 from tests.data.folders import content, encoded, write
 from tests.test_config import CONFIGS, load
 
 ROOT = Path(__file__).parents[1]
+
+
+def data_of(config):
+    return parse(Data, config.data.to_dict(), "config.data")
+
+
+def plan_of(folder):
+    """The plan of such a config, and its training split."""
+    plan = resolve(config_of(folder), devices=1)
+    return plan, open_split(plan.data, training=True)
 
 
 def config_of(folder):
@@ -46,7 +59,7 @@ def test_the_keys_of_a_config_decide_what_is_kept(folder):
     def opened(training=True, **keys):
         config = config_of(folder)
         config.data.update(keys)
-        return open_split(config, training=training)
+        return open_split(data_of(config), training=training)
 
     def flawed(source):
         return [flaw["ids"] for flaw in source.report_dict()["flaws"]]
@@ -64,35 +77,32 @@ def test_the_keys_of_a_config_decide_what_is_kept(folder):
     assert flawed(opened(lenient=True)) == [[11], [12]]
 
 
-def test_a_split_is_read_once(folder):
-    config = config_of(folder)
-    assert open_split(config, training=True) is check_data(config)["train"]
-
-
 def test_both_splits_must_have_the_same_classes(folder):
     changed(folder, lambda tree: tree["categories"][0].update(id=3), "annotations_val.json")
     changed(folder, lambda tree: tree["annotations"][0].update(category_id=3), "annotations_val.json")
     with pytest.raises(UserError, match=r"'train' and the split 'validation' have the same classes in another order"):
-        check_data(config_of(folder))
+        open_splits(data_of(config_of(folder)))
 
 
 def test_masks_need_outlines(folder):
     """Refused when the data are opened; without masks to learn, and to be evaluated on, they may have none."""
     config = config_of(folder)
     config.data.masks = True
-    assert len(open_split(config, training=False)) == 3
+    assert len(open_split(data_of(config), training=False)) == 3
     with pytest.raises(UserError, match=r"data.masks is True, but config.data.name is 'coco_json:.*', whose split 'tr"):
-        check_data(config)
+        open_splits(data_of(config))
     changed(folder, lambda tree: tree["annotations"][0].update(segmentation=[[2, 3, 12, 3, 12, 23]]))
     config.data.max_objects = 5
-    assert open_split(config, training=True).objects(0).segmentation is not None
+    assert open_split(data_of(config), training=True).objects(0).segmentation is not None
 
 
 def test_a_pair_with_masks_has_them_in_its_tiny_variant(data_dir):
     """Images of 64 pixels are half as large as in the data: of an object's box, no more is lost than thin points."""
     config = load(next(path for path in CONFIGS if path.stem == "mgd"), "cascade_mask_rcnn_x101_mask_rcnn_r50:tiny")
     config.data.data_dir = str(data_dir)
-    targets = next(open_batches(config, "student", 0))["targets"]
+    plan = resolve(config, devices=8)
+    source = open_split(plan.data, training=True)
+    targets = next(open_batches(plan, plan["student"], source, 0))["targets"]
     assert targets.valid.any()
     for box, grid, frame in zip(*(x[targets.valid] for x in (targets.boxes, *targets.masks)), strict=True):
         rows, columns = (np.flatnonzero(grid.any(axis=axis)) for axis in (1, 0))
@@ -104,7 +114,7 @@ def test_a_pair_with_masks_has_them_in_its_tiny_variant(data_dir):
 def test_pictures_show_the_objects_of_a_batch(folder):
     """At flip 0 an image of 40 x 30 becomes one of 43 x 32, and its boxes with it; crowds are named so."""
     changed(folder, lambda tree: tree["annotations"][1].update(iscrowd=1))
-    pictures = list(itertools.islice(inspect.training_images(config_of(folder), ("cat", "dog")), 6))
+    pictures = list(itertools.islice(inspect.training_images(*plan_of(folder)), 6))
     assert len({caption for caption, _, _ in pictures}) == 6
     for caption, image, marks in pictures:
         assert image.shape == (32, 43, 3)
@@ -119,7 +129,8 @@ def test_pictures_show_the_objects_of_a_batch(folder):
 
 
 def test_what_breaks_in_the_middle_is_one_sentence(folder):
-    batches = open_batches(config_of(folder), "student", 0)
+    plan, source = plan_of(folder)
+    batches = open_batches(plan, plan["student"], source, 0)
     for name in ("5.png", "7.png", "9.png"):
         (folder / "train" / name).write_bytes(encoded(31, 40))
     with pytest.raises(UserError, match=r"\d.png .image \d. has changed since its size was read"):

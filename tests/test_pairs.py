@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from kdjax import pairs
-from kdjax.config import check_config
 from kdjax.devices import replicate, split
 from kdjax.distill import distill_loss
 from kdjax.errors import UserError
 from kdjax.methods import build_method
 from kdjax.models import build_detector
-from kdjax.train import Teacher, build_run, teacher_floor
+from kdjax.plan import resolve
+from kdjax.run.build import Facts, build, first_state
+from kdjax.run.train import teacher_floor
 from kdjax.weights import COCO_NAMES
 from tests import tiny
 from tests.test_config import CONFIGS, load
@@ -39,15 +40,21 @@ def test_each_pair_has_a_test():
 
 @pytest.mark.parametrize("name", pairs.PAIRS)
 def test_every_methods_config_of_a_pair_is_valid_where_the_files_are(name, tmp_path, monkeypatch):
+    """And its teachers have the floors of their model zoo, on COCO's classes."""
     monkeypatch.chdir(tmp_path)
     for path in CONFIGS:
-        config = load(path, name)
+        config, pair = load(path, name), pairs.PAIRS[name]
         for stage in config.stages:
             if config[stage].weights:
                 (tmp_path / config[stage].weights).touch()
-        check_config(config, devices=8)
-        assert all(config[stage].batch_size == 16 for stage in config.stages)
-        assert config.student.steps in (45_000, 90_000, 180_000)
+        plan = resolve(config, devices=8)
+        assert all(stage.options.batch_size == 16 for stage in plan.stages)
+        assert plan["student"].steps in (45_000, 90_000, 180_000)
+        if config.student.teacher:
+            assert teacher_floor(plan, plan["student"], COCO_NAMES) == pair.teacher.ap - 1
+            assert teacher_floor(plan, plan["student"], ("cat", "dog")) == 0
+        if path.stem == "dfmsd":
+            assert teacher_floor(plan, plan["first_student"], COCO_NAMES) == pair.weaker.ap - 1
 
 
 def test_a_teacher_that_learns_other_classes_is_trained_as_its_file_was():
@@ -57,23 +64,12 @@ def test_a_teacher_that_learns_other_classes_is_trained_as_its_file_was():
     assert "student/backbone/layer1_2" in teacher.freeze
 
 
-@pytest.mark.parametrize("name", pairs.PAIRS)
-def test_every_published_teacher_has_the_floor_of_its_model_zoo(name):
-    for path in CONFIGS:
-        config, pair = load(path, name), pairs.PAIRS[name]
-        if config.student.teacher:
-            assert teacher_floor(config, "student", COCO_NAMES) == pair.teacher.ap - 1
-            assert teacher_floor(config, "student", ("cat", "dog")) == 0
-        if path.stem == "dfmsd":
-            assert teacher_floor(config, "first_student", COCO_NAMES) == pair.weaker.ap - 1
-
-
 def test_a_missing_file_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         UserError, match=r"config.teacher.weights is 'retinanet_x101.*\.pth', but there is no such file"
     ):
-        check_config(load(FILES["mgd"], "retinanet_x101_r50"), devices=8)
+        resolve(load(FILES["mgd"], "retinanet_x101_r50"), devices=8)
 
 
 def test_an_unknown_pair_is_refused_with_the_choices():
@@ -142,16 +138,17 @@ def test_a_student_is_optimised_as_its_own_kind_whoever_teaches():
 @pytest.mark.parametrize("name", pairs.PAIRS)
 def test_a_pair_takes_two_steps(name):
     config = load(FILES[METHODS[name]], f"{name}:tiny")
-    config.student.method_init = ""
     batch = tiny.batch(masks=config.student.model.name == "mask_rcnn")
     module = build_detector(config.teacher.model.to_dict(), num_classes=tiny.CLASSES)
-    teacher = Teacher(module, drawn(module, batch["images"][:1].astype(np.float32)))
-    run, state = build_run(config, "student", tiny.CLASSES, teacher, start=lambda variables: variables)
+    variables = drawn(module, batch["images"][:1].astype(np.float32))
+    stage = resolve(config, devices=8)["student"]
+    built = build(stage, Facts(tiny.CLASSES, (tiny.SIZE, tiny.SIZE), teacher=module))
+    state = first_state(stage, built, jax.random.key(0), start=lambda variables: variables, given={})
     before = jax.device_get(state.params["student"])
     for _ in range(2):
-        state, metrics = run.step(state, replicate(teacher.variables), split(batch), replicate(jax.random.key(0)))
+        state, metrics = built.step(state, replicate(variables), split(batch), replicate(jax.random.key(0)))
     terms = {key.removeprefix("raw/") for key in metrics if key.startswith("raw/")}
-    assert terms >= {*run.student.terms, METHODS[name]}
+    assert terms >= {*built.student.terms, METHODS[name]}
     assert all(np.isfinite(value) for value in jax.tree.leaves(jax.device_get(metrics)))
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, jax.device_get(state.params["student"]))
     assert any(jax.tree.leaves(moved["neck"]))

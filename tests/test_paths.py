@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax import pipeline
 from kdjax.checkpoint import describe, load_variables
-from kdjax.config import check_config, load_config
+from kdjax.config import load_config
 from kdjax.data.sources import open_source
 from kdjax.errors import UserError
 from kdjax.paths import local_path
+from kdjax.plan import resolve
+from kdjax.run import pipeline
 from kdjax.weights import read_weights
 from tests.data.folders import content, write
 from tests.runs import tiny
@@ -42,7 +43,7 @@ def test_a_run_in_the_home_directory_is_there_with_all_that_it_reads(home, teach
     jax.tree.map(np.testing.assert_array_equal, load_variables("~/run/student"), variables)
     config = tiny(NONE, data_dir)
     config.stages, config.student.teacher = ("student",), "~/run/student"
-    check_config(config, devices=8)
+    resolve(config, devices=8)
 
 
 def test_files_in_the_home_directory_are_found(home):

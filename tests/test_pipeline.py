@@ -15,11 +15,15 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import kdjax
-from kdjax import pipeline, train
-from kdjax.config import base_config, differences
+from kdjax.config import base_config
 from kdjax.config import tiny as tiny_config
 from kdjax.errors import NumericError, UserError
 from kdjax.models import build_detector
+from kdjax.plan import resolve
+from kdjax.run import pipeline
+from kdjax.run.build import stage_key
+from kdjax.run.data import open_batches, open_split, open_splits
+from kdjax.run.record import differences, identity
 from tests.data import folders
 from tests.runs import rows, tiny, with_teacher
 
@@ -40,11 +44,13 @@ def test_comparing_later_trains_only_the_baseline_which_starts_as_the_student_di
     student, baseline = (rows(workdir / "stages" / name)[0] for name in ("student", "baseline"))
     assert "raw/mimic" in student
     assert "raw/mimic" not in baseline
-    extended, _ = pipeline.add_baseline(config)
-    batches = {name: next(train.open_batches(extended, name, 1)) for name in ("teacher", "student", "baseline")}
+    plan = resolve(config, devices=8)
+    source = open_split(plan.data, training=True)
+    batches = {stage.name: next(open_batches(plan, stage, source, 1)) for stage in plan.stages}
+    assert list(batches) == ["teacher", "student", "baseline"]
     np.testing.assert_array_equal(batches["student"]["images"], batches["baseline"]["images"])
     assert not np.array_equal(batches["student"]["images"], batches["teacher"]["images"])
-    keys = {name: train.stage_key(extended, name) for name in batches}
+    keys = {stage.name: stage_key(plan.run.seed, stage) for stage in plan.stages}
     assert keys["student"] == keys["baseline"] != keys["teacher"]
 
 
@@ -56,6 +62,8 @@ def test_a_stage_begun_by_a_version_that_drew_other_batches_is_refused_and_a_fin
     folder = with_teacher(teacher, tmp_path) / "stages" / "teacher"
     written = json.loads((folder / "config.json").read_text())
     assert written.pop("kdjax") == kdjax.__version__
+    # Keys that came later are as if they had been there.
+    del written["stage"]["accumulate"], written["stage"]["optimizer"]["beta2"], written["data"]["color"]
     (folder / "config.json").write_text(json.dumps(written))
     pipeline.run(config, tmp_path)
     (folder / "result.json").unlink()
@@ -119,12 +127,16 @@ def test_other_annotations_under_the_same_name_are_other_data(tmp_path):
     for images, file in (("train", "annotations_train.json"), ("val", "annotations_val.json")):
         folders.write(tmp_path / "data", content, file, images)
     config.data.name = f"coco_json:{tmp_path / 'data'}"
-    before = train.identity(config, "student")
-    assert train.identity(config, "student") == before
+    plan = resolve(config, devices=8)
+
+    def identified():
+        return identity(plan, plan["student"], open_splits(plan.data))
+
+    before = identified()
+    assert identified() == before
     content["annotations"][0]["bbox"][0] = 4
     folders.write(tmp_path / "data", content)
-    train._opened.cache_clear()
-    changed = differences(before, train.identity(config, "student"))
+    changed = differences(before, identified())
     assert [change.partition(":")[0] for change in changed] == ["data.train", "from.teacher.data.train"]
 
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import kdjax
-from kdjax import pipeline
 from kdjax.checkpoint import load_method
 from kdjax.errors import UserError
+from kdjax.plan import resolve
+from kdjax.run import pipeline
 from tests.runs import rows, tiny, with_teacher
 from tests.test_config import CONFIGS, load
 
@@ -107,15 +108,18 @@ def test_a_method_that_needs_what_no_stage_gives_is_refused(maskd):
     config = maskd[0].copy_and_resolve_references()
     config.student.method_init = ""
     with pytest.raises(UserError, match=r"'maskd', which needs config.student.method_init"):
-        pipeline.check_config(config, devices=8)
+        resolve(config, devices=8)
 
 
 def test_students_in_a_chain_are_compared_with_a_chain_of_baselines():
     config = load(FOLDER / "dfmsd.py", "tiny")
-    extended, names = pipeline.add_baseline(config)
-    assert names == ["baseline_first_student", "baseline"]
-    assert extended.baseline.init == "baseline_first_student"
+    config.compare = True
+    plan = resolve(config, devices=8)
+    names = ["baseline_first_student", "baseline"]
+    assert [stage.name for stage in plan.stages] == [*config.stages, *names]
+    assert plan.baseline.options.init == "baseline_first_student"
     for name, stage in zip(names, ("first_student", "student"), strict=True):
-        assert extended[name].method.name == "none"
-        assert extended[name].inherit == config[stage].inherit
-        assert extended[name].steps == config[stage].steps
+        assert plan[name].method == {"name": "none"}
+        assert plan[name].options.inherit == config[stage].inherit
+        assert plan[name].steps == config[stage].steps
+        assert plan[name].number == plan[stage].number

@@ -31,7 +31,8 @@ def unpacked(tmp_path_factory):
     root = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, root)
-    shutil.copytree(REPOSITORY / "kdjax", root / "kdjax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("kdjax", "configs"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", root / "wheels", root], check=True, capture_output=True)
     (wheel,) = (root / "wheels").glob("kdjax-*.whl")
@@ -44,13 +45,14 @@ def test_every_module_is_in_the_wheel(unpacked):
     def modules(root):
         return {str(path.relative_to(root)) for path in (root / "kdjax").rglob("*.py")}
 
-    assert modules(unpacked) == modules(REPOSITORY)
+    configs = {f"kdjax/configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.py")}
+    assert modules(unpacked) == modules(REPOSITORY) | configs
+    assert {path.name.partition("-")[0] for path in unpacked.iterdir()} == {"kdjax"}
 
 
 def test_the_wheel_works_elsewhere(unpacked, tmp_path):
-    shutil.copy(REPOSITORY / "configs" / "mgd.py", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "mgd.py"],
+        [sys.executable, "-c", PROGRAM, "mgd:tiny"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(unpacked)},
         capture_output=True,

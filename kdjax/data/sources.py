@@ -9,6 +9,7 @@ from kdjax.data.coco import open_coco
 from kdjax.data.indexed import IndexedSource
 from kdjax.data.prepared import open_prepared, open_shapes
 from kdjax.errors import UserError
+from kdjax.options import imported
 from kdjax.paths import local_path
 
 DataDir = str | os.PathLike[str] | None
@@ -48,7 +49,8 @@ def open_source(
     Args:
         name: ``shapes`` or ``shapes/tiny`` (generated on first use); ``tfds:<name>`` for a set that TFDS has prepared
             with the features of its COCO or VOC, such as ``tfds:coco/2017`` or ``tfds:voc/2007+2012``; or
-            ``coco_json:<folder>`` for images with annotations in COCO's format (:func:`kdjax.data.coco.open_coco`).
+            ``coco_json:<folder>`` for images with annotations in COCO's format (:func:`kdjax.data.coco.open_coco`); or
+            ``package.module:function`` for an :data:`Opener` of somebody else's, which gets "" for the name.
         split: ``train`` or ``validation`` (or what the set calls its splits), or a slice such as ``train[:100]``.
         data_dir: TFDS's data directory, None for its default (``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``); or
             where a relative ``<folder>`` is, None for the working directory.
@@ -62,6 +64,9 @@ def open_source(
     opener = SOURCES.get(kind + colon)
     if opener and bool(colon) == bool(rest):
         return opener(rest, split, data_dir, checks, download)
+    if "." in kind and rest:
+        return imported(name, "data source")("", split, data_dir, checks, download)
+    own = f"; for the folder {name}, coco_json:{name}" if ":" not in name and local_path(name).is_dir() else ""
     raise UserError(
-        f"unknown data source {name!r}: choose shapes, shapes/tiny, tfds:<name> or coco_json:<folder of your data>"
+        f"unknown data source {name!r}: choose shapes, shapes/tiny, tfds:<name> or coco_json:<folder of your data>{own}"
     )

@@ -24,7 +24,6 @@ A student whose maps have 4 channels and a teacher of 16, on one image without o
 ({'mgd': ()}, ['align_p3', 'generation_p3'])
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +40,7 @@ from kdjax.methods.maskd import MasKD, MasKDTokens
 from kdjax.methods.mgd import MGD
 from kdjax.methods.mimic import Mimic
 from kdjax.methods.none import NoDistillation
+from kdjax.options import chosen, declared, defaults
 
 METHODS: dict[str, type[nn.Module]] = {
     "none": NoDistillation,
@@ -61,8 +61,19 @@ def method_options(name: str) -> dict[str, Any]:
     >>> method_options("mgd")
     {'mask_ratio': 0.65, 'mask': 'spatial'}
     """
-    given = ("parent", "name", "axis_name", "dtype", "statistics")
-    return {field.name: field.default for field in dataclasses.fields(METHODS[name]) if field.name not in given}
+    return defaults(method_class(name))
+
+
+def method_class(name: str) -> type[nn.Module]:
+    """The method of a name in a config: a key of ``METHODS``, or ``package.module:Class`` of somebody else's.
+
+    Raises:
+        UserError: there is none, or it does not say what it needs and which terms it has.
+    """
+    method = chosen(name, METHODS, "method")
+    if missing := [member for member in ("terms", "needs", "__call__") if not hasattr(method, member)]:
+        raise UserError(f"{name!r} is no method: it has no {missing[0]!r}, see kdjax.methods.")
+    return method
 
 
 def term_names(method: nn.Module, task_terms: Sequence[str]) -> tuple[str, ...]:
@@ -102,14 +113,16 @@ def build_method(
     """
     options = {key: value for key, value in config.items() if key != "name"}
     name = config["name"]
-    if name not in METHODS:
-        raise UserError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
-    known = method_options(name)
+    method_type = method_class(name)
+    known = declared(method_type)
     if unknown := sorted(options.keys() - known):
         raise UserError(
             f"Method {name!r} has no option {unknown[0]!r}; its options are: {', '.join(sorted(known)) or 'none'}."
         )
-    method = METHODS[name](**options, axis_name=axis_name, dtype=dtype)
+    for option, value in options.items():
+        if not known[option].rule.holds(value):
+            raise UserError(f"Method {name!r} has {option} {value!r}; it must be {known[option].rule.words}.")
+    method = method_type(**options, axis_name=axis_name, dtype=dtype)
     if statistics is not None and "statistics" in method.needs:
         # Nested tuples, because modules must be hashable.
         method = method.clone(statistics=ClassStatistics(*map(_nested_tuple, statistics)))

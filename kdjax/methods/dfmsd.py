@@ -5,7 +5,7 @@ stages of a config, each with a stronger teacher, that start from the student of
 """
 
 import functools
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from kdjax.errors import UserError
 from kdjax.losses import dfmsd_loss, dmkd_loss, object_positions, pearson_loss, stage_keep
 from kdjax.methods.dmkd import branches
 from kdjax.methods.levels import Align, pair_levels
+from kdjax.options import choice, number, whole
 from kdjax.types import Features, Targets, Task, Terms, stride
 
 
@@ -36,28 +37,45 @@ class DFMSD(nn.Module):
     {'dfmsd': (), 'dfmsd_alignment': ()}
     """
 
-    stage: int = 1
-    """1 for the weakest teacher, 2 for the next, and so on."""
-    enhance: str = "ratio"
-    """How masks strengthen: "ratio", with the stage, or "objects", where objects are."""
-    eta: float = 1.0
-    """For "objects": what being inside a ground-truth box adds to the attention's factor of 1."""
-    spatial_ratio: float = 0.45
-    """Share of the positions to hide; for "ratio" in the first stage, and 0.1 more in each stage after it."""
-    channel_ratio: float = 0.5
-    """Share of the channels to hide."""
-    tau: float = 0.5
-    """Temperature of both attentions: 0.5, for FCOS 0.8."""
-    select: str = "ratio"
-    """"ratio", or "threshold" to hide what passes the threshold, whatever its share."""
-    threshold: float = 1.0
-    """For "threshold": the attention from which on places are hidden; 1 is an image's mean."""
-    hide: str = "high"
-    """Hide the places of "high" or of "low" attention."""
-    keep_probability: float = 1.0
-    """Probability with which a selected place stays selected, hence hidden."""
-    alignment: str = "norm"
-    """Semantic alignment: "norm", features are normalised before they are compared, or "separate"."""
+    stage: Annotated[int, whole(1), "1 for the weakest teacher, 2 for the next, and so on."] = 1
+    enhance: Annotated[
+        str,
+        choice("ratio", "objects"),
+        'How masks strengthen: "ratio", with the stage, or "objects", where objects are.',
+    ] = "ratio"
+    eta: Annotated[
+        float,
+        number(0),
+        'For "objects": what being inside a ground-truth box adds to the attention\'s factor of 1.',
+    ] = 1.0
+    spatial_ratio: Annotated[
+        float,
+        number(0, 1),
+        'Share of the positions to hide; for "ratio" in the first stage, and 0.1 more in each stage after it.',
+    ] = 0.45
+    channel_ratio: Annotated[float, number(0, 1), "Share of the channels to hide."] = 0.5
+    tau: Annotated[float, number(0, above=True), "Temperature of both attentions: 0.5, for FCOS 0.8."] = 0.5
+    select: Annotated[
+        str,
+        choice("ratio", "threshold"),
+        '"ratio", or "threshold" to hide what passes the threshold, whatever its share.',
+    ] = "ratio"
+    threshold: Annotated[
+        float,
+        number(0),
+        'For "threshold": the attention from which on places are hidden; 1 is an image\'s mean.',
+    ] = 1.0
+    hide: Annotated[str, choice("high", "low"), 'Hide the places of "high" or of "low" attention.'] = "high"
+    keep_probability: Annotated[
+        float,
+        number(0, 1),
+        "Probability with which a selected place stays selected, hence hidden.",
+    ] = 1.0
+    alignment: Annotated[
+        str,
+        choice("norm", "separate"),
+        'Semantic alignment: "norm", features are normalised before they are compared, or "separate".',
+    ] = "norm"
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 

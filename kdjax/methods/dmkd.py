@@ -4,7 +4,7 @@ What is learnt; the mathematics, and what of it is our reconstruction, is in :mo
 """
 
 import functools
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from kdjax.losses import dmkd_loss, dual_keep
 from kdjax.losses.dmkd import Generate
 from kdjax.methods.levels import Align, pair_levels
 from kdjax.methods.mgd import Generation
+from kdjax.options import choice, number
 from kdjax.types import Features, Targets, Task, Terms
 
 
@@ -47,20 +48,29 @@ class DMKD(nn.Module):
     ['channel_p3', 'fusion_p3', 'spatial_p3']
     """
 
-    spatial_ratio: float = 0.65
-    """Share of the positions to hide: 0.65 for one-stage detectors, 0.45 for two-stage detectors."""
-    channel_ratio: float = 0.5
-    """Share of the channels to hide."""
-    tau: float = 0.5
-    """Temperature of both attentions: 0.5, for FCOS 0.8."""
-    select: str = "ratio"
-    """"ratio", or "threshold" to hide what passes the threshold, whatever its share."""
-    threshold: float = 1.0
-    """For "threshold": the attention from which on places are hidden; 1 is an image's mean."""
-    hide: str = "high"
-    """Hide the places of "high" or of "low" attention."""
-    keep_probability: float = 1.0
-    """Probability with which a selected place stays selected, hence hidden."""
+    spatial_ratio: Annotated[
+        float,
+        number(0, 1),
+        "Share of the positions to hide: 0.65 for one-stage detectors, 0.45 for two-stage detectors.",
+    ] = 0.65
+    channel_ratio: Annotated[float, number(0, 1), "Share of the channels to hide."] = 0.5
+    tau: Annotated[float, number(0, above=True), "Temperature of both attentions: 0.5, for FCOS 0.8."] = 0.5
+    select: Annotated[
+        str,
+        choice("ratio", "threshold"),
+        '"ratio", or "threshold" to hide what passes the threshold, whatever its share.',
+    ] = "ratio"
+    threshold: Annotated[
+        float,
+        number(0),
+        'For "threshold": the attention from which on places are hidden; 1 is an image\'s mean.',
+    ] = 1.0
+    hide: Annotated[str, choice("high", "low"), 'Hide the places of "high" or of "low" attention.'] = "high"
+    keep_probability: Annotated[
+        float,
+        number(0, 1),
+        "Probability with which a selected place stays selected, hence hidden.",
+    ] = 1.0
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 

@@ -3,7 +3,7 @@
 What is learnt; the mathematics is in :mod:`kdjax.losses.icd`.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,7 @@ from kdjax.losses import (
 )
 from kdjax.losses.icd import NORM_EPSILON
 from kdjax.methods.levels import Align, pair_levels, torch_uniform
+from kdjax.options import number, whole
 from kdjax.types import Features, Targets, Task, Terms
 
 
@@ -162,16 +163,19 @@ class ICD(nn.Module):
 
     statistics: ClassStatistics | None = None
     """What the boxes of the training set look like, as nested tuples or arrays; its length is the number of classes."""
-    heads: int = 8
-    """Attention heads; divide the teacher's width."""
-    layers: int = 1
-    """Layers of the decoder."""
-    temperature: float = 1.0
-    """Divides the logits of the instance masks."""
-    queries: int = 300
-    """Queries per image at most, unless it has more boxes: 300 for one-stage detectors, 100 for two-stage."""
-    warmup_steps: int = 1000
-    """Steps before the term "icd" moves the student; its value projection learns from the start."""
+    heads: Annotated[int, whole(1), "Attention heads; divide the teacher's width."] = 8
+    layers: Annotated[int, whole(1), "Layers of the decoder."] = 1
+    temperature: Annotated[float, number(0, above=True), "Divides the logits of the instance masks."] = 1.0
+    queries: Annotated[
+        int,
+        whole(1),
+        "Queries per image at most, unless it has more boxes: 300 for one-stage detectors, 100 for two-stage.",
+    ] = 300
+    warmup_steps: Annotated[
+        int,
+        whole(0),
+        'Steps before the term "icd" moves the student; its value projection learns from the start.',
+    ] = 1000
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 

@@ -4,7 +4,7 @@ Two methods for two stages: "maskd_tokens" learns tokens in the teacher's featur
 that they attend to. What is learnt; the mathematics is in :mod:`kdjax.losses.maskd`.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from kdjax.losses import maskd_loss, masked_features, token_dice_loss, token_masks, token_weights
 from kdjax.methods.levels import Conv, pair_levels, valid
+from kdjax.options import FLAG, whole
 from kdjax.types import Features, Targets, Task, Terms
 
 _weighting_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -96,10 +97,8 @@ class MasKDTokens(nn.Module):
     {'dice': (), 'masked_box': ()}
     """
 
-    tokens: int = 6
-    """K, the number of tokens at each level."""
-    weighted: bool = True
-    """Whether masks are weighted by P; the plain sum otherwise."""
+    tokens: Annotated[int, whole(2), "K, the number of tokens at each level."] = 6
+    weighted: Annotated[bool, FLAG, "Whether masks are weighted by P; the plain sum otherwise."] = True
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -145,12 +144,17 @@ class MasKD(nn.Module):
     (['align_p3', 'tokens'], ['p3', 'p4'])
     """
 
-    tokens: int = 6
-    """K, the number of tokens at each level; that of the first stage."""
-    weighted: bool = True
-    """Whether masks are weighted by P, as in the first stage; the plain mean otherwise."""
-    warmup_steps: int = 5000
-    """Steps before the student's own masks take part: in the paper 5000 to 8500 of 180000."""
+    tokens: Annotated[int, whole(2), "K, the number of tokens at each level; that of the first stage."] = 6
+    weighted: Annotated[
+        bool,
+        FLAG,
+        "Whether masks are weighted by P, as in the first stage; the plain mean otherwise.",
+    ] = True
+    warmup_steps: Annotated[
+        int,
+        whole(0),
+        "Steps before the student's own masks take part: in the paper 5000 to 8500 of 180000.",
+    ] = 5000
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 

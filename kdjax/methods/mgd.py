@@ -1,7 +1,7 @@
 """Masked Generative Distillation: Yang et al., ECCV 2022, https://arxiv.org/abs/2205.01529."""
 
 import functools
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kdjax.losses import hide, keep_mask, mgd_loss
 from kdjax.methods.levels import Align, Conv, pair_levels
+from kdjax.options import choice, number
 from kdjax.types import Features, Targets, Task, Terms
 
 
@@ -51,10 +52,12 @@ class MGD(nn.Module):
     ['generation_p3', 'generation_p4']
     """
 
-    mask_ratio: float = 0.65
-    """Probability of hiding a position (or channel), in [0, 1]."""
-    mask: str = "spatial"
-    """"spatial" for detection and segmentation, "channel" for classification."""
+    mask_ratio: Annotated[float, number(0, 1), "Probability of hiding a position (or channel), in [0, 1]."] = 0.65
+    mask: Annotated[
+        str,
+        choice("spatial", "channel"),
+        '"spatial" for detection and segmentation, "channel" for classification.',
+    ] = "spatial"
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 

@@ -1,6 +1,5 @@
 """Detectors: backbones, necks, heads, and :func:`build_detector`, which makes one from a plain nested dict."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,11 +11,13 @@ from flax.traverse_util import flatten_dict
 from flax.typing import Dtype
 
 from kdjax.errors import UserError
+from kdjax.models.detector import Detector
 from kdjax.models.fcos import FCOS
 from kdjax.models.fpn import FPN
 from kdjax.models.rcnn import RCNN
 from kdjax.models.resnet import ResNet
 from kdjax.models.retinanet import RetinaNet
+from kdjax.options import chosen, declared
 
 __all__ = ["DETECTORS", "FCOS", "FPN", "RCNN", "ResNet", "RetinaNet", "build_detector", "class_outputs", "complete"]
 
@@ -36,8 +37,14 @@ _NECKS: dict[str, dict[str, Any]] = {
 }
 """The pyramids of detectors that differ from FPN's defaults."""
 
-_COMMON = ("pixel_mean", "pixel_std", "frozen_norm")
-_GIVEN = ("backbone", "neck", "num_classes", "axis_name", "dtype", "parent", "name", "stages", "masks")
+_COMMON = tuple(declared(Detector))
+"""Options that all detectors have; they stand beside the sections of a detector's parts."""
+
+
+def _parts(detector: type[nn.Module]) -> dict[str, list[str]]:
+    """Names of the options of a detector's parts."""
+    head = [name for name in declared(detector) if name not in _COMMON]
+    return {"backbone": list(declared(ResNet)), "neck": list(declared(FPN)), "head": head}
 
 
 def build_detector(
@@ -46,10 +53,10 @@ def build_detector(
     """Makes a detector from a plain nested dict.
 
     Args:
-        config: ``name``, a key of ``DETECTORS``; ``backbone``, fields of :class:`ResNet`; ``neck``, fields of
-            :class:`FPN`, by default from P2 to a pooled P6 for two-stage detectors; ``head``, fields of the detector;
-            and the fields that all detectors have: ``pixel_mean``, ``pixel_std`` and ``frozen_norm``. All but ``name``
-            may be left out.
+        config: ``name``, a key of ``DETECTORS`` or ``package.module:Class`` of somebody else's; ``backbone``, fields of
+            :class:`ResNet`; ``neck``, fields of :class:`FPN`, by default from P2 to a pooled P6 for two-stage
+            detectors; ``head``, fields of the detector; and the fields that all detectors have: ``pixel_mean``,
+            ``pixel_std`` and ``frozen_norm``. All but ``name`` may be left out.
         num_classes: number of classes, without a background.
         axis_name: mapped axis of batch-norm statistics and counts; None outside of one.
         dtype: of the computation.
@@ -63,9 +70,8 @@ def build_detector(
         18
     """
     _check(config, ("name", "backbone", "neck", "head", *_COMMON), "a detector's config")
-    if config.get("name") not in DETECTORS:
-        raise UserError(f"There is no detector {config.get('name')!r}; choose one of {', '.join(DETECTORS)}.")
-    name, detector = config["name"], DETECTORS[config["name"]]
+    name = config.get("name", "")
+    detector = chosen(name, DETECTORS, "detector")
     # A config that was kept as JSON has lists where fields have tuples, and modules must be hashable.
     config = {field: _tuple(value) for field, value in config.items()}
     parts = {
@@ -73,11 +79,8 @@ def build_detector(
         for part in ("backbone", "neck", "head")
     }
     module: Any = detector.func if isinstance(detector, functools.partial) else detector
-    _check_types({field: config[field] for field in _COMMON if field in config}, module, "a detector's config")
-    for part, fields_of in (("backbone", ResNet), ("neck", FPN), ("head", module)):
-        fields = [field.name for field in dataclasses.fields(fields_of)]
-        _check(parts[part], [name for name in fields if name not in (*_GIVEN, *_COMMON)], f"the detector's {part}")
-        _check_types(parts[part], fields_of, f"the detector's {part}")
+    for part, known in _parts(module).items():
+        _check(parts[part], known, f"the detector's {part}")
     return detector(
         backbone=ResNet(**parts["backbone"], axis_name=axis_name, dtype=dtype),
         neck=FPN(**(_NECKS.get(name, {}) | parts["neck"]), dtype=dtype),
@@ -98,9 +101,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     module = build_detector(config, num_classes=1)
     parts = {"backbone": module.backbone, "neck": module.neck, "head": module}
     filled = {field: getattr(module, field) for field in _COMMON}
-    for part, of in parts.items():
-        names = [field.name for field in dataclasses.fields(of) if field.name not in (*_GIVEN, *_COMMON)]
-        filled[part] = {name: getattr(of, name) for name in names}
+    filled |= {part: {x: getattr(parts[part], x) for x in names} for part, names in _parts(type(module)).items()}
     return {"name": config["name"], **filled}
 
 
@@ -128,17 +129,3 @@ def _check(given: Mapping[str, Any], known: Any, where: str) -> None:
     for name in given:
         if name not in known:
             raise UserError(f"Unknown field {name!r} in {where}; the fields are {', '.join(known)}.")
-
-
-def _check_types(given: Mapping[str, Any], module: type[nn.Module], where: str) -> None:
-    """Refuses values of another type than the fields of a module have by default."""
-    for field in dataclasses.fields(module):
-        if field.name in given and not _alike(value := given[field.name], field.default):
-            raise UserError(f"The field {field.name!r} in {where} is {value!r}; it must be like {field.default!r}.")
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Whether two values are of one type; whole numbers are numbers too, and tuples are compared by their members."""
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and all(_alike(x, default[0]) for x in value)
-    return type(value) is type(default) or (type(default) is float and type(value) is int)

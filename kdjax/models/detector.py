@@ -1,15 +1,14 @@
 """What all detectors share: the way from images to features, and from there to detections."""
 
-import math
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from kdjax.errors import UserError
 from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
+from kdjax.options import COLOUR, FLAG, SPREAD, check_fields
 from kdjax.types import Detections, Features, Sampling
 
 
@@ -23,9 +22,6 @@ class Detector(nn.Module):
         backbone: normalised images (N, H, W, 3) to named maps; takes ``train``.
         neck: those maps to a pyramid of features.
         num_classes: number of classes, without a background.
-        pixel_mean: of red, green and blue on the scale of 0 to 255.
-        pixel_std: likewise.
-        frozen_norm: whether batch norm uses its running statistics in training too and never updates them.
         axis_name: mapped axis over which counts are averaged; None outside of one.
         dtype: of the computation; parameters and losses are float32.
     """
@@ -33,18 +29,18 @@ class Detector(nn.Module):
     backbone: nn.Module
     neck: nn.Module
     num_classes: int
-    pixel_mean: RGB = IMAGENET_MEAN
-    pixel_std: RGB = IMAGENET_STD
-    frozen_norm: bool = False
+    pixel_mean: Annotated[RGB, COLOUR, "Of red, green and blue on the scale of 0 to 255."] = IMAGENET_MEAN
+    pixel_std: Annotated[RGB, SPREAD, "Likewise."] = IMAGENET_STD
+    frozen_norm: Annotated[
+        bool,
+        FLAG,
+        "Whether batch norm uses its running statistics in training too and never updates them.",
+    ] = False
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
-        """Checks what would make numbers of no meaning, or none at all, of every image."""
-        for field, low in (("pixel_mean", -math.inf), ("pixel_std", 0)):
-            values = getattr(self, field)
-            if len(values) != 3 or not all(low < x < math.inf for x in values):
-                raise UserError(f"{field} is three finite numbers{' above 0' if low == 0 else ''}, not {values}.")
+        check_fields(self)
         super().__post_init__()
 
     @nn.nowrap

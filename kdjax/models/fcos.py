@@ -5,7 +5,7 @@ to the object's four sides, its class, and how central the location is in it.
 """
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from kdjax import boxes
-from kdjax.errors import UserError
 from kdjax.losses.detection import binary_cross_entropy, giou_loss, iou_loss
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import CONVENTIONS, pyramid_anchors
@@ -32,6 +31,7 @@ from kdjax.models.dense import (
     suppress,
     tower,
 )
+from kdjax.options import FLAG, choice, number, whole
 from kdjax.types import Detections, Features, Targets, Terms, stride
 
 BOX_LOSSES = ("iou", "giou")
@@ -207,54 +207,50 @@ class FCOS(DenseDetector):
     The defaults are the paper's first version. MMDetection's improved one has ``conv_bias``, ``norm_on_box`` and
     ``centerness_on_box``, ``centre_radius=1.5``, ``box_loss="giou"`` and ``iou_threshold=0.6``; torchvision's has these
     too, and ``convention="torchvision"`` and ``score_threshold=0.2``.
-
-    Besides the attributes of :class:`kdjax.models.detector.Detector` it has:
-
-    Attributes:
-        convs: see :class:`FCOSHead`.
-        norm: see :class:`FCOSHead`.
-        conv_bias: see :class:`FCOSHead`.
-        prior: see :class:`FCOSHead`.
-        norm_on_box: see :class:`FCOSHead`.
-        centerness_on_box: see :class:`FCOSHead`.
-        range_scale: a level learns objects whose farthest side is range_scale / 2 to range_scale strides away, the
-            finest level nearer ones too, and the coarsest all farther ones: 8 in the paper, 64 pixels at P3; small
-            images need less.
-        centre_radius: 0, or the radius of centre sampling in strides, see :func:`assign_by_location`.
-        box_loss: "iou", minus the logarithm of the IoU, or "giou".
-        convention: "mmdet" or "torchvision". Decides where in its cell a location is, in the middle or at the top left,
-            and for torchvision how far apart cells are (``kdjax.models.anchors``); details of the assignment
-            (:func:`assign_by_location`); whether levels have a scale; whether centerness weights the loss of the boxes
-            (:meth:`loss`); how it enters scores, and whether empty boxes are dropped (:meth:`decode`).
-        score_threshold: candidates scored above it go to non-maximum suppression.
-        candidates: how many of them each level sends at most.
-        iou_threshold: overlap at which non-maximum suppression drops the lower-scored box.
-        max_detections: D, how many boxes an image returns at most.
     """
 
-    convs: int = 4
-    norm: str = "group"
-    conv_bias: bool = False
-    prior: float = 0.01
-    norm_on_box: bool = False
-    centerness_on_box: bool = False
-    range_scale: float = 8.0
-    centre_radius: float = 0.0
-    box_loss: str = "iou"
-    convention: str = "mmdet"
-    score_threshold: float = 0.05
-    candidates: int = 1000
-    iou_threshold: float = 0.5
-    max_detections: int = 100
+    convs: Annotated[int, whole(0), "Convolutions in each tower before the last one."] = 4
+    norm: Annotated[str, choice(*NORMS), '"" or "group": what follows the convolutions of the towers.'] = "group"
+    conv_bias: Annotated[bool, FLAG, "Whether convolutions that a normalisation follows have a bias."] = False
+    prior: Annotated[float, number(0, 1), "Probability that every classifier starts with."] = 0.01
+    norm_on_box: Annotated[bool, FLAG, "Whether distances are relu(x) strides, or exp(x) pixels."] = False
+    centerness_on_box: Annotated[
+        bool,
+        FLAG,
+        "Whether the centerness comes from the tower of the boxes, or from that of the classes.",
+    ] = False
+    range_scale: Annotated[
+        float,
+        number(0, above=True),
+        "A level learns objects whose farthest side is range_scale / 2 to range_scale strides away, the finest "
+        "level nearer ones too, and the coarsest all farther ones: 8 in the paper, 64 pixels at P3; small images "
+        "need less.",
+    ] = 8.0
+    centre_radius: Annotated[
+        float,
+        number(0),
+        "0, or the radius of centre sampling in strides, see assign_by_location.",
+    ] = 0.0
+    box_loss: Annotated[str, choice(*BOX_LOSSES), '"iou", minus the logarithm of the IoU, or "giou".'] = "iou"
+    convention: Annotated[
+        str,
+        choice(*CONVENTIONS),
+        '"mmdet" or "torchvision". Decides where in its cell a location is, in the middle or at the top left, and '
+        "for torchvision how far apart cells are (kdjax.models.anchors); details of the assignment "
+        "(assign_by_location); whether levels have a scale; whether centerness weights the loss of the boxes "
+        "(loss); how it enters scores, and whether empty boxes are dropped (decode).",
+    ] = "mmdet"
+    score_threshold: Annotated[float, number(0, 1), "Candidates scored above it go to non-maximum suppression."] = 0.05
+    candidates: Annotated[int, whole(1), "How many of them each level sends at most."] = 1000
+    iou_threshold: Annotated[
+        float,
+        number(0, 1),
+        "Overlap at which non-maximum suppression drops the lower-scored box.",
+    ] = 0.5
+    max_detections: Annotated[int, whole(1), "D, how many boxes an image returns at most."] = 100
 
     terms: ClassVar[tuple[str, ...]] = ("cls", "box", "centerness")
     """Names of the loss terms."""
-
-    def __post_init__(self) -> None:
-        for field, choices in (("norm", NORMS), ("box_loss", BOX_LOSSES), ("convention", CONVENTIONS)):
-            if getattr(self, field) not in choices:
-                raise UserError(f"FCOS's {field} is one of {choices}, not {getattr(self, field)!r}.")
-        super().__post_init__()
 
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""

@@ -1,11 +1,13 @@
 """The feature pyramid network (Lin et al., 2017) with the levels that detectors add to it."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from kdjax.errors import UserError
+from kdjax.options import FLAG, Rule, check_fields, choice, whole
 from kdjax.types import Features
 
 _init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -14,37 +16,35 @@ EXTRA_FROM = ("c5", "p5", "pool")
 """What the levels above P5 may be made of."""
 
 
+_FINEST = Rule("a whole number from 2 to 5", lambda value: type(value) is int and 2 <= value <= 5)
+
+
 class FPN(nn.Module):
     """Backbone maps to a pyramid of equal channels.
 
     Attributes:
-        channels: of every level of the pyramid.
-        min_level: finest level, 2 to 5.
-        max_level: coarsest level, at least 5.
-        extra_from: what P6 is made of: a strided convolution of "c5" (RetinaNet's paper, MMDetection) or of "p5"
-            (torchvision, FCOS), as are the levels above it of the level below; or by "pool", where each level above P5
-            is every second position of the level below, without parameters (Faster R-CNN).
-        extra_relu: whether P7 is made of relu(P6) (the paper, torchvision) or of P6 (MMDetection's RetinaNet).
         dtype: of the computation; parameters are float32.
     """
 
-    channels: int = 256
-    min_level: int = 3
-    max_level: int = 7
-    extra_from: str = "p5"
-    extra_relu: bool = True
+    channels: Annotated[int, whole(1), "Of every level of the pyramid."] = 256
+    min_level: Annotated[int, _FINEST, "Finest level, 2 to 5."] = 3
+    max_level: Annotated[int, whole(5), "Coarsest level, at least 5."] = 7
+    extra_from: Annotated[
+        str,
+        choice(*EXTRA_FROM),
+        'What P6 is made of: a strided convolution of "c5" (RetinaNet\'s paper, MMDetection) or of "p5" '
+        '(torchvision, FCOS), as are the levels above it of the level below; or by "pool", where each level above '
+        "P5 is every second position of the level below, without parameters (Faster R-CNN).",
+    ] = "p5"
+    extra_relu: Annotated[
+        bool,
+        FLAG,
+        "Whether P7 is made of relu(P6) (the paper, torchvision) or of P6 (MMDetection's RetinaNet).",
+    ] = True
     dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise UserError(f"The number of channels of an FPN is positive, not {self.channels}.")
-        if not 2 <= self.min_level <= 5 <= self.max_level:
-            raise UserError(
-                f"An FPN needs 2 <= min_level <= 5 <= max_level, not min_level={self.min_level} and "
-                f"max_level={self.max_level}."
-            )
-        if self.extra_from not in EXTRA_FROM:
-            raise UserError(f"FPN's extra_from is one of {EXTRA_FROM}, not {self.extra_from!r}.")
+        check_fields(self)
         super().__post_init__()
 
     @nn.compact

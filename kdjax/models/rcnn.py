@@ -5,7 +5,7 @@ Vasconcelos, "Cascade R-CNN", 2018.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ from kdjax.models.detector import Detector
 from kdjax.models.masks import mask_targets
 from kdjax.models.roi_align import roi_align, roi_levels
 from kdjax.models.rpn import Matches, Proposals, RPNHead, RPNPredictions, match, propose, rpn_loss
+from kdjax.options import RATIOS, choice, number, whole
 from kdjax.types import Detections, Features, Sampling, Targets, Terms, stride
 
 BOX_BINS = 7
@@ -176,54 +177,65 @@ class RCNN(Detector):
             :class:`kdjax.models.fpn.FPN`).
         stages: 1 (Faster R-CNN; a box for each class) or up to 3 (Cascade R-CNN; one box for all classes).
         masks: whether it finds masks too (Mask R-CNN, Cascade Mask R-CNN).
-        head_channels: width of the box heads.
-        anchor_scale: size of a level's anchors in strides: 8 in the paper; small images need less.
-        anchor_ratios: height / width of the anchors.
-        train_candidates: anchors that each level sends to non-maximum suppression at most, in training.
-        train_proposals: regions that an image proposes at most, in training: 1000 in MMDetection, of cascades 2000, as
-            in torchvision.
-        candidates: anchors that each level sends to non-maximum suppression at most, in inference.
-        proposals: regions that an image proposes at most, in inference.
-        anchor_samples: anchors of an image that the proposals are trained by; 0 takes all of them.
-        roi_samples: regions of an image that every stage is trained by; 0 takes all of them.
-        convention: "mmdet" or "torchvision". Decides the geometry of the anchors (``kdjax.models.anchors``); how RoIs
-            are pooled (``aligned`` and one sample a cell, or not and 2 samples a bin; ``kdjax.models.roi_align``);
-            which elementwise loss boxes have (:meth:`loss`); what serves as an object's best anchor and learns it
-            (``best_iou`` and ``claim`` of :func:`kdjax.models.assign.assign_by_iou`); whether mask targets are
-            fractions (``kdjax.models.masks``); whether the log-scales of boxes are limited from below (``symmetric``
-            of :func:`kdjax.boxes.decode`); and which small boxes are dropped.
-        score_threshold: candidates scored above it go to non-maximum suppression.
-        iou_threshold: overlap at which non-maximum suppression drops the lower-scored box.
-        max_detections: D, how many boxes an image returns at most.
     """
 
     stages: int = 1
     masks: bool = False
-    head_channels: int = 1024
-    anchor_scale: float = 8.0
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    train_candidates: int = 2000
-    train_proposals: int = 1000
-    candidates: int = 1000
-    proposals: int = 1000
-    anchor_samples: int = 256
-    roi_samples: int = 512
-    convention: str = "mmdet"
-    score_threshold: float = 0.05
-    iou_threshold: float = 0.5
-    max_detections: int = 100
+    head_channels: Annotated[int, whole(1), "Width of the box heads."] = 1024
+    anchor_scale: Annotated[
+        float,
+        number(0, above=True),
+        "Size of a level's anchors in strides: 8 in the paper; small images need less.",
+    ] = 8.0
+    anchor_ratios: Annotated[tuple[float, ...], RATIOS, "Height / width of the anchors."] = (0.5, 1.0, 2.0)
+    train_candidates: Annotated[
+        int,
+        whole(1),
+        "Anchors that each level sends to non-maximum suppression at most, in training.",
+    ] = 2000
+    train_proposals: Annotated[
+        int,
+        whole(1),
+        "Regions that an image proposes at most, in training: 1000 in MMDetection, of cascades 2000, as in "
+        "torchvision.",
+    ] = 1000
+    candidates: Annotated[
+        int,
+        whole(1),
+        "Anchors that each level sends to non-maximum suppression at most, in inference.",
+    ] = 1000
+    proposals: Annotated[int, whole(1), "Regions that an image proposes at most, in inference."] = 1000
+    anchor_samples: Annotated[
+        int,
+        whole(0),
+        "Anchors of an image that the proposals are trained by; 0 takes all of them.",
+    ] = 256
+    roi_samples: Annotated[
+        int,
+        whole(0),
+        "Regions of an image that every stage is trained by; 0 takes all of them.",
+    ] = 512
+    convention: Annotated[
+        str,
+        choice(*CONVENTIONS),
+        '"mmdet" or "torchvision". Decides the geometry of the anchors (kdjax.models.anchors); how RoIs are '
+        "pooled (aligned and one sample a cell, or not and 2 samples a bin; kdjax.models.roi_align); which "
+        "elementwise loss boxes have (loss); what serves as an object's best anchor and learns it (best_iou and "
+        "claim of assign.assign_by_iou); whether mask targets are fractions (kdjax.models.masks); whether the "
+        "log-scales of boxes are limited from below (symmetric of kdjax.boxes.decode); and which small boxes are "
+        "dropped.",
+    ] = "mmdet"
+    score_threshold: Annotated[float, number(0, 1), "Candidates scored above it go to non-maximum suppression."] = 0.05
+    iou_threshold: Annotated[
+        float,
+        number(0, 1),
+        "Overlap at which non-maximum suppression drops the lower-scored box.",
+    ] = 0.5
+    max_detections: Annotated[int, whole(1), "D, how many boxes an image returns at most."] = 100
 
     def __post_init__(self) -> None:
-        if self.convention not in CONVENTIONS:
-            raise UserError(f"RCNN's convention is one of {CONVENTIONS}, not {self.convention!r}.")
         if not 1 <= self.stages <= len(STAGES):
             raise UserError(f"RCNN has 1 to {len(STAGES)} stages, not {self.stages}.")
-        for field in ("train_candidates", "train_proposals", "candidates", "proposals", "max_detections"):
-            if getattr(self, field) < 1:
-                raise UserError(f"RCNN's {field} is at least 1, not {getattr(self, field)}.")
-        for field in ("anchor_samples", "roi_samples"):
-            if getattr(self, field) < 0:
-                raise UserError(f"RCNN's {field} is at least 0, which takes all, not {getattr(self, field)}.")
         super().__post_init__()
 
     @property

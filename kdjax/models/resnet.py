@@ -5,7 +5,7 @@ weights give identical features.
 """
 
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from kdjax.errors import UserError
+from kdjax.options import Rule, check_fields, choice, number, whole
 from kdjax.types import Features
 
 _he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -84,46 +85,56 @@ STYLES = ("pytorch", "caffe")
 """Where a bottleneck strides."""
 
 
+_DEPTH = Rule(f"one of {', '.join(map(str, LAYERS))}", lambda value: type(value) is int and value in LAYERS)
+
+
 class ResNet(nn.Module):
     """Images to the maps of the four layers.
 
     Attributes:
-        depth: 10, 18, 34, 50 or 101.
-        width: factor on every number of channels, which are rounded to a multiple of 8.
-        style: where bottlenecks stride: "pytorch" in the 3x3 convolution ("ResNet v1.5": torchvision, timm, most of
-            MMDetection), "caffe" in the first 1x1 (the paper; Detectron2 and MMDetection's ``caffe`` configs).
-        groups: of the 3x3 convolutions of bottlenecks; ResNeXt-101 64x4d is depth 101, groups 64, base_width 4.
-        base_width: channels of a group in the first layer where ``groups`` is above 1; the 3x3 convolution of a block
-            of C channels has ``int(C * base_width / 64) * groups``.
-        epsilon: added to variances by batch norm. torchvision's published COCO_V1 detectors need 0.
         axis_name: mapped axis over which batch norm averages its statistics in training; None outside of one.
         dtype: of the computation; parameters and statistics are float32.
     """
 
-    depth: int = 50
-    width: float = 1.0
-    style: str = "pytorch"
-    groups: int = 1
-    base_width: int = 64
-    epsilon: float = 1e-5
+    depth: Annotated[int, _DEPTH, "10, 18, 34, 50 or 101."] = 50
+    width: Annotated[
+        float,
+        number(0, above=True),
+        "Factor on every number of channels, which are rounded to a multiple of 8.",
+    ] = 1.0
+    style: Annotated[
+        str,
+        choice(*STYLES),
+        'Where bottlenecks stride: "pytorch" in the 3x3 convolution ("ResNet v1.5": torchvision, timm, most of '
+        'MMDetection), "caffe" in the first 1x1 (the paper; Detectron2 and MMDetection\'s caffe configs).',
+    ] = "pytorch"
+    groups: Annotated[
+        int,
+        whole(1),
+        "Of the 3x3 convolutions of bottlenecks; ResNeXt-101 64x4d is depth 101, groups 64, base_width 4.",
+    ] = 1
+    base_width: Annotated[
+        int,
+        whole(1),
+        "Channels of a group in the first layer where groups is above 1; the 3x3 convolution of a block of C "
+        "channels has int(C * base_width / 64) * groups.",
+    ] = 64
+    epsilon: Annotated[
+        float,
+        number(0),
+        "Added to variances by batch norm. torchvision's published COCO_V1 detectors need 0.",
+    ] = 1e-5
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.depth not in LAYERS:
-            raise UserError(f"ResNet has no depth {self.depth}; choose one of {sorted(LAYERS)}.")
-        if not 0 < self.width < float("inf"):
-            raise UserError(f"The width factor of a ResNet is a positive number, not {self.width}.")
-        if self.style not in STYLES:
-            raise UserError(f"The style of a ResNet is one of {', '.join(STYLES)}, not {self.style!r}.")
-        if not 0 <= self.epsilon < float("inf"):
-            raise UserError(f"The epsilon of a ResNet's batch norm is a number of at least 0, not {self.epsilon}.")
+        check_fields(self)
         if LAYERS[self.depth][0] is BasicBlock and (self.style, self.groups, self.base_width) != ("pytorch", 1, 64):
             raise UserError(
                 f"A ResNet of depth {self.depth} has no bottlenecks, which style, groups and base_width are about; "
                 "leave them out, or choose depth 50 or 101."
             )
-        if min(self.groups, self.base_width) < 1 or self._channels(64) * self.base_width < 64:
+        if self._channels(64) * self.base_width < 64:
             raise UserError(
                 f"groups={self.groups}, base_width={self.base_width} and width={self.width} leave the 3x3 convolutions "
                 "of a ResNet's first layer no channels; each group needs at least one."

@@ -1,6 +1,6 @@
 """RetinaNet (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from kdjax import boxes
-from kdjax.errors import UserError
 from kdjax.losses.detection import giou_loss, l1_loss, smooth_l1_loss
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
@@ -27,6 +26,7 @@ from kdjax.models.dense import (
     suppress,
     tower,
 )
+from kdjax.options import RATIOS, choice, number, whole
 from kdjax.types import Detections, Features, Targets, Terms
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
@@ -78,50 +78,42 @@ class RetinaNetHead(nn.Module):
 
 
 class RetinaNet(DenseDetector):
-    """The detector: its head, what it learns from targets, and what it finds.
+    """The detector: its head, what it learns from targets, and what it finds."""
 
-    Besides the attributes of :class:`kdjax.models.detector.Detector` it has:
-
-    Attributes:
-        convs: see :class:`RetinaNetHead`.
-        norm: see :class:`RetinaNetHead`.
-        prior: see :class:`RetinaNetHead`.
-        anchor_scale: size of the smallest anchor of a level in strides: 4 in the paper; small images need less.
-        anchor_octaves: anchor sizes at a location, spread over one octave.
-        anchor_ratios: height / width of the anchors.
-        box_loss: "l1" (MMDetection, torchvision), "smooth_l1" (the paper; beta 1/9), or "giou" (torchvision's v2).
-        convention: "mmdet" or "torchvision". Decides the geometry of the anchors (``kdjax.models.anchors``); what an
-            anchor learns that is another object's best (``claim`` of :func:`kdjax.models.assign.assign_by_iou`);
-            whether losses are divided by the number of positives in the batch or in each image (:meth:`loss`); whether
-            the log-scales of boxes are limited from below (``symmetric`` of :func:`kdjax.boxes.decode`); and whether
-            empty boxes are dropped (:meth:`decode`).
-        score_threshold: candidates scored above it go to non-maximum suppression.
-        candidates: how many of them each level sends at most.
-        iou_threshold: overlap at which non-maximum suppression drops the lower-scored box.
-        max_detections: D, how many boxes an image returns at most.
-    """
-
-    convs: int = 4
-    norm: str = ""
-    prior: float = 0.01
-    anchor_scale: float = 4.0
-    anchor_octaves: int = 3
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    box_loss: str = "l1"
-    convention: str = "mmdet"
-    score_threshold: float = 0.05
-    candidates: int = 1000
-    iou_threshold: float = 0.5
-    max_detections: int = 100
+    convs: Annotated[int, whole(0), "Convolutions in each tower before the last one."] = 4
+    norm: Annotated[str, choice(*NORMS), '"" or "group": what follows the convolutions of the towers.'] = ""
+    prior: Annotated[float, number(0, 1), "Probability that every classifier starts with."] = 0.01
+    anchor_scale: Annotated[
+        float,
+        number(0, above=True),
+        "Size of the smallest anchor of a level in strides: 4 in the paper; small images need less.",
+    ] = 4.0
+    anchor_octaves: Annotated[int, whole(1), "Anchor sizes at a location, spread over one octave."] = 3
+    anchor_ratios: Annotated[tuple[float, ...], RATIOS, "Height / width of the anchors."] = (0.5, 1.0, 2.0)
+    box_loss: Annotated[
+        str,
+        choice(*BOX_LOSSES),
+        '"l1" (MMDetection, torchvision), "smooth_l1" (the paper; beta 1/9), or "giou" (torchvision\'s v2).',
+    ] = "l1"
+    convention: Annotated[
+        str,
+        choice(*CONVENTIONS),
+        '"mmdet" or "torchvision". Decides the geometry of the anchors (kdjax.models.anchors); what an anchor '
+        "learns that is another object's best (claim of assign.assign_by_iou); whether losses are divided by the "
+        "number of positives in the batch or in each image (loss); whether the log-scales of boxes are limited "
+        "from below (symmetric of kdjax.boxes.decode); and whether empty boxes are dropped (decode).",
+    ] = "mmdet"
+    score_threshold: Annotated[float, number(0, 1), "Candidates scored above it go to non-maximum suppression."] = 0.05
+    candidates: Annotated[int, whole(1), "How many of them each level sends at most."] = 1000
+    iou_threshold: Annotated[
+        float,
+        number(0, 1),
+        "Overlap at which non-maximum suppression drops the lower-scored box.",
+    ] = 0.5
+    max_detections: Annotated[int, whole(1), "D, how many boxes an image returns at most."] = 100
 
     terms: ClassVar[tuple[str, ...]] = ("cls", "box")
     """Names of the loss terms."""
-
-    def __post_init__(self) -> None:
-        for field, choices in (("norm", NORMS), ("box_loss", BOX_LOSSES), ("convention", CONVENTIONS)):
-            if getattr(self, field) not in choices:
-                raise UserError(f"RetinaNet's {field} is one of {choices}, not {getattr(self, field)!r}.")
-        super().__post_init__()
 
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""

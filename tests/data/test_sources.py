@@ -129,3 +129,8 @@ def test_an_interrupted_preparation_is_done_again(tmp_path, monkeypatch):
         open_source("shapes/tiny", "train", tmp_path)
     monkeypatch.undo()
     assert len(open_source("shapes/tiny", "train", tmp_path)) == 32
+
+
+def test_a_path_without_its_kind_is_answered_with_it(tmp_path):
+    with pytest.raises(UserError, match=f"unknown data source .*; for the folder {tmp_path}, coco_json:{tmp_path}"):
+        open_source(str(tmp_path), "train")

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.config import rule
 from kdjax.devices import AXIS
 from kdjax.losses import uniform_statistics, valid_positions
 from kdjax.methods import METHODS, build_method, method_options, term_names
+from kdjax.options import declared
 from kdjax.types import Targets, stride
 from tests import tiny
 
@@ -293,16 +293,16 @@ def test_several_devices_compute_what_one_does_gradients_included(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_has_a_rule_which_its_default_obeys(name):
-    for option, default in method_options(name).items():
-        allowed = rule(f"student.method.{option}")
-        assert allowed is not None, option
-        assert allowed.holds(default), option
+    for option, (default, rule, meaning) in declared(METHODS[name]).items():
+        assert rule.holds(default), option
+        assert meaning.endswith("."), option
+    assert method_options(name) == {option: x.default for option, x in declared(METHODS[name]).items()}
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"name": "mdg"}, "Unknown method 'mdg'.*none, mimic, mgd"),
+        ({"name": "mdg"}, "no method 'mdg'; choose one of none, mimic, mgd"),
         ({"name": "mgd", "ratio": 0.5}, "no option 'ratio'.*mask_ratio"),
         ({"name": "none", "mask_ratio": 0.5}, "options are: none"),
     ],

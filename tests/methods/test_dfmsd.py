@@ -86,5 +86,5 @@ def test_separate_alignment_is_a_term_of_its_own():
 
 
 def test_another_alignment_is_refused():
-    with pytest.raises(ValueError, match='"norm" or "separate"'):
+    with pytest.raises(ValueError, match="one of norm, separate"):
         build_method({"name": "dfmsd", "alignment": "none"})

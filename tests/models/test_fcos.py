@@ -389,9 +389,9 @@ def test_head_of_the_improved_version():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"norm": "batch"}, r"FCOS's norm is one of \('', 'group'\), not 'batch'"),
-        ({"box_loss": "l1"}, r"FCOS's box_loss is one of \('iou', 'giou'\), not 'l1'"),
-        ({"convention": "detectron2"}, r"FCOS's convention is one of \('mmdet', 'torchvision'\), not 'detectron2'"),
+        ({"norm": "batch"}, "FCOS's norm is 'batch'; it must be one of '', group"),
+        ({"box_loss": "l1"}, "FCOS's box_loss is 'l1'; it must be one of iou, giou"),
+        ({"convention": "detectron2"}, "FCOS's convention is 'detectron2'; it must be one of mmdet, torchvision"),
     ],
 )
 def test_mistakes_are_one_clear_sentence(fields, sentence):

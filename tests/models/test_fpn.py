@@ -82,10 +82,10 @@ def test_pooled_levels_are_every_second_position_of_the_level_below():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"min_level": 1}, "2 <= min_level <= 5 <= max_level"),
-        ({"max_level": 4}, "2 <= min_level <= 5 <= max_level"),
-        ({"extra_from": "p4"}, "extra_from is one of"),
-        ({"channels": 0}, "channels of an FPN is positive"),
+        ({"min_level": 1}, "min_level is 1; it must be a whole number from 2 to 5"),
+        ({"max_level": 4}, "max_level is 4; it must be a whole number of at least 5"),
+        ({"extra_from": "p4"}, "extra_from is 'p4'; it must be one of c5, p5, pool"),
+        ({"channels": 0}, "channels is 0; it must be a whole number of at least 1"),
     ],
 )
 def test_refuses_what_it_cannot_build(fields, sentence):

@@ -414,11 +414,11 @@ def test_mistakes_are_one_clear_sentence():
     made = random_rois()._replace(anchor_matches=sampled_rois(12).stages[0].matches)
     with pytest.raises(ValueError, match="learns masks, but its targets have none"):
         detector(masks=True).loss(made, some_targets()._replace(masks=None))
-    with pytest.raises(ValueError, match="convention is one of"):
+    with pytest.raises(ValueError, match="convention is 'detectron'; it must be one of mmdet"):
         detector(convention="detectron")
     with pytest.raises(ValueError, match="1 to 3 stages, not 4"):
         detector(stages=4)
-    with pytest.raises(ValueError, match="train_proposals is at least 1, not 0"):
+    with pytest.raises(ValueError, match="train_proposals is 0; it must be a whole number of at least 1"):
         detector(train_proposals=0)
-    with pytest.raises(ValueError, match="roi_samples is at least 0, which takes all, not -1"):
+    with pytest.raises(ValueError, match="roi_samples is -1; it must be a whole number of at least 0"):
         detector(roi_samples=-1)

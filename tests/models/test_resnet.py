@@ -175,12 +175,12 @@ def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"depth": 20}, "no depth 20"),
-        ({"width": 0.0}, "positive number"),
-        ({"style": "tensorflow"}, "one of pytorch, caffe, not 'tensorflow'"),
-        ({"epsilon": float("nan")}, "at least 0, not nan"),
+        ({"depth": 20}, "depth is 20; it must be one of 10, 18, 34, 50, 101"),
+        ({"width": 0.0}, "it must be a number above 0"),
+        ({"style": "tensorflow"}, "style is 'tensorflow'; it must be one of pytorch, caffe"),
+        ({"epsilon": float("nan")}, "epsilon is nan; it must be a number of at least 0"),
         ({"depth": 18, "groups": 32}, "depth 18 has no bottlenecks"),
-        ({"groups": 0}, "groups=0"),
+        ({"groups": 0}, "groups is 0; it must be a whole number of at least 1"),
         ({"groups": 32, "base_width": 4, "width": 0.125}, "no channels"),
     ],
 )

@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 import kdjax
-from kdjax import train
 from kdjax.checkpoint import STAGE_FILE, Checkpoints, describe_model, save_model
-from kdjax.config import base_config
+from kdjax.config import base_config, tiny
 from kdjax.errors import UserError
 from kdjax.models import build_detector
 from kdjax.optim import make_optimizer
+from kdjax.plan import resolve
+from kdjax.run.start import _as_expected, _import, _saved, import_detector
+from kdjax.run.train import SHAPES_FLOOR, teacher_floor
 from kdjax.state import init_state
 from kdjax.weights import COCO_NAMES, load_into
 from tests.test_config import CONFIGS, load
@@ -44,22 +47,31 @@ def stage(tmp_path):
     return stage
 
 
+def planned(stage):
+    """The stage alone, as a plan has it."""
+    config = tiny(base_config())
+    config.stages, config.student = ("student",), stage
+    stage.update(teacher="", inherit=())
+    stage.method, stage.loss_weights = ConfigDict(dict(name="none")), ConfigDict()
+    return resolve(config, devices=1)["student"]
+
+
 def test_a_file_of_the_datas_classes_is_taken_over(stage):
-    assert train._import(stage, "student", COCO_NAMES).class_names == COCO_NAMES
+    assert _import(planned(stage), COCO_NAMES).class_names == COCO_NAMES
 
 
 def test_a_file_of_the_classes_in_another_order_is_refused_with_both_places(stage):
     with pytest.raises(
         UserError, match=r"config.student.weights: .*coco.npz and the data .* another order.*init_strict"
     ):
-        train._import(stage, "student", COCO_NAMES[::-1])
+        _import(planned(stage), COCO_NAMES[::-1])
 
 
 def test_a_file_of_more_classes_is_refused_with_the_way_to_start_from_it(stage):
     with pytest.raises(
         UserError, match=r"tell 91 classes apart.* The data have 2 classes; .*student.init_strict=False"
     ):
-        train._import(stage, "student", ("cat", "dog"))
+        _import(planned(stage), ("cat", "dog"))
 
 
 def class_outputs(tree):
@@ -79,7 +91,7 @@ def test_what_does_not_depend_on_classes_starts_a_detector_of_others(stage, tmp_
     """Whatever their number: that they are as many as the data's says nothing."""
     stage.init_strict, stage.weights = False, str(tmp_path / "file.pth")
     source = write(stage.weights, stage.model.to_dict(), outputs)
-    imported = train._import(stage, "student", ("cat", "dog"))
+    imported = _import(planned(stage), ("cat", "dog"))
     fresh = drawn(stage.model.to_dict(), 2)
     filled, report = load_into(fresh, imported.variables, origin="file.pth", strict=False)
     assert set(report.missing) == class_outputs(fresh)
@@ -95,11 +107,11 @@ def test_the_classes_that_a_file_names_decide_what_is_taken_over(stage, tmp_path
     write(stage.weights, stage.model.to_dict(), 3, CLASSES=op_texts("washer", "bolt", "hex_nut"))
     names = ("washer", "bolt", "hex nut")
     with pytest.raises(UserError, match=r"weights: .*file.pth and the data .* another order: number 1 is 'washer'"):
-        train._import(stage, "student", ("bolt", "hex nut", "washer"))
-    assert class_outputs(train._import(stage, "student", names).variables)
+        _import(planned(stage), ("bolt", "hex nut", "washer"))
+    assert class_outputs(_import(planned(stage), names).variables)
     stage.init_strict = False
-    assert class_outputs(train._import(stage, "student", names).variables)
-    assert not class_outputs(train._import(stage, "student", ("bolt", "hex nut", "washer")).variables)
+    assert class_outputs(_import(planned(stage), names).variables)
+    assert not class_outputs(_import(planned(stage), ("bolt", "hex nut", "washer")).variables)
 
 
 @pytest.mark.parametrize("folder", ["model", "stage/checkpoints/7"])
@@ -113,11 +125,11 @@ def test_a_model_of_other_classes_gives_no_class_outputs(stage, tmp_path, folder
     (tmp_path / "stage" / STAGE_FILE).write_text(json.dumps(description))
     folder = tmp_path / folder
     for strict in (True, False):
-        jax.tree.map(np.testing.assert_array_equal, train._saved(folder, model, names, strict=strict), variables)
+        jax.tree.map(np.testing.assert_array_equal, _saved(folder, model, names, strict=strict), variables)
     for others in (("dog", "cat"), ("bolt", "nut"), ("cat", "dog", "cow")):
         with pytest.raises(UserError, match="both must have the same classes in the same order"):
-            train._saved(folder, model, others, strict=True)
-        kept = train._saved(folder, model, others, strict=False)
+            _saved(folder, model, others, strict=True)
+        kept = _saved(folder, model, others, strict=False)
         assert flatten_dict(variables, sep="/").keys() - flatten_dict(kept, sep="/").keys() == class_outputs(variables)
     if "checkpoints" in str(folder):
         jax.tree.map(np.testing.assert_array_equal, kdjax.load_student(folder)[1], variables)
@@ -131,13 +143,13 @@ def test_a_detector_is_imported_with_what_its_source_decides_whatever_the_config
     variables = drawn({**fcos, "head": {"convs": 1, **decided}}, 3)
     names = torchvision_names("fcos", range(3, 8), norm=True)
     write_pth(tmp_path / "fcos.pth", to_state_dict(flatten_dict(variables, sep="/"), names))
-    imported = train.import_detector(fcos, str(tmp_path / "fcos.pth"), "torchvision", 3)
+    imported = import_detector(fcos, str(tmp_path / "fcos.pth"), "torchvision", 3)
     jax.tree.map(np.testing.assert_array_equal, imported.variables, variables)
     assert imported.model["head"].items() >= decided.items()
     rcnn = {"name": "faster_rcnn", "backbone": backbone, "neck": {"channels": 4}, "head": {"head_channels": 8}}
     variables, names = drawn(rcnn, 3), mmdet_names("faster_rcnn", range(2, 7))
     write_pth(tmp_path / "rcnn.pth", to_state_dict(flatten_dict(variables, sep="/"), names))
-    imported = train.import_detector(rcnn, str(tmp_path / "rcnn.pth"), "mmdet", 3)
+    imported = import_detector(rcnn, str(tmp_path / "rcnn.pth"), "mmdet", 3)
     jax.tree.map(np.testing.assert_array_equal, imported.variables, variables)
 
 
@@ -152,7 +164,7 @@ def test_p7_of_an_imported_teacher_is_made_as_it_was_trained_though_its_pair_say
     variables = drawn(model, 3)
     names = torchvision_names("retinanet", range(3, 8))
     write_pth(tmp_path / "file.pth", to_state_dict(flatten_dict(variables, sep="/"), names))
-    imported = train.import_detector(model, str(tmp_path / "file.pth"), "torchvision", 3)
+    imported = import_detector(model, str(tmp_path / "file.pth"), "torchvision", 3)
     assert "neck.extra_relu became True instead of False, as in every retinanet of torchvision" in str(imported.report)
     module = build_detector(imported.model, 3)
     rng = np.random.default_rng(0)
@@ -164,13 +176,13 @@ def test_p7_of_an_imported_teacher_is_made_as_it_was_trained_though_its_pair_say
     assert (np.asarray(pyramid["p6"]) < 0).any()
     np.testing.assert_allclose(pyramid["p7"], p7 + extra["bias"][None, None, None], rtol=1e-4)
     # What is trained on from the folder of such a teacher goes on with the ReLU.
-    assert train._as_expected(model, imported.model, whole=True)["neck"]["extra_relu"]
+    assert _as_expected(model, imported.model, whole=True)["neck"]["extra_relu"]
 
 
 @pytest.mark.parametrize(
     ("name", "classes", "steps", "given", "floor"),
     [
-        ("shapes", ("circle", "square"), 800, None, train.SHAPES_FLOOR),
+        ("shapes", ("circle", "square"), 800, None, SHAPES_FLOOR),
         ("shapes/tiny", ("circle", "square"), 2, None, 0),
         # Own data, with a teacher of their own or one that goes on learning.
         ("coco_json:photos", ("cat",), 800, None, 0),
@@ -183,15 +195,17 @@ def test_p7_of_an_imported_teacher_is_made_as_it_was_trained_though_its_pair_say
         ("shapes", ("circle", "square"), 800, 0.0, 0),
     ],
 )
-def test_a_floor_binds_where_something_is_known_of_the_teacher(name, classes, steps, given, floor):
+def test_a_floor_binds_where_something_is_known_of_the_teacher(name, classes, steps, given, floor, tmp_path):
     config = base_config()
     config.data.name = name
-    config.teacher.update(steps=steps, published_ap=41.0)
+    config.teacher.update(steps=steps, published_ap=41.0, init=str(tmp_path))
     config.student.teacher_floor = given
-    assert train.teacher_floor(config, "student", classes) == floor
+    plan = resolve(config, devices=1)
+    assert teacher_floor(plan, plan["student"], classes) == floor
 
 
-def test_a_teacher_from_a_folder_has_no_floor_on_own_data():
+def test_a_teacher_from_a_folder_has_no_floor_on_own_data(tmp_path):
     config = base_config()
-    config.data.name, config.student.teacher = "coco_json:photos", "./models/teacher"
-    assert train.teacher_floor(config, "student", COCO_NAMES) == 0
+    config.stages, config.data.name, config.student.teacher = ("student",), "coco_json:photos", str(tmp_path)
+    plan = resolve(config, devices=1)
+    assert teacher_floor(plan, plan["student"], COCO_NAMES) == 0

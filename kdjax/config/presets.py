@@ -1,0 +1,115 @@
+"""What configs start from: small detectors, a stage, the whole laptop protocol, and how any config is made tiny."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kdjax.config.schema import Data, Optimizer, Run, Stage, placeholder
+from kdjax.methods import method_options
+from kdjax.models import build_detector
+from kdjax.options import defaults
+
+
+def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
+    """Config of a RetinaNet for images of about 128 pixels: half-sized anchors, short heads with group norm.
+
+    Args:
+        depth: of the ResNet, 18, 34, 50 or 101.
+        width: factor on the ResNet's channels.
+        channels: of the feature pyramid and the heads.
+    """
+    return ConfigDict(
+        dict(
+            name="retinanet",
+            backbone=dict(depth=depth, width=width),
+            neck=dict(channels=channels, min_level=3, max_level=7, extra_from="p5"),
+            head=dict(convs=2, norm="group", anchor_scale=2.5),
+            frozen_norm=False,
+            pixel_mean=(123.675, 116.28, 103.53),
+            pixel_std=(58.395, 57.12, 57.375),
+        )
+    )
+
+
+def fcos(depth: int, width: float, channels: int = 64) -> ConfigDict:
+    """Config of an improved FCOS for images of about 128 pixels: ranges of small objects, short heads.
+
+    Args:
+        depth: of the ResNet, 18, 34, 50 or 101.
+        width: factor on the ResNet's channels.
+        channels: of the feature pyramid and the heads.
+    """
+    head = dict(
+        convs=2,
+        norm_on_box=True,
+        centerness_on_box=True,
+        range_scale=3.0,
+        centre_radius=1.5,
+        box_loss="giou",
+        iou_threshold=0.6,
+    )
+    return ConfigDict(retinanet(depth, width, channels).to_dict() | dict(name="fcos", head=head))
+
+
+def base_stage(model: ConfigDict) -> ConfigDict:
+    """One run of the train loop for a detector, every key of :class:`kdjax.config.schema.Stage` at its default."""
+    options = {key: placeholder(default) for key, default in defaults(Stage).items()}
+    sections = dict(method=dict(name="none"), loss_weights=dict(cls=1.0, box=1.0), optimizer=defaults(Optimizer))
+    return ConfigDict(dict(model=model, **sections, **options))
+
+
+def method_config(name: str, **options: Any) -> ConfigDict:
+    """Config of a method: every option it has, at its default unless given."""
+    return ConfigDict(dict(name=name) | method_options(name) | options)
+
+
+def loss_terms(model: ConfigDict) -> tuple[str, ...]:
+    """Names of the loss terms of a detector, from its section of a config."""
+    return build_detector(model.to_dict(), num_classes=1).terms
+
+
+def base_config() -> ConfigDict:
+    """Teacher, then student, on the embedded data: what every config starts from."""
+    stages = dict(
+        teacher=base_stage(retinanet(depth=18, width=0.5)), student=base_stage(retinanet(depth=18, width=0.125))
+    )
+    config = ConfigDict(dict(**defaults(Run), data=defaults(Data), **stages))
+    config.teacher.steps = 800
+    config.student.teacher = "teacher"
+    return config
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+    """A config with small detectors that take two steps on tiny data, to check an installation or a config."""
+    config.data.update(name="shapes/tiny", image_size=(64, 64), short_sides=(), long_side=0, threads=2)
+    config.eval_batch_size = 8
+    for stage in (config[name] for name in config.stages):
+        stage.model.backbone = ConfigDict(dict(depth=10, width=0.125))
+        stage.model.neck.update(channels=16, max_level=6)
+        stage.model.head.update(TINY_HEADS.get(stage.model.name, {}))
+        # Nothing is known to the backbones, and they have fewer blocks.
+        stage.freeze = tuple(path for path in stage.freeze if not path.startswith("student/backbone/"))
+        stage.update(weights="", source="", batch_size=8, base_batch=8, steps=2)
+    return config
+
+
+_TINY_DENSE = dict(convs=1)
+_TINY_RCNN = dict(
+    head_channels=32,
+    anchor_scale=2.0,
+    train_candidates=32,
+    train_proposals=32,
+    candidates=32,
+    proposals=32,
+    anchor_samples=32,
+    roi_samples=16,
+)
+TINY_HEADS: dict[str, dict[str, Any]] = {
+    "retinanet": _TINY_DENSE,
+    "fcos": _TINY_DENSE,
+    "faster_rcnn": _TINY_RCNN,
+    "mask_rcnn": _TINY_RCNN,
+    "cascade_rcnn": _TINY_RCNN,
+    "cascade_mask_rcnn": _TINY_RCNN,
+}
+"""What makes the head of each detector small."""

@@ -1,0 +1,261 @@
+"""Every key of a config: its default, what it may be, and what it means, as the frozen dataclasses that configs become.
+
+Sections ``model`` and ``method`` are declared by the detectors and methods themselves, which a stage names.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from ml_collections import config_dict
+
+from kdjax.data.sizing import Augmentation, Sizing
+from kdjax.options import FLAG, OPTIMIZERS, SCHEDULES, TEXT, Rule, choice, number, tuple_of, whole
+from kdjax.weights import SOURCES
+
+_NAMES = tuple_of(str, "texts, such as ('neck', 'head')")
+
+
+def _is_pair(value: Any, rule: Rule) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(rule.holds, value))
+
+
+def _is_size(value: Any) -> bool:
+    return _is_pair(value, Rule("", lambda side: type(side) is int and side >= 32 and side % 32 == 0))
+
+
+_SIZE = Rule(
+    "a pair of multiples of 32, height and width in pixels, or a tuple of such pairs",
+    lambda value: isinstance(value, tuple) and (_is_size(value) or (value != () and all(map(_is_size, value)))),
+)
+_SHORT_SIDES = Rule(
+    "a tuple of whole numbers of at least 1",
+    lambda value: isinstance(value, tuple) and all(map(whole(1).holds, value)),
+)
+_JITTER = Rule(
+    "an empty tuple or a pair of numbers above 0, the smaller one first",
+    lambda value: value == () or (_is_pair(value, number(0, above=True)) and value[0] <= value[1]),
+)
+_MILESTONES = Rule(
+    "a tuple of numbers between 0 and 1, fractions of the run",
+    lambda value: isinstance(value, tuple) and all(type(x) in (int, float) and 0 < x < 1 for x in value),
+)
+_FLOOR = Rule(
+    "a number of at least 0 and at most 100, or None", lambda value: value is None or number(0, 100).holds(value)
+)
+_SEED = Rule("a whole number from 0 to 2**32 - 1", lambda value: type(value) is int and 0 <= value < 2**32)
+_SEEDS = Rule(
+    "a tuple of different whole numbers from 0 to 2**32 - 1",
+    lambda value: isinstance(value, tuple) and all(map(_SEED.holds, value)) and len(set(value)) == len(value),
+)
+LOSS_WEIGHT = number(0)
+"""What the weight of a loss term may be."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How parameters move, see :func:`kdjax.optim.make_optimizer` and :func:`kdjax.optim.make_schedule`."""
+
+    name: Annotated[str, choice(*OPTIMIZERS), "SGD, Adam and AdamW as PyTorch has them."] = "adamw"
+    learning_rate: Annotated[float, number(0, above=True), "Peak of the rate, quoted for base_batch images."] = 2e-3
+    schedule: Annotated[str, choice(*SCHEDULES), "How the rate falls."] = "cosine"
+    milestones: Annotated[
+        tuple[float, ...], _MILESTONES, 'Fractions of the run after which schedule "step" divides the rate by ten.'
+    ] = (8 / 12, 11 / 12)
+    final_factor: Annotated[float, number(0, 1), 'Share of the rate at which schedule "cosine" ends.'] = 0.0
+    warmup_steps: Annotated[int, whole(0), "Steps until the schedule holds in full."] = 100
+    warmup_factor: Annotated[float, number(0, 1), "Share of the rate at step 0."] = 0.001
+    momentum: Annotated[float, number(0, 1, below=True), "Of SGD's accumulated gradient, or Adam's."] = 0.9
+    beta2: Annotated[float, number(0, 1, below=True), "Of Adam's accumulated squares."] = 0.99
+    weight_decay: Annotated[float, number(0), "Factor of the parameters that is added to the gradient or step."] = 1e-4
+    decay_norm_and_bias: Annotated[bool, FLAG, "Decay scales of normalisation and biases too."] = False
+    clip_norm: Annotated[float, number(0), "Largest global norm of the gradient; 0 for no limit."] = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One run of the train loop: a detector, what it starts from, who teaches it, and for how long."""
+
+    model: Mapping[str, Any]
+    """The detector, as :func:`kdjax.models.build_detector` takes it."""
+    method: Mapping[str, Any]
+    """The method, as :func:`kdjax.methods.build_method` takes it."""
+    optimizer: Optimizer
+    method_optimizer: Optimizer | None = None
+    """Of what the method learns; None where it learns as the student does."""
+    loss_weights: Mapping[str, float]
+    """Weight of each loss term by name; 1 where absent."""
+
+    weights: Annotated[
+        str, TEXT, "File of a PyTorch detector's weights, or of a backbone's alone, to start from; \"\" for none."
+    ] = ""
+    source: Annotated[str, choice("", *SOURCES), "Where that file is from."] = ""
+    init: Annotated[
+        str,
+        TEXT,
+        '"" trains from scratch; the name of an earlier stage, or the path of a model folder or of one step of a '
+        "run's checkpoints, starts from it.",
+    ] = ""
+    init_strict: Annotated[
+        bool,
+        FLAG,
+        "False takes from init or weights what fits and does not depend on other classes than the data's, and leaves "
+        "the rest as it is initialised.",
+    ] = True
+    teacher: Annotated[
+        str, TEXT, 'Name of an earlier stage, or path of a model folder; "" trains without a teacher.'
+    ] = ""
+    inherit: Annotated[
+        tuple[str, ...],
+        _NAMES,
+        'Parts of the detector that start from the teacher\'s where shapes match, such as ("neck", "head").',
+    ] = ()
+    method_init: Annotated[
+        str,
+        TEXT,
+        'Name of an earlier stage, or path of its folder "method": the parts of the method that were learnt there are '
+        "taken over and stay as they are.",
+    ] = ""
+    levels: Annotated[
+        tuple[str, ...],
+        tuple_of(str, "levels, such as ('p3', 'p4')"),
+        'Levels of the pyramids that the method sees, such as ("p2", "p3"); () for all.',
+    ] = ()
+    imitate_boxes: Annotated[
+        bool,
+        FLAG,
+        'Also learn the teacher\'s box regression, map by map: the term "box_imitation", beside any method.',
+    ] = False
+    freeze: Annotated[
+        tuple[str, ...], _NAMES, 'Parameter paths that do not move, such as ("student/backbone/conv1",).'
+    ] = ()
+    batch_size: Annotated[int, whole(1), "Images of one step on all devices together."] = 8
+    base_batch: Annotated[
+        int,
+        whole(1),
+        "The batch that steps and learning rate are quoted for: the rate scales linearly with batch_size, the counts "
+        "of steps inversely.",
+    ] = 8
+    steps: Annotated[int, whole(0), "0 takes over the weights as they are: evaluated, and ready to teach."] = 700
+    accumulate: Annotated[int, whole(1), "Parts that each device works its share of the batch through in."] = 1
+    ema_decay: Annotated[
+        float, number(0, 1, below=True), "Decay of an exponential moving average of the weights; 0 for none."
+    ] = 0.0
+    dtype: Annotated[
+        str,
+        choice("float32", "bfloat16"),
+        "Compute dtype; parameters, statistics and losses are always float32.",
+    ] = "float32"
+    eval_every: Annotated[int, whole(0), "Steps between evaluations on the way; 0 evaluates at the end only."] = 0
+    checkpoint_every: Annotated[int, whole(1), "Steps between checkpoints."] = 200
+    keep_checkpoints: Annotated[int, whole(1), "Newest checkpoints that are kept, besides the best."] = 2
+    log_every: Annotated[int, whole(1), "Steps between lines of progress."] = 20
+    teacher_floor: Annotated[
+        float | None,
+        _FLOOR,
+        "The stage does not start if its teacher's AP is below this. None is what is known of the teacher: 10 on "
+        "shapes, one below published_ap where weights are taken over as they are, nothing on other data.",
+    ] = None
+    published_ap: Annotated[
+        float, number(0, 100), "AP on COCO that a model zoo states of the detector in weights; 0 where none does."
+    ] = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The data set, how its flaws are met, and how large and how changed its images are."""
+
+    name: Annotated[
+        str,
+        TEXT,
+        "shapes, which is generated; tfds:<name>, such as tfds:coco/2017 or tfds:voc/2007+2012; or coco_json:<folder> "
+        "for images with annotations in COCO's format.",
+    ] = "shapes"
+    data_dir: Annotated[
+        str,
+        TEXT,
+        'Where data sets lie; "" is the default folder of tensorflow-datasets, or the working directory.',
+    ] = ""
+    train_split: Annotated[
+        str,
+        TEXT,
+        "With a slice, if wanted, such as train[:1000]; of coco_json also <json file>:<folder of its images>.",
+    ] = "train"
+    eval_split: Annotated[str, TEXT, "Likewise."] = "validation"
+    download: Annotated[bool, FLAG, "Let tensorflow-datasets download and prepare a set that is missing."] = False
+    strict: Annotated[bool, FLAG, "Refuse data with any flaw, instead of leaving out or repairing what is flawed."] = (
+        False
+    )
+    lenient: Annotated[
+        bool,
+        FLAG,
+        "Leave out images whose file is unusable and annotations of unknown images or classes, instead of refusing "
+        "them.",
+    ] = False
+    skip_empty: Annotated[bool, FLAG, "Leave images without objects out of the training."] = False
+    image_size: Annotated[
+        tuple,
+        _SIZE,
+        "Height and width of the padded images. Of several such pairs, as in ((800, 1344), (1344, 800)), each image "
+        "has the one that fits it best; a step is compiled for each.",
+    ] = (128, 128)
+    short_sides: Annotated[
+        tuple[int, ...],
+        _SHORT_SIDES,
+        "Lengths of the shorter side that images are scaled to, one of them drawn in training, the longest in "
+        "evaluation, as long as the longer side stays within long_side; () scales each image to the largest size that "
+        "fits.",
+    ] = ()
+    long_side: Annotated[int, whole(0), "Limit of the longer side in pixels; 0 for none."] = 0
+    max_objects: Annotated[int, whole(1), "Room for objects in an image; of more, the largest are kept."] = 16
+    masks: Annotated[
+        bool, FLAG, "Also make batches of the objects' masks, as grids of mask_size x mask_size cells."
+    ] = False
+    mask_size: Annotated[int, whole(1), "Cells along a side of a mask's grid."] = 112
+    flip: Annotated[float, number(0, 1), "Probability of mirroring an image in training."] = 0.5
+    jitter: Annotated[
+        tuple[float, float] | tuple[()],
+        _JITTER,
+        "Range of a factor on the scale at which images fit, in training, such as (0.1, 2.0): what is then too large "
+        "is cropped. () for none.",
+    ] = ()
+    color: Annotated[float, number(0, 1), "Strength of changes of brightness, contrast, saturation and hue."] = 0.0
+    threads: Annotated[int, whole(1), "Threads that prepare images."] = 2
+
+    @property
+    def sizing(self) -> Sizing:
+        """How large images are."""
+        shapes = (self.image_size,) if _is_size(self.image_size) else self.image_size
+        return Sizing(shapes, self.short_sides, self.long_side)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What training changes at random."""
+        return Augmentation(flip=self.flip, jitter=self.jitter or None, color=self.color)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a config says besides its data and its stages."""
+
+    seed: Annotated[int, _SEED, "Of weights, batches and masks."] = 0
+    seeds: Annotated[
+        tuple[int, ...],
+        _SEEDS,
+        "Repeat the whole run, compared with its twin, for each of these seeds, and judge the differences; () for one "
+        "run of seed.",
+    ] = ()
+    stages: Annotated[tuple[str, ...], _NAMES, "Stages in order; each has its own section, under its name."] = (
+        "teacher",
+        "student",
+    )
+    compare: Annotated[bool, FLAG, "Also train the identical student without a teacher, and print the difference."] = (
+        False
+    )
+    eval_batch_size: Annotated[int, whole(1), "Images of one batch of an evaluation on all devices together."] = 16
+    pictures: Annotated[int, whole(0), "Validation images drawn with their predictions into predictions.png."] = 8
+
+
+def placeholder(default: Any) -> Any:
+    """A default for a ConfigDict: flags can set a key that is None so far to a number."""
+    return config_dict.placeholder(float) if default is None else default

@@ -1,0 +1,61 @@
+"""Prints the table of all keys of configs, with defaults, rules and meanings: ``python -m kdjax.keys``.
+
+The same table is ``docs/keys.md``; ``python -m kdjax.keys > docs/keys.md`` writes it anew.
+"""
+
+import functools
+from typing import Any
+
+from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
+from kdjax.methods import METHODS
+from kdjax.models import DETECTORS, FPN, ResNet
+from kdjax.models.detector import Detector
+from kdjax.options import declared
+
+
+def sections() -> dict[str, dict[str, Any]]:
+    """Where keys stand, in words, to the classes that declare them by the prefix of their keys."""
+    found: dict[str, dict[str, Any]] = {
+        "The run": {"": Run},
+        "The data": {"data.": Data},
+        "A stage": {"<stage>.": Stage},
+        "Its optimiser; `<stage>.method_optimizer` likewise": {"<stage>.optimizer.": Optimizer},
+        "Every detector": {
+            "<stage>.model.": Detector,
+            "<stage>.model.backbone.": ResNet,
+            "<stage>.model.neck.": FPN,
+        },
+    }
+    heads: dict[Any, list[str]] = {}
+    for name, detector in DETECTORS.items():
+        heads.setdefault(detector.func if isinstance(detector, functools.partial) else detector, []).append(name)
+    for head, names in heads.items():
+        found[f"The head of {', '.join(f'`{name}`' for name in names)}"] = {"<stage>.model.head.": head}
+    for name, method in METHODS.items():
+        if declared(method):
+            found[f"The method `{name}`"] = {"<stage>.method.": method}
+    return found
+
+
+def table() -> str:
+    """All keys as Markdown."""
+    lines = ["# Keys of a config", "", "Made by `python -m kdjax.keys` from the fields that declare them.", ""]
+    for title, classes in sections().items():
+        lines += [f"## {title}", "", "| key | default | may be | meaning |", "|---|---|---|---|"]
+        for prefix, cls in classes.items():
+            for name, option in declared(cls).items():
+                if cls is Detector or name not in declared(Detector):
+                    lines.append(_row(prefix + name, repr(option.default), option.rule.words, option.meaning))
+        if title == "A stage":
+            lines.append(_row("<stage>.loss_weights.<term>", "1.0", LOSS_WEIGHT.words, "Of each loss term, by name."))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(key: str, default: str, words: str, meaning: str) -> str:
+    plain = (cell.replace("|", "\\|").replace("<", "\\<") for cell in (words, meaning))
+    return "| " + " | ".join((f"`{key}`", f"`{default}`", *plain)) + " |"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -1,0 +1,165 @@
+"""The stages of a config in order, each skipped when it is done, and what they were worth together."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from kdjax.checkpoint import replacing
+from kdjax.devices import device_count
+from kdjax.errors import UserError
+from kdjax.evaluate import ImageDetections
+from kdjax.paths import local_path
+from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
+from kdjax.report import Row, summary_table, write_json
+from kdjax.run.data import Splits, open_splits
+from kdjax.run.record import Finished, check_claim, identity
+from kdjax.run.train import train_stage
+from kdjax.run.verdict import judge
+from kdjax.visualize import save_predictions
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Runs every stage of ``config`` that is not finished in ``workdir``, and sums up.
+
+    Of several seeds each has a folder ``seed_<number>`` like the one described here, and the summary is about all.
+
+    The workdir ends with a folder per stage, ``student/`` (the last stage's model alone, for
+    :func:`kdjax.load_student`), ``data_report.json``, ``predictions.png`` and ``summary.json``.
+
+    Args:
+        config: of :func:`kdjax.config.base_config`'s schema.
+        workdir: made if missing.
+
+    Returns:
+        what ``summary.json`` holds.
+
+    Raises:
+        UserError: the config, the workdir or something that the config names cannot be used.
+        NumericError: a loss is not finite.
+    """
+    plan = resolve(config, devices=device_count())
+    workdir = _usable(local_path(workdir))
+    splits = open_splits(plan.data)
+    if plan.run.seeds:
+        return _repeat(plan, workdir, splits)
+    return _run(plan, workdir, splits)
+
+
+def _repeat(plan: Plan, workdir: Path, splits: Splits) -> dict[str, Any]:
+    """One run for each seed, in a folder of its own, and what they say together of the student and its twin."""
+    summaries = {}
+    for seed in plan.run.seeds:
+        print(f"Seed {seed}:", flush=True)
+        summaries[seed] = _run(with_seed(plan, seed), workdir / f"seed_{seed}", splits)
+    found = {role: [summary[role]["AP"] for summary in summaries.values()] for role in ("student", "baseline")}
+    verdict = judge(found["student"], found["baseline"])
+    print("seed  student  baseline  difference")
+    for seed, student, baseline, difference in zip(plan.run.seeds, *found.values(), verdict.differences, strict=True):
+        print(f"{seed:4}  {student:7.1f}  {baseline:8.1f}  {difference:+10.1f}")
+    print(verdict.sentence)
+    summary = {
+        "method": plan[plan.student].method["name"],
+        "seeds": list(plan.run.seeds),
+        **found,
+        "verdict": verdict._asdict(),
+    }
+    write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def _run(plan: Plan, workdir: Path, splits: Splits) -> dict[str, Any]:
+    """The run of one seed."""
+    identities = {stage.name: identity(plan, stage, splits) for stage in plan.stages}
+    for stage in plan.stages:
+        check_claim(_folder(workdir, stage), identities[stage.name])
+    workdir.mkdir(exist_ok=True)
+    write_json(workdir / "config.json", plan.content)
+    _report_data(workdir, splits)
+    results: dict[str, dict[str, Any]] = {}
+    finished: dict[str, Finished] = {}
+    for stage in plan.stages:
+        folder = _folder(workdir, stage)
+        result = train_stage(plan, stage, splits, identities[stage.name], folder, finished)
+        results[stage.name], finished[stage.name] = result, Finished(folder, result["metrics"])
+    summary = _summary(plan, results)
+    with replacing(workdir / "student") as partial:
+        shutil.copytree(finished[plan.student].model, partial, dirs_exist_ok=True)
+    write_json(workdir / "summary.json", summary)
+    # Again, for images that could not be decoded.
+    _report_data(workdir, splits)
+    _draw(plan, workdir, splits)
+    print(_table(plan, results))
+    print(f"Everything is in {workdir}: the student alone in student/, pictures in predictions.png.")
+    return summary
+
+
+def _folder(workdir: Path, stage: StagePlan) -> Path:
+    return workdir / "stages" / stage.name
+
+
+def _usable(workdir: Path) -> Path:
+    """Makes the workdir, or says why it cannot be used."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be used ({error.strerror}); name a folder that can be written, or a new one."
+        ) from error
+    return workdir
+
+
+def _report_data(workdir: Path, splits: Splits) -> None:
+    reports = {"train": splits.train.report_dict(), "eval": splits.evaluation.report_dict()}
+    write_json(workdir / "data_report.json", reports)
+
+
+def _summary(plan: Plan, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    last = results[plan.student]
+    return {
+        "method": plan[plan.student].method["name"],
+        "teacher": last["teacher"],
+        "student": last["metrics"],
+        "baseline": results[BASELINE]["metrics"] if plan.baseline else None,
+        "steps": last["steps"],
+        "images_per_second": last["images_per_second"],
+    }
+
+
+def _table(plan: Plan, results: Mapping[str, dict[str, Any]]) -> str:
+    def row(name: str, label: str) -> Row:
+        return Row(label, results[name]["metrics"], results[name]["parameters"])
+
+    *earlier, student = plan.run.stages
+    rows = [row(name, name) for name in earlier]
+    rows.append(row(student, f"{student} ({plan[student].method['name']})"))
+    return summary_table(rows, row(BASELINE, f"{student} (none)") if plan.baseline else None)
+
+
+def _draw(plan: Plan, workdir: Path, splits: Splits) -> None:
+    """Predictions of every stage beside the ground truth, as ``predictions.png``."""
+    if not plan.run.pictures:
+        return
+
+    def found(stage: StagePlan) -> list[ImageDetections]:
+        entries = json.loads((_folder(workdir, stage) / "detections.json").read_text())
+        return [
+            ImageDetections(
+                position=position,
+                boxes=np.asarray(entry["boxes"], np.float32).reshape(-1, 4),
+                scores=np.asarray(entry["scores"], np.float32),
+                labels=np.asarray(entry["labels"], np.int32),
+            )
+            for position, entry in enumerate(entries)
+        ]
+
+    columns = {stage.name: found(stage)[: plan.run.pictures] for stage in plan.stages}
+    save_predictions(workdir / "predictions.png", splits.evaluation, columns)

@@ -1,0 +1,189 @@
+"""What is kept of a stage: whose run its folder is, its results, its model, and what it was worth."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdjax import __version__
+from kdjax.checkpoint import STAGE_FILE, describe, save_method, save_model
+from kdjax.config.schema import Data, Optimizer, Stage
+from kdjax.data.indexed import IndexedSource
+from kdjax.errors import UserError
+from kdjax.evaluate import ImageDetections
+from kdjax.methods import method_options
+from kdjax.options import defaults
+from kdjax.paths import local_path
+from kdjax.plan import Plan, StagePlan
+from kdjax.report import write_json
+from kdjax.run.data import Splits
+from kdjax.state import TrainState
+
+# Keys that change nothing that a stage computes: a run may be resumed with other values.
+_WITHOUT_EFFECT = (
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "teacher_floor",
+    "published_ap",
+    "threads",
+    "data_dir",
+    "download",
+    "strict",
+)
+
+_FIRST_VERSION = "0.1.0"
+"""It wrote no version beside its stages, and all stages of a run drew the same batches."""
+
+RESULT_FILE = "result.json"
+CONFIG_FILE = "config.json"
+
+MOST_PICTURES = 32
+"""Images whose detections are kept for drawing."""
+
+
+class Finished(NamedTuple):
+    """A stage that is done."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The folder of its trained detector."""
+        return self.folder / "model"
+
+    @property
+    def method(self) -> Path:
+        """The folder of what its method learnt."""
+        return self.folder / "method"
+
+
+def identity(plan: Plan, stage: StagePlan, splits: Splits) -> dict[str, Any]:
+    """What determines a stage's result, as plain JSON: its section, the data, the seed, and all that it draws from.
+
+    The data are known by their splits' fingerprints.
+    """
+    sources: dict[str, Any] = {}
+    for field in ("teacher", "init", "method_init"):
+        if origin := getattr(stage.options, field):
+            sources[field] = identity(plan, plan[origin], splits) if origin in plan else describe(origin)
+    if stage.options.weights:
+        sources["weights"] = _sha256(stage)
+    section = {key: value for key, value in stage.section.items() if key not in _WITHOUT_EFFECT}
+    data = {key: value for key, value in plan.content["data"].items() if key not in _WITHOUT_EFFECT}
+    data |= {"train": splits.train.fingerprint, "eval": splits.evaluation.fingerprint}
+    return json.loads(json.dumps({"seed": plan.run.seed, "data": data, "stage": section, "from": sources}))
+
+
+def _sha256(stage: StagePlan) -> str:
+    try:
+        with local_path(stage.options.weights).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"config.{stage.name}.weights={stage.options.weights} cannot be read ({error.strerror})."
+        ) from error
+
+
+def check_claim(folder: Path, known: Mapping[str, Any]) -> None:
+    """Refuses to go on in the folder of a run of another config; nothing is written.
+
+    Args:
+        folder: of the stage.
+        known: the stage's :func:`identity`.
+
+    Raises:
+        UserError: one sentence with the keys that differ.
+    """
+    finished, begun = (folder / RESULT_FILE).exists(), any((folder / "checkpoints").glob("[0-9]*"))
+    if not (finished or begun) or not (folder / CONFIG_FILE).exists():
+        return
+    saved = json.loads((folder / CONFIG_FILE).read_text())
+    version = saved.pop("kdjax", _FIRST_VERSION)
+    if changed := differences(_completed(saved), known):
+        raise UserError(
+            f"{folder} holds a run of another config ({'; '.join(changed[:5])}): choose another --workdir, or delete "
+            "that folder to start it anew."
+        )
+    if version == _FIRST_VERSION and not finished:
+        raise UserError(
+            f"{folder} holds a stage that kdjax {version} began, and this version, {__version__}, draws other batches: "
+            "finish it with that version, or delete that folder to start it anew."
+        )
+
+
+def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved identity with the keys that it lacks, because they came later, at their defaults."""
+    if "stage" not in saved:
+        return dict(saved)
+    stage = _effective(Stage) | saved["stage"]
+    for part in ("optimizer", "method_optimizer"):
+        if part in stage:
+            stage[part] = defaults(Optimizer) | stage[part]
+    stage["method"] = method_options(stage["method"]["name"]) | stage["method"]
+    origins = {field: _completed(x) if isinstance(x, dict) else x for field, x in saved["from"].items()}
+    whole = {**saved, "stage": stage, "data": _effective(Data) | saved["data"], "from": origins}
+    return json.loads(json.dumps(whole))
+
+
+def _effective(kind: type) -> dict[str, Any]:
+    return {key: value for key, value in defaults(kind).items() if key not in _WITHOUT_EFFECT}
+
+
+def claim(folder: Path, known: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Makes a folder that of a stage: with its identity, and with what its checkpoints are going to hold."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG_FILE, {"kdjax": __version__, **known})
+    write_json(folder / STAGE_FILE, description)
+
+
+def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What changed between two plain configs, one ``key: old -> new`` for each key."""
+
+    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {prefix: tree}
+        return {path: leaf for key, value in tree.items() for path, leaf in flat(value, f"{prefix}.{key}").items()}
+
+    old, new = flat(saved), flat(json.loads(json.dumps(config)))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [f"{key[1:]}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}" for key in changed]
+
+
+def export(
+    stage: StagePlan,
+    folder: Path,
+    state: TrainState,
+    evaluated_on: IndexedSource,
+    detections: list[ImageDetections],
+) -> None:
+    """Writes the trained model, what its method learnt, and the detections of the first images."""
+    save_model(folder / "model", state.student(), json.loads((folder / STAGE_FILE).read_text()))
+    if state.params["method"]:
+        save_method(folder / "method", state.params["method"], stage.section["method"])
+    write_json(folder / "detections.json", [_as_json(found, evaluated_on) for found in detections[:MOST_PICTURES]])
+
+
+def _as_json(found: ImageDetections, source: IndexedSource) -> dict[str, Any]:
+    """Detections under the data set's own id of their image."""
+    fields = found._asdict()
+    return {"image_id": source.objects(fields.pop("position")).image_id, **fields}
+
+
+def finished_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished stage, None for one that is not; what JSON cannot hold (NaN) is NaN again."""
+
+    def restored(metrics: Any) -> Any:
+        if isinstance(metrics, dict):
+            return {key: restored(value) for key, value in metrics.items()}
+        return math.nan if metrics is None else metrics
+
+    path = folder / RESULT_FILE
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    return {key: restored(value) if key != "teacher" or value else None for key, value in result.items()}

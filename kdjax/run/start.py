@@ -1,0 +1,233 @@
+"""What a stage begins with: its teacher, and its student's first weights, from wherever the config says.
+
+Weights come from a file of another framework, from a model folder or a checkpoint, from an earlier stage, and from the
+teacher. Whatever is taken over is printed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax.checkpoint import describe, load_method, load_student, load_variables
+from kdjax.data.check import compare_classes
+from kdjax.errors import UserError
+from kdjax.models import build_detector, class_outputs, complete
+from kdjax.optim import paths
+from kdjax.paths import local_path
+from kdjax.plan import StagePlan
+from kdjax.run.record import Finished
+from kdjax.state import Variables
+from kdjax.weights import (
+    COCO_NAMES,
+    Imported,
+    LoadReport,
+    count_classes,
+    expected_model,
+    import_state_dict,
+    inherit,
+    load_into,
+    merged,
+    read_weights,
+    without,
+)
+
+
+class Teacher(NamedTuple):
+    """A trained detector that teaches."""
+
+    module: nn.Module
+    variables: Variables
+
+
+class Origins(NamedTuple):
+    """What a stage begins with."""
+
+    model: Mapping[str, Any]
+    """The student's section of the config, with what its first weights expect."""
+    start: Callable[[Variables], Variables]
+    """Takes the student's fresh variables to those that it starts from."""
+    teacher: Teacher | None
+    given: Variables
+    """Parts of the method's parameters, by name, that an earlier stage learnt; they do not move."""
+
+
+def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mapping[str, Finished]) -> Origins:
+    """Reads what a stage begins with, and says what was loaded from where.
+
+    Args:
+        stage: of the plan.
+        class_names: of the data.
+        earlier: the stages before it, by name.
+
+    Raises:
+        UserError: something is damaged, or does not fit the detector or the data.
+    """
+    name, options = stage.name, stage.options
+
+    def folder(origin: str) -> Path:
+        return earlier[origin].model if origin in earlier else local_path(origin)
+
+    teacher = None
+    if options.teacher:
+        teacher = _load(folder(options.teacher), class_names, options.dtype)
+        report = LoadReport(tuple(jax.tree.leaves(paths(teacher.variables))), (), (), ())
+        print(f"[{name}] teacher {folder(options.teacher)}: {report}", flush=True)
+
+    model, imported = options.model, None
+    if options.weights:
+        imported = _import(stage, class_names)
+        model = imported.model
+    elif options.init:
+        model = _as_expected(model, describe(folder(options.init)).get("model", model), whole=options.init_strict)
+
+    def start(variables: Variables) -> Variables:
+        if imported:
+            variables, report = load_into(variables, imported.variables, origin=options.weights, strict=False)
+            print(f"[{name}] starts from {options.weights}: {imported.report}; {report}", flush=True)
+        if options.init:
+            origin = folder(options.init)
+            saved = _saved(origin, model, class_names, strict=options.init_strict)
+            variables, report = load_into(variables, saved, origin=str(origin), strict=options.init_strict)
+            print(f"[{name}] starts from {origin}: {report}", flush=True)
+        if teacher and options.inherit:
+            variables, report = inherit(variables, teacher.variables, options.inherit)
+            print(f"[{name}] inherits {', '.join(options.inherit)} from the teacher: {report}", flush=True)
+        return variables
+
+    given: Variables = {}
+    if options.method_init:
+        origin = options.method_init
+        given = load_method(earlier[origin].method if origin in earlier else origin)
+    return Origins(model, start, teacher, given)
+
+
+def import_detector(model: Mapping[str, Any], weights: str, source: str, num_classes: int | None = None) -> Imported:
+    """The weights in a file, as those of a detector.
+
+    Args:
+        model: config of the detector, as :func:`kdjax.models.build_detector` takes it.
+        weights: path of the file.
+        source: a key of ``kdjax.weights.SOURCES``.
+        num_classes: how many classes it must tell apart, without a background; None for as many as it does.
+
+    Raises:
+        UserError: one sentence says what does not fit.
+    """
+    file = read_weights(weights)
+    expected = expected_model(complete(model), source, file.tensors)
+
+    def like(classes: int) -> Any:
+        module = build_detector(expected.model, num_classes=classes)
+        return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+
+    if num_classes is None:
+        # A backbone alone tells nothing apart.
+        num_classes = count_classes(file.tensors, source, model=expected.model, like=like(1), num_classes=1) or 1
+    imported = import_state_dict(
+        file.tensors, source, model=expected.model, like=like(num_classes), num_classes=num_classes, origin=weights
+    )
+    report = imported.report._replace(changes=(*expected.changes, *imported.report.changes))
+    return imported._replace(report=report, class_names=file.class_names or imported.class_names)
+
+
+def _import(stage: StagePlan, class_names: tuple[str, ...]) -> Imported:
+    """The weights in the file that a stage names, which must know the classes of the data where all are taken over."""
+    options, model = stage.options, stage.options.model
+    otherwise = (
+        f"config.{stage.name}.init_strict=False takes over what does not depend on classes, in a stage that trains"
+    )
+    if not options.init_strict:
+        imported = import_detector(model, options.weights, options.source)
+        kept = _of_classes(imported.variables, imported.model, imported.class_names, class_names)
+        if len(jax.tree.leaves(kept)) < len(jax.tree.leaves(imported.variables)):
+            changes = (*imported.report.changes, "what depends on its classes, which are not the data's, starts afresh")
+            imported = imported._replace(report=imported.report._replace(changes=changes))
+        return imported._replace(variables=kept)
+    try:
+        imported = import_detector(model, options.weights, options.source, len(class_names))
+    except UserError as error:
+        if len(class_names) == len(COCO_NAMES):
+            raise
+        raise UserError(
+            f"{error} The data have {len(class_names)} classes; if the file has others, {otherwise}."
+        ) from error
+    known = imported.class_names or class_names
+    if difference := other_classes(options.weights, known, "the data", class_names):
+        raise UserError(f"config.{stage.name}.weights: {difference}; {otherwise}.")
+    return imported
+
+
+def other_classes(file: str, known: Sequence[str], theirs: str, class_names: Sequence[str]) -> str:
+    """How the classes of a file of weights differ from others, in words; empty if they are the same in the same order.
+
+    Files write the same names in several ways: ``traffic_light``.
+    """
+
+    def plain(name: str) -> str:
+        return name.lower().replace("_", " ")
+
+    spelt = {plain(name): name for name in class_names}
+    return compare_classes(file, [spelt.get(plain(name), name) for name in known], theirs, class_names)
+
+
+def _of_classes(
+    variables: Variables, model: Mapping[str, Any], known: Sequence[str] | None, class_names: Sequence[str]
+) -> Variables:
+    """A detector's variables without those that tell classes apart, unless they are known to be the data's.
+
+    That there are as many says nothing.
+    """
+    if known and not other_classes("", known, "", class_names):
+        return variables
+    return without(variables, class_outputs(model))
+
+
+_EXPECTED = {
+    "backbone": ("style", "epsilon"),
+    "neck": ("extra_relu",),
+    "head": ("convention", "norm_on_box", "centerness_on_box"),
+}
+"""What weights decide and no array shows, by section; besides the statistics of pixels."""
+
+
+def _as_expected(model: Mapping[str, Any], origin: Mapping[str, Any], whole: bool) -> dict[str, Any]:
+    """The config of a detector with what the weights of another one, which it starts from, expect.
+
+    A head that takes over only what fits goes on learning, as its own config says.
+    """
+    expected = {key: origin[key] for key in ("pixel_mean", "pixel_std") if key in origin}
+    for section, fields in _EXPECTED.items():
+        theirs = origin.get(section, {})
+        if section != "head" or whole:
+            expected[section] = {key: theirs[key] for key in fields if key in theirs}
+    return merged(model, expected)
+
+
+def _saved(folder: Path, model: Mapping[str, Any], class_names: tuple[str, ...], strict: bool) -> Variables:
+    """The variables of a trained detector to start from: all of them, or those that do not depend on its classes.
+
+    Raises:
+        UserError: ``strict``, and the detector tells other classes apart than the data do.
+    """
+    if strict:
+        _check_classes(folder, class_names)
+        return load_variables(folder)
+    known = describe(folder)
+    return _of_classes(load_variables(folder), known.get("model", model), known.get("class_names"), class_names)
+
+
+def _load(folder: Path, class_names: tuple[str, ...], dtype: str) -> Teacher:
+    """A trained detector, which must know the classes of the data."""
+    _check_classes(folder, class_names)
+    return Teacher(*load_student(folder, dtype=dtype))
+
+
+def _check_classes(folder: Path, class_names: tuple[str, ...]) -> None:
+    """Refuses a model of other classes than the data's, or in another order, where its folder says which."""
+    known = tuple(describe(folder).get("class_names", class_names))
+    if difference := compare_classes(f"the model in {folder}", known, "the data", class_names):
+        raise UserError(f"{difference}; both must have the same classes in the same order.")

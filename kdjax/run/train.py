@@ -1,0 +1,296 @@
+"""The one train loop: a stage of a plan becomes a trained detector in a folder.
+
+A stage's folder holds ``config.json``, ``description.json``, ``metrics.jsonl``, TensorBoard events, ``checkpoints/``
+and, once finished, ``model/`` (the trained detector alone), ``method/`` (what the method learnt, if anything),
+``detections.json`` (of the images that are drawn) and ``result.json``.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax.checkpoint import Checkpoints, describe_model
+from kdjax.data.statistics import class_statistics
+from kdjax.devices import Prefetch, replicate
+from kdjax.errors import NumericError, UserError
+from kdjax.evaluate import ImageDetections, Metrics, evaluate, make_predict
+from kdjax.methods import build_method
+from kdjax.plan import Plan, StagePlan
+from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
+from kdjax.run.build import Built, Facts, build, first_state, stage_key
+from kdjax.run.data import Splits, open_batches
+from kdjax.run.record import RESULT_FILE, Finished, claim, export, finished_result
+from kdjax.run.start import Origins, Teacher, load_origins
+from kdjax.state import TrainState, Variables
+from kdjax.weights import COCO_NAMES
+
+Evaluation = Callable[..., tuple[Metrics, list[ImageDetections]]]
+"""From a predict function and variables to the metrics on the evaluation split, and the detections."""
+
+# Forced CPU devices abort when too many steps are in flight.
+_MOST_STEPS_IN_FLIGHT = 20
+
+
+def train_stage(
+    plan: Plan,
+    stage: StagePlan,
+    splits: Splits,
+    identity: Mapping[str, Any],
+    folder: Path,
+    earlier: Mapping[str, Finished],
+) -> dict[str, Any]:
+    """Trains one stage of a plan, or continues it, or finds it finished.
+
+    Args:
+        plan: the whole run.
+        stage: of it.
+        splits: its data.
+        identity: what determines the stage's result.
+        folder: the stage's own.
+        earlier: the stages before it, by name.
+
+    Returns:
+        what ``result.json`` holds: "metrics" (percent), those of the "teacher" or None, "steps", "images_per_second",
+        "parameters".
+
+    Raises:
+        UserError: something that the config names does not fit, or the teacher's AP is below ``teacher_floor``.
+        NumericError: the loss is not finite.
+    """
+    if done_before := finished_result(folder):
+        print(f"[{stage.name}] finished earlier: AP {done_before['metrics']['AP']:.1f}. Nothing to do.", flush=True)
+        return done_before
+    class_names, sizing = splits.train.class_names, plan.data.sizing
+    evaluation = functools.partial(
+        evaluate, source=splits.evaluation, batch_size=plan.run.eval_batch_size, image_size=sizing
+    )
+    origins = load_origins(stage, class_names, earlier)
+    teacher_metrics = _check_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
+    built = build(stage, _facts(plan, stage, splits, origins))
+    description = describe_model(origins.model, class_names, sizing.shapes[0], splits.train.category_ids)
+    claim(folder, identity, description)
+    loop = _Loop(plan, stage, built, folder, evaluation)
+    teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None
+    # The loop alone holds the state: on a device there is no room for two.
+    state, metrics, detections = loop.run(
+        functools.partial(_begin, plan, stage, built, origins), teacher_variables, splits
+    )
+    export(stage, folder, state, splits.evaluation, detections)
+    result: dict[str, Any] = {
+        "metrics": metrics,
+        "teacher": teacher_metrics,
+        "steps": stage.steps,
+        "images_per_second": loop.throughput.images_per_second,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
+    }
+    # Last: it marks the stage as finished.
+    write_json(folder / RESULT_FILE, result)
+    return result
+
+
+def _facts(plan: Plan, stage: StagePlan, splits: Splits, origins: Origins) -> Facts:
+    """What the stage's modules depend on, now that data and files are read."""
+    needs = build_method(stage.method).needs
+    return Facts(
+        num_classes=len(splits.train.class_names),
+        image_size=plan.data.sizing.shapes[0],
+        model=origins.model,
+        teacher=origins.teacher and origins.teacher.module,
+        given=origins.given,
+        statistics=class_statistics(splits.train) if "statistics" in needs else None,
+    )
+
+
+def _begin(plan: Plan, stage: StagePlan, built: Built, origins: Origins) -> TrainState:
+    """The state of step 0; says how large the models are and how the stage is scaled."""
+    options = stage.options
+    state = first_state(stage, built, stage_key(plan.run.seed, stage), origins.start, origins.given)
+    table = {stage.name: state.params["student"]}
+    if state.params["method"]:
+        table[f"method {stage.method['name']}"] = state.params["method"]
+    print(parameter_table(table), flush=True)
+    if options.batch_size != options.base_batch:
+        print(
+            f"[{stage.name}] batch {options.batch_size} instead of {options.base_batch}: learning rate "
+            f"{stage.optimizer.learning_rate:g} instead of {options.optimizer.learning_rate:g}, {stage.steps} steps "
+            f"instead of {options.steps}.",
+            flush=True,
+        )
+    return state
+
+
+class _Loop:
+    """The steps of one stage, and all that happens between them."""
+
+    def __init__(self, plan: Plan, stage: StagePlan, built: Built, folder: Path, evaluation: Evaluation):
+        self.throughput = Throughput(stage.steps, stage.options.batch_size)
+        self._plan, self._stage, self._built, self._folder = plan, stage, built, folder
+        self._evaluate = functools.partial(evaluation, make_predict(built.student))
+        self._recent: list[dict[str, jax.Array]] = []
+        self._compiled: set[tuple[int, int]] = set()
+
+    def run(
+        self, begin: Callable[[], TrainState], teacher_variables: Variables | None, splits: Splits
+    ) -> tuple[TrainState, Metrics, list[ImageDetections]]:
+        """From the state of step 0, or the newest checkpoint, to the last state and what it is worth."""
+        stage, options, state = self._stage, self._stage.options, begin()
+        with Checkpoints(self._folder / "checkpoints", keep=options.keep_checkpoints) as checkpoints:
+            if checkpoints.latest() is not None:
+                state = checkpoints.restore(state)
+                print(f"[{stage.name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
+            first = int(state.step)
+            if first == stage.steps:
+                return state, *self._evaluate(state.student())
+            batches = open_batches(self._plan, stage, splits.train, first)
+            # Placed once: what comes from one device is broadcast again at every step.
+            key = replicate(stage_key(self._plan.run.seed, stage))
+            teacher_variables = teacher_variables and replicate(teacher_variables)
+            with MetricWriter(self._folder, first) as writer, Prefetch(batches, parts=options.accumulate) as placed:
+                for done in range(first + 1, stage.steps + 1):
+                    state = self._step(state, teacher_variables, placed, key)
+                    if done == first + 1:
+                        self.throughput.measure(done)
+                    evaluated = self._between(done, state, writer, checkpoints)
+        assert evaluated is not None  # The last step is evaluated.
+        return state, *evaluated
+
+    def _step(self, state: TrainState, teacher_variables: Any, placed: Prefetch, key: jax.Array) -> TrainState:
+        """One step; the first one of each shape compiles, which is said and not measured."""
+        if not placed.ready():
+            # What the devices still have to do is no waiting for data.
+            jax.block_until_ready(state)
+        with self.throughput.waiting():
+            batch = next(placed)
+        height, width = batch["images"].shape[2:4]
+        if (height, width) in self._compiled:
+            state, values = self._built.step(state, teacher_variables, batch, key)
+        else:
+            self._compiled.add((height, width))
+            started = time.perf_counter()
+            with self.throughput.paused(steps=1):
+                state, values = jax.block_until_ready(self._built.step(state, teacher_variables, batch, key))
+            seconds = time.perf_counter() - started
+            print(
+                f"[{self._stage.name}] first step of {height}x{width} took {seconds:.0f} s with compilation.",
+                flush=True,
+            )
+        self._recent.append(values)
+        return state
+
+    def _between(
+        self, done: int, state: TrainState, writer: MetricWriter, checkpoints: Checkpoints
+    ) -> tuple[Metrics, list[ImageDetections]] | None:
+        """What is due after a step: its line and row, an evaluation, a checkpoint. Returns the evaluation."""
+        stage, evaluated = self._stage, None
+        evaluates = done == stage.steps or _due(done, stage.eval_every)
+        saves = evaluates or _due(done, stage.checkpoint_every)
+        if not (saves or _due(done, stage.options.log_every)):
+            if done % _MOST_STEPS_IN_FLIGHT == 0:
+                jax.block_until_ready(self._recent[-1])
+            return None
+        means, self._recent = _means(self._recent), []
+        row = self._progress(done, means)
+        finite = all(map(math.isfinite, means.values()))
+        if evaluates and finite:
+            with self.throughput.paused():
+                evaluated = self._evaluate(state.student())
+            row["eval"] = evaluated[0]
+            print(f"[{stage.name}] step {done}: {_in_words(evaluated[0])}", flush=True)
+        writer.write(done, row)
+        if not finite:
+            raise _not_finite(stage.name, done, means)
+        if saves:
+            checkpoints.save(state, ap=evaluated[0]["AP"] if evaluated else None)
+        return evaluated
+
+    def _progress(self, done: int, means: Mapping[str, float]) -> dict[str, Any]:
+        """Prints the line of a step, and returns its row of ``metrics.jsonl``."""
+        rate = self.throughput.measure(done)
+        learning_rate = float(self._built.learning_rate(done - 1))
+        shares = {key.removeprefix("loss/"): x for key, x in means.items() if key.startswith("loss/")}
+        line = progress_line(done, self._stage.steps, shares, learning_rate, *rate)
+        print(f"[{self._stage.name}] {line}", flush=True)
+        return {
+            **means,
+            "learning_rate": learning_rate,
+            "images_per_second": rate.images_per_second,
+            "waited": rate.waited,
+        }
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _means(recent: list[dict[str, jax.Array]]) -> dict[str, float]:
+    values = jax.device_get(recent)
+    return {name: float(np.mean([x[name] for x in values])) for name in values[0]}
+
+
+def _in_words(metrics: Mapping[str, Any]) -> str:
+    return "  ".join(f"{key} {metrics[key]:.1f}" for key in ("AP", "AP50", "AP75", "mask_AP") if key in metrics)
+
+
+def _check_teacher(
+    plan: Plan,
+    stage: StagePlan,
+    earlier: Mapping[str, Finished],
+    teacher: Teacher | None,
+    evaluation: Evaluation,
+    class_names: Sequence[str],
+) -> Mapping[str, Any] | None:
+    """The teacher's metrics on the evaluation split; a teacher below the stage's floor stops the run."""
+    if teacher is None:
+        return None
+    origin = stage.options.teacher
+    if origin in earlier:
+        metrics: Mapping[str, Any] = earlier[origin].metrics
+    else:
+        metrics, _ = evaluation(make_predict(teacher.module), teacher.variables)
+        print(f"[{stage.name}] teacher: {_in_words(metrics)}", flush=True)
+    floor = teacher_floor(plan, stage, class_names)
+    if not (metrics["AP"] >= floor or floor == 0):
+        known = "" if stage.options.teacher_floor is not None else ", which is known of it"
+        raise UserError(
+            f"The teacher of stage {stage.name!r}, {origin!r}, reaches AP {metrics['AP']:.1f}, below "
+            f"config.{stage.name}.teacher_floor = {floor:g}{known}: check its weights, train it longer, or lower the "
+            "floor."
+        )
+    return metrics
+
+
+SHAPES_FLOOR = 10.0
+"""AP that the teacher of every config reaches on the embedded data, well below its 24."""
+_PUBLISHED_SLACK = 1.0
+
+
+def teacher_floor(plan: Plan, stage: StagePlan, class_names: Sequence[str]) -> float:
+    """The AP below which a stage's teacher may not teach.
+
+    Where the config says none, that is what is known of the teacher: ``SHAPES_FLOOR`` on the embedded data; one below
+    the AP that a model zoo states of weights which are taken over as they are, on COCO's classes; and 0 elsewhere, for
+    nobody knows what a teacher reaches on somebody's own data.
+    """
+    if stage.options.teacher_floor is not None:
+        return stage.options.teacher_floor
+    if plan.data.name == "shapes":
+        return SHAPES_FLOOR
+    origin = stage.options.teacher
+    if origin in plan and not plan[origin].steps and tuple(class_names) == COCO_NAMES:
+        return max(plan[origin].options.published_ap - _PUBLISHED_SLACK, 0.0)
+    return 0.0
+
+
+def _not_finite(name: str, step: int, means: Mapping[str, float]) -> NumericError:
+    bad = [f"{key} {value}" for key, value in means.items() if not math.isfinite(value)]
+    return NumericError(
+        f"Stage {name!r} left the finite numbers by step {step} ({', '.join(bad)}): lower "
+        f"config.{name}.optimizer.learning_rate, or the weight of the first bad term in config.{name}.loss_weights. "
+        "Earlier checkpoints are intact."
+    )

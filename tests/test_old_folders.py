@@ -1,0 +1,52 @@
+"""What version 0.1 wrote is read for good: ``files/kdjax_0_1.tar.gz``, made by that version at commit c5c374f."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kdjax
+from kdjax.checkpoint import describe, load_method, load_variables
+from kdjax.plan import resolve
+from kdjax.run.data import open_splits
+from kdjax.run.record import _completed, differences, identity
+from tests.runs import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("old")
+    with tarfile.open(ROOT / "tests" / "files" / "kdjax_0_1.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def test_a_model_loads_and_detects(old):
+    described = describe(old / "model")
+    assert described["kdjax"] == "0.1.0"
+    assert described["class_names"] == ["dot", "dash"]
+    module, variables = kdjax.load_student(old / "model")
+    jax.tree.map(np.testing.assert_array_equal, load_variables(old / "model"), variables)
+    images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
+    found = module.apply(variables, images, jnp.array([[64, 64]]), method="detect")
+    assert found.boxes.shape == (1, 100, 4)
+
+
+def test_a_method_loads(old):
+    (learnt,) = load_method(old / "method").values()
+    assert learnt["kernel"].shape[-1] == 8
+
+
+def test_a_stage_is_known_by_what_it_was_known_by(old, data_dir):
+    """But for the data's fingerprints and the teacher's folder, which were made elsewhere."""
+    saved = json.loads((old / "stage_config.json").read_text())
+    config = tiny(ROOT / "configs" / "mgd.py", data_dir)
+    plan = resolve(config, devices=8)
+    changed = differences(_completed(saved), identity(plan, plan["student"], open_splits(plan.data)))
+    assert not [change for change in changed if ".train:" not in change and ".eval:" not in change]
