@@ -141,9 +141,9 @@ def main(_: Sequence[str]) -> int:
     try:
         plan = resolve(CONFIG.value, devices=device_count())
         source = open_split(plan.data, training=True)
+        parts = compile_parts(plan, len(source.class_names))
     except UserError as error:
         return refuse(error)
-    parts = compile_parts(plan, len(source.class_names))
     batch_size = plan[plan.student].options.batch_size
     for part in parts:
         part.call()

@@ -78,14 +78,17 @@ class Checkpoints:
         self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, state: TrainState) -> TrainState:
-        """The newest saved state, placed as the arrays of ``state`` are.
+        """The newest saved state, placed as the arrays of ``state`` are, of which :func:`abstract` suffices.
 
         Raises:
             UserError: if what was saved cannot be read, or has other parameters or shapes than ``state``.
         """
         self._manager.wait_until_finished()
         step, wanted = self.latest(), _items(state)
-        what, advice = f"The checkpoint of step {step} in {self._manager.directory}", "delete the folder of that step"
+        what, advice = (
+            f"The checkpoint of step {step} in {self._manager.directory}",
+            "move the folder of that step away",
+        )
         with _orbax(what, advice):
             metadata = self._manager.item_metadata(step)
             saved = {name: metadata[name].tree for name in wanted}
@@ -112,6 +115,11 @@ class Checkpoints:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def abstract(state: TrainState) -> TrainState:
+    """Shapes, dtypes and places of a state's arrays, without the arrays."""
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
 
 
 def describe_model(
@@ -284,6 +292,9 @@ def _orbax(what: str, advice: str) -> Iterator[None]:
         with parsing():
             yield
     except UserError as error:
+        if isinstance(error.__cause__, jax.errors.JaxRuntimeError | MemoryError):
+            # The files may be sound: there is no room for them.
+            raise error.__cause__ from None
         raise UserError(f"{what} cannot be read ({str(error)[:200]}); {advice}.") from error
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 class UserError(ValueError):
     """Something given to kdjax cannot be used: one sentence says what was wrong, where, and what would be right.
 
-    It is raised where that sentence is written. No other exception is ever turned into one, but those of libraries that
-    parse what is given, by :func:`parsing`.
+    It is raised where that sentence is written. Other exceptions are turned into one only where they are about what was
+    given: those of the operating system about files, of a config file, and of libraries that parse, by :func:`parsing`.
     """
 
     exit_code = 78

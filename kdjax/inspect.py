@@ -35,13 +35,18 @@ def main(_: Sequence[str]) -> int:
         for name, source in zip((plan.data.train_split, plan.data.eval_split), splits, strict=True):
             print("\n".join(["", f"{plan.data.name}, {name}", *describe(source)]))
         pictures = training_images(plan, splits.train)
-        save_contact_sheet(local_path(_PICTURE.value), list(itertools.islice(pictures, _IMAGES.value)))
+        _save(list(itertools.islice(pictures, _IMAGES.value)))
     except UserError as error:
         return refuse(error)
-    except OSError as error:
-        return refuse(UserError(f"--picture={_PICTURE.value} cannot be written ({error.strerror})."))
     print(f"\nTraining images are in {local_path(_PICTURE.value).absolute()}.")
     return 0
+
+
+def _save(pictures: Sequence[tuple[str, np.ndarray, list[Mark]]]) -> None:
+    try:
+        save_contact_sheet(local_path(_PICTURE.value), pictures)
+    except OSError as error:
+        raise UserError(f"--picture={_PICTURE.value} cannot be written ({error.strerror}).") from error
 
 
 def training_images(plan: Plan, source: IndexedSource) -> Iterator[tuple[str, np.ndarray, list[Mark]]]:

@@ -12,6 +12,11 @@ from kdjax.models import DETECTORS, FPN, ResNet
 from kdjax.models.detector import Detector
 from kdjax.options import declared
 
+_TWO_STAGE = (
+    "The detector. Two-stage ones have P2 to P6 by default, pooled, and cascades train with 2000 proposals; the "
+    "presets are smaller than all defaults here."
+)
+
 
 def sections() -> dict[str, dict[str, Any]]:
     """Where keys stand, in words, to the classes that declare them by the prefix of their keys."""
@@ -46,7 +51,13 @@ def table() -> str:
             for name, option in declared(cls).items():
                 if cls is Detector or name not in declared(Detector):
                     lines.append(_row(prefix + name, repr(option.default), option.rule.words, option.meaning))
+        if title == "Every detector":
+            names = ", ".join(DETECTORS)
+            words = f"one of {names}, or package.module:Class"
+            lines.append(_row("<stage>.model.name", "'retinanet'", words, _TWO_STAGE))
         if title == "A stage":
+            words = f"one of {', '.join(METHODS)}, or package.module:Class"
+            lines.append(_row("<stage>.method.name", "'none'", words, "The method; its options stand below."))
             lines.append(_row("<stage>.loss_weights.<term>", "1.0", LOSS_WEIGHT.words, "Of each loss term, by name."))
         lines.append("")
     return "\n".join(lines)

@@ -5,15 +5,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from kdjax.config import find_config, leaves, load_config
-from kdjax.config.schema import Data, Optimizer, Run, Stage
+from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
 from kdjax.devices import cache_compilations
 from kdjax.errors import NumericError, UserError
 from kdjax.methods import method_class
+from kdjax.models import FPN, ResNet, build_detector
 from kdjax.options import declared, hint
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -69,8 +71,8 @@ def _with_config_path(argv: Sequence[str]) -> list[str]:
         flag, equals, spec = argument.partition("=")
         if flag.lstrip("-") != "config" or not flag.startswith("-"):
             continue
-        if equals and spec:
-            written[place] = f"{flag}={_path(spec)}"
+        if equals:
+            written[place] = f"{flag}={_path(spec)}" if spec else argument
         elif place + 1 < len(argv):
             written[place + 1] = _path(argv[place + 1])
     return written
@@ -84,7 +86,7 @@ def _path(spec: str) -> str:
 def _check(argv: Sequence[str]) -> None:
     """Refuses in words what the flag library would refuse with a traceback, or not at all."""
     specs = [value for name, value in _values(argv) if name == "config"]
-    if not specs:
+    if not specs or not specs[-1]:
         raise UserError("--config is missing; name a config, such as --config=mgd, or the path of a config file.")
     config = load_config(specs[-1])
     known = dict(leaves(config))
@@ -134,11 +136,17 @@ def _is_number(text: str, kind: type) -> bool:
 def _words(config: ConfigDict, key: str, kind: type) -> str:
     """What a number may be."""
     *section, name = key.split(".")
-    declaring = {"data": Data, "optimizer": Optimizer, "method_optimizer": Optimizer}.get((section or [""])[-1])
+    if section[1:] == ["loss_weights"]:
+        return LOSS_WEIGHT.words
+    declaring: Any = {"data": Data, "optimizer": Optimizer, "method_optimizer": Optimizer, "backbone": ResNet}
+    declaring |= {"neck": FPN, "": Run}
+    found = declaring.get((section or [""])[-1], Stage)
     if section[1:] == ["method"]:
-        declaring = method_class(config[section[0]].method.name)
-    options = declared(declaring or (Stage if section else Run))
-    return options[name].rule.words if name in options else f"a number ({kind.__name__})"
+        found = method_class(config[section[0]].method.name)
+    elif section[1:] in (["model"], ["model", "head"]):
+        found = type(build_detector(config[section[0]].model.to_dict(), num_classes=1))
+    options = declared(found)
+    return options[name].rule.words.removesuffix(", or None") if name in options else f"a number ({kind.__name__})"
 
 
 def refuse(error: UserError | NumericError) -> int:

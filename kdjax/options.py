@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -73,7 +74,7 @@ FLAG = Rule("True or False", lambda value: isinstance(value, bool))
 TEXT = Rule("a text", lambda value: isinstance(value, str))
 RATIOS = Rule(
     "a tuple of numbers above 0",
-    lambda value: isinstance(value, tuple) and all(type(x) in (int, float) and x > 0 for x in value) and value != (),
+    lambda value: isinstance(value, tuple) and value != () and all(map(number(0, above=True).holds, value)),
 )
 
 
@@ -204,7 +205,7 @@ def hint(key: str, known: Iterable[str], prefix: str = "config") -> str:
 def imported(name: str, what: str) -> Any:
     """What ``package.module:Name`` names, from somebody else's package.
 
-    >>> imported("collections:OrderedDict", "a method").__name__
+    >>> imported("collections:OrderedDict", "method").__name__
     'OrderedDict'
 
     Args:
@@ -214,15 +215,18 @@ def imported(name: str, what: str) -> Any:
     Raises:
         UserError: there is no such module, or it has no such name. What the module raises itself keeps its traceback.
     """
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        raise UserError(f"{name!r} names no {what}; one of yours is named package.module:Name.")
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if not error.name or not (module + ".").startswith(error.name + "."):
             raise
         raise UserError(f"{name!r} names no {what}: there is no module {error.name}.") from error
-    except AttributeError as error:
-        raise UserError(f"{name!r} names no {what}: the module {module} has no {attribute!r}.") from error
+    if not hasattr(found, attribute):
+        raise UserError(f"{name!r} names no {what}: the module {module} has no {attribute!r}.")
+    return getattr(found, attribute)
 
 
 def chosen(name: str, choices: Mapping[str, T], what: str) -> T:
@@ -237,7 +241,7 @@ def chosen(name: str, choices: Mapping[str, T], what: str) -> T:
     Raises:
         UserError: there is no such entry.
     """
-    if name in choices:
+    if isinstance(name, str) and name in choices:
         return choices[name]
     if isinstance(name, str) and ":" in name:
         return imported(name, what)

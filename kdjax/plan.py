@@ -11,11 +11,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from kdjax.config.files import config_names
 from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
 from kdjax.errors import UserError
-from kdjax.methods import METHODS, build_method, method_class, term_names
+from kdjax.methods import build_method, method_class, method_options, term_names
 from kdjax.models import build_detector
-from kdjax.options import check, declared, hint, parse
+from kdjax.options import check, declared, defaults, hint, parse
 from kdjax.paths import local_path
 from kdjax.weights import SOURCES
 
@@ -97,10 +98,13 @@ def resolve(config: ConfigDict, devices: int) -> Plan:
         UserError: one sentence with the key, its value and what is allowed.
     """
     content = config.to_dict()
-    sections = {key: value for key, value in content.items() if isinstance(value, dict) and "model" in value}
+    sections = _sections(content)
     _check_keys(content, sections)
+    for section in sections.values():
+        _complete(section)
+    content = defaults(Run) | content | {"data": defaults(Data) | content.get("data", {})}
     run = parse(Run, {key: value for key, value in content.items() if not isinstance(value, dict)}, "config")
-    data = parse(Data, content.get("data", {}), "config.data")
+    data = parse(Data, content["data"], "config.data")
     options = {name: _parse_stage(name, section) for name, section in sections.items()}
     _check_run(run, options, devices)
     for position, name in enumerate(run.stages):
@@ -117,6 +121,39 @@ def resolve(config: ConfigDict, devices: int) -> Plan:
     )
 
 
+def _sections(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of all stages by name; refuses what is no section where one must be, or the other way round."""
+    stages = content.get("stages", ())
+    for name in stages if isinstance(stages, tuple) else ():
+        if not isinstance(content.get(name), dict) or not isinstance(content[name].get("model"), dict):
+            raise UserError(
+                f"config.stages names {name!r}, but there is no stage config.{name}, a section with the section model."
+            )
+    sections = {key: value for key, value in content.items() if isinstance(value, dict) and "model" in value}
+    parts = [("data", content.get("data", {}))]
+    parts += [
+        (f"{name}.{part}", section[part]) for name, section in sections.items() for part in _SECTIONS if part in section
+    ]
+    for path, part in parts:
+        if not isinstance(part, dict):
+            raise UserError(f"config.{path} is {part!r}; it must be a section with keys of its own.")
+    for key in declared(Run):
+        if isinstance(content.get(key), dict):
+            raise UserError(f"config.{key} is a section; it must be {declared(Run)[key].rule.words}.")
+    return sections
+
+
+def _complete(section: dict[str, Any]) -> None:
+    """Gives a stage the keys that its config leaves out, at their defaults."""
+    method = section.get("method", {})
+    method = {"name": "none"} | method
+    section |= defaults(Stage) | section
+    section |= {"method": method_options(method["name"]) | method, "loss_weights": section.get("loss_weights", {})}
+    section["optimizer"] = defaults(Optimizer) | section.get("optimizer", {})
+    if "method_optimizer" in section:
+        section["method_optimizer"] = defaults(Optimizer) | section["method_optimizer"]
+
+
 def _check_keys(content: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuses a key that nothing knows, with the one that was meant."""
     known = [*declared(Run), *(f"data.{key}" for key in declared(Data))]
@@ -125,16 +162,17 @@ def _check_keys(content: Mapping[str, Any], sections: Mapping[str, Mapping[str, 
         known += [f"{name}.{part}.{key}" for part in ("optimizer", "method_optimizer") for key in declared(Optimizer)]
         known += [f"{name}.method.{key}" for key in ("name", *_method_options(name, section.get("method", {})))]
     free = tuple(f"{name}.{part}." for name in sections for part in ("model", "loss_weights"))
-    for path in _paths(content):
+    for path, _ in _leaves(content):
         stage, _, key = path.partition(".method.")
         if path in known or path.startswith(free):
             continue
         if key and stage in sections:
             method = sections[stage]["method"]["name"]
             options = ", ".join(_method_options(stage, sections[stage]["method"])) or "none"
+            own = f"--config={method}" if method in config_names() else "a file with kdjax.config.method_config"
             raise UserError(
                 f"config.{path} is not a key of the method {method!r}, whose options are: {options}; a method comes "
-                f"with its config, such as --config=configs/{method if method in METHODS else 'mgd'}.py."
+                f"with its config, {own}."
             )
         raise UserError(f"config.{path} is not a key that kdjax knows; {hint(path, known)}.")
 
@@ -147,29 +185,29 @@ def _method_options(name: str, method: Mapping[str, Any]) -> Mapping[str, Any]:
         raise UserError(f"config.{name}.method.name: {error}") from error
 
 
-def _paths(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
         if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield prefix + key
+            yield prefix + key, value
 
 
 def _parse_stage(name: str, section: Mapping[str, Any]) -> Stage:
     """The section of a stage, each value held against its rule."""
-    path, method = f"config.{name}", section.get("method", {"name": "none"})
+    path, method = f"config.{name}", section["method"]
     check(_method_options(name, method), {key: x for key, x in method.items() if key != "name"}, f"{path}.method")
     plain = {key: value for key, value in section.items() if key not in _SECTIONS}
     check(declared(Stage), plain, path)
-    for term, weight in section.get("loss_weights", {}).items():
+    for term, weight in section["loss_weights"].items():
         if not LOSS_WEIGHT.holds(weight):
             raise UserError(f"{path}.loss_weights.{term} is {weight!r}; it must be {LOSS_WEIGHT.words}.")
     own = section.get("method_optimizer")
     return Stage(
         model=section["model"],
         method=method,
-        loss_weights=section.get("loss_weights", {}),
-        optimizer=parse(Optimizer, section.get("optimizer", {}), f"{path}.optimizer"),
+        loss_weights=section["loss_weights"],
+        optimizer=parse(Optimizer, section["optimizer"], f"{path}.optimizer"),
         method_optimizer=None if own is None else parse(Optimizer, own, f"{path}.method_optimizer"),
         **plain,
     )
@@ -184,8 +222,6 @@ def _check_run(run: Run, stages: Mapping[str, Stage], devices: int) -> None:
             f"must be a multiple of {devices}."
         )
     for position, name in enumerate(run.stages):
-        if name not in stages:
-            raise UserError(f"config.stages names {name!r}, but there is no stage config.{name}.")
         if name in run.stages[:position] or name.startswith(BASELINE):
             raise UserError(f"config.stages is {run.stages!r}; each name must be there once, and none be '{BASELINE}'.")
     last = run.stages[-1]
@@ -265,12 +301,13 @@ def _add_baselines(content: dict[str, Any], stages: tuple[str, ...]) -> dict[str
         the names of the new sections in order, ``BASELINE`` last, and whose twins they are.
     """
     chain = [stages[-1]]
-    while (origin := content[chain[0]].get("init", "")) in stages and content[origin].get("teacher"):
+    while (origin := content[chain[0]]["init"]) in stages and content[origin]["teacher"]:
         chain.insert(0, origin)
     names = [f"{BASELINE}_{stage}" for stage in chain[:-1]] + [BASELINE]
     for position, (stage, name) in enumerate(zip(chain, names, strict=True)):
         section = copy.deepcopy(content[stage])
         section |= {"method": {"name": "none"}, "method_init": "", "imitate_boxes": False}
+        section["freeze"] = tuple(path for path in section["freeze"] if path.split("/")[0] != "method")
         if position:
             section["init"] = names[position - 1]
         content[name] = section

@@ -186,6 +186,6 @@ def test_a_damaged_checkpoint_is_refused_with_its_step(tmp_path):
         path.write_bytes(path.read_bytes()[:100])
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match=r"The checkpoint of step 7 in .* cannot be read .*; delete the folder of that"),
+        pytest.raises(UserError, match=r"The checkpoint of step 7 in .* cannot be read .*; move the folder of that"),
     ):
         checkpoints.restore(state(0, size=3000))

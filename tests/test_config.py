@@ -59,8 +59,14 @@ def test_what_a_config_says_is_what_the_plan_has():
 def test_keys_that_are_absent_have_their_defaults():
     config = base_config()
     with config.unlocked():
-        del config.student.published_ap, config.data.threads, config.student.optimizer.beta2
+        del config.student.published_ap, config.data.threads, config.student.optimizer.beta2, config.teacher.method
+        config.student.method = ConfigDict(dict(name="mgd"))
     plan = resolve(config, devices=1)
+    assert plan["student"].method == {"name": "mgd", "mask_ratio": 0.65, "mask": "spatial"}
+    # What a stage is known by is whole, so that a run goes on with the same config.
+    assert plan["student"].section["method"] == plan["student"].method
+    assert plan["teacher"].section["method"] == {"name": "none"}
+    assert plan.content["data"]["threads"] == 2
     assert (plan["student"].options.published_ap, plan.data.threads, plan["student"].optimizer.beta2) == (0, 2, 0.99)
 
 
@@ -100,6 +106,14 @@ MISTAKES = [
         "pixel_std is (58.0, 0.0, 57.0); it must be three",
     ),
     ("student.model.pixel_mean", (58.0, 57.0), "pixel_mean is (58.0, 57.0); it must be three numbers, of red"),
+    ("student.method", "mgd", "config.student.method is 'mgd'; it must be a section"),
+    ("student.loss_weights", 3, "config.student.loss_weights is 3; it must be a section"),
+    ("student.model.backbone", 3, "The detector's backbone is 3; it must be a section"),
+    ("student.model", "retinanet", "no stage config.student"),
+    ("student.model.name", "math:sqrt", "config.student.model: 'math:sqrt' is no detector"),
+    ("student.method.name", "math:sqrt", "config.student.method.name: 'math:sqrt' is no method"),
+    ("student.method.name", ":x", "':x' names no method; one of yours is named package.module:Name"),
+    ("data", "shapes", "config.data is 'shapes'; it must be a section"),
     ("stages", ("teacher", "pupil"), "no stage config.pupil"),
     ("stages", ("data",), "no stage config.data"),
     ("stages", ("teacher", "teacher"), "once"),

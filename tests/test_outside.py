@@ -138,10 +138,17 @@ def test_a_mistake_in_naming_them_is_one_sentence(folder, flag):
     assert len(run.stderr.strip().splitlines()) == 1
 
 
-def test_a_bug_in_their_module_keeps_its_traceback(folder):
-    (folder / "theirs" / "broken.py").write_text("import no_such_package\n")
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("import no_such_package", "No module named 'no_such_package'"),
+        ("import math; math.nothing", "module 'math' has no attribute 'nothing'"),
+    ],
+)
+def test_a_bug_in_their_module_keeps_its_traceback(folder, line, words):
+    (folder / "theirs" / "broken.py").write_text(f"{line}\n")
     flag = "--config.student.method.name=theirs.broken:Cosine"
     run = python(folder, "-m", "kdjax.main", "--config=mine.py", f"--workdir={folder}/other", flag)
     assert run.returncode == 1
-    assert "No module named 'no_such_package'" in run.stderr
+    assert words in run.stderr
     assert "Traceback" in run.stderr

@@ -23,7 +23,7 @@ from kdjax.plan import resolve
 from kdjax.run import pipeline
 from kdjax.run.build import stage_key
 from kdjax.run.data import open_batches, open_split, open_splits
-from kdjax.run.record import differences, identity
+from kdjax.run.record import check_twin, differences, identity
 from tests.data import folders
 from tests.runs import rows, tiny, with_teacher
 
@@ -66,6 +66,9 @@ def test_a_stage_begun_by_a_version_that_drew_other_batches_is_refused_and_a_fin
     del written["stage"]["accumulate"], written["stage"]["optimizer"]["beta2"], written["data"]["color"]
     (folder / "config.json").write_text(json.dumps(written))
     pipeline.run(config, tmp_path)
+    # But nothing of today's is compared with it.
+    with pytest.raises(UserError, match=r"teacher was trained by kdjax 0.1.0, and a baseline of this version"):
+        check_twin(tmp_path / "stages" / "baseline", folder)
     (folder / "result.json").unlink()
     with pytest.raises(UserError, match=r"holds a stage that kdjax 0.1.0 began, and this version, 0.2.0"):
         pipeline.run(config, tmp_path)

@@ -36,6 +36,7 @@ def test_the_interval_is_that_of_the_paired_t_test(count):
         ([8.0, 8.1, 8.2], "loss", "A loss: over 3 seeds the student is -1.9 AP (95 %: -2.1 to -1.7) beside its twin."),
         ([10.0, 12.0, 9.0], "no difference", "No difference: over 3 seeds"),
         ([10.0, 10.0, 10.0], "no difference", "is +0.0 AP (95 %: +0.0 to +0.0)"),
+        ([float("nan"), 12.0], "unknown", "Nothing can be said: some AP is no number"),
         ([12.0], "unknown", "One seed answers nothing: the student is +2.0 AP beside its twin"),
     ],
 )

@@ -63,11 +63,14 @@ def load_config(spec: str) -> ConfigDict:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        return module.get_config(*variant)
+        config = module.get_config(*variant)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"--config={spec} fails with {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={spec}: get_config returns a {type(config).__name__}, it must be a ConfigDict.")
+    return config
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -249,9 +249,11 @@ class Run:
         "teacher",
         "student",
     )
-    compare: Annotated[bool, FLAG, "Also train the identical student without a teacher, and print the difference."] = (
-        False
-    )
+    compare: Annotated[
+        bool,
+        FLAG,
+        "Also train the identical student, started alike, without the method, and print the difference.",
+    ] = False
     eval_batch_size: Annotated[int, whole(1), "Images of one batch of an evaluation on all devices together."] = 16
     pictures: Annotated[int, whole(0), "Validation images drawn with their predictions into predictions.png."] = 8
 

@@ -1,6 +1,7 @@
 """Data sets by one name, opened and checked."""
 
 import os
+import re
 from collections.abc import Callable
 
 from kdjax.data import check
@@ -64,7 +65,7 @@ def open_source(
     opener = SOURCES.get(kind + colon)
     if opener and bool(colon) == bool(rest):
         return opener(rest, split, data_dir, checks, download)
-    if "." in kind and rest:
+    if "." in kind and re.fullmatch(r"\w+(\.\w+)+:\w+", name):
         return imported(name, "data source")("", split, data_dir, checks, download)
     own = f"; for the folder {name}, coco_json:{name}" if ":" not in name and local_path(name).is_dir() else ""
     raise UserError(

@@ -71,7 +71,9 @@ def method_class(name: str) -> type[nn.Module]:
         UserError: there is none, or it does not say what it needs and which terms it has.
     """
     method = chosen(name, METHODS, "method")
-    if missing := [member for member in ("terms", "needs", "__call__") if not hasattr(method, member)]:
+    if not isinstance(method, type) or not issubclass(method, nn.Module):
+        raise UserError(f"{name!r} is no method: it must be a class of Flax modules, see kdjax.methods.")
+    if missing := [member for member in ("terms", "needs") if not hasattr(method, member)]:
         raise UserError(f"{name!r} is no method: it has no {missing[0]!r}, see kdjax.methods.")
     return method
 

@@ -11,11 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.errors import UserError
 from kdjax.losses import dfmsd_loss, dmkd_loss, object_positions, pearson_loss, stage_keep
 from kdjax.methods.dmkd import branches
 from kdjax.methods.levels import Align, pair_levels
-from kdjax.options import choice, number, whole
+from kdjax.options import check_fields, choice, number, whole
 from kdjax.types import Features, Targets, Task, Terms, stride
 
 
@@ -82,8 +81,7 @@ class DFMSD(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("teacher",)
 
     def __post_init__(self) -> None:
-        if self.alignment not in ("norm", "separate"):
-            raise UserError(f'alignment is "{self.alignment}"; it must be "norm" or "separate".')
+        check_fields(self)
         super().__post_init__()
 
     @property

@@ -72,6 +72,9 @@ def build_detector(
     _check(config, ("name", "backbone", "neck", "head", *_COMMON), "a detector's config")
     name = config.get("name", "")
     detector = chosen(name, DETECTORS, "detector")
+    for part in ("backbone", "neck", "head"):
+        if not isinstance(config.get(part, {}), Mapping):
+            raise UserError(f"The detector's {part} is {config[part]!r}; it must be a section of fields.")
     # A config that was kept as JSON has lists where fields have tuples, and modules must be hashable.
     config = {field: _tuple(value) for field, value in config.items()}
     parts = {
@@ -79,6 +82,8 @@ def build_detector(
         for part in ("backbone", "neck", "head")
     }
     module: Any = detector.func if isinstance(detector, functools.partial) else detector
+    if not isinstance(module, type) or not issubclass(module, nn.Module):
+        raise UserError(f"{name!r} is no detector: it must be a class of Flax modules, see kdjax.models.")
     for part, known in _parts(module).items():
         _check(parts[part], known, f"the detector's {part}")
     return detector(

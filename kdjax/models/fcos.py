@@ -212,7 +212,9 @@ class FCOS(DenseDetector):
     convs: Annotated[int, whole(0), "Convolutions in each tower before the last one."] = 4
     norm: Annotated[str, choice(*NORMS), '"" or "group": what follows the convolutions of the towers.'] = "group"
     conv_bias: Annotated[bool, FLAG, "Whether convolutions that a normalisation follows have a bias."] = False
-    prior: Annotated[float, number(0, 1), "Probability that every classifier starts with."] = 0.01
+    prior: Annotated[float, number(0, 1, above=True, below=True), "Probability that every classifier starts with."] = (
+        0.01
+    )
     norm_on_box: Annotated[bool, FLAG, "Whether distances are relu(x) strides, or exp(x) pixels."] = False
     centerness_on_box: Annotated[
         bool,

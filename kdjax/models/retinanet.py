@@ -82,7 +82,9 @@ class RetinaNet(DenseDetector):
 
     convs: Annotated[int, whole(0), "Convolutions in each tower before the last one."] = 4
     norm: Annotated[str, choice(*NORMS), '"" or "group": what follows the convolutions of the towers.'] = ""
-    prior: Annotated[float, number(0, 1), "Probability that every classifier starts with."] = 0.01
+    prior: Annotated[float, number(0, 1, above=True, below=True), "Probability that every classifier starts with."] = (
+        0.01
+    )
     anchor_scale: Annotated[
         float,
         number(0, above=True),

@@ -122,10 +122,11 @@ def first_state(
     variables = start(init_jit(built.student.clone(axis_name=None).init)(key, built.images))
     learnt = _init_method(built, key)
     if given:
-        wanted = {part: learnt["params"][part] for part in given if part in learnt["params"]}
+        params = learnt.get("params", {})
+        wanted = {part: params[part] for part in given if part in params}
         filled, report = load_into(wanted, given, origin=options.method_init)
         print(f"[{stage.name}] the method's {', '.join(given)} from {options.method_init}: {report}", flush=True)
-        learnt = {"params": learnt["params"] | filled}
+        learnt = {"params": params | filled}
     state = init_state(variables, learnt, built.optimizer, ema=options.ema_decay > 0)
     for prefix in options.freeze:
         if not any(under(path, (prefix,)) for path in jax.tree.leaves(paths(state.params))):

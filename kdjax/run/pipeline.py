@@ -1,5 +1,6 @@
 """The stages of a config in order, each skipped when it is done, and what they were worth together."""
 
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from kdjax.paths import local_path
 from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
 from kdjax.report import Row, summary_table, write_json
 from kdjax.run.data import Splits, open_splits
-from kdjax.run.record import Finished, check_claim, identity
+from kdjax.run.record import Finished, check_claim, check_twin, identity
 from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
 from kdjax.visualize import save_predictions
@@ -46,26 +47,50 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     plan = resolve(config, devices=device_count())
     workdir = _usable(local_path(workdir))
     splits = open_splits(plan.data)
-    if plan.run.seeds:
-        return _repeat(plan, workdir, splits)
-    return _run(plan, workdir, splits)
+    _check_batches(plan, splits)
+    if not plan.run.seeds:
+        _check_claims(plan, workdir, splits)
+        return _run(plan, workdir, splits)
+    plans = {seed: with_seed(plan, seed) for seed in plan.run.seeds}
+    for seed, one in plans.items():
+        _check_claims(one, workdir / f"seed_{seed}", splits)
+    return _repeat(plans, workdir, splits)
 
 
-def _repeat(plan: Plan, workdir: Path, splits: Splits) -> dict[str, Any]:
+def _check_batches(plan: Plan, splits: Splits) -> None:
+    """Refuses a batch that is larger than the training split."""
+    for stage in plan.stages:
+        if stage.steps and stage.options.batch_size > len(splits.train):
+            raise UserError(
+                f"config.{stage.name}.batch_size is {stage.options.batch_size}, but {splits.train.report.origin} has "
+                f"{len(splits.train)} images: it must be at most that many, and a multiple of the devices."
+            )
+
+
+def _check_claims(plan: Plan, workdir: Path, splits: Splits) -> None:
+    """Refuses to go on where a stage's folder is that of another run."""
+    for stage in plan.stages:
+        check_claim(_folder(workdir, stage), identity(plan, stage, splits))
+    for twin, baseline in itertools.combinations(plan.stages, 2):
+        if twin.number == baseline.number:
+            check_twin(_folder(workdir, baseline), _folder(workdir, twin))
+
+
+def _repeat(plans: Mapping[int, Plan], workdir: Path, splits: Splits) -> dict[str, Any]:
     """One run for each seed, in a folder of its own, and what they say together of the student and its twin."""
     summaries = {}
-    for seed in plan.run.seeds:
+    for seed, plan in plans.items():
         print(f"Seed {seed}:", flush=True)
-        summaries[seed] = _run(with_seed(plan, seed), workdir / f"seed_{seed}", splits)
+        summaries[seed] = _run(plan, workdir / f"seed_{seed}", splits)
     found = {role: [summary[role]["AP"] for summary in summaries.values()] for role in ("student", "baseline")}
     verdict = judge(found["student"], found["baseline"])
     print("seed  student  baseline  difference")
-    for seed, student, baseline, difference in zip(plan.run.seeds, *found.values(), verdict.differences, strict=True):
+    for seed, student, baseline, difference in zip(plans, *found.values(), verdict.differences, strict=True):
         print(f"{seed:4}  {student:7.1f}  {baseline:8.1f}  {difference:+10.1f}")
     print(verdict.sentence)
     summary = {
-        "method": plan[plan.student].method["name"],
-        "seeds": list(plan.run.seeds),
+        "method": next(iter(summaries.values()))["method"],
+        "seeds": list(plans),
         **found,
         "verdict": verdict._asdict(),
     }
@@ -76,8 +101,6 @@ def _repeat(plan: Plan, workdir: Path, splits: Splits) -> dict[str, Any]:
 def _run(plan: Plan, workdir: Path, splits: Splits) -> dict[str, Any]:
     """The run of one seed."""
     identities = {stage.name: identity(plan, stage, splits) for stage in plan.stages}
-    for stage in plan.stages:
-        check_claim(_folder(workdir, stage), identities[stage.name])
     workdir.mkdir(exist_ok=True)
     write_json(workdir / "config.json", plan.content)
     _report_data(workdir, splits)

@@ -116,6 +116,25 @@ def check_claim(folder: Path, known: Mapping[str, Any]) -> None:
         )
 
 
+def check_twin(baseline: Path, twin: Path) -> None:
+    """Refuses to compare a student that version 0.1 trained with a baseline of today's, which sees other batches.
+
+    Args:
+        baseline: folder of the baseline's stage.
+        twin: of the stage that it is compared with.
+
+    Raises:
+        UserError: one sentence with both folders.
+    """
+    if (baseline / RESULT_FILE).exists() or not (twin / RESULT_FILE).exists() or not (twin / CONFIG_FILE).exists():
+        return
+    if json.loads((twin / CONFIG_FILE).read_text()).get("kdjax", _FIRST_VERSION) == _FIRST_VERSION:
+        raise UserError(
+            f"{twin} was trained by kdjax {_FIRST_VERSION}, and a baseline of this version, {__version__}, would see "
+            "other batches: delete that folder, or compare in another --workdir."
+        )
+
+
 def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved identity with the keys that it lacks, because they came later, at their defaults."""
     if "stage" not in saved:

@@ -118,7 +118,7 @@ def import_detector(model: Mapping[str, Any], weights: str, source: str, num_cla
         UserError: one sentence says what does not fit.
     """
     file = read_weights(weights)
-    expected = expected_model(complete(model), source, file.tensors)
+    expected = expected_model(complete(model), source, file.tensors, origin=weights)
 
     def like(classes: int) -> Any:
         module = build_detector(expected.model, num_classes=classes)
@@ -202,7 +202,7 @@ def _as_expected(model: Mapping[str, Any], origin: Mapping[str, Any], whole: boo
     expected = {key: origin[key] for key in ("pixel_mean", "pixel_std") if key in origin}
     for section, fields in _EXPECTED.items():
         theirs = origin.get(section, {})
-        if section != "head" or whole:
+        if section != "head" or (whole and origin.get("name") == model["name"]):
             expected[section] = {key: theirs[key] for key in fields if key in theirs}
     return merged(model, expected)
 

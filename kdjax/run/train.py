@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.checkpoint import Checkpoints, describe_model
+from kdjax.checkpoint import Checkpoints, abstract, describe_model
 from kdjax.data.statistics import class_statistics
 from kdjax.devices import Prefetch, replicate
 from kdjax.errors import NumericError, UserError
@@ -71,8 +71,8 @@ def train_stage(
         evaluate, source=splits.evaluation, batch_size=plan.run.eval_batch_size, image_size=sizing
     )
     origins = load_origins(stage, class_names, earlier)
-    teacher_metrics = _check_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
     built = build(stage, _facts(plan, stage, splits, origins))
+    teacher_metrics = _check_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
     description = describe_model(origins.model, class_names, sizing.shapes[0], splits.train.category_ids)
     claim(folder, identity, description)
     loop = _Loop(plan, stage, built, folder, evaluation)
@@ -142,7 +142,9 @@ class _Loop:
         stage, options, state = self._stage, self._stage.options, begin()
         with Checkpoints(self._folder / "checkpoints", keep=options.keep_checkpoints) as checkpoints:
             if checkpoints.latest() is not None:
-                state = checkpoints.restore(state)
+                like = abstract(state)
+                del state
+                state = checkpoints.restore(like)
                 print(f"[{stage.name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
             first = int(state.step)
             if first == stage.steps:
@@ -256,7 +258,7 @@ def _check_teacher(
         print(f"[{stage.name}] teacher: {_in_words(metrics)}", flush=True)
     floor = teacher_floor(plan, stage, class_names)
     if not (metrics["AP"] >= floor or floor == 0):
-        known = "" if stage.options.teacher_floor is not None else ", which is known of it"
+        known = "" if stage.options.teacher_floor is not None else " (what is known of it, as the config says nothing)"
         raise UserError(
             f"The teacher of stage {stage.name!r}, {origin!r}, reaches AP {metrics['AP']:.1f}, below "
             f"config.{stage.name}.teacher_floor = {floor:g}{known}: check its weights, train it longer, or lower the "

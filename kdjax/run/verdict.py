@@ -43,6 +43,9 @@ def judge(students: Sequence[float], baselines: Sequence[float], metric: str = "
     """
     differences = tuple(a - b for a, b in zip(students, baselines, strict=True))
     count, mean = len(differences), statistics.fmean(differences)
+    if not math.isfinite(mean):
+        sentence = f"Nothing can be said: some {metric} is no number, as where nothing is to be found."
+        return Verdict(differences, mean, None, "unknown", sentence)
     if count < 2:
         sentence = f"One seed answers nothing: the student is {mean:+.1f} {metric} beside its twin; give several seeds."
         return Verdict(differences, mean, None, "unknown", sentence)

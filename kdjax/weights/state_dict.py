@@ -99,19 +99,24 @@ class _Context(NamedTuple):
 _NO_CLASSES = _Classes(0, np.arange(0))
 
 
-def expected_model(model: Mapping[str, Any], source: str, state: Mapping[str, np.ndarray]) -> Expected:
+def expected_model(
+    model: Mapping[str, Any], source: str, state: Mapping[str, np.ndarray], origin: str = "the file"
+) -> Expected:
     """A detector's config with what its weights' source decides and no tensor shows.
 
     Args:
         model: the config, as :func:`kdjax.models.build_detector` takes it.
         source: a key of ``SOURCES``.
         state: name to array.
+        origin: what the state dict is, for messages.
 
     Raises:
-        UserError: an unknown source.
+        UserError: an unknown source, or a detector that it has no table for.
     """
     table = _table(source)
     detector = None if _backbone_alone(_without_prefix(state)) else model["name"]
+    if detector and detector not in table.heads:
+        raise _no_table(detector, source, origin)
     expected = merged(model, table.expects(detector))
     changes = [
         f"{path} became {new} instead of {old}, as in every {detector} of {source}"
@@ -181,8 +186,7 @@ def import_state_dict(
     rules = table.backbone
     if not backbone_alone:
         if model["name"] not in table.heads:
-            known = ", ".join(table.heads) or "none"
-            raise UserError(f"{where} cannot be those of a {model['name']}; this source has the detectors: {known}.")
+            raise _no_table(model["name"], source, origin)
         rules += table.neck + table.heads[model["name"]]
     paths = flatten_dict(like, sep="/")
     wanted = {path: array for path, array in paths.items() if not backbone_alone or path.split("/")[1] == "backbone"}
@@ -218,6 +222,13 @@ def _table(source: str) -> Source:
     if source not in SOURCES:
         raise UserError(f"There is no source of weights {source!r}; choose one of {', '.join(SOURCES)}.")
     return SOURCES[source]
+
+
+def _no_table(detector: str, source: str, origin: str) -> UserError:
+    known = ", ".join(SOURCES[source].heads) or "none"
+    return UserError(
+        f"The {source} weights of {origin} cannot be those of a {detector}; this source has the detectors: {known}."
+    )
 
 
 def _without_prefix(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

@@ -218,7 +218,7 @@ def _weights(content: Any, sizes: Mapping[str, int], load: Callable[[str], bytes
             raise UserError(f"the entry {name!r} of its state dict is {_described(tensor)} instead of a tensor")
         key, dtype = tensor.storage
         if key not in storages:
-            if sizes.get(key, -1) % dtype.itemsize:
+            if key not in sizes or sizes[key] % dtype.itemsize:
                 raise UserError(f"the data of the tensor {name!r} are missing or cut off")
             total += sizes[key]
             if total > most_bytes:
