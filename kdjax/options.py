@@ -23,6 +23,9 @@ SCHEDULES = ("step", "cosine", "constant")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 """See :func:`kdjax.optim.make_optimizer`."""
 
+WITHOUT_EFFECT = "without effect"
+"""Mark of an option, behind its words, that changes nothing that is computed."""
+
 T = TypeVar("T")
 
 
@@ -39,6 +42,8 @@ class Option(NamedTuple):
     default: Any
     rule: Rule
     meaning: str
+    effect: bool = True
+    """Whether it changes what is computed: a run is resumed with other values of what does not."""
 
 
 def whole(low: int) -> Rule:
@@ -104,8 +109,8 @@ def declared(cls: Any) -> dict[str, Option]:
         options = _DECLARED[cls] = {}
         for field in dataclasses.fields(cls):
             match getattr(field.type, "__metadata__", ()):
-                case (Rule() as rule, str(meaning)):
-                    options[field.name] = Option(field.default, rule, meaning)
+                case (Rule() as rule, str(meaning), *marks):
+                    options[field.name] = Option(field.default, rule, meaning, WITHOUT_EFFECT not in marks)
     return _DECLARED[cls]
 
 

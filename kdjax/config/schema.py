@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from ml_collections import config_dict
 
 from kdjax.data.sizing import Augmentation, Sizing
-from kdjax.options import FLAG, OPTIMIZERS, SCHEDULES, TEXT, Rule, choice, number, tuple_of, whole
+from kdjax.options import FLAG, OPTIMIZERS, SCHEDULES, TEXT, WITHOUT_EFFECT, Rule, choice, number, tuple_of, whole
 from kdjax.weights import SOURCES
 
 _NAMES = tuple_of(str, "texts, such as ('neck', 'head')")
@@ -146,18 +146,26 @@ class Stage:
         choice("float32", "bfloat16"),
         "Compute dtype; parameters, statistics and losses are always float32.",
     ] = "float32"
-    eval_every: Annotated[int, whole(0), "Steps between evaluations on the way; 0 evaluates at the end only."] = 0
-    checkpoint_every: Annotated[int, whole(1), "Steps between checkpoints."] = 200
-    keep_checkpoints: Annotated[int, whole(1), "Newest checkpoints that are kept, besides the best."] = 2
-    log_every: Annotated[int, whole(1), "Steps between lines of progress."] = 20
+    eval_every: Annotated[
+        int, whole(0), "Steps between evaluations on the way; 0 evaluates at the end only.", WITHOUT_EFFECT
+    ] = 0
+    checkpoint_every: Annotated[int, whole(1), "Steps between checkpoints.", WITHOUT_EFFECT] = 200
+    keep_checkpoints: Annotated[
+        int, whole(1), "Newest checkpoints that are kept, besides the best.", WITHOUT_EFFECT
+    ] = 2
+    log_every: Annotated[int, whole(1), "Steps between lines of progress.", WITHOUT_EFFECT] = 20
     teacher_floor: Annotated[
         float | None,
         _FLOOR,
         "The stage does not start if its teacher's AP is below this. None is what is known of the teacher: 10 on "
         "shapes, one below published_ap where weights are taken over as they are, nothing on other data.",
+        WITHOUT_EFFECT,
     ] = None
     published_ap: Annotated[
-        float, number(0, 100), "AP on COCO that a model zoo states of the detector in weights; 0 where none does."
+        float,
+        number(0, 100),
+        "AP on COCO that a model zoo states of the detector in weights; 0 where none does.",
+        WITHOUT_EFFECT,
     ] = 0.0
 
 
@@ -175,6 +183,7 @@ class Data:
         str,
         TEXT,
         'Where data sets lie; "" is the default folder of tensorflow-datasets, or the working directory.',
+        WITHOUT_EFFECT,
     ] = ""
     train_split: Annotated[
         str,
@@ -182,10 +191,12 @@ class Data:
         "With a slice, if wanted, such as train[:1000]; of coco_json also <json file>:<folder of its images>.",
     ] = "train"
     eval_split: Annotated[str, TEXT, "Likewise."] = "validation"
-    download: Annotated[bool, FLAG, "Let tensorflow-datasets download and prepare a set that is missing."] = False
-    strict: Annotated[bool, FLAG, "Refuse data with any flaw, instead of leaving out or repairing what is flawed."] = (
-        False
-    )
+    download: Annotated[
+        bool, FLAG, "Let tensorflow-datasets download and prepare a set that is missing.", WITHOUT_EFFECT
+    ] = False
+    strict: Annotated[
+        bool, FLAG, "Refuse data with any flaw, instead of leaving out or repairing what is flawed.", WITHOUT_EFFECT
+    ] = False
     lenient: Annotated[
         bool,
         FLAG,
@@ -220,7 +231,7 @@ class Data:
         "is cropped. () for none.",
     ] = ()
     color: Annotated[float, number(0, 1), "Strength of changes of brightness, contrast, saturation and hue."] = 0.0
-    threads: Annotated[int, whole(1), "Threads that prepare images."] = 2
+    threads: Annotated[int, whole(1), "Threads that prepare images.", WITHOUT_EFFECT] = 2
 
     @property
     def sizing(self) -> Sizing:

@@ -14,26 +14,12 @@ from kdjax.data.indexed import IndexedSource
 from kdjax.errors import UserError
 from kdjax.evaluate import ImageDetections
 from kdjax.methods import method_options
-from kdjax.options import defaults
+from kdjax.options import declared, defaults
 from kdjax.paths import local_path
 from kdjax.plan import Plan, StagePlan
 from kdjax.report import write_json
 from kdjax.run.data import Splits
 from kdjax.state import TrainState
-
-# Keys that change nothing that a stage computes: a run may be resumed with other values.
-_WITHOUT_EFFECT = (
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "teacher_floor",
-    "published_ap",
-    "threads",
-    "data_dir",
-    "download",
-    "strict",
-)
 
 _FIRST_VERSION = "0.1.0"
 """It wrote no version beside its stages, and all stages of a run drew the same batches."""
@@ -73,8 +59,7 @@ def identity(plan: Plan, stage: StagePlan, splits: Splits) -> dict[str, Any]:
             sources[field] = identity(plan, plan[origin], splits) if origin in plan else describe(origin)
     if stage.options.weights:
         sources["weights"] = _sha256(stage)
-    section = {key: value for key, value in stage.section.items() if key not in _WITHOUT_EFFECT}
-    data = {key: value for key, value in plan.content["data"].items() if key not in _WITHOUT_EFFECT}
+    section, data = _effective(Stage, stage.section), _effective(Data, plan.content["data"])
     data |= {"train": splits.train.fingerprint, "eval": splits.evaluation.fingerprint}
     return json.loads(json.dumps({"seed": plan.run.seed, "data": data, "stage": section, "from": sources}))
 
@@ -139,18 +124,19 @@ def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved identity with the keys that it lacks, because they came later, at their defaults."""
     if "stage" not in saved:
         return dict(saved)
-    stage = _effective(Stage) | saved["stage"]
+    stage = _effective(Stage, defaults(Stage)) | saved["stage"]
     for part in ("optimizer", "method_optimizer"):
         if part in stage:
             stage[part] = defaults(Optimizer) | stage[part]
     stage["method"] = method_options(stage["method"]["name"]) | stage["method"]
     origins = {field: _completed(x) if isinstance(x, dict) else x for field, x in saved["from"].items()}
-    whole = {**saved, "stage": stage, "data": _effective(Data) | saved["data"], "from": origins}
+    whole = {**saved, "stage": stage, "data": _effective(Data, defaults(Data)) | saved["data"], "from": origins}
     return json.loads(json.dumps(whole))
 
 
-def _effective(kind: type) -> dict[str, Any]:
-    return {key: value for key, value in defaults(kind).items() if key not in _WITHOUT_EFFECT}
+def _effective(kind: type, section: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a section changes what is computed."""
+    return {key: value for key, value in section.items() if key not in declared(kind) or declared(kind)[key].effect}
 
 
 def claim(folder: Path, known: Mapping[str, Any], description: Mapping[str, Any]) -> None:
