@@ -293,10 +293,11 @@ def test_several_devices_compute_what_one_does_gradients_included(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_has_a_rule_which_its_default_obeys(name):
-    for option, (default, rule, meaning) in declared(METHODS[name]).items():
-        assert rule.holds(default), option
-        assert meaning.endswith("."), option
-    assert method_options(name) == {option: x.default for option, x in declared(METHODS[name]).items()}
+    options = declared(METHODS[name])
+    for key, option in options.items():
+        assert option.rule.holds(option.default), key
+        assert option.meaning.endswith("."), key
+    assert method_options(name) == {key: option.default for key, option in options.items()}
 
 
 @pytest.mark.parametrize(
