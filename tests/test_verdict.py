@@ -31,13 +31,17 @@ def test_the_interval_is_that_of_the_paired_t_test(count):
         (
             [12.0, 12.1, 12.2],
             "gain",
-            "A gain: over 3 seeds the student is +2.1 AP (95 %: +1.9 to +2.3) beside its",
+            "A gain: over 3 seeds the student is +2.10 AP (95 %: +1.85 to +2.35) beside its",
         ),
-        ([8.0, 8.1, 8.2], "loss", "A loss: over 3 seeds the student is -1.9 AP (95 %: -2.1 to -1.7) beside its twin."),
+        (
+            [8.0, 8.1, 8.2],
+            "loss",
+            "A loss: over 3 seeds the student is -1.90 AP (95 %: -2.15 to -1.65) beside its twin.",
+        ),
         ([10.0, 12.0, 9.0], "no difference", "No difference: over 3 seeds"),
-        ([10.0, 10.0, 10.0], "no difference", "is +0.0 AP (95 %: +0.0 to +0.0)"),
+        ([10.0, 10.0, 10.0], "no difference", "is +0.00 AP (95 %: +0.00 to +0.00)"),
         ([float("nan"), 12.0], "unknown", "Nothing can be said: some AP is no number"),
-        ([12.0], "unknown", "One seed answers nothing: the student is +2.0 AP beside its twin"),
+        ([12.0], "unknown", "One seed answers nothing: the student is +2.00 AP beside its twin"),
     ],
 )
 def test_the_sentence_says_what_the_interval_does(students, outcome, words):

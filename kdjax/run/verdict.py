@@ -30,11 +30,11 @@ def judge(students: Sequence[float], baselines: Sequence[float], metric: str = "
     deviation of the differences.
 
     >>> judge([20.1, 19.8, 20.6], [16.0, 16.4, 16.1]).sentence
-    'A gain: over 3 seeds the student is +4.0 AP (95 %: +2.6 to +5.4) beside its twin.'
+    'A gain: over 3 seeds the student is +4.00 AP (95 %: +2.62 to +5.38) beside its twin.'
     >>> judge([16.1, 15.8, 16.6], [16.0, 16.4, 16.1]).outcome
     'no difference'
     >>> judge([16.0, 16.4], [16.0, 16.4]).sentence
-    'No difference: over 2 seeds the student is +0.0 AP (95 %: +0.0 to +0.0) beside its twin.'
+    'No difference: over 2 seeds the student is +0.00 AP (95 %: +0.00 to +0.00) beside its twin.'
 
     Args:
         students: the metric of each seed's student.
@@ -47,14 +47,14 @@ def judge(students: Sequence[float], baselines: Sequence[float], metric: str = "
         sentence = f"Nothing can be said: some {metric} is no number, as where nothing is to be found."
         return Verdict(differences, mean, None, "unknown", sentence)
     if count < 2:
-        sentence = f"One seed answers nothing: the student is {mean:+.1f} {metric} beside its twin; give several seeds."
+        sentence = f"One seed answers nothing: the student is {mean:+.2f} {metric} beside its twin; give several seeds."
         return Verdict(differences, mean, None, "unknown", sentence)
     half = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(differences) / math.sqrt(count)
     low, high = mean - half, mean + half
     outcome = "gain" if low > 0 else "loss" if high < 0 else "no difference"
     words = {"gain": "A gain", "loss": "A loss", "no difference": "No difference"}[outcome]
     sentence = (
-        f"{words}: over {count} seeds the student is {mean:+.1f} {metric} "
-        f"({CONFIDENCE:.0%}: {low:+.1f} to {high:+.1f}) beside its twin."
+        f"{words}: over {count} seeds the student is {mean:+.2f} {metric} "
+        f"({CONFIDENCE:.0%}: {low:+.2f} to {high:+.2f}) beside its twin."
     ).replace("%:", " %:")
     return Verdict(differences, mean, (low, high), outcome, sentence)
