@@ -84,11 +84,9 @@ class Checkpoints:
             UserError: if what was saved cannot be read, or has other parameters or shapes than ``state``.
         """
         self._manager.wait_until_finished()
-        step, wanted = self.latest(), _items(state)
-        what, advice = (
-            f"The checkpoint of step {step} in {self._manager.directory}",
-            "move the folder of that step away",
-        )
+        step, wanted = self.latest(), _items(abstract(state))
+        what = f"The checkpoint of step {step} in {self._manager.directory}"
+        advice = "move the folder of that step away"
         with _orbax(what, advice):
             metadata = self._manager.item_metadata(step)
             saved = {name: metadata[name].tree for name in wanted}
@@ -97,8 +95,7 @@ class Checkpoints:
                 f"{what} belongs to another model, method or optimiser ({misfits}); choose another --workdir, or "
                 "delete that folder."
             )
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
-        args = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
+        args = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}
         with _orbax(what, advice):
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         student, rest = restored[STUDENT], restored[REST]

@@ -49,12 +49,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     splits = open_splits(plan.data)
     _check_batches(plan, splits)
     if not plan.run.seeds:
-        _check_claims(plan, workdir, splits)
-        return _run(plan, workdir, splits)
+        return _run(plan, workdir, splits, _claims(plan, workdir, splits))
     plans = {seed: with_seed(plan, seed) for seed in plan.run.seeds}
-    for seed, one in plans.items():
-        _check_claims(one, workdir / f"seed_{seed}", splits)
-    return _repeat(plans, workdir, splits)
+    identities = {seed: _claims(one, workdir / f"seed_{seed}", splits) for seed, one in plans.items()}
+    return _repeat(plans, workdir, splits, identities)
 
 
 def _check_batches(plan: Plan, splits: Splits) -> None:
@@ -67,21 +65,25 @@ def _check_batches(plan: Plan, splits: Splits) -> None:
             )
 
 
-def _check_claims(plan: Plan, workdir: Path, splits: Splits) -> None:
-    """Refuses to go on where a stage's folder is that of another run."""
+def _claims(plan: Plan, workdir: Path, splits: Splits) -> dict[str, dict[str, Any]]:
+    """What each stage is known by; refuses to go on where a stage's folder is that of another run."""
+    identities = {stage.name: identity(plan, stage, splits) for stage in plan.stages}
     for stage in plan.stages:
-        check_claim(_folder(workdir, stage), identity(plan, stage, splits))
+        check_claim(_folder(workdir, stage), identities[stage.name])
     for twin, baseline in itertools.combinations(plan.stages, 2):
         if twin.number == baseline.number:
             check_twin(_folder(workdir, baseline), _folder(workdir, twin))
+    return identities
 
 
-def _repeat(plans: Mapping[int, Plan], workdir: Path, splits: Splits) -> dict[str, Any]:
+def _repeat(
+    plans: Mapping[int, Plan], workdir: Path, splits: Splits, identities: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
     """One run for each seed, in a folder of its own, and what they say together of the student and its twin."""
     summaries = {}
     for seed, plan in plans.items():
         print(f"Seed {seed}:", flush=True)
-        summaries[seed] = _run(plan, workdir / f"seed_{seed}", splits)
+        summaries[seed] = _run(plan, workdir / f"seed_{seed}", splits, identities[seed])
     found = {role: [summary[role]["AP"] for summary in summaries.values()] for role in ("student", "baseline")}
     verdict = judge(found["student"], found["baseline"])
     print("seed  student  baseline  difference")
@@ -98,9 +100,8 @@ def _repeat(plans: Mapping[int, Plan], workdir: Path, splits: Splits) -> dict[st
     return summary
 
 
-def _run(plan: Plan, workdir: Path, splits: Splits) -> dict[str, Any]:
-    """The run of one seed."""
-    identities = {stage.name: identity(plan, stage, splits) for stage in plan.stages}
+def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any]) -> dict[str, Any]:
+    """The run of one seed, whose stages are known by ``identities``."""
     workdir.mkdir(exist_ok=True)
     write_json(workdir / "config.json", plan.content)
     _report_data(workdir, splits)

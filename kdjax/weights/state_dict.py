@@ -144,13 +144,14 @@ def count_classes(
     table, state, wanted = _table(source), _without_prefix(state), flatten_dict(like, sep="/")
     rules, index = table.backbone + table.neck + table.heads.get(model["name"], ()), _indices(wanted)
     paths = {place[0]: name for name in state if (place := _place(name, rules, index, wanted))}
-    if _DENSE_CLASSES in paths:
-        count = state[paths[_DENSE_CLASSES]].size // (wanted[_DENSE_CLASSES].shape[0] // num_classes)
-        return len(COCO_IDS) if table.background and count == _COCO_PLACES else count
-    if _ROI_CLASSES in paths:
-        count = state[paths[_ROI_CLASSES]].size
-        return len(COCO_IDS) if table.background and count == _COCO_PLACES else count - 1
-    return None
+    path = next((path for path in (_DENSE_CLASSES, _ROI_CLASSES) if path in paths), None)
+    if path is None:
+        return None
+    anchors = wanted[path].shape[0] // num_classes if path == _DENSE_CLASSES else 1
+    count = state[paths[path]].size // anchors
+    if table.background and count == _COCO_PLACES:
+        return len(COCO_IDS)
+    return count if path == _DENSE_CLASSES else count - 1
 
 
 def import_state_dict(
