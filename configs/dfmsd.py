@@ -38,8 +38,6 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         config.first_teacher = base_stage(retinanet(depth=10, width=0.5))
         config.first_teacher.steps = config.teacher.steps
         student.loss_weights.dfmsd = 1.5
-        # Normalised, P6 and P7 would weigh as much as the levels that detect something in images of 128 pixels.
-        student.levels = ("p3", "p4", "p5")
         student.inherit = ("neck", "head")
     else:
         config.first_teacher = taken_over(pair.weaker)
@@ -47,9 +45,12 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     first.teacher = "first_teacher"
     student.update(init="first_student", weights="", source="", inherit=())
     for number, stage in enumerate((first, student), start=1):
-        stage.method = method_config("dfmsd", stage=number)
-        if pair:
+        stage.methods.dfmsd = dfmsd = method_config("dfmsd", stage=number)
+        if pair is None:
+            # Normalised, P6 and P7 would weigh as much as the levels that detect something in images of 128 pixels.
+            dfmsd.levels = ("p3", "p4", "p5")
+        else:
             teacher = (pair.weaker, pair.teacher)[number - 1]
-            stage.method.tau = teacher.tau
+            dfmsd.tau = teacher.tau
             stage.loss_weights.dfmsd = 6.0 if teacher.two_stage else 10.0
     return finish(config, variant)

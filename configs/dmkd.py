@@ -26,18 +26,18 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """DMKD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
     config, pair = start(variant)
     student = config.student
-    student.method = method_config("dmkd")
+    student.methods.dmkd = dmkd = method_config("dmkd")
     if pair is None:
         # What was best for MGD, whose term has the same size.
         student.loss_weights.dmkd = 5e-4
         student.inherit = ("neck", "head")
     elif pair.teacher.two_stage:
-        student.method.spatial_ratio = 0.45
+        dmkd.spatial_ratio = 0.45
         student.loss_weights.dmkd = 5e-7
-        student.levels = ("p2", "p3", "p4", "p5")
+        dmkd.levels = ("p2", "p3", "p4", "p5")
         student.optimizer.clip_norm = 35.0
     else:
-        student.method.tau = pair.teacher.tau
+        dmkd.tau = pair.teacher.tau
         student.loss_weights.dmkd = 2e-5
         student.inherit = ("neck", "head")
         student.optimizer.clip_norm = 35.0

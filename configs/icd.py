@@ -37,15 +37,15 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     config, pair = start(variant)
     student = config.student
     if pair is None:
-        student.method = method_config("icd", warmup_steps=20, queries=60)
+        icd = method_config("icd", warmup_steps=20, queries=60)
         student.loss_weights.icd = 1.5
     else:
-        student.method = method_config("icd", warmup_steps=1000, queries=100 if pair.teacher.two_stage else 300)
+        icd = method_config("icd", warmup_steps=1000, queries=100 if pair.teacher.two_stage else 300)
         student.loss_weights.icd = 3.0 if pair.teacher.two_stage else 8.0
         set_schedule(student, epochs=12)
     student.inherit = ("neck", "head")
-    student.method_optimizer = ConfigDict(student.optimizer.to_dict())
-    student.method_optimizer.update(
+    icd.optimizer = ConfigDict(student.optimizer.to_dict())
+    icd.optimizer.update(
         beta2=0.999,
         name="adamw",
         learning_rate=1e-4,
@@ -55,4 +55,5 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         decay_norm_and_bias=True,
         clip_norm=0.01,
     )
+    student.methods.icd = icd
     return finish(config, variant)

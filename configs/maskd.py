@@ -42,36 +42,35 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """MasKD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
     config, pair = start(variant)
     student = config.student
-    student.method_init = "tokens"
+    maskd, imitates = method_config("maskd", init="tokens"), True
     if pair is None:
-        student.method = method_config("maskd", warmup_steps=30)
-        student.imitate_boxes = True
+        maskd.warmup_steps = 30
         student.loss_weights.maskd = 0.08
         # Every level weighs the same, and P6 and P7, which detect next to nothing in images of 128 pixels, have by far
         # the largest features here: with them the term is nearly theirs alone, and the student gets worse.
-        student.levels = ("p3", "p4", "p5")
+        maskd.levels = ("p3", "p4", "p5")
         student.inherit = ("neck", "head")
     elif pair.teacher.two_stage:
-        cascade = config.teacher.model.name == "cascade_mask_rcnn"
-        student.method = method_config("maskd", warmup_steps=5000 if cascade else 7330)
-        student.imitate_boxes = True
+        maskd.warmup_steps = 5000 if config.teacher.model.name == "cascade_mask_rcnn" else 7330
         student.loss_weights.maskd = 1.0
     elif "fcos" in (config.teacher.model.name, student.model.name):
-        student.method = method_config("maskd", warmup_steps=5000)
+        maskd.warmup_steps, imitates = 5000, False
         student.loss_weights.maskd = 10.0
         student.optimizer.clip_norm = 35.0
     else:
         groups = config.teacher.model.backbone.get("groups", 1)
-        student.method = method_config("maskd", warmup_steps=7000 if groups == 1 else 8500)
-        student.imitate_boxes = True
+        maskd.warmup_steps = 7000 if groups == 1 else 8500
         student.loss_weights.maskd = 7.0
         student.inherit = ("neck", "head")
         student.optimizer.update(learning_rate=0.02, warmup_steps=1000, clip_norm=35.0)
+    student.methods.maskd = maskd
+    if imitates:
+        student.methods.box_imitation = method_config("box_imitation")
 
     config.stages = ("teacher", "tokens", "student")
     config.tokens = tokens = copy.deepcopy(config.teacher)
-    tokens.update(init="teacher", weights="", source="", freeze=("student",), levels=student.levels)
-    tokens.method = method_config("maskd_tokens")
+    tokens.update(init="teacher", weights="", source="", freeze=("student",))
+    tokens.methods.maskd_tokens = method_config("maskd_tokens", levels=maskd.levels)
     tokens.model.frozen_norm = True
     # The tokens of a detector with masks learn from its masks too.
     config.data.masks |= config.teacher.model.name == "cascade_mask_rcnn"

@@ -34,16 +34,16 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """MGD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
     config, pair = start(variant)
     student = config.student
-    student.method = method_config("mgd")
+    student.methods.mgd = mgd = method_config("mgd")
     if pair is None:
         # The paper's alpha of 2e-5 is for 800x1344 pixels and 256 channels. The loss is a sum over positions and
         # channels, of which an image here has 260 times fewer.
         student.loss_weights.mgd = 5e-4
         student.inherit = ("neck", "head")
     elif pair.teacher.two_stage:
-        student.method.mask_ratio = 0.45
+        mgd.mask_ratio = 0.45
         student.loss_weights.mgd = 5e-7
-        student.levels = ("p2", "p3", "p4", "p5")
+        mgd.levels = ("p2", "p3", "p4", "p5")
         student.optimizer.clip_norm = 35.0
     else:
         student.loss_weights.mgd = 2e-5

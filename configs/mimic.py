@@ -14,12 +14,12 @@ from kdjax.pairs import finish, start
 def get_config(variant: str = "shapes") -> ConfigDict:
     """Feature imitation on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
     config, pair = start(variant)
-    config.student.method = method_config("mimic")
+    config.student.methods.mimic = mimic = method_config("mimic")
     config.student.inherit = ("neck", "head")
     if pair is None:
         config.student.loss_weights.mimic = 0.05
         # Every level weighs the same, and P6 and P7 have by far the largest features here; see configs/maskd.py.
-        config.student.levels = ("p3", "p4", "p5")
+        mimic.levels = ("p3", "p4", "p5")
     else:
         config.student.loss_weights.mimic = 1.0
     return finish(config, variant)

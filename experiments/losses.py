@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from experiments.measure import check_agree, measure
+from kdjax.distill import sums
 from kdjax.losses import maskd_loss, token_masks, token_weights, uniform_statistics
 from kdjax.methods import build_method
-from kdjax.types import Targets
+from kdjax.types import Targets, View
 
 CHANNELS, TOKENS, HEIGHT, WIDTH = 256, 6, 800, 1344
 
@@ -88,12 +89,8 @@ def maskd_row() -> str:
 
 def method_row(name: str) -> str:
     """A method of dual or single generation against its convolutions alone."""
-    method, student, teacher, targets, options = _method(name)
-    variables = jax.jit(method.init)(jax.random.key(3), student, teacher, targets, **options)
-
-    def ours(learnt: Any, teacher: Any) -> jax.Array:
-        params, student = learnt
-        return sum(method.apply({"params": params}, student, teacher, targets, **options).values(), jnp.zeros(()))
+    params, ours, teacher = _method(name)
+    student = pyramid(0)
 
     def convolutions(learnt: Any, teacher: Any) -> jax.Array:
         params, student = learnt
@@ -111,34 +108,44 @@ def method_row(name: str) -> str:
             total += jnp.sum(jnp.square(x))
         return total
 
-    return compare(f"{name}, its convolutions", ours, convolutions, ((variables["params"], student), teacher))
+    return compare(f"{name}, its convolutions", ours, convolutions, ((params, student), teacher))
 
 
 def icd_row() -> str:
     """ICD's temporary memory beside one attention tensor, 8 heads and 300 queries over all positions."""
-    method, student, teacher, targets, options = _method("icd", statistics=uniform_statistics(80))
-    variables = jax.jit(method.init)(jax.random.key(3), student, teacher, targets, **options)
-
-    def loss(learnt: Any, teacher: Any) -> jax.Array:
-        params, student = learnt
-        return sum(method.apply({"params": params}, student, teacher, targets, **options).values(), jnp.zeros(()))
-
-    compiled = jax.jit(jax.value_and_grad(loss)).lower((variables["params"], student), teacher).compile()
+    params, loss, teacher = _method("icd")
+    student = pyramid(0)
+    compiled = jax.jit(jax.value_and_grad(loss)).lower((params, student), teacher).compile()
     temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
     positions = sum(x.shape[1] * x.shape[2] for x in student.values())
     tensor = 8 * 300 * positions * 4 / 2**20
     return f"icd: {temporary:.0f} MiB of temporaries; one attention tensor (8, 300, {positions}): {tensor:.0f} MiB"
 
 
-def _method(name: str, **given: Any) -> tuple[Any, Any, Any, Targets, dict[str, Any]]:
-    targets = Targets(
-        boxes=jnp.tile(jnp.array([[[100.0, 100.0, 500.0, 400.0]]]), (1, 10, 1)),
-        labels=jnp.zeros((1, 10), jnp.int32),
-        valid=jnp.ones((1, 10), bool),
-        image_size=jnp.array([[HEIGHT, WIDTH]]),
-    )
-    options = {"keys": jax.random.split(jax.random.key(4), 1), "step": jnp.int32(10_000)}
-    return build_method({"name": name}, **given), pyramid(0), pyramid(1), targets, options
+def _method(name: str) -> tuple[Any, Any, Any]:
+    """Parameters, and the method's terms as one number of parameters, student and teacher."""
+    method = build_method({"name": name})
+    known = {
+        "size": jnp.array([[HEIGHT, WIDTH]]),
+        "targets": Targets(
+            boxes=jnp.tile(jnp.array([[[100.0, 100.0, 500.0, 400.0]]]), (1, 10, 1)),
+            labels=jnp.zeros((1, 10), jnp.int32),
+            valid=jnp.ones((1, 10), bool),
+        ),
+        "keys": jax.random.split(jax.random.key(4), 1),
+        "step": jnp.int32(10_000),
+        "statistics": uniform_statistics(80),
+    }
+    needed = {need: known[need] for need in method.needs}
+    strides = {level: 2 ** int(level[1:]) for level in pyramid(0)}
+
+    def loss(learnt: Any, teacher: Any) -> jax.Array:
+        params, student = learnt
+        terms = method.apply({"params": params}, View(student, strides), View(teacher, strides), **needed)
+        return sum(sums(terms).values(), jnp.zeros(()))
+
+    views = View(pyramid(0), strides), View(pyramid(1), strides)
+    return jax.jit(method.init)(jax.random.key(3), *views, **needed)["params"], loss, pyramid(1)
 
 
 def main(_: Sequence[str]) -> None:

@@ -108,7 +108,7 @@ def pipeline(source: Any, augmentation: Augmentation) -> Iterator[int]:
         augmentation=augmentation,
         num_threads=_THREADS.value,
     )
-    yield from (len(batch["images"]) for batch in batches)
+    yield from (len(batch.images) for batch in batches)
 
 
 class Speed(NamedTuple):

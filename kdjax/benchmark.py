@@ -1,7 +1,7 @@
 """Measures a config's last stage on this machine: ``python -m kdjax.benchmark --config=configs/mgd.py``.
 
 Prints compile time, images per second, FLOPs and memory of the plain student step, the teacher's forward pass and the
-distillation step, and what distilling costs over its parts, with random weights and images. Then how fast the input
+distillation step, and what distilling costs over its parts, with random weights. Then how fast the input
 pipeline alone makes the batches that the step would consume.
 """
 
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 
+from kdjax import operations
 from kdjax.checkpoint import describe
 from kdjax.data.indexed import IndexedSource
 from kdjax.devices import device_count, parallel, replicate, split
@@ -28,7 +28,7 @@ from kdjax.plan import Plan, StagePlan, resolve
 from kdjax.run.build import Facts, build, first_state, init_jit, stage_key
 from kdjax.run.data import open_batches, open_split
 from kdjax.run.start import Teacher
-from kdjax.types import Batch, Targets
+from kdjax.types import Batch
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of each part, in turn.", lower_bound=1)
 
@@ -53,33 +53,15 @@ class Part(NamedTuple):
         return seconds
 
 
-def random_batch(
-    batch_size: int, image_size: tuple[int, int], max_objects: int, num_classes: int, seed: int = 0
-) -> Batch:
-    """A batch of noise with a third of its object slots filled."""
-    rng = np.random.default_rng(seed)
-    height, width = image_size
-    corner = rng.uniform(0, 0.6, (batch_size, max_objects, 2))
-    size = rng.uniform(0.1, 0.4, (batch_size, max_objects, 2))
-    boxes = np.concatenate([corner, corner + size], -1) * [width, height, width, height]
-    valid = np.arange(max_objects) < max(1, max_objects // 3)
-    targets = Targets(
-        boxes=jnp.asarray(boxes, jnp.float32),
-        labels=jnp.asarray(rng.integers(0, num_classes, (batch_size, max_objects)), jnp.int32),
-        valid=jnp.broadcast_to(valid, (batch_size, max_objects)),
-        image_size=jnp.tile(jnp.array([image_size], jnp.int32), (batch_size, 1)),
-        crowd=jnp.zeros((batch_size, max_objects), bool),
-    )
-    images = jnp.asarray(rng.integers(0, 256, (batch_size, height, width, 3)), jnp.uint8)
-    return Batch(images=images, targets=targets, index=jnp.arange(batch_size, dtype=jnp.int32))
+def compile_parts(plan: Plan, source: IndexedSource) -> list[Part]:
+    """Compiles the plain student step and, where the last stage has a teacher, its forward pass and the whole step.
 
-
-def compile_parts(plan: Plan, classes: int) -> list[Part]:
-    """Compiles the plain student step and, where the last stage has a teacher, its forward pass and the whole step."""
-    stage = plan[plan.student]
-    options, image_size = stage.options, plan.data.sizing.shapes[0]
-    batch = random_batch(options.batch_size, image_size, plan.data.max_objects, classes)
-    batch = split(batch, parts=options.accumulate)
+    The batch is the first one of the stage, the weights are random.
+    """
+    stage, classes = plan[plan.student], len(source.class_names)
+    options, first = stage.options, next(open_batches(plan, plan[plan.student], source, 0))
+    image_size = first.images.shape[1], first.images.shape[2]
+    batch = split(first, parts=options.accumulate)
     key = replicate(stage_key(plan.run.seed, stage))
 
     def training(label: str, stage: StagePlan, teacher: Teacher | None) -> Part:
@@ -88,8 +70,7 @@ def compile_parts(plan: Plan, classes: int) -> list[Part]:
         variables = teacher.variables if teacher and built.teacher else None
         return _compile(label, built.step, [state, variables, batch, key], trains=True)
 
-    alone = dataclasses.replace(options, imitate_boxes=False)
-    parts = [training("student step", dataclasses.replace(stage, options=alone, method={"name": "none"}), None)]
+    parts = [training("student step", dataclasses.replace(stage, methods={}), None)]
     if not options.teacher:
         return parts
     known = plan[options.teacher].options.model if options.teacher in plan else describe(options.teacher)["model"]
@@ -98,8 +79,7 @@ def compile_parts(plan: Plan, classes: int) -> list[Part]:
     teacher = Teacher(module, replicate(init_jit(module.init)(jax.random.key(0), images)))
 
     def forward(variables: Any, batch: Batch) -> Any:
-        images = module.preprocess(batch["images"], batch["targets"].image_size)
-        return module.apply(variables, images, method="features")
+        return operations.features(module, variables, module.preprocess(batch.images, batch.size))
 
     return [
         *parts,
@@ -130,7 +110,7 @@ def input_rate(plan: Plan, source: IndexedSource, batches: int = 60) -> float:
     for _ in itertools.islice(stream, batches):
         pass
     start = time.perf_counter()
-    images = sum(len(batch["images"]) for batch in itertools.islice(stream, batches))
+    images = sum(len(batch.images) for batch in itertools.islice(stream, batches))
     return images / (time.perf_counter() - start)
 
 
@@ -141,7 +121,7 @@ def main(_: Sequence[str]) -> int:
     try:
         plan = resolve(CONFIG.value, devices=device_count())
         source = open_split(plan.data, training=True)
-        parts = compile_parts(plan, len(source.class_names))
+        parts = compile_parts(plan, source)
     except UserError as error:
         return refuse(error)
     batch_size = plan[plan.student].options.batch_size

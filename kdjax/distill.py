@@ -1,16 +1,18 @@
 """The distillation step: pure, written for one device, mapped over devices by ``kdjax.devices.parallel``."""
 
-import functools
+import dataclasses
+import zlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from kdjax import operations
+from kdjax.losses import ClassStatistics
 from kdjax.state import TrainState, Variables
-from kdjax.types import Batch, Features, Sampling, Terms
+from kdjax.types import Batch, Features, Method, MethodTerms, Model, Sampling, Terms, View
 
 # Folded into the keys of images that a detector samples its proposals by, so that methods draw other numbers.
 _SAMPLING = 2**31 - 1
@@ -33,9 +35,94 @@ def weighted_sum(terms: Terms, weights: Mapping[str, float]) -> tuple[jax.Array,
     return sum((share for name, share in weighted.items() if weights.get(name, 1.0)), jnp.zeros(())), weighted
 
 
-def select_levels(features: Features, levels: Collection[str]) -> Features:
-    """The pyramid's ``levels``, those that it has; all of them where none is named."""
-    return {level: x for level, x in features.items() if not levels or level in levels}
+class Applied(NamedTuple):
+    """A method of a stage."""
+
+    module: Method
+    levels: Collection[str] = ()
+    """Of the features that it sees; all where none is named."""
+
+    def sees(self, view: View | None) -> View | None:
+        """What it sees of a model."""
+        if view is None or not self.levels:
+            return view
+        return dataclasses.replace(view, features={x: y for x, y in view.features.items() if x in self.levels})
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has parameters of its own to learn."""
+        return any("method" in moved for moved in self.module.terms.values())
+
+
+def place(name: str, methods: Mapping[str, Applied]) -> str:
+    """The path of a method's parameters: "method" of the only one that learns, "method/<name>" of several."""
+    learners = [name for name, method in methods.items() if method.learns]
+    return "method" if learners == [name] else f"method/{name}"
+
+
+def by_method(params: Mapping[str, Any], methods: Mapping[str, Applied]) -> dict[str, Any]:
+    """The parameters of each method that learns, by name, from ``params["method"]``."""
+    learners = [name for name, method in methods.items() if method.learns]
+    return {name: params if place(name, methods) == "method" else params[name] for name in learners}
+
+
+def together(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`by_method`."""
+    return next(iter(params.values())) if len(params) == 1 else dict(params)
+
+
+def own_keys(keys: jax.Array, name: str, names: Collection[str]) -> jax.Array:
+    """The PRNG keys (N,), or the one (), that one of several methods draws by; the only one has ``keys`` themselves."""
+    if len(names) < 2:
+        return keys
+    number = zlib.crc32(name.encode())
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number) if keys.ndim else jax.random.fold_in(keys, number)
+
+
+def method_terms(
+    methods: Mapping[str, Applied],
+    params: Mapping[str, Any],
+    student: View,
+    teacher: View | None,
+    given: Mapping[str, Any],
+) -> MethodTerms:
+    """The terms of all methods, each called with the keywords that it needs.
+
+    Args:
+        methods: by name.
+        params: of the methods, as :func:`by_method` takes them.
+        student: features and predictions.
+        teacher: features.
+        given: every keyword of ``kdjax.methods.NEEDED`` that some method needs.
+    """
+    terms: MethodTerms = {}
+    own = by_method(params, methods)
+    drawing = [name for name, method in methods.items() if "keys" in method.module.needs]
+    for name, method in methods.items():
+        needed = {need: given[need] for need in method.module.needs}
+        if "keys" in needed:
+            needed["keys"] = own_keys(needed["keys"], name, drawing)
+        terms |= method.module.apply(
+            {"params": own.get(name, {})}, method.sees(student), method.sees(teacher), **needed
+        )
+    return terms
+
+
+def sums(terms: MethodTerms) -> Terms:
+    """Each term as one scalar."""
+    return {
+        name: sum(value.values(), jnp.zeros(())) if isinstance(value, dict) else value for name, value in terms.items()
+    }
+
+
+def _parts(terms: MethodTerms) -> Terms:
+    """The parts of the terms that have some, as "term/level"."""
+    return {
+        f"{name}/{level}": part
+        for name, value in terms.items()
+        if isinstance(value, dict)
+        for level, part in value.items()
+    }
 
 
 def distill_loss(
@@ -46,52 +133,60 @@ def distill_loss(
     keys: jax.Array,
     step: jax.Array,
     *,
-    student: nn.Module,
-    teacher: nn.Module | None,
-    method: nn.Module,
+    student: Model,
+    teacher: Model | None,
+    methods: Mapping[str, Applied],
     loss_weights: Mapping[str, float],
-    levels: Collection[str] = (),
-    imitate_boxes: bool = False,
+    statistics: ClassStatistics | None = None,
 ) -> tuple[jax.Array, tuple[Terms, Any]]:
-    """Loss of one device's images: the student's own terms and the method's, each unweighted by name.
+    """Loss of one device's images: the student's own terms and those of the methods, each unweighted by name.
 
-    The teacher, where there is one, runs without gradient, and its backbone and neck only, unless the student's head
-    imitates its box regression: the term "box_imitation".
+    The teacher, where there is one, runs without gradient, its heads only where a method asks for them.
 
     Returns:
         the weighted total (float32 scalar), and (metrics, new batch statistics).
     """
-    targets = batch["targets"]
-    size = targets.image_size
+    size, targets = batch.size, batch.targets
     sampling = Sampling(targets, jax.vmap(jax.random.fold_in, (0, None))(keys, _SAMPLING))
-    images = student.preprocess(batch["images"], size)
     variables = {"params": params["student"], "batch_stats": batch_stats}
-    (features, predictions), updates = student.apply(
-        variables, images, size, train=True, sampling=sampling, mutable=["batch_stats"]
-    )
-    terms = student.loss(predictions, targets)
-    teacher_features: Features = {}
+    images = student.preprocess(batch.images, size)
+    features, predictions, new_stats = operations.forward(student, variables, images, size, sampling)
+    terms = student.loss(predictions, targets, size)
+    taught: Features = {}
     if teacher is not None:
-        images = teacher.preprocess(batch["images"], size)
-        run_teacher: Callable[..., Any] = functools.partial(teacher.apply, teacher_variables or {})
-        teacher_features = jax.lax.stop_gradient(run_teacher(images, method="features"))
-        if imitate_boxes:
-            theirs = run_teacher(teacher_features, predictions, size, method="regress")
-            terms["box_imitation"] = student.imitate_boxes(predictions, theirs, targets)
+        images = teacher.preprocess(batch.images, size)
+        taught = jax.lax.stop_gradient(operations.features(teacher, teacher_variables or {}, images))
 
-    def task(other: Features) -> Terms:
+    def teacher_heads(predictions: Any) -> Any:
+        assert teacher is not None
+        return operations.heads_at(teacher, teacher_variables or {}, taught, predictions, size)
+
+    def own_loss(other: Features) -> Terms:
         judge, unchanged = jax.lax.stop_gradient((variables, features))
         other = {**unchanged, **other}
-        return student.loss(student.apply(judge, other, size, sampling, method="heads"), targets)
+        return student.loss(operations.heads(student, judge, other, size, sampling), targets, size)
 
-    learnt = {"params": params["method"]}
-    seen = select_levels(features, levels), select_levels(teacher_features, levels)
-    terms |= method.apply(learnt, *seen, targets, keys=keys, step=step, task=task)
+    distilled = method_terms(
+        methods,
+        params["method"],
+        View(features, student.strides, predictions),
+        View(taught, teacher.strides) if teacher is not None else None,
+        {
+            "size": size,
+            "targets": targets,
+            "keys": keys,
+            "step": step,
+            "own_loss": own_loss,
+            "teacher_heads": teacher_heads,
+            "statistics": statistics,
+        },
+    )
+    terms |= sums(distilled)
     total, weighted = weighted_sum(terms, loss_weights)
     metrics = {"loss": total}
-    metrics |= {f"raw/{name}": value for name, value in terms.items()}
+    metrics |= {f"raw/{name}": value for name, value in {**terms, **_parts(distilled)}.items()}
     metrics |= {f"loss/{name}": value for name, value in weighted.items()}
-    return total, (metrics, updates.get("batch_stats", batch_stats))
+    return total, (metrics, new_stats)
 
 
 def accumulated(value_and_grad: Callable[..., Any], count: int) -> Callable[..., Any]:
@@ -134,13 +229,12 @@ def distill_step(
     batch: Batch,
     key: jax.Array,
     *,
-    student: nn.Module,
-    teacher: nn.Module | None,
-    method: nn.Module,
+    student: Model,
+    teacher: Model | None,
+    methods: Mapping[str, Applied],
     optimizer: optax.GradientTransformation,
     loss_weights: Mapping[str, float],
-    levels: Collection[str] = (),
-    imitate_boxes: bool = False,
+    statistics: ClassStatistics | None = None,
     axis_name: str | None = None,
     accumulate: int = 1,
     ema_decay: float = 0.0,
@@ -153,32 +247,31 @@ def distill_step(
         teacher_variables: the teacher's variables; never changed.
         batch: this device's images (N / devices of them) and targets.
         key: the run's PRNG key; random numbers are folded from it, the step and each image's global position.
-        student: detector that is trained, built with the same ``axis_name``.
-        teacher: detector that teaches, or None to train without one.
-        method: module of ``kdjax.methods``.
+        student: model that is trained, built with the same ``axis_name``.
+        teacher: model that teaches, or None to train without one.
+        methods: of ``kdjax.methods``, by name; their terms have different names.
         optimizer: of the tree {"student", "method"}.
         loss_weights: weight of each loss term by name, 1 where absent.
-        levels: of the pyramids that the method sees; all where none is named.
-        imitate_boxes: whether the student's head imitates the teacher's box regression.
+        statistics: of the training set's boxes, for methods that need them.
         axis_name: mapped axis over which losses and gradients are averaged; None on a single device.
         accumulate: number of parts the batch is worked through in; divides N / devices.
         ema_decay: decay of the moving average per step, where the state keeps one.
         norm: of the gradient, for the metrics (of its trained part, where paths are frozen).
 
     Returns:
-        the new state, and float32 scalars: "loss", "raw/<term>", "loss/<term>" (weighted), "grad_norm".
+        the new state, and float32 scalars: "loss", "raw/<term>", "raw/<term>/<level>" of terms that are sums over
+        levels, "loss/<term>" (weighted), "grad_norm".
     """
-    keys = image_keys(key, state.step, batch["index"])
+    keys = image_keys(key, state.step, batch.index)
 
     def loss(*arguments: Any) -> Any:
         return distill_loss(
             *arguments,
             student=student,
             teacher=teacher,
-            method=method,
+            methods=methods,
             loss_weights=loss_weights,
-            levels=levels,
-            imitate_boxes=imitate_boxes,
+            statistics=statistics,
         )
 
     value_and_grad = accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)

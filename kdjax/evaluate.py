@@ -13,19 +13,19 @@ import jax
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
-from flax import linen as nn
 
-from kdjax.data.batches import EvalBatch, eval_batches
+from kdjax import operations
+from kdjax.data.batches import eval_batches
 from kdjax.data.examples import Source
 from kdjax.data.masks import RunLengths, paste, run_lengths
 from kdjax.data.sizing import Size, Sizing
 from kdjax.devices import parallel, replicate, split
-from kdjax.types import Detections
+from kdjax.types import Batch, Detections, Model
 
 _SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR100": 8}
 """Places in the judge's summary."""
 
-Predict = Callable[[Any, np.ndarray, np.ndarray], Detections]
+Predict = Callable[[Any, Any, Any], Detections]
 """What :func:`make_predict` returns: (variables, images (D, n, H, W, 3), image_size (D, n, 2)) to (D, n, ...)."""
 
 
@@ -72,16 +72,15 @@ class Metrics(TypedDict):
     mask_per_class: NotRequired[dict[str, float]]
 
 
-def make_predict(detector: nn.Module) -> Predict:
+def make_predict(detector: Model) -> Predict:
     """Inference mapped over all devices, from uint8 images to detections.
 
     Build it once per detector and keep it: every call of this function makes something that compiles anew.
 
     Args:
-        detector: follows the detector's contract: ``detect``.
+        detector: follows the contract of :class:`kdjax.types.Model`.
     """
-    predict = functools.partial(detector.apply, method="detect")
-    return parallel(predict, in_axes=(None, 0, 0), replicated=False)
+    return parallel(functools.partial(operations.predict, detector), in_axes=(None, 0, 0), replicated=False)
 
 
 def evaluate(
@@ -106,42 +105,44 @@ def evaluate(
     if batch_size % devices:
         raise ValueError(f"evaluation batch size {batch_size} must be a multiple of the {devices} devices")
     batches = eval_batches(source, batch_size=batch_size, image_size=image_size)
-    detections = sorted(detect(predict, replicate(variables), batches), key=lambda found: found.position)
+    found = detect(predict, replicate(variables), batches, source)
+    detections = sorted(found, key=lambda found: found.position)
     return coco_metrics(source, detections), detections
 
 
-def detect(predict: Predict, variables: Any, batches: Iterable[EvalBatch]) -> Iterator[ImageDetections]:
-    """Detections of every real image of ``batches``, in order.
+def detect(predict: Predict, variables: Any, batches: Iterable[Batch], source: Source) -> Iterator[ImageDetections]:
+    """Detections of every real image of ``batches`` of a source, in order.
 
     One batch stays in flight: the devices work on the next while the host unpacks the last.
     """
-    pending: tuple[EvalBatch, Detections] | None = None
+    pending: tuple[Batch, Detections] | None = None
     for batch in batches:
-        output = predict(variables, *split((batch["images"], batch["image_size"])))
+        output = predict(variables, *split((batch.images, batch.size)))
         if pending:
-            yield from _unpack(*pending)
+            yield from _unpack(*pending, source)
         pending = batch, output
     if pending:
-        yield from _unpack(*pending)
+        yield from _unpack(*pending, source)
 
 
-def _unpack(batch: EvalBatch, output: Detections) -> Iterator[ImageDetections]:
+def _unpack(batch: Batch, output: Detections, source: Source) -> Iterator[ImageDetections]:
     """Splits device outputs (D, n, ...) into images, without padding images and empty slots, in original pixels."""
     masks = None if output.masks is None else _flat(output.masks)
     boxes, scores, labels, valid = map(_flat, output[:4])
-    # Per axis: rounding to whole pixels makes the two scales of a resized image differ slightly.
-    ratio = (batch["original_size"] / batch["image_size"]).astype(np.float32)
-    for i in np.flatnonzero(batch["real"]):
+    positions = np.asarray(batch.index)
+    for i in np.flatnonzero(positions >= 0):
         kept = valid[i]
-        height, width = batch["original_size"][i]
-        original = boxes[i][kept] * ratio[i, [1, 0, 1, 0]]
+        height, width = source.objects(int(positions[i])).size
+        # Per axis: rounding to whole pixels makes the two scales of a resized image differ slightly.
+        ratio = (np.array([height, width]) / np.asarray(batch.size[i])).astype(np.float32)
+        original = boxes[i][kept] * ratio[[1, 0, 1, 0]]
         clipped = np.clip(original, 0, np.array([width, height, width, height], np.float32))
         pasted = None
         if masks is not None:
             pasted = tuple(
                 paste(mask, box, (int(height), int(width))) for mask, box in zip(masks[i][kept], clipped, strict=True)
             )
-        yield ImageDetections(int(batch["position"][i]), clipped, scores[i][kept], labels[i][kept], pasted)
+        yield ImageDetections(int(positions[i]), clipped, scores[i][kept], labels[i][kept], pasted)
 
 
 def _flat(x: Any) -> np.ndarray:

@@ -52,14 +52,14 @@ def _save(pictures: Sequence[tuple[str, np.ndarray, list[Mark]]]) -> None:
 def training_images(plan: Plan, source: IndexedSource) -> Iterator[tuple[str, np.ndarray, list[Mark]]]:
     """The images of the last stage's first batches without their padding, with captions and what to draw, endlessly."""
     for step, batch in enumerate(open_batches(plan, plan[plan.student], source, first_step=0)):
-        boxes, labels, valid, sizes, crowd = map(np.asarray, batch["targets"][:5])
-        for k, (height, width) in enumerate(sizes.tolist()):
+        boxes, labels, valid, crowd = map(np.asarray, batch.targets[:4])
+        for k, (height, width) in enumerate(batch.size.tolist()):
             objects = boxes[k][valid[k]], labels[k][valid[k]], crowd[k][valid[k]]
             # Regions to ignore have no class in a batch.
             marks = truth_marks(*objects, source.class_names) + [
                 Mark(box, "crowd", _GREY) for box in boxes[k][crowd[k]]
             ]
-            yield f"step {step}, image {k}: {height} x {width}", np.asarray(batch["images"][k])[:height, :width], marks
+            yield f"step {step}, image {k}: {height} x {width}", np.asarray(batch.images[k])[:height, :width], marks
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The same table is ``docs/keys.md``; ``python -m kdjax.keys > docs/keys.md`` writ
 import functools
 from typing import Any
 
-from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
+from kdjax.config.schema import LOSS_WEIGHT, Data, MethodSection, Optimizer, Run, Stage
 from kdjax.methods import METHODS
 from kdjax.models import DETECTORS, FPN, ResNet
 from kdjax.models.detector import Detector
@@ -24,7 +24,8 @@ def sections() -> dict[str, dict[str, Any]]:
         "The run": {"": Run},
         "The data": {"data.": Data},
         "A stage": {"<stage>.": Stage},
-        "Its optimiser; `<stage>.method_optimizer` likewise": {"<stage>.optimizer.": Optimizer},
+        "Its optimiser; `<stage>.methods.<method>.optimizer` likewise": {"<stage>.optimizer.": Optimizer},
+        "Every method of a stage": {"<stage>.methods.<method>.": MethodSection},
         "Every detector": {
             "<stage>.model.": Detector,
             "<stage>.model.backbone.": ResNet,
@@ -38,7 +39,7 @@ def sections() -> dict[str, dict[str, Any]]:
         found[f"The head of {', '.join(f'`{name}`' for name in names)}"] = {"<stage>.model.head.": head}
     for name, method in METHODS.items():
         if declared(method):
-            found[f"The method `{name}`"] = {"<stage>.method.": method}
+            found[f"The method `{name}`"] = {f"<stage>.methods.{name}.": method}
     return found
 
 
@@ -55,9 +56,11 @@ def table() -> str:
             names = ", ".join(DETECTORS)
             words = f"one of {names}, or package.module:Class"
             lines.append(_row("<stage>.model.name", "'retinanet'", words, _TWO_STAGE))
-        if title == "A stage":
+        if title == "Every method of a stage":
             words = f"one of {', '.join(METHODS)}, or package.module:Class"
-            lines.append(_row("<stage>.method.name", "'none'", words, "The method; its options stand below."))
+            meaning = "The method, if its section has another name; its options stand below."
+            lines.append(_row("<stage>.methods.<method>.name", "<method>", words, meaning))
+        if title == "A stage":
             lines.append(_row("<stage>.loss_weights.<term>", "1.0", LOSS_WEIGHT.words, "Of each loss term, by name."))
         lines.append("")
     return "\n".join(lines)

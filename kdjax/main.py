@@ -138,11 +138,11 @@ def _words(config: ConfigDict, key: str, kind: type) -> str:
     *section, name = key.split(".")
     if section[1:] == ["loss_weights"]:
         return LOSS_WEIGHT.words
-    declaring: Any = {"data": Data, "optimizer": Optimizer, "method_optimizer": Optimizer, "backbone": ResNet}
+    declaring: Any = {"data": Data, "optimizer": Optimizer, "backbone": ResNet}
     declaring |= {"neck": FPN, "": Run}
     found = declaring.get((section or [""])[-1], Stage)
-    if section[1:] == ["method"]:
-        found = method_class(config[section[0]].method.name)
+    if section[1:2] == ["methods"] and len(section) == 3:
+        found = method_class(config[section[0]].methods[section[2]].name)
     elif section[1:] in (["model"], ["model", "head"]):
         found = type(build_detector(config[section[0]].model.to_dict(), num_classes=1))
     options = declared(found)

@@ -1,6 +1,6 @@
 """Learning-rate schedules and the optimiser, from optax's parts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,14 +105,14 @@ def make_optimizer(
 def by_part(
     optimizer: optax.GradientTransformation,
     *,
-    method: optax.GradientTransformation | None = None,
+    own: Mapping[str, optax.GradientTransformation] | None = None,
     freeze: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """The optimiser of the tree {"student", "method"}.
 
     Args:
-        optimizer: of the student, and of the method unless it has its own; a common global norm is clipped.
-        method: the method's own optimiser.
+        optimizer: of the student, and of the methods that have none of their own; a common global norm is clipped.
+        own: optimisers of methods by the path of their parameters, such as ``"method"`` or ``"method/icd"``.
         freeze: parameter paths such as ``"student/backbone/conv1"``: nothing at or below them moves, nor counts in the
             global norm.
     """
@@ -120,9 +120,9 @@ def by_part(
     def label(path: str) -> str:
         if under(path, freeze):
             return "frozen"
-        return "method" if method is not None and under(path, ("method",)) else "trained"
+        return next((place for place in own or {} if under(path, (place,))), "trained")
 
-    optimizers = {"trained": optimizer, "method": method or optimizer, "frozen": optax.set_to_zero()}
+    optimizers = {"trained": optimizer, "method": optimizer, **(own or {}), "frozen": optax.set_to_zero()}
     return optax.partition(optimizers, lambda params: jax.tree.map(label, paths(params)))
 
 

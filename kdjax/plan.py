@@ -12,23 +12,34 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kdjax.config.files import config_names
-from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
+from kdjax.config.schema import LOSS_WEIGHT, Data, MethodSection, Optimizer, Run, Stage
 from kdjax.errors import UserError
-from kdjax.methods import build_method, method_class, method_options, term_names
+from kdjax.methods import RESERVED, build_method, method_class, method_options, term_names
 from kdjax.models import build_detector
 from kdjax.options import check, declared, defaults, hint, parse
 from kdjax.paths import local_path
 from kdjax.weights import SOURCES
 
 BASELINE = "baseline"
-"""The stage that ``compare`` adds: the identical student without the method's terms. Those that come before it, where
+"""The stage that ``compare`` adds: the identical student without the methods' terms. Those that come before it, where
 the student starts from another one, are called ``baseline_<name of that stage>``."""
 
 PARTS = ("backbone", "neck", "head")
 """What every detector is made of, and what a student may inherit."""
 
-_SECTIONS = ("model", "method", "loss_weights", "optimizer", "method_optimizer")
+_SECTIONS = ("model", "methods", "loss_weights", "optimizer")
 """Keys of a stage that are sections of their own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodPlan:
+    """A method of a stage, scaled as that is."""
+
+    config: Mapping[str, Any]
+    """As :func:`kdjax.methods.build_method` takes it."""
+    levels: tuple[str, ...]
+    init: str
+    optimizer: Optimizer | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +56,9 @@ class StagePlan:
     """As the config quotes them."""
     section: Mapping[str, Any]
     """The same as the config has them, plain: what a stage is known by."""
-    method: Mapping[str, Any]
-    """As :func:`kdjax.methods.build_method` takes it, its counts of steps scaled."""
+    methods: Mapping[str, MethodPlan]
+    """By name, in the order of their names."""
     optimizer: Optimizer
-    """Scaled."""
-    method_optimizer: Optimizer | None
     """Scaled."""
     steps: int
     eval_every: int
@@ -134,6 +143,12 @@ def _sections(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     parts += [
         (f"{name}.{part}", section[part]) for name, section in sections.items() for part in _SECTIONS if part in section
     ]
+    for path, methods in [*parts]:
+        if path.endswith(".methods") and isinstance(methods, dict):
+            parts += [(f"{path}.{key}", method) for key, method in methods.items()]
+    for path, method in [*parts]:
+        if ".methods." in path and isinstance(method, dict) and "optimizer" in method:
+            parts.append((f"{path}.optimizer", method["optimizer"]))
     for path, part in parts:
         if not isinstance(part, dict):
             raise UserError(f"config.{path} is {part!r}; it must be a section with keys of its own.")
@@ -145,13 +160,15 @@ def _sections(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _complete(section: dict[str, Any]) -> None:
     """Gives a stage the keys that its config leaves out, at their defaults."""
-    method = section.get("method", {})
-    method = {"name": "none"} | method
     section |= defaults(Stage) | section
-    section |= {"method": method_options(method["name"]) | method, "loss_weights": section.get("loss_weights", {})}
+    section |= {"loss_weights": section.get("loss_weights", {})}
     section["optimizer"] = defaults(Optimizer) | section.get("optimizer", {})
-    if "method_optimizer" in section:
-        section["method_optimizer"] = defaults(Optimizer) | section["method_optimizer"]
+    section["methods"] = dict(sorted(section.get("methods", {}).items()))
+    for name, method in section["methods"].items():
+        method |= {"name": name} | method
+        method |= method_options(method["name"]) | defaults(MethodSection) | method
+        if "optimizer" in method:
+            method["optimizer"] = defaults(Optimizer) | method["optimizer"]
 
 
 def _check_keys(content: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> None:
@@ -159,30 +176,39 @@ def _check_keys(content: Mapping[str, Any], sections: Mapping[str, Mapping[str, 
     known = [*declared(Run), *(f"data.{key}" for key in declared(Data))]
     for name, section in sections.items():
         known += [f"{name}.{key}" for key in declared(Stage)]
-        known += [f"{name}.{part}.{key}" for part in ("optimizer", "method_optimizer") for key in declared(Optimizer)]
-        known += [f"{name}.method.{key}" for key in ("name", *_method_options(name, section.get("method", {})))]
+        known += [f"{name}.optimizer.{key}" for key in declared(Optimizer)]
+        for key, method in section.get("methods", {}).items():
+            path = f"{name}.methods.{key}"
+            known += [f"{path}.{option}" for option in (*RESERVED[:-1], *_method_options(path, key, method))]
+            known += [f"{path}.optimizer.{option}" for option in declared(Optimizer)]
     free = tuple(f"{name}.{part}." for name in sections for part in ("model", "loss_weights"))
     for path, _ in _leaves(content):
-        stage, _, key = path.partition(".method.")
         if path in known or path.startswith(free):
             continue
-        if key and stage in sections:
-            method = sections[stage]["method"]["name"]
-            options = ", ".join(_method_options(stage, sections[stage]["method"])) or "none"
-            own = f"--config={method}" if method in config_names() else "a file with kdjax.config.method_config"
-            raise UserError(
-                f"config.{path} is not a key of the method {method!r}, whose options are: {options}; a method comes "
-                f"with its config, {own}."
-            )
+        stage, methods, key = path.partition(".methods.")
+        if methods and stage in sections:
+            raise _no_option(stage, key, path, sections[stage]["methods"])
         raise UserError(f"config.{path} is not a key that kdjax knows; {hint(path, known)}.")
 
 
-def _method_options(name: str, method: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options of the method that a stage names."""
+def _no_option(stage: str, key: str, path: str, methods: Mapping[str, Mapping[str, Any]]) -> UserError:
+    """Says that a key below a method of a stage is none of that method's options."""
+    section = key.partition(".")[0]
+    name = methods[section].get("name", section)
+    options = ", ".join(_method_options(f"{stage}.methods.{section}", section, methods[section])) or "none"
+    own = f"--config={name}" if name in config_names() else "a file with kdjax.config.method_config"
+    return UserError(
+        f"config.{path} is not a key of the method {name!r}, whose options are: {options}; a method comes with its "
+        f"config, {own}."
+    )
+
+
+def _method_options(path: str, key: str, method: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a method of a stage, whose section is at ``path`` under ``key``."""
     try:
-        return declared(method_class(method.get("name", "none")))
+        return declared(method_class(method.get("name", key)))
     except UserError as error:
-        raise UserError(f"config.{name}.method.name: {error}") from error
+        raise UserError(f"config.{path}.name: {error}") from error
 
 
 def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -195,22 +221,31 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 def _parse_stage(name: str, section: Mapping[str, Any]) -> Stage:
     """The section of a stage, each value held against its rule."""
-    path, method = f"config.{name}", section["method"]
-    check(_method_options(name, method), {key: x for key, x in method.items() if key != "name"}, f"{path}.method")
+    path = f"config.{name}"
     plain = {key: value for key, value in section.items() if key not in _SECTIONS}
     check(declared(Stage), plain, path)
     for term, weight in section["loss_weights"].items():
         if not LOSS_WEIGHT.holds(weight):
             raise UserError(f"{path}.loss_weights.{term} is {weight!r}; it must be {LOSS_WEIGHT.words}.")
-    own = section.get("method_optimizer")
     return Stage(
         model=section["model"],
-        method=method,
+        methods={key: _parse_method(f"{name}.methods.{key}", key, x) for key, x in section["methods"].items()},
         loss_weights=section["loss_weights"],
         optimizer=parse(Optimizer, section["optimizer"], f"{path}.optimizer"),
-        method_optimizer=None if own is None else parse(Optimizer, own, f"{path}.method_optimizer"),
         **plain,
     )
+
+
+def _parse_method(path: str, key: str, section: Mapping[str, Any]) -> MethodSection:
+    """The section of a method, each value held against its rule."""
+    options = {option: x for option, x in section.items() if option not in RESERVED}
+    check(_method_options(path, key, section), options, f"config.{path}")
+    plain = {option: section[option] for option in declared(MethodSection)}
+    check(declared(MethodSection), plain, f"config.{path}")
+    optimizer = section.get("optimizer")
+    if optimizer is not None:
+        optimizer = parse(Optimizer, optimizer, f"config.{path}.optimizer")
+    return MethodSection(name=section["name"], options=options, optimizer=optimizer, **plain)
 
 
 def _check_run(run: Run, stages: Mapping[str, Stage], devices: int) -> None:
@@ -236,10 +271,6 @@ def _check_stage(name: str, stage: Stage, earlier: tuple[str, ...], devices: int
         model = build_detector(stage.model, num_classes=1)
     except UserError as error:
         raise UserError(f"config.{name}.model: {error}") from error
-    try:
-        method = build_method(stage.method)
-    except UserError as error:
-        raise UserError(f"config.{name}.method: {error}") from error
     learns_masks = any(term == "mask" or term.endswith("_mask") for term in model.terms)
     if stage.steps and learns_masks and not masks:
         raise UserError(
@@ -252,22 +283,37 @@ def _check_stage(name: str, stage: Stage, earlier: tuple[str, ...], devices: int
             f"config.{name}.batch_size is {stage.batch_size}, which {devices} devices in {stage.accumulate} part(s) "
             f"each cannot share evenly; it must be a multiple of {share}."
         )
-    terms = (*model.terms, *term_names(method, model.terms), *(["box_imitation"] if stage.imitate_boxes else []))
+    terms = _terms(name, stage, model.terms)
     for term in stage.loss_weights:
         if term not in terms:
             raise UserError(
                 f"config.{name}.loss_weights has the term {term!r}, but this stage's loss has: {', '.join(terms)}."
             )
     _check_origins(name, stage, earlier)
-    for field in method.needs:
-        if getattr(stage, field, True) in ("", ()):
-            raise UserError(f"config.{name}.method is {stage.method['name']!r}, which needs config.{name}.{field}.")
+
+
+def _terms(name: str, stage: Stage, own: tuple[str, ...]) -> list[str]:
+    """Names of all terms of a stage's loss; refuses methods that lack something or share a term."""
+    terms = list(own)
+    for key, section in stage.methods.items():
+        path = f"config.{name}.methods.{key}"
+        method = build_method({"name": section.name, **section.options})
+        for needed in method.requires:
+            where = f"config.{name}.teacher" if needed == "teacher" else f"{path}.{needed}"
+            if not (stage.teacher if needed == "teacher" else getattr(section, needed)):
+                raise UserError(f"{path} is the method {section.name!r}, which needs {where}.")
+        names = term_names(method, own)
+        if twice := [term for term in names if term in terms]:
+            raise UserError(f"{path} has the term {twice[0]!r}, which another part of this stage's loss has too.")
+        terms += names
+    return terms
 
 
 def _check_origins(name: str, stage: Stage, earlier: tuple[str, ...]) -> None:
     """Refuses what a stage starts and learns from where it is nowhere."""
-    for field, kind in (("init", "model"), ("teacher", "model"), ("method_init", "method")):
-        origin = getattr(stage, field)
+    origins = [("init", "model", stage.init), ("teacher", "model", stage.teacher)]
+    origins += [(f"methods.{key}.init", "method", method.init) for key, method in stage.methods.items()]
+    for field, kind, origin in origins:
         if origin and origin not in earlier and not ("/" in origin and local_path(origin).is_dir()):
             raise UserError(
                 f"config.{name}.{field} is {origin!r}; it must be empty, the path of a {kind} folder that exists (with "
@@ -287,13 +333,12 @@ def _check_origins(name: str, stage: Stage, earlier: tuple[str, ...]) -> None:
     for part in stage.inherit:
         if part not in PARTS:
             raise UserError(f"config.{name}.inherit has {part!r}; the parts of a detector are {', '.join(PARTS)}.")
-    for field in ("inherit", "imitate_boxes"):
-        if getattr(stage, field) and not stage.teacher:
-            raise UserError(f"config.{name}.{field} is {getattr(stage, field)!r}, which needs config.{name}.teacher.")
+    if stage.inherit and not stage.teacher:
+        raise UserError(f"config.{name}.inherit is {stage.inherit!r}, which needs config.{name}.teacher.")
 
 
 def _add_baselines(content: dict[str, Any], stages: tuple[str, ...]) -> dict[str, str]:
-    """Adds what a gain is quoted against: the last stage with the same start, without the method.
+    """Adds what a gain is quoted against: the last stage with the same start, without its methods.
 
     Where that stage starts from another one with a teacher, the baseline starts from that one's baseline.
 
@@ -306,7 +351,7 @@ def _add_baselines(content: dict[str, Any], stages: tuple[str, ...]) -> dict[str
     names = [f"{BASELINE}_{stage}" for stage in chain[:-1]] + [BASELINE]
     for position, (stage, name) in enumerate(zip(chain, names, strict=True)):
         section = copy.deepcopy(content[stage])
-        section |= {"method": {"name": "none"}, "method_init": "", "imitate_boxes": False}
+        section["methods"] = {}
         section["freeze"] = tuple(path for path in section["freeze"] if path.split("/")[0] != "method")
         if position:
             section["init"] = names[position - 1]
@@ -325,15 +370,18 @@ def _scaled(name: str, twin: str, stage: Stage, section: Mapping[str, Any]) -> S
         rate, warmup = optimizer.learning_rate * factor, count(optimizer.warmup_steps)
         return dataclasses.replace(optimizer, learning_rate=rate, warmup_steps=warmup)
 
-    warmup = {key: count(value) for key, value in stage.method.items() if key == "warmup_steps"}
+    def method(section: MethodSection) -> MethodPlan:
+        warmup = {key: count(value) for key, value in section.options.items() if key == "warmup_steps"}
+        config = {"name": section.name, **section.options, **warmup}
+        return MethodPlan(config, section.levels, section.init, section.optimizer and scaled(section.optimizer))
+
     return StagePlan(
         name=name,
         number=zlib.crc32(twin.encode()),
         options=stage,
         section=section,
-        method=dict(stage.method) | warmup,
+        methods={key: method(section) for key, section in stage.methods.items()},
         optimizer=scaled(stage.optimizer),
-        method_optimizer=stage.method_optimizer and scaled(stage.method_optimizer),
         steps=count(stage.steps),
         eval_every=count(stage.eval_every),
         checkpoint_every=count(stage.checkpoint_every),

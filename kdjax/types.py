@@ -5,19 +5,50 @@ Boxes are everywhere ``(x1, y1, x2, y2)`` in pixels of the padded image, except 
 detector normalises them.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 
 Features = dict[str, jax.Array]
-"""A feature pyramid: level name to array, ``{"p3": (N, H, W, C), ...}``; the stride of level ``p<i>`` is ``2**i``."""
+"""Feature maps by name: ``{"p3": (N, H, W, C), ...}``."""
 
 Terms = dict[str, jax.Array]
 """Named, unweighted loss terms: name to float32 scalar."""
 
-Task = Callable[[Features], Terms]
+MethodTerms = dict[str, jax.Array | dict[str, jax.Array]]
+"""A method's terms: as ``Terms``, or a term as its parts by level, ``{"mgd": {"p3": ..., "p4": ...}}``, whose sum it
+is. A term has one weight; its parts are logged."""
+
+OwnLoss = Callable[[Features], Terms]
 """The student's heads and loss as a judge of other features: it gives them a gradient, but none to the heads."""
+
+TeacherHeads = Callable[[Any], Any]
+"""From a student's predictions to what the teacher's heads say in the same places."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a method sees of a model: its features, and what they mean.
+
+    >>> View({"p3": jax.numpy.ones((1, 8, 8, 4))}, {"p3": 8}).stride("p3")
+    8
+    """
+
+    features: Features
+    strides: Mapping[str, int] | tuple[tuple[str, int], ...] = dataclasses.field(metadata={"static": True})
+    """Pixels of the image from one position of a map to the next, by name; kept as pairs, which can be hashed."""
+    predictions: Any = None
+    """What the model's heads say; None of a teacher, whose heads run where a method asks for them alone."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strides", tuple(dict(self.strides).items()))
+
+    def stride(self, level: str) -> int:
+        """The stride of a map, in pixels."""
+        return dict(self.strides)[level]
 
 
 class Masks(NamedTuple):
@@ -41,8 +72,6 @@ class Targets(NamedTuple):
     """(N, M) int32 in [0, classes); zero where not valid."""
     valid: jax.Array
     """(N, M) bool: True for real objects, False for empty slots."""
-    image_size: jax.Array
-    """(N, 2) int32: height and width of the image inside the padded array, in pixels."""
     crowd: jax.Array | None = None
     """(N, M) bool: slots of ``boxes`` with a region to ignore, which holds a group of objects; they are not valid."""
     masks: Masks | None = None
@@ -50,11 +79,105 @@ class Targets(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """What a two-stage detector samples the proposals of a training step by."""
+    """What heads draw by in a training step, such as the proposals that a two-stage detector learns from."""
 
-    targets: Targets
+    targets: Any
     keys: jax.Array
     """(N,) PRNG keys, one for each image."""
+
+
+class PairedBoxes(NamedTuple):
+    """Box regression of a student and of a teacher in the same places, map by map or RoI by RoI."""
+
+    student: jax.Array
+    """(N, ..., C)."""
+    teacher: jax.Array
+    """(N, ..., C)."""
+    where: jax.Array
+    """(N, ..., 1) bool: the places that count."""
+
+
+class BoxPredictions(Protocol):
+    """Predictions whose box regression can be compared with a teacher's."""
+
+    def paired_boxes(
+        self, theirs: Any, *, strides: Mapping[str, int], image_size: jax.Array, targets: Targets
+    ) -> dict[str, PairedBoxes]:
+        """The box regression of both, by the name of the map that it is on, or "rois".
+
+        Args:
+            theirs: what the teacher's heads say in the same places.
+            strides: of the student's maps, in pixels.
+            image_size: (N, 2) height and width of the images without their padding.
+            targets: what the images show.
+
+        Raises:
+            UserError: the two have no boxes that can be compared.
+        """
+
+
+class Module(Protocol):
+    """What a linen module is asked for here."""
+
+    def init(self, rngs: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Its variables."""
+
+    def init_with_output(self, rngs: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """What it computes, and its variables."""
+
+    def apply(self, variables: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """What it computes with its variables; of a model only :mod:`kdjax.operations` calls it."""
+
+    def clone(self, *, parent: Any = None, **updates: Any) -> Any:
+        """A copy with other fields."""
+
+
+class Model(Module, Protocol):
+    """A network for one task: a detector, a classifier, a segmenter.
+
+    Its parameters are {"backbone": ..., ..., "head": ...}: parts that another one may inherit.
+    """
+
+    num_classes: int
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Of each map of its features, pixels of the image from one position to the next, fine to coarse."""
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of its loss terms."""
+
+    def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
+        """uint8 images (N, H, W, 3) of height and width ``image_size`` (N, 2) to float32 ones, zeros in the padding."""
+
+    def features(self, images: jax.Array, train: bool = False) -> Features:
+        """Preprocessed images to the features that a method sees."""
+
+    def heads(self, features: Features, image_size: jax.Array | None = None, sampling: Sampling | None = None) -> Any:
+        """Features to predictions; ``sampling`` is given in training."""
+
+    def heads_at(self, features: Features, predictions: Any, image_size: jax.Array | None = None) -> Any:
+        """As a teacher: what the heads say in the places of a student's ``predictions``."""
+
+    def loss(self, predictions: Any, targets: Any, image_size: jax.Array) -> Terms:
+        """The terms; the mean over devices of what each returns is that of the whole batch."""
+
+    def predict(self, images: jax.Array, image_size: jax.Array) -> Any:
+        """uint8 images to what the task is about: everything that inference is."""
+
+
+class Method(Module, Protocol):
+    """A distillation method, see :mod:`kdjax.methods`."""
+
+    needs: ClassVar[tuple[str, ...]]
+    """The keywords that it is called with."""
+    requires: ClassVar[tuple[str, ...]]
+    """What a stage must have."""
+
+    @property
+    def terms(self) -> dict[str, tuple[str, ...]]:
+        """Of each term the parameters that it may move."""
 
 
 class Detections(NamedTuple):
@@ -72,16 +195,17 @@ class Detections(NamedTuple):
     """(N, D, S, S) float32 in [0, 1], of detectors that find masks: the box cut into S x S equal cells."""
 
 
-class Batch(TypedDict):
-    """What a training step consumes: the images of one global batch, or one device's part of it."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Images of one global batch, or one device's or process's part of it, and what they show."""
 
     images: jax.Array
     """(N, H, W, 3) uint8, RGB, padded at the bottom and right with zeros."""
-    targets: Targets
+    size: jax.Array
+    """(N, 2) int32: height and width of each image inside the padded array, in pixels."""
     index: jax.Array
-    """(N,) int32: position of each image in the global batch; random numbers are folded from it."""
-
-
-def stride(level: str) -> int:
-    """Stride in pixels of a pyramid level by its name: ``stride("p3") == 8``."""
-    return 2 ** int(level[1:])
+    """(N,) int: in training the position of each image in the global batch, from which random numbers are folded; in
+    evaluation its position in its source, -1 for the blank images that fill the last batch."""
+    targets: Any = None
+    """The task's truth, :class:`Targets` for one; None in evaluation."""

@@ -51,7 +51,6 @@ def test_what_a_config_says_is_what_the_plan_has():
         section = config[stage.name].to_dict()
         assert stage.section == section
         parsed = dataclasses.asdict(stage.options)
-        assert parsed.pop("method_optimizer") is None
         assert parsed == section
     assert dataclasses.asdict(plan.data) == config.data.to_dict()
 
@@ -59,13 +58,13 @@ def test_what_a_config_says_is_what_the_plan_has():
 def test_keys_that_are_absent_have_their_defaults():
     config = base_config()
     with config.unlocked():
-        del config.student.published_ap, config.data.threads, config.student.optimizer.beta2, config.teacher.method
-        config.student.method = ConfigDict(dict(name="mgd"))
+        del config.student.published_ap, config.data.threads, config.student.optimizer.beta2, config.teacher.methods
+        config.student.methods.mgd = ConfigDict()
     plan = resolve(config, devices=1)
-    assert plan["student"].method == {"name": "mgd", "mask_ratio": 0.65, "mask": "spatial"}
+    assert plan["student"].methods["mgd"].config == {"name": "mgd", "mask_ratio": 0.65, "mask": "spatial"}
     # What a stage is known by is whole, so that a run goes on with the same config.
-    assert plan["student"].section["method"] == plan["student"].method
-    assert plan["teacher"].section["method"] == {"name": "none"}
+    assert plan["student"].section["methods"] == {"mgd": method_config("mgd").to_dict()}
+    assert plan["teacher"].section["methods"] == {}
     assert plan.content["data"]["threads"] == 2
     assert (plan["student"].options.published_ap, plan.data.threads, plan["student"].optimizer.beta2) == (0, 2, 0.99)
 
@@ -78,8 +77,8 @@ MISTAKES = [
     ("student.weights", "no/such.pth", "config.student.source is empty"),
     ("student.source", "keras", "detectron2_x101, timm"),
     ("student.steps", True, "a whole number of at least 0"),
-    ("student.method.mask_ratio", 1.5, "at least 0 and at most 1"),
-    ("student.method.name", "mdg", "one of none, mimic, mgd"),
+    ("student.methods.mgd.mask_ratio", 1.5, "at least 0 and at most 1"),
+    ("student.methods.mgd.name", "mdg", "one of mimic, mgd"),
     ("student.optimizer.schedule", "linear", "one of step, cosine, constant"),
     ("student.optimizer.milestones", (0.5, 1.5), "between 0 and 1"),
     ("student.dtype", "float16", "one of float32, bfloat16"),
@@ -106,13 +105,18 @@ MISTAKES = [
         "pixel_std is (58.0, 0.0, 57.0); it must be three",
     ),
     ("student.model.pixel_mean", (58.0, 57.0), "pixel_mean is (58.0, 57.0); it must be three numbers, of red"),
-    ("student.method", "mgd", "config.student.method is 'mgd'; it must be a section"),
+    ("student.methods", "mgd", "config.student.methods is 'mgd'; it must be a section"),
+    ("student.methods.mgd", 3, "config.student.methods.mgd is 3; it must be a section"),
+    ("student.methods.mgd.optimizer", 3, "config.student.methods.mgd.optimizer is 3; it must be a section"),
+    ("student.methods.mgd.levels", "p3", "config.student.methods.mgd.levels is 'p3'; it must be a tuple of levels"),
+    ("student.methods.mgd.init", "tokens", "config.student.methods.mgd.init is 'tokens'; it must be empty, the path"),
+    ("student.methods.again", method_config("mgd"), "methods.mgd has the term 'mgd', which another part of"),
     ("student.loss_weights", 3, "config.student.loss_weights is 3; it must be a section"),
     ("student.model.backbone", 3, "The detector's backbone is 3; it must be a section"),
     ("student.model", "retinanet", "no stage config.student"),
     ("student.model.name", "math:sqrt", "config.student.model: 'math:sqrt' is no detector"),
-    ("student.method.name", "math:sqrt", "config.student.method.name: 'math:sqrt' is no method"),
-    ("student.method.name", ":x", "':x' names no method; one of yours is named package.module:Name"),
+    ("student.methods.mgd.name", "math:sqrt", "config.student.methods.mgd.name: 'math:sqrt' is no method"),
+    ("student.methods.mgd.name", ":x", "':x' names no method; one of yours is named package.module:Name"),
     ("data", "shapes", "config.data is 'shapes'; it must be a section"),
     ("stages", ("teacher", "pupil"), "no stage config.pupil"),
     ("stages", ("data",), "no stage config.data"),
@@ -122,7 +126,7 @@ MISTAKES = [
     ("seed", 2**40, "2**32"),
     ("stages", (), "at least one stage"),
     ("student.loss_weights.mdg", 1.0, "cls, box, mgd"),
-    ("student.method.ratio", 0.5, "not a key"),
+    ("student.methods.mgd.ratio", 0.5, "not a key"),
     ("sede", 1, "not a key"),
 ]
 
@@ -170,14 +174,14 @@ def test_a_config_file_that_fails_says_how(tmp_path):
 def test_learning_rate_scales_with_the_batch_and_steps_inversely():
     config = base_config()
     config.student.batch_size = 4 * config.student.base_batch
-    config.student.method = method_config("icd", warmup_steps=40, heads=4)
-    config.student.method_optimizer = copy.deepcopy(config.student.optimizer)
+    config.student.methods.icd = method_config("icd", warmup_steps=40, heads=4)
+    config.student.methods.icd.optimizer = copy.deepcopy(config.student.optimizer)
     stage, quoted = resolve(config, devices=1)["student"], base_config().student
-    for scaled in (stage.optimizer, stage.method_optimizer):
+    for scaled in (stage.optimizer, stage.methods["icd"].optimizer):
         assert scaled.learning_rate == 4 * quoted.optimizer.learning_rate
         assert scaled.warmup_steps == quoted.optimizer.warmup_steps / 4
     assert stage.steps == quoted.steps / 4
-    assert stage.method["warmup_steps"] == 10
+    assert stage.methods["icd"].config["warmup_steps"] == 10
     assert stage.eval_every == 0
 
 

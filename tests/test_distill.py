@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from kdjax.devices import AXIS, parallel, replicate, split
-from kdjax.distill import distill_loss, distill_step, image_keys, weighted_sum
+from kdjax.distill import Applied, distill_loss, distill_step, image_keys, own_keys, weighted_sum
 from kdjax.methods import build_method
 from kdjax.optim import by_part, make_optimizer, trained_norm
 from kdjax.state import TrainState, init_state
 from tests import tiny
+from tests.methods.calls import view
 
 IMAGES = 8
 WEIGHTS = {"mgd": 1e-3}
@@ -68,7 +69,6 @@ def run(
     images = jnp.zeros((1, tiny.SIZE, tiny.SIZE, 3))
     variables = _init(student, 7)
     teacher_variables = _init(teacher, 8)
-    targets = jax.tree.map(jnp.asarray, tiny.batch(1)["targets"])
 
     @jax.jit
     def init_method(variables, teacher_variables):
@@ -76,8 +76,8 @@ def run(
             module.apply(x, images, method="features")
             for module, x in ((student, variables), (teacher, teacher_variables))
         )
-        plain = method.clone(axis_name=None)
-        return plain.init(key, features, taught, targets, keys=key[None], step=jnp.zeros((), jnp.int32))
+        plain, size = method.clone(axis_name=None), jnp.array([[tiny.SIZE, tiny.SIZE]])
+        return plain.init(key, view(features), view(taught), size=size, keys=key[None])
 
     method_variables = init_method(variables, teacher_variables)
     step = parallel(
@@ -85,7 +85,7 @@ def run(
             distill_step,
             student=student,
             teacher=teacher,
-            method=method,
+            methods={"mgd": Applied(method)},
             optimizer=optimizer,
             loss_weights=WEIGHTS,
             axis_name=AXIS,
@@ -137,7 +137,10 @@ def test_the_step_is_compiled_once(devices):
 def test_the_loss_is_the_weighted_sum_of_named_terms_and_falls():
     curve = run(1, 20).curve
     first = curve[0]
-    assert {"raw/cls", "raw/box", "raw/mgd", "loss/cls", "loss/box", "loss/mgd", "loss", "grad_norm"} == first.keys()
+    levels = [f"raw/mgd/p{level}" for level in range(3, 7)]
+    terms = ("raw/cls", "raw/box", "raw/mgd", "loss/cls", "loss/box", "loss/mgd", "loss", "grad_norm")
+    assert {*terms, *levels} == first.keys()
+    np.testing.assert_allclose(first["raw/mgd"], sum(first[level] for level in levels), rtol=1e-6)
     np.testing.assert_allclose(first["loss/mgd"], WEIGHTS["mgd"] * first["raw/mgd"], rtol=1e-6)
     np.testing.assert_allclose(first["loss"], sum(first[f"loss/{x}"] for x in ("cls", "box", "mgd")), rtol=1e-6)
     assert np.mean([x["loss"] for x in curve[-5:]]) < np.mean([x["loss"] for x in curve[:5]])
@@ -222,8 +225,8 @@ def test_tokens_that_are_learnt_move_no_parameter_of_the_detector_even_where_non
     arguments = dict(keys=jax.random.split(jax.random.key(0), 2), step=jnp.int32(0))
 
     def init():
-        features = student.apply(variables, jnp.zeros(batch["images"].shape), method="features")
-        return method.init(jax.random.key(0), features, {}, batch["targets"], task=lambda _: {}, **arguments)
+        features = student.apply(variables, jnp.zeros(batch.images.shape), method="features")
+        return method.init(jax.random.key(0), view(features), None, size=batch.size, own_loss=lambda _: {})
 
     rng = np.random.default_rng(0)
     learnt = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), jax.eval_shape(init))
@@ -239,7 +242,7 @@ def test_tokens_that_are_learnt_move_no_parameter_of_the_detector_even_where_non
             **arguments,
             student=student,
             teacher=None,
-            method=method,
+            methods={"maskd_tokens": Applied(method)},
             loss_weights={"cls": 0.0, "box": 0.0},
         )
 
@@ -250,3 +253,10 @@ def test_tokens_that_are_learnt_move_no_parameter_of_the_detector_even_where_non
         np.testing.assert_array_equal(x, 0)
     for x in jax.tree.leaves(gradient["method"]):
         assert np.abs(x).max() > 0
+
+
+def test_only_methods_that_draw_beside_others_have_keys_of_their_own():
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert own_keys(keys, "mgd", ["mgd"]) is keys
+    one, other = (jax.random.key_data(own_keys(keys, name, ["dmkd", "mgd"])) for name in ("dmkd", "mgd"))
+    assert not (one == other).all(axis=-1).any()

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from kdjax.data.examples import Example, Objects
 from kdjax.data.masks import rasterize
 from kdjax.evaluate import ImageDetections, coco_metrics, detect, evaluate, make_predict
-from kdjax.types import Detections
+from kdjax.types import Batch, Detections
 
 SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 
@@ -298,7 +298,7 @@ class BrightBox(nn.Module):
     shape: tuple[tuple[float, ...], ...] | None = None
 
     @nn.compact
-    def detect(self, images, image_size):
+    def predict(self, images, image_size):
         assert image_size.shape == (images.shape[0], 2)
         shift = self.param("shift", nn.initializers.zeros, ())
         bright = images[..., 0] > 127
@@ -408,14 +408,9 @@ def test_the_next_batch_starts_before_the_last_is_unpacked():
             np.ones((*slots, 1), bool),
         )
 
-    batch = {
-        "images": np.zeros((8, 4, 4, 3), np.uint8),
-        "image_size": np.full((8, 2), 4),
-        "original_size": np.full((8, 2), 4),
-        "position": np.arange(8),
-        "real": np.arange(8) < 5,
-    }
-    results = detect(fake_predict, {}, [batch] * 3)
+    index = np.where(np.arange(8) < 5, np.arange(8), -1)
+    batch = Batch(np.zeros((8, 4, 4, 3), np.uint8), np.full((8, 2), 4), index)
+    results = detect(fake_predict, {}, [batch] * 3, bright_source(5))
     assert next(results).position == 0
     assert started == [8, 8]
     assert [d.position for d in results] == [1, 2, 3, 4, *range(5), *range(5)]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kdjax import keys
 from kdjax.config import base_config, leaves, load_config
+from kdjax.methods import RESERVED
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,6 +20,9 @@ def test_every_key_of_a_config_is_in_the_table():
         for path, _ in leaves(config):
             stage, dot, key = path.partition(".")
             if dot and stage != "data":
-                path = f"<stage>.{key}".replace("method_optimizer", "optimizer")
+                option = key.removeprefix("methods.").partition(".")[2]
+                if key.startswith("methods.") and option.partition(".")[0] in RESERVED:
+                    key = option if option.startswith("optimizer.") else f"methods.<method>.{option}"
+                path = f"<stage>.{key}"
             if ".loss_weights." not in path:
                 assert f"| `{path}` |" in table, path

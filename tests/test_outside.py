@@ -29,18 +29,19 @@ class Cosine(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
-    needs: ClassVar = ("teacher",)
+    needs: ClassVar = ("size",)
+    requires: ClassVar = ("teacher",)
     terms: ClassVar = {"cosine": ("student", "method")}
 
     @nn.compact
-    def __call__(self, student, teacher, targets, *, keys, step, task=None):
-        total = jnp.zeros(())
-        for level, ours, theirs, where in pair_levels(student, teacher, targets):
+    def __call__(self, student, teacher, *, size):
+        loss = {}
+        for level, ours, theirs, where in pair_levels(student, teacher, size):
             ours = Conv(theirs.shape[-1], name=f"align_{level}")(ours)
             norms = jnp.linalg.norm(ours, axis=-1) * jnp.linalg.norm(theirs, axis=-1)
             distance = 1 - jnp.sum(ours * theirs, axis=-1) / (norms + 1e-6)
-            total += jnp.mean(jnp.maximum(distance, 1e-6) ** self.power, where=where)
-        return {"cosine": total}
+            loss[level] = jnp.mean(jnp.maximum(distance, 1e-6) ** self.power, where=where)
+        return {"cosine": loss}
 
 
 class SharpRetinaNet(RetinaNet):
@@ -64,7 +65,7 @@ from kdjax.config import base_config, method_config, tiny
 
 def get_config():
     config = tiny(base_config())
-    config.student.method = method_config("theirs.parts:Cosine", power=2.0)
+    config.student.methods.cosine = method_config("theirs.parts:Cosine", power=2.0)
     config.student.model.name = "theirs.parts:SharpRetinaNet"
     config.student.loss_weights.cosine = 0.5
     config.data.name = "theirs.parts:few"
@@ -120,11 +121,11 @@ def test_a_method_and_a_detector_from_outside_train_and_reload_in_a_fresh_proces
 
 
 MISTAKES = {
-    "--config.student.method.power=-1.0": "config.student.method.power is -1.0; it must be a number above 0",
-    "--config.student.method.powr=1": "perhaps config.student.method.power is meant",
-    "--config.student.method.name=theirs.parts:Cosin": "the module theirs.parts has no 'Cosin'",
-    "--config.student.method.name=theirs.part:Cosine": "there is no module theirs.part",
-    "--config.student.method.name=theirs.parts:NoMethod": "'theirs.parts:NoMethod' is no method: it has no 'terms'",
+    "--config.student.methods.cosine.power=-1.0": "cosine.power is -1.0; it must be a number above 0",
+    "--config.student.methods.cosine.powr=1": "perhaps config.student.methods.cosine.power is meant",
+    "--config.student.methods.cosine.name=theirs.parts:Cosin": "the module theirs.parts has no 'Cosin'",
+    "--config.student.methods.cosine.name=theirs.part:Cosine": "there is no module theirs.part",
+    "--config.student.methods.cosine.name=theirs.parts:NoMethod": "is no method: it has no 'terms', see kdjax.methods",
     "--config.data.name=theirs.parts:fewer": "'theirs.parts:fewer' names no data source: the module",
     "--config.student.model.name=theirs.parts:Sharp": "the module theirs.parts has no 'Sharp'",
 }
@@ -147,7 +148,7 @@ def test_a_mistake_in_naming_them_is_one_sentence(folder, flag):
 )
 def test_a_bug_in_their_module_keeps_its_traceback(folder, line, words):
     (folder / "theirs" / "broken.py").write_text(f"{line}\n")
-    flag = "--config.student.method.name=theirs.broken:Cosine"
+    flag = "--config.student.methods.cosine.name=theirs.broken:Cosine"
     run = python(folder, "-m", "kdjax.main", "--config=mine.py", f"--workdir={folder}/other", flag)
     assert run.returncode == 1
     assert words in run.stderr

@@ -7,13 +7,14 @@ import pytest
 
 from kdjax import pairs
 from kdjax.devices import replicate, split
-from kdjax.distill import distill_loss
+from kdjax.distill import Applied, distill_loss
 from kdjax.errors import UserError
 from kdjax.methods import build_method
 from kdjax.models import build_detector
 from kdjax.plan import resolve
 from kdjax.run.build import Facts, build, first_state
 from kdjax.run.train import teacher_floor
+from kdjax.types import View
 from kdjax.weights import COCO_NAMES
 from tests import tiny
 from tests.test_config import CONFIGS, load
@@ -92,19 +93,21 @@ def test_the_tokens_of_every_kind_of_teacher_have_a_loss(name):
     config = load(FILES["maskd"], f"{name}:tiny")
     batch = tiny.batch(masks=config.data.masks)
     teacher = build_detector(config.tokens.model.to_dict(), num_classes=tiny.CLASSES)
-    method = build_method(config.tokens.method.to_dict())
-    images, keys = batch["images"].astype(np.float32), jax.random.split(jax.random.key(0), 8)
+    method = build_method({"name": "maskd_tokens"})
+    images, keys = batch.images.astype(np.float32), jax.random.split(jax.random.key(0), 8)
 
     def loss():
         variables = teacher.init(keys[0], images)
         features = teacher.apply(variables, images, method="features")
-        learnt = method.init(keys[0], features, {}, batch["targets"], keys=keys, step=jnp.int32(0), task=lambda _: {})
+        seen = View(features, teacher.strides)
+        learnt = method.init(keys[0], seen, None, size=batch.size, own_loss=lambda _: {})
         params = {"student": variables["params"], "method": learnt["params"]}
-        stage = {"student": teacher, "teacher": None, "method": method, "loss_weights": config.tokens.loss_weights}
+        methods = {"maskd_tokens": Applied(method)}
+        stage = {"student": teacher, "teacher": None, "methods": methods, "loss_weights": config.tokens.loss_weights}
         statistics = variables["batch_stats"]
         return distill_loss(params, statistics, None, batch, keys, jnp.int32(0), **stage)[1][0]
 
-    terms = {key.removeprefix("raw/") for key in jax.eval_shape(loss) if key.startswith("raw/")}
+    terms = {key.removeprefix("raw/") for key in jax.eval_shape(loss) if key.startswith("raw/") and key.count("/") == 1}
     assert terms == {*teacher.terms, *(f"masked_{term}" for term in teacher.terms), "dice"}
 
 
@@ -119,9 +122,9 @@ def test_the_tokens_of_every_kind_of_teacher_have_a_loss(name):
 def test_each_stage_of_dfmsd_has_the_settings_of_its_teacher(name, weights, taus):
     config = load(FILES["dfmsd"], name)
     stages = config.first_student, config.student
-    assert tuple(stage.method.stage for stage in stages) == (1, 2)
+    assert tuple(stage.methods.dfmsd.stage for stage in stages) == (1, 2)
     assert tuple(stage.loss_weights.dfmsd for stage in stages) == weights
-    assert tuple(stage.method.tau for stage in stages) == taus
+    assert tuple(stage.methods.dfmsd.tau for stage in stages) == taus
 
 
 def test_a_student_is_optimised_as_its_own_kind_whoever_teaches():
@@ -140,7 +143,7 @@ def test_a_pair_takes_two_steps(name):
     config = load(FILES[METHODS[name]], f"{name}:tiny")
     batch = tiny.batch(masks=config.student.model.name == "mask_rcnn")
     module = build_detector(config.teacher.model.to_dict(), num_classes=tiny.CLASSES)
-    variables = drawn(module, batch["images"][:1].astype(np.float32))
+    variables = drawn(module, batch.images[:1].astype(np.float32))
     stage = resolve(config, devices=8)["student"]
     built = build(stage, Facts(tiny.CLASSES, (tiny.SIZE, tiny.SIZE), teacher=module))
     state = first_state(stage, built, jax.random.key(0), start=lambda variables: variables, given={})

@@ -48,8 +48,8 @@ def test_comparing_later_trains_only_the_baseline_which_starts_as_the_student_di
     source = open_split(plan.data, training=True)
     batches = {stage.name: next(open_batches(plan, stage, source, 1)) for stage in plan.stages}
     assert list(batches) == ["teacher", "student", "baseline"]
-    np.testing.assert_array_equal(batches["student"]["images"], batches["baseline"]["images"])
-    assert not np.array_equal(batches["student"]["images"], batches["teacher"]["images"])
+    np.testing.assert_array_equal(batches["student"].images, batches["baseline"].images)
+    assert not np.array_equal(batches["student"].images, batches["teacher"].images)
     keys = {stage.name: stage_key(plan.run.seed, stage) for stage in plan.stages}
     assert keys["student"] == keys["baseline"] != keys["teacher"]
 

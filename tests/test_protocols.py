@@ -51,7 +51,7 @@ def test_every_config_runs_its_whole_protocol(path, finished):
     config, workdir, shown = finished(path)
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary.keys() == {"method", "teacher", "student", "baseline", "steps", "images_per_second"}
-    assert summary["method"] == config.student.method.name
+    assert summary["method"] == (" + ".join(sorted(config.student.methods)) or "none")
     assert summary["steps"] == 2
     assert summary["baseline"] is None
     assert 0 <= summary["student"]["AP"] <= 100
@@ -89,7 +89,7 @@ def test_a_stage_that_learnt_no_tokens_cannot_give_any(maskd, tmp_path):
     config, stages = maskd
     shutil.copytree(stages / "teacher", tmp_path / "stages" / "teacher")
     config = config.copy_and_resolve_references()
-    config.stages, config.student.method_init = ("teacher", "student"), "teacher"
+    config.stages, config.student.methods.maskd.init = ("teacher", "student"), "teacher"
     with pytest.raises(UserError, match="teacher/method holds no method"):
         pipeline.run(config, tmp_path)
 
@@ -99,15 +99,15 @@ def test_tokens_of_another_number_are_refused_with_both_shapes(maskd, tmp_path):
     for name in ("teacher", "tokens"):
         shutil.copytree(stages / name, tmp_path / "stages" / name)
     config = config.copy_and_resolve_references()
-    config.student.method.tokens = 4
+    config.student.methods.maskd.tokens = 4
     with pytest.raises(UserError, match=r"tokens/p3/tokens \(6, 16\) for \(4, 16\)"):
         pipeline.run(config, tmp_path)
 
 
 def test_a_method_that_needs_what_no_stage_gives_is_refused(maskd):
     config = maskd[0].copy_and_resolve_references()
-    config.student.method_init = ""
-    with pytest.raises(UserError, match=r"'maskd', which needs config.student.method_init"):
+    config.student.methods.maskd.init = ""
+    with pytest.raises(UserError, match=r"'maskd', which needs config.student.methods.maskd.init"):
         resolve(config, devices=8)
 
 
@@ -119,7 +119,7 @@ def test_students_in_a_chain_are_compared_with_a_chain_of_baselines():
     assert [stage.name for stage in plan.stages] == [*config.stages, *names]
     assert plan.baseline.options.init == "baseline_first_student"
     for name, stage in zip(names, ("first_student", "student"), strict=True):
-        assert plan[name].method == {"name": "none"}
+        assert plan[name].methods == {}
         assert plan[name].options.inherit == config[stage].inherit
         assert plan[name].steps == config[stage].steps
         assert plan[name].number == plan[stage].number

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -11,8 +13,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_loss_in_another_project_falls():
-    (example,) = (block for block in blocks("python") if "train_step" in block)
+@pytest.mark.parametrize("step", ["train_step", "distill"])
+def test_the_loss_in_another_project_falls(step):
+    (example,) = (block for block in blocks("python") if f"def {step}(" in block)
     values: list[float] = []
     watched = example + "    values.append(float(value))\n"
     exec(compile(watched, "README.md", "exec"), {"values": values})

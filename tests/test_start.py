@@ -52,7 +52,7 @@ def planned(stage):
     config = tiny(base_config())
     config.stages, config.student = ("student",), stage
     stage.update(teacher="", inherit=())
-    stage.method, stage.loss_weights = ConfigDict(dict(name="none")), ConfigDict()
+    stage.methods, stage.loss_weights = ConfigDict(), ConfigDict()
     return resolve(config, devices=1)["student"]
 
 

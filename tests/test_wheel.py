@@ -21,7 +21,7 @@ loss = mgd_loss(features, 2 * features, keep=jnp.ones((1, 4, 4, 1)), generate=la
 unwanted = {"flax", "optax", "orbax", "tensorflow_datasets"} & sys.modules.keys()
 import kdjax
 from kdjax.config import load_config
-print(kdjax.__file__, float(loss), unwanted, load_config(sys.argv[1]).student.method.name)
+print(kdjax.__file__, float(loss), unwanted, *load_config(sys.argv[1]).student.methods)
 """
 
 

@@ -1,13 +1,17 @@
 """A detector small enough that its training step compiles in a second, and batches for it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.methods.boxes import BoxImitation
 from kdjax.models.fpn import FPN
 from kdjax.models.retinanet import RetinaNet
-from kdjax.types import Batch, Features, Masks, Targets
+from kdjax.types import Batch, Features, Masks, Targets, View
 
 CLASSES = 3
 SIZE = 64
@@ -55,14 +59,14 @@ def batch(images: int = 8, *, seed: int = 0, objects: int = 4, masks: bool = Fal
     full = Masks(np.broadcast_to(valid[..., None, None], (images, objects, 8, 8)), boxes)
     return Batch(
         images=pixels,
+        size=size,
+        index=np.arange(images, dtype=np.int32),
         targets=Targets(
             boxes=boxes,
             labels=rng.integers(0, CLASSES, (images, objects), dtype=np.int32) * valid,
             valid=valid,
-            image_size=size,
             masks=full if masks else None,
         ),
-        index=np.arange(images, dtype=np.int32),
     )
 
 
@@ -71,3 +75,10 @@ def pyramid(channels: int, *, images: int = 2, seed: int = 0, dtype: jnp.dtype =
     rng = np.random.default_rng(seed)
     shapes = {f"p{level}": (images, SIZE >> level, SIZE >> level, channels) for level in range(3, 7)}
     return {level: jnp.asarray(rng.normal(size=shape), dtype) for level, shape in shapes.items()}
+
+
+def imitation(ours: Any, theirs: Any, *, strides: Mapping[str, int], size: jax.Array, targets: Targets) -> jax.Array:
+    """The term of ``BoxImitation`` of a student's predictions and what a teacher's heads say in their places."""
+    student, teacher = View({}, strides, ours), View({}, strides)
+    given = {"size": size, "targets": targets, "teacher_heads": lambda predictions: theirs}
+    return sum(BoxImitation().apply({}, student, teacher, **given)["box_imitation"].values())

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kdjax.config.schema import Data, Optimizer, Run, Stage, placeholder
+from kdjax.config.schema import Data, MethodSection, Optimizer, Run, Stage, placeholder
 from kdjax.methods import method_options
 from kdjax.models import build_detector
 from kdjax.options import defaults
@@ -54,13 +54,19 @@ def fcos(depth: int, width: float, channels: int = 64) -> ConfigDict:
 def base_stage(model: ConfigDict) -> ConfigDict:
     """One run of the train loop for a detector, every key of :class:`kdjax.config.schema.Stage` at its default."""
     options = {key: placeholder(default) for key, default in defaults(Stage).items()}
-    sections = dict(method=dict(name="none"), loss_weights=dict(cls=1.0, box=1.0), optimizer=defaults(Optimizer))
+    sections = dict(methods=dict(), loss_weights=dict(cls=1.0, box=1.0), optimizer=defaults(Optimizer))
     return ConfigDict(dict(model=model, **sections, **options))
 
 
 def method_config(name: str, **options: Any) -> ConfigDict:
-    """Config of a method: every option it has, at its default unless given."""
-    return ConfigDict(dict(name=name) | method_options(name) | options)
+    """An entry of a stage's ``methods``: every option that the method has, at its default unless given.
+
+    Args:
+        name: a key of ``kdjax.methods.METHODS``, or package.module:Class of somebody else's.
+        **options: of the method, and ``levels``, ``init`` and ``optimizer`` of
+            :class:`kdjax.config.schema.MethodSection`.
+    """
+    return ConfigDict(dict(name=name) | method_options(name) | defaults(MethodSection) | options)
 
 
 def loss_terms(model: ConfigDict) -> tuple[str, ...]:

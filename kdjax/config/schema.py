@@ -73,16 +73,37 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodSection:
+    """A method of a stage, under a name that is its own unless ``name`` says otherwise."""
+
+    name: str
+    """A key of ``kdjax.methods.METHODS``, or package.module:Class."""
+    options: Mapping[str, Any]
+    """What the method itself declares."""
+    optimizer: Optimizer | None = None
+    """Of what the method learns; None where it learns as the student does."""
+    levels: Annotated[
+        tuple[str, ...],
+        tuple_of(str, "levels, such as ('p3', 'p4')"),
+        'Levels of the features that the method sees, such as ("p2", "p3"); () for all.',
+    ] = ()
+    init: Annotated[
+        str,
+        TEXT,
+        'Name of an earlier stage, or path of its folder "method": the parts of the method that were learnt there are '
+        "taken over and stay as they are.",
+    ] = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """One run of the train loop: a detector, what it starts from, who teaches it, and for how long."""
 
     model: Mapping[str, Any]
     """The detector, as :func:`kdjax.models.build_detector` takes it."""
-    method: Mapping[str, Any]
-    """The method, as :func:`kdjax.methods.build_method` takes it."""
+    methods: Mapping[str, MethodSection]
+    """The methods by name, whose terms are added to the student's own; {} trains without any."""
     optimizer: Optimizer
-    method_optimizer: Optimizer | None = None
-    """Of what the method learns; None where it learns as the student does."""
     loss_weights: Mapping[str, float]
     """Weight of each loss term by name; 1 where absent."""
 
@@ -110,22 +131,6 @@ class Stage:
         _NAMES,
         'Parts of the detector that start from the teacher\'s where shapes match, such as ("neck", "head").',
     ] = ()
-    method_init: Annotated[
-        str,
-        TEXT,
-        'Name of an earlier stage, or path of its folder "method": the parts of the method that were learnt there are '
-        "taken over and stay as they are.",
-    ] = ""
-    levels: Annotated[
-        tuple[str, ...],
-        tuple_of(str, "levels, such as ('p3', 'p4')"),
-        'Levels of the pyramids that the method sees, such as ("p2", "p3"); () for all.',
-    ] = ()
-    imitate_boxes: Annotated[
-        bool,
-        FLAG,
-        'Also learn the teacher\'s box regression, map by map: the term "box_imitation", beside any method.',
-    ] = False
     freeze: Annotated[
         tuple[str, ...], _NAMES, 'Parameter paths that do not move, such as ("student/backbone/conv1",).'
     ] = ()
@@ -263,7 +268,7 @@ class Run:
     compare: Annotated[
         bool,
         FLAG,
-        "Also train the identical student, started alike, without the method, and print the difference.",
+        "Also train the identical student, started alike, without the methods, and print the difference.",
     ] = False
     eval_batch_size: Annotated[int, whole(1), "Images of one batch of an evaluation on all devices together."] = 16
     pictures: Annotated[int, whole(0), "Validation images drawn with their predictions into predictions.png."] = 8

@@ -6,7 +6,7 @@ import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypedDict, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from absl import logging
@@ -23,25 +23,6 @@ T = TypeVar("T")
 Task = Callable[[], None]
 
 _NO_AUGMENTATION = Augmentation()
-
-
-class EvalBatch(TypedDict):
-    """Images of one batch of an evaluation, or one process's part of it, and what their detections are scored by.
-
-    A detection box in pixels of the padded image is one of the original image after multiplying its x by
-    ``original_size[:, 1] / image_size[:, 1]`` and its y by ``original_size[:, 0] / image_size[:, 0]``.
-    """
-
-    images: np.ndarray
-    """(N, H, W, 3) uint8, RGB, padded at the bottom and right with zeros."""
-    image_size: np.ndarray
-    """(N, 2) int32: height and width of the image inside the padded array, in pixels."""
-    original_size: np.ndarray
-    """(N, 2) int32: height and width of the image in its source, in pixels."""
-    position: np.ndarray
-    """(N,) int64: position of the image in its source; -1 for blank images."""
-    real: np.ndarray
-    """(N,) bool: False for the blank images that fill the last batch of a shape."""
 
 
 class _Memory:
@@ -71,7 +52,6 @@ class _Targets(NamedTuple):
     boxes: np.ndarray
     labels: np.ndarray
     valid: np.ndarray
-    image_size: np.ndarray
     crowd: np.ndarray
     masks: Masks | None
 
@@ -84,7 +64,6 @@ class _Targets(NamedTuple):
             boxes=np.zeros((*slots, 4), np.float32),
             labels=np.zeros(slots, np.int32),
             valid=np.zeros(slots, np.bool_),
-            image_size=np.zeros((images, 2), np.int32),
             crowd=np.zeros(slots, np.bool_),
             masks=Masks._make((grid, frame)) if mask_size else None,
         )
@@ -147,7 +126,7 @@ def train_batches(
         bucket, positions = order.batch(step)
         shape = sizes.shapes[bucket]
         images = memory.images(local_size, shape)
-        targets = _Targets.empty(local_size, max_objects, mask_size)
+        size, targets = np.zeros((local_size, 2), np.int32), _Targets.empty(local_size, max_objects, mask_size)
 
         def fill(row: int, position: int) -> None:
             number, numbers = order.example(position)
@@ -155,12 +134,12 @@ def train_batches(
             if not mask_size:
                 example = example._replace(segmentation=None)
             example = augment(example, numbers, shape, sizes, augmentation)
-            targets.image_size[row] = _put(example.image, images[row])
+            size[row] = _put(example.image, images[row])
             _put_objects(example, targets, row)
 
         tasks = [functools.partial(fill, *task) for task in enumerate(positions[index].tolist())]
         # NumPy arrays stand in for JAX's until they reach a device.
-        return cast(Batch, {"images": images, "targets": Targets._make(targets), "index": index}), tasks
+        return cast(Any, Batch)(images, size, index, Targets._make(targets)), tasks
 
     return _prepared(map(batch, itertools.count(first_step)), local_size, num_threads)
 
@@ -173,7 +152,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
-) -> Iterator[EvalBatch]:
+) -> Iterator[Batch]:
     """Every example once: those of the first shape in the source's order, then those of the second, and so on.
 
     The last batch of a shape is filled with blank images. An image whose place the source gives to another one, because
@@ -188,7 +167,8 @@ def eval_batches(
         num_threads: threads that prepare images ahead of the consumer.
 
     Returns:
-        An iterator of :class:`EvalBatch` with ``batch_size / process_count`` images each.
+        An iterator of :class:`kdjax.types.Batch`, made of NumPy arrays, with
+        ``batch_size / process_count`` images each.
 
     Raises:
         ValueError: no examples, or a batch that cannot be divided among the processes.
@@ -200,27 +180,21 @@ def eval_batches(
     buckets = _choose_shapes(source, sizes, logging.info)
     memory = _Memory()
 
-    def batch(part: tuple[Size, np.ndarray]) -> tuple[EvalBatch, Sequence[Task]]:
+    def batch(part: tuple[Size, np.ndarray]) -> tuple[Batch, Sequence[Task]]:
         shape, index = part
-        blank = np.tile(np.array(shape, np.int32), (local_size, 1))
-        batch = EvalBatch(
-            images=memory.images(local_size, shape),
-            image_size=blank.copy(),
-            original_size=blank,
-            position=index,
-            real=index >= 0,
-        )
+        images, size = memory.images(local_size, shape), np.tile(np.array(shape, np.int32), (local_size, 1))
+        real = np.flatnonzero(index >= 0)
 
         def fill(row: int) -> None:
             number = int(index[row])
             example, objects = source[number], source.objects(number)
             if example.image_id != objects.image_id:
                 example = objects.in_image(np.zeros((*objects.size, 3), np.uint8))
-            batch["original_size"][row] = example.image.shape[:2]
-            batch["image_size"][row] = _put(fit(example, shape, sizes).image, batch["images"][row])
+            size[row] = _put(fit(example, shape, sizes).image, images[row])
 
-        batch["images"][~batch["real"]] = 0
-        return batch, [functools.partial(fill, row) for row in np.flatnonzero(batch["real"]).tolist()]
+        images[index < 0] = 0
+        batch = cast(Any, Batch)(images, size, index)
+        return batch, [functools.partial(fill, row) for row in real.tolist()]
 
     def parts() -> Iterator[tuple[Size, np.ndarray]]:
         """Shape and positions in the source of this process's part of each batch; -1 for blank images."""

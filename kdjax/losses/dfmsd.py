@@ -76,8 +76,7 @@ def object_positions(targets: Targets, shape: tuple[int, int], stride: int) -> j
     """The positions of a level whose cell, stride x stride pixels, meets a ground-truth box [recon].
 
     >>> boxes, labels, valid = jnp.array([[[8.0, 0, 24, 8]]]), jnp.array([[0]]), jnp.array([[True]])
-    >>> targets = Targets(boxes, labels, valid, image_size=jnp.array([[16, 32]]))
-    >>> object_positions(targets, (2, 4), stride=8)[0, :, :, 0].astype(int)
+    >>> object_positions(Targets(boxes, labels, valid), (2, 4), stride=8)[0, :, :, 0].astype(int)
     Array([[0, 1, 1, 0],
            [0, 0, 0, 0]], dtype=int32)
 

@@ -70,7 +70,9 @@ def uniform_statistics(num_classes: int) -> ClassStatistics:
     return ClassStatistics(jnp.full((num_classes,), 1 / num_classes), size, size)
 
 
-def sample_queries(targets: Targets, *, keys: jax.Array, statistics: ClassStatistics, limit: int = 300) -> Queries:
+def sample_queries(
+    targets: Targets, *, image_size: jax.Array, keys: jax.Array, statistics: ClassStatistics, limit: int = 300
+) -> Queries:
     """The real boxes of each image among fakes [code]::
 
         n_q    = min( max(1, 6 n), max(limit, n) )           queries for n boxes, the first n of them real
@@ -79,8 +81,8 @@ def sample_queries(targets: Targets, *, keys: jax.Array, statistics: ClassStatis
         point  = centre + U(-0.3, 0.3) * size                for real boxes and fakes
 
     >>> boxes, labels, valid = jnp.array([[[8.0, 8, 24, 40]]]), jnp.array([[3]]), jnp.array([[True]])
-    >>> targets = Targets(boxes, labels, valid, image_size=jnp.array([[64, 64]]))
-    >>> queries = sample_queries(targets, keys=jax.random.split(jax.random.key(0), 1), statistics=uniform_statistics(5))
+    >>> given = {"keys": jax.random.split(jax.random.key(0), 1), "statistics": uniform_statistics(5)}
+    >>> queries = sample_queries(Targets(boxes, labels, valid), image_size=jnp.array([[64, 64]]), **given)
     >>> queries.real.astype(int)
     Array([[1, 0, 0, 0, 0, 0]], dtype=int32)
     >>> queries.boxes[0, 0]
@@ -88,6 +90,7 @@ def sample_queries(targets: Targets, *, keys: jax.Array, statistics: ClassStatis
 
     Args:
         targets: the ground truth of N images with room for M objects each.
+        image_size: (N, 2) height and width of each image, in pixels.
         keys: (N,) typed PRNG keys, one per image.
         statistics: what the fakes are drawn from.
         limit: queries per image, unless it has more boxes: 300 for one-stage detectors, 100 for two-stage.
@@ -97,7 +100,7 @@ def sample_queries(targets: Targets, *, keys: jax.Array, statistics: ClassStatis
     """
     room = targets.boxes.shape[1]
     slots = min(max(limit, room), max(1, 6 * room))
-    height, width = jnp.maximum(targets.image_size, 1).astype(jnp.float32).T[:, :, None, None]
+    height, width = jnp.maximum(image_size, 1).astype(jnp.float32).T[:, :, None, None]
     relative = targets.boxes / jnp.concatenate([width, height, width, height], axis=-1)
 
     def one_image(key: jax.Array, boxes: jax.Array, labels: jax.Array, valid: jax.Array) -> Queries:

@@ -5,6 +5,7 @@ stages of a config, each with a stronger teacher, that start from the student of
 """
 
 import functools
+from collections.abc import Callable
 from typing import Annotated, ClassVar
 
 import flax.linen as nn
@@ -12,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses import dfmsd_loss, dmkd_loss, object_positions, pearson_loss, stage_keep
-from kdjax.methods.dmkd import branches
+from kdjax.methods.dmkd import Branches
 from kdjax.methods.levels import Align, pair_levels
 from kdjax.options import check_fields, choice, number, whole
-from kdjax.types import Features, Targets, Task, Terms, stride
+from kdjax.types import MethodTerms, Targets, View
 
 
 class DFMSD(nn.Module):
@@ -28,12 +29,12 @@ class DFMSD(nn.Module):
     The enhancement "union", which also hides what the last stage's teacher hides, needs both teachers' features where a
     stage has one teacher: it is an option of :func:`kdjax.losses.stage_keep` alone.
 
-    >>> features, method = {"p3": jnp.ones((1, 8, 8, 4))}, DFMSD(stage=2, alignment="separate")
-    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
-    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
-    >>> terms, _ = jax.eval_shape(method.init_with_output, jax.random.key(0), features, features, targets, **given)
+    >>> view, method = View({"p3": jnp.ones((1, 8, 8, 4))}, {"p3": 8}), DFMSD(stage=2, alignment="separate")
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool))
+    >>> given = {"size": jnp.array([[64, 64]]), "targets": targets, "keys": jax.random.split(jax.random.key(1), 1)}
+    >>> terms, _ = jax.eval_shape(method.init_with_output, jax.random.key(0), view, view, **given)
     >>> jax.tree.map(jnp.shape, terms)
-    {'dfmsd': (), 'dfmsd_alignment': ()}
+    {'dfmsd': {'p3': ()}, 'dfmsd_alignment': {'p3': ()}}
     """
 
     stage: Annotated[int, whole(1), "1 for the weakest teacher, 2 for the next, and so on."] = 1
@@ -78,7 +79,9 @@ class DFMSD(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
-    needs: ClassVar[tuple[str, ...]] = ("teacher",)
+    needs: ClassVar[tuple[str, ...]] = ("size", "targets", "keys")
+    requires: ClassVar[tuple[str, ...]] = ("teacher",)
+    tasks: ClassVar[tuple[str, ...]] = ("detection",)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -92,25 +95,18 @@ class DFMSD(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        targets: Targets,
-        *,
-        keys: jax.Array,
-        step: jax.Array,
-        task: Task | None = None,
-    ) -> Terms:
-        """The terms over all pairs of levels; see the contract of :mod:`kdjax.methods`."""
-        terms = {name: jnp.zeros(()) for name in self.terms}
-        for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, targets)):
+        self, student: View, teacher: View, *, size: jax.Array, targets: Targets, keys: jax.Array
+    ) -> MethodTerms:
+        """The terms of each pair of levels; see the contract of :mod:`kdjax.methods`."""
+        terms: dict[str, dict[str, jax.Array]] = {name: {} for name in self.terms}
+        for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, size)):
             _, height, width = where.shape
             aligned = Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours)
             keep = stage_keep(
                 theirs,
                 stage=self.stage,
                 enhance=self.enhance,
-                objects=object_positions(targets, (height, width), stride(level)),
+                objects=object_positions(targets, (height, width), teacher.stride(level)),
                 eta=self.eta,
                 spatial_ratio=self.spatial_ratio,
                 channel_ratio=self.channel_ratio,
@@ -122,17 +118,12 @@ class DFMSD(nn.Module):
                 keys=jax.vmap(jax.random.fold_in, (0, None))(keys, index),
                 where=where,
             )
-            reconstruction_loss = dmkd_loss
+            reconstruction_loss: Callable[..., jax.Array] = dmkd_loss
             if self.alignment == "norm":
                 reconstruction_loss = functools.partial(dfmsd_loss, axis_name=self.axis_name)
             else:
-                terms["dfmsd_alignment"] += pearson_loss(aligned, theirs, where=where, axis_name=self.axis_name)
-            terms["dfmsd"] += reconstruction_loss(
-                aligned,
-                theirs,
-                keep=keep,
-                generate=branches(level, where, self.dtype),
-                fusion=self.param(f"fusion_{level}", nn.initializers.zeros, (2,)),
-                where=where,
-            )
-        return terms
+                alignment = pearson_loss(aligned, theirs, where=where, axis_name=self.axis_name)
+                terms["dfmsd_alignment"][level] = alignment
+            branches = Branches(f"_{level}", dtype=self.dtype).beside(self)
+            terms["dfmsd"][level] = branches(aligned, theirs, keep=keep, where=where, loss=reconstruction_loss)
+        return {**terms}

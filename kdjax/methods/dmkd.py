@@ -4,6 +4,7 @@ What is learnt; the mathematics, and what of it is our reconstruction, is in :mo
 """
 
 import functools
+from collections.abc import Callable
 from typing import Annotated, ClassVar
 
 import flax.linen as nn
@@ -11,28 +12,65 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses import dmkd_loss, dual_keep
-from kdjax.losses.dmkd import Generate
 from kdjax.methods.levels import Align, pair_levels
 from kdjax.methods.mgd import Generation
 from kdjax.options import choice, number
-from kdjax.types import Features, Targets, Task, Terms
+from kdjax.types import MethodTerms, View
 
 
-def branches(level: str, where: jax.Array, dtype: jnp.dtype) -> tuple[Generate, Generate]:
-    """G_sp and G_ch of one level: MGD's block each, for positions ``where`` (N, H, W) bool.
+class Branches(nn.Module):
+    """What DMKD learns of one level [recon]: a generation block for each branch, MGD's, and how both are fused.
 
-    To be called in a module's ``nn.compact`` method, whose parts they become.
+    For a train step of your own, with maps of student and teacher that have one shape:
 
-    >>> class Both(nn.Module):
-    ...     @nn.compact
-    ...     def __call__(self, x):
-    ...         return [generate(x) for generate in branches("p3", jnp.ones(x.shape[:3], bool), jnp.float32)]
-    >>> maps, variables = jax.eval_shape(Both().init_with_output, jax.random.key(0), jnp.ones((1, 8, 8, 4)))
-    >>> jax.tree.map(jnp.shape, maps), sorted(variables["params"])
-    ([(1, 8, 8, 4), (1, 8, 8, 4)], ['channel_p3', 'spatial_p3'])
+    >>> student, teacher, branches = jnp.ones((1, 8, 8, 4)), jnp.ones((1, 8, 8, 4)), Branches()
+    >>> variables = branches.init(jax.random.key(0), student, teacher, keep=dual_keep(teacher))
+    >>> sorted(variables["params"])
+    ['channel', 'fusion', 'spatial']
+    >>> branches.apply(variables, student, teacher, keep=dual_keep(teacher)).shape
+    ()
     """
-    spatial, channel = (Generation(dtype=dtype, name=f"{branch}_{level}") for branch in ("spatial", "channel"))
-    return functools.partial(spatial, where=where), functools.partial(channel, where=where)
+
+    suffix: str = ""
+    """Of the names of its parameters: those of several levels stand side by side."""
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        student: jax.Array,
+        teacher: jax.Array,
+        *,
+        keep: tuple[jax.Array, jax.Array],
+        where: jax.Array | None = None,
+        loss: Callable[..., jax.Array] = dmkd_loss,
+    ) -> jax.Array:
+        """How far the fused reconstruction is from the teacher: :func:`kdjax.losses.dmkd_loss`, a float32 scalar.
+
+        Args:
+            student: (N, H, W, C), aligned to the teacher's channels.
+            teacher: (N, H, W, C); it gets no gradient.
+            keep: bool masks (N, H, W, 1) and (N, 1, 1, C), see :func:`kdjax.losses.dual_keep`.
+            where: (N, H, W) bool, the valid positions; None for all.
+            loss: takes the place of ``dmkd_loss``, with the same arguments.
+        """
+        spatial, channel = (
+            Generation(dtype=self.dtype, name=f"{branch}{self.suffix}") for branch in ("spatial", "channel")
+        )
+        return loss(
+            student,
+            teacher,
+            keep=keep,
+            generate=(functools.partial(spatial, where=where), functools.partial(channel, where=where)),
+            fusion=self.param(f"fusion{self.suffix}", nn.initializers.zeros, (2,)),
+            where=where,
+        )
+
+    @nn.nowrap
+    def beside(self, parent: nn.Module) -> "Branches":
+        """The same, with its parameters among those of ``parent``, in whose ``nn.compact`` method it was made."""
+        nn.share_scope(parent, self)
+        return self
 
 
 class DMKD(nn.Module):
@@ -40,10 +78,9 @@ class DMKD(nn.Module):
 
     alpha is the weight of the term "dmkd": 2e-5 for one-stage detectors, 5e-7 for two-stage detectors.
 
-    >>> features = {"p3": jnp.ones((1, 8, 8, 4))}
-    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
-    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
-    >>> variables = jax.eval_shape(DMKD().init, jax.random.key(0), features, features, targets, **given)
+    >>> view = View({"p3": jnp.ones((1, 8, 8, 4))}, {"p3": 8})
+    >>> given = {"size": jnp.array([[64, 64]]), "keys": jax.random.split(jax.random.key(1), 1)}
+    >>> variables = jax.eval_shape(DMKD().init, jax.random.key(0), view, view, **given)
     >>> sorted(variables["params"])
     ['channel_p3', 'fusion_p3', 'spatial_p3']
     """
@@ -74,23 +111,15 @@ class DMKD(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
-    needs: ClassVar[tuple[str, ...]] = ("teacher",)
+    needs: ClassVar[tuple[str, ...]] = ("size", "keys")
+    requires: ClassVar[tuple[str, ...]] = ("teacher",)
     terms: ClassVar[dict[str, tuple[str, ...]]] = {"dmkd": ("student", "method")}
 
     @nn.compact
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        targets: Targets,
-        *,
-        keys: jax.Array,
-        step: jax.Array,
-        task: Task | None = None,
-    ) -> Terms:
-        """The term "dmkd" over all pairs of levels; see the contract of :mod:`kdjax.methods`."""
-        loss = jnp.zeros(())
-        for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, targets)):
+    def __call__(self, student: View, teacher: View, *, size: jax.Array, keys: jax.Array) -> MethodTerms:
+        """The term "dmkd" of each pair of levels; see the contract of :mod:`kdjax.methods`."""
+        loss = {}
+        for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, size)):
             keep = dual_keep(
                 theirs,
                 spatial_ratio=self.spatial_ratio,
@@ -103,12 +132,7 @@ class DMKD(nn.Module):
                 keys=jax.vmap(jax.random.fold_in, (0, None))(keys, index),
                 where=where,
             )
-            loss += dmkd_loss(
-                Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours),
-                theirs,
-                keep=keep,
-                generate=branches(level, where, self.dtype),
-                fusion=self.param(f"fusion_{level}", nn.initializers.zeros, (2,)),
-                where=where,
-            )
+            aligned = Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours)
+            branches = Branches(f"_{level}", dtype=self.dtype).beside(self)
+            loss[level] = branches(aligned, theirs, keep=keep, where=where)
         return {"dmkd": loss}

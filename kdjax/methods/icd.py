@@ -25,7 +25,7 @@ from kdjax.losses import (
 from kdjax.losses.icd import NORM_EPSILON
 from kdjax.methods.levels import Align, pair_levels, torch_uniform
 from kdjax.options import number, whole
-from kdjax.types import Features, Targets, Task, Terms
+from kdjax.types import MethodTerms, Targets, View
 
 
 def linear(x: jax.Array, width: int, *, dtype: jnp.dtype, name: str) -> jax.Array:
@@ -153,16 +153,15 @@ class ICD(nn.Module):
     A student whose width is not the teacher's is aligned by a 1x1 convolution [recon]; the authors' have one width.
 
     >>> from kdjax.losses import uniform_statistics
-    >>> features, method = {"p3": jnp.ones((1, 8, 8, 16))}, ICD(uniform_statistics(5), heads=2)
-    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
-    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
-    >>> terms, _ = jax.eval_shape(method.init_with_output, jax.random.key(0), features, features, targets, **given)
+    >>> view, keys = View({"p3": jnp.ones((1, 8, 8, 16))}, {"p3": 8}), jax.random.split(jax.random.key(1), 1)
+    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool))
+    >>> given = {"size": jnp.array([[64, 64]]), "targets": targets, "keys": keys, "step": 0}
+    >>> given["statistics"] = uniform_statistics(5)
+    >>> terms, _ = jax.eval_shape(ICD(heads=2).init_with_output, jax.random.key(0), view, view, **given)
     >>> jax.tree.map(jnp.shape, terms)
     {'icd': (), 'icd_confidence': (), 'icd_localization': ()}
     """
 
-    statistics: ClassStatistics | None = None
-    """What the boxes of the training set look like, as nested tuples or arrays; its length is the number of classes."""
     heads: Annotated[int, whole(1), "Attention heads; divide the teacher's width."] = 8
     layers: Annotated[int, whole(1), "Layers of the decoder."] = 1
     temperature: Annotated[float, number(0, above=True), "Divides the logits of the instance masks."] = 1.0
@@ -179,7 +178,9 @@ class ICD(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
-    needs: ClassVar[tuple[str, ...]] = ("teacher", "statistics")
+    needs: ClassVar[tuple[str, ...]] = ("size", "targets", "keys", "step", "statistics")
+    requires: ClassVar[tuple[str, ...]] = ("teacher",)
+    tasks: ClassVar[tuple[str, ...]] = ("detection",)
     terms: ClassVar[dict[str, tuple[str, ...]]] = {
         "icd": ("student", "method"),
         "icd_confidence": ("method",),
@@ -189,20 +190,19 @@ class ICD(nn.Module):
     @nn.compact
     def __call__(
         self,
-        student: Features,
-        teacher: Features,
-        targets: Targets,
+        student: View,
+        teacher: View,
         *,
+        size: jax.Array,
+        targets: Targets,
         keys: jax.Array,
         step: jax.Array,
-        task: Task | None = None,
-    ) -> Terms:
+        statistics: ClassStatistics,
+    ) -> MethodTerms:
         """The terms over all pairs of levels; see the contract of :mod:`kdjax.methods`."""
-        if self.statistics is None:
-            raise ValueError("ICD draws fake instances from the statistics of the classes: statistics are missing.")
-        statistics = ClassStatistics(*(jnp.asarray(x, jnp.float32) for x in self.statistics))
+        statistics = ClassStatistics(*(jnp.asarray(x, jnp.float32) for x in statistics))
         num_classes = len(statistics.frequency)
-        pairs = pair_levels(student, teacher, targets)
+        pairs = pair_levels(student, teacher, size)
         channels = pairs[0].teacher.shape[-1]
         if channels % self.heads or channels % 4:
             raise UserError(
@@ -214,8 +214,8 @@ class ICD(nn.Module):
             """(N, H, W, ...) of each level to (N, S, ...), the finest level first."""
             return jnp.concatenate([x.reshape(len(x), -1, *x.shape[3:]) for x in levels], axis=1)
 
-        queries = sample_queries(targets, keys=keys, statistics=statistics, limit=self.queries)
-        descriptors = instance_descriptors(queries, image_size=targets.image_size, num_classes=num_classes)
+        queries = sample_queries(targets, image_size=size, keys=keys, statistics=statistics, limit=self.queries)
+        descriptors = instance_descriptors(queries, image_size=size, num_classes=num_classes)
         where = flat([pair.where for pair in pairs])
         position = flat([sine_position(pair.where, channels) for pair in pairs])
         taught = flat([hide(jax.lax.stop_gradient(pair.teacher), where=pair.where) for pair in pairs])
@@ -241,4 +241,4 @@ class ICD(nn.Module):
             terms["icd_localization"] += instance_localization_loss(outputs[..., 1:], queries, axis_name=self.axis_name)
             own = Values(self.heads, dtype=self.dtype, name=f"student_layer_{index}")(learning)
             terms["icd"] += icd_loss(own, values, instance_mask=instance_mask) / self.layers
-        return terms
+        return {**terms}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kdjax.errors import UserError
 from kdjax.losses import hide, valid_positions
-from kdjax.types import Features, Targets, stride
+from kdjax.types import View
 
 
 class Pair(NamedTuple):
@@ -27,51 +27,62 @@ class Pair(NamedTuple):
     """(N, H, W) bool: the positions that lie in the image, not in its padding."""
 
 
-def partners(student: Features, teacher: Features) -> dict[str, str]:
+def partners(student: View, teacher: View) -> dict[str, str]:
     """Which level of the student imitates which level of the teacher: {teacher's: student's}, finest first.
 
-    Levels of the same stride, which is in their name, meet, and the others have no partner. Pyramids without any common
-    stride meet at neighbouring levels, a factor of two apart: a level of the teacher takes the student's next finer one
-    or, where there is none, the next coarser one [recon].
+    Levels of the same name meet, then those of the same stride that are left; the others have no partner. Models
+    without any common level meet at neighbouring ones, a factor of two apart: a level of the teacher takes the
+    student's next finer one or, where there is none, the next coarser one [recon].
 
-    >>> x = jnp.ones((1, 4, 4, 8))
-    >>> partners({"p3": x, "p4": x}, {"p4": x, "p5": x})
+    >>> x, strides = jnp.ones((1, 4, 4, 8)), {"p3": 8, "p4": 16, "p5": 32}
+    >>> student = View({"p3": x, "p4": x}, strides)
+    >>> partners(student, View({"p4": x, "p5": x}, strides))
     {'p4': 'p4'}
-    >>> partners({"p3": x, "p4": x}, {"p5": x})
+    >>> partners(student, View({"p5": x}, strides))
     {'p5': 'p4'}
+    >>> partners(student, View({"c4": x}, {"c4": 16}))
+    {'c4': 'p4'}
 
     Raises:
         UserError: if not even neighbours meet.
     """
-    levels = sorted(teacher, key=stride)
-    if shared := [level for level in levels if level in student]:
-        return {level: level for level in shared}
-    number = {level: int(level[1:]) for level in levels}
-    neighbours = {level: (f"p{number[level] - 1}", f"p{number[level] + 1}") for level in levels}
-    found = {level: next((x for x in neighbours[level] if x in student), None) for level in levels}
-    if matched := {level: partner for level, partner in found.items() if partner}:
-        return matched
+    levels, free = _levels(teacher), _levels(student)
+    found = {level: level for level in levels if level in free}
+    left = [level for level in free if level not in found]
+    for level in levels:
+        same = [x for x in left if student.stride(x) == teacher.stride(level)]
+        if level not in found and same:
+            found[level] = same[0]
+            left.remove(same[0])
+    if not found:
+        for level in levels:
+            near = [x for factor in (0.5, 2) for x in free if student.stride(x) == factor * teacher.stride(level)]
+            found |= {level: near[0]} if near else {}
+    if found:
+        return {level: found[level] for level in levels if level in found}
+    ours, theirs = (", ".join(_levels(view)) or "none" for view in (student, teacher))
     raise UserError(
-        f"Student and teacher have no pyramid levels that meet: the student has {_names(student)}, the teacher "
-        f"{_names(teacher)}; give them levels of the same or of neighbouring strides."
+        f"Student and teacher have no pyramid levels that meet: the student has {ours}, the teacher {theirs}; give "
+        "them levels of the same or of neighbouring strides."
     )
 
 
-def pair_levels(student: Features, teacher: Features, targets: Targets) -> list[Pair]:
+def pair_levels(student: View, teacher: View, size: jax.Array) -> list[Pair]:
     """The levels that are distilled, finest first, with the student's maps on the teacher's grids.
 
     A student's map of another height or width is resized bilinearly, its padding zeroed first (half-pixel centres, no
     antialiasing, as PyTorch's ``interpolate``) [recon].
 
-    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
-    >>> student, teacher = {"p3": jnp.ones((1, 8, 8, 4))}, {"p4": jnp.ones((1, 4, 4, 16))}
-    >>> jax.tree.map(jnp.shape, jax.eval_shape(lambda: [pair[1:] for pair in pair_levels(student, teacher, targets)]))
+    >>> student = View({"p3": jnp.ones((1, 8, 8, 4))}, {"p3": 8})
+    >>> teacher = View({"p4": jnp.ones((1, 4, 4, 16))}, {"p4": 16})
+    >>> pair = lambda: [pair[1:] for pair in pair_levels(student, teacher, jnp.array([[64, 64]]))]
+    >>> jax.tree.map(jnp.shape, jax.eval_shape(pair))
     [((1, 4, 4, 4), (1, 4, 4, 16), (1, 4, 4))]
 
     Args:
-        student: (N, h, w, any channels) by level.
-        teacher: (N, H, W, any channels) by level.
-        targets: what the images show; their sizes tell images from padding.
+        student: features (N, h, w, any channels) by level.
+        teacher: features (N, H, W, any channels) by level.
+        size: (N, 2) height and width of the images, which tell them from padding.
 
     Raises:
         UserError: if no levels meet, see :func:`partners`.
@@ -79,57 +90,59 @@ def pair_levels(student: Features, teacher: Features, targets: Targets) -> list[
     """
     pairs = []
     for level, partner in partners(student, teacher).items():
-        ours, theirs = student[partner], teacher[level]
+        ours, theirs = student.features[partner], teacher.features[level]
         if len(ours) != len(theirs):
             raise ValueError(
                 f"The student's {partner} holds {len(ours)} images and the teacher's {level} {len(theirs)}: both must "
                 "be features of the same batch."
             )
         if ours.shape[1:3] != theirs.shape[1:3]:
-            ours = hide(ours, where=valid(targets, ours, partner))
+            ours = hide(ours, where=valid(student, size)[partner])
             shape = (*theirs.shape[:3], ours.shape[-1])
             ours = jax.image.resize(ours, shape, method="bilinear", antialias=False)
-        pairs.append(Pair(level, ours, theirs, valid(targets, theirs, level)))
+        pairs.append(Pair(level, ours, theirs, valid(teacher, size)[level]))
     return pairs
 
 
-def describe_pairs(student: Features, teacher: Features) -> str:
+def describe_pairs(student: View, teacher: View) -> str:
     """What :func:`pair_levels` makes of two pyramids, in words for the person who starts a run.
 
     >>> maps = {f"p{level}": jnp.zeros((1, 256 >> level, 256 >> level, 8)) for level in range(3, 8)}
-    >>> describe_pairs({"p3": maps["p3"], "p4": maps["p4"]}, maps)
+    >>> strides = {f"p{level}": 1 << level for level in range(3, 8)}
+    >>> describe_pairs(View({"p3": maps["p3"], "p4": maps["p4"]}, strides), View(maps, strides))
     "distils p3, p4; the teacher's p5, p6, p7 have no partner."
     """
     found = partners(student, teacher)
 
     def name(level: str, partner: str) -> str:
-        ours, theirs = (f"{x.shape[1]}x{x.shape[2]}" for x in (student[partner], teacher[level]))
+        ours, theirs = (f"{x.shape[1]}x{x.shape[2]}" for x in (student.features[partner], teacher.features[level]))
         if ours == theirs and level == partner:
             return level
         return f"{level} from the student's {partner} ({ours} resized to {theirs})"
 
     parts = ["distils " + ", ".join(name(level, partner) for level, partner in found.items())]
-    for owner, features, used in (("teacher", teacher, found.keys()), ("student", student, set(found.values()))):
-        alone = {level: x for level, x in features.items() if level not in used}
+    for owner, view, used in (("teacher", teacher, found.keys()), ("student", student, set(found.values()))):
+        alone = [level for level in _levels(view) if level not in used]
         if alone:
-            parts.append(f"the {owner}'s {_names(alone)} {'has' if len(alone) == 1 else 'have'} no partner")
+            parts.append(f"the {owner}'s {', '.join(alone)} {'has' if len(alone) == 1 else 'have'} no partner")
     return "; ".join(parts) + "."
 
 
-def _names(features: Features) -> str:
-    return ", ".join(sorted(features, key=stride)) or "none"
+def _levels(view: View) -> list[str]:
+    """Finest first."""
+    return sorted(view.features, key=view.stride)
 
 
-def valid(targets: Targets, features: jax.Array, level: str) -> jax.Array:
-    """Positions (N, H, W) bool of a level's features (N, H, W, C) that lie in the image, not in its padding.
+def valid(view: View, size: jax.Array) -> dict[str, jax.Array]:
+    """Of each level the positions (N, H, W) bool that lie in images of ``size`` (N, 2), not in their padding.
 
-    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[32, 64]]))
-    >>> valid(targets, jnp.ones((1, 2, 2, 8)), "p5").astype(int)
+    >>> valid(View({"p5": jnp.ones((1, 2, 2, 8))}, {"p5": 32}), jnp.array([[32, 64]]))["p5"].astype(int)
     Array([[[1, 1],
             [0, 0]]], dtype=int32)
     """
-    height, width = features.shape[1:3]
-    return valid_positions(targets.image_size, (height, width), stride(level))
+    return {
+        level: valid_positions(size, (x.shape[1], x.shape[2]), view.stride(level)) for level, x in view.features.items()
+    }
 
 
 def torch_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:

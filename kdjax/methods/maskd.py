@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from kdjax.losses import maskd_loss, masked_features, token_dice_loss, token_masks, token_weights
 from kdjax.methods.levels import Conv, pair_levels, valid
 from kdjax.options import FLAG, whole
-from kdjax.types import Features, Targets, Task, Terms
+from kdjax.types import Features, MethodTerms, OwnLoss, View
 
 _weighting_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """N(0, 2 / (k * k * out)), not truncated."""
@@ -89,12 +89,11 @@ class MasKDTokens(nn.Module):
 
     The detector of this stage is the teacher itself, so its features are the student's of the contract.
 
-    >>> features, task = {"p3": jnp.ones((1, 8, 8, 16))}, lambda masked: {"box": jnp.mean(masked["p3"])}
-    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
-    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0, "task": task}
-    >>> init = lambda key: MasKDTokens().init_with_output(key, features, {}, targets, **given)
+    >>> view = View({"p3": jnp.ones((1, 8, 8, 16))}, {"p3": 8})
+    >>> given = {"size": jnp.array([[64, 64]]), "own_loss": lambda masked: {"box": jnp.mean(masked["p3"])}}
+    >>> init = lambda key: MasKDTokens().init_with_output(key, view, None, **given)
     >>> jax.tree.map(jnp.shape, jax.eval_shape(init, jax.random.key(0))[0])
-    {'dice': (), 'masked_box': ()}
+    {'dice': {'p3': ()}, 'masked_box': ()}
     """
 
     tokens: Annotated[int, whole(2), "K, the number of tokens at each level."] = 6
@@ -102,30 +101,20 @@ class MasKDTokens(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ("size", "own_loss")
+    requires: ClassVar[tuple[str, ...]] = ()
     terms: ClassVar[dict[str, tuple[str, ...]]] = {"masked_*": ("method",), "dice": ("method",)}
 
     @nn.compact
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        targets: Targets,
-        *,
-        keys: jax.Array,
-        step: jax.Array,
-        task: Task | None = None,
-    ) -> Terms:
-        """The terms of ``task`` on masked features, as "masked_<term>", and "dice"; see :mod:`kdjax.methods`."""
-        if task is None:
-            raise ValueError("MasKD's tokens learn from the detector's own loss: task is missing.")
-        features = jax.lax.stop_gradient(student)
-        where = {level: valid(targets, x, level) for level, x in features.items()}
+    def __call__(self, student: View, teacher: View | None, *, size: jax.Array, own_loss: OwnLoss) -> MethodTerms:
+        """The terms of ``own_loss`` on masked features, as "masked_<term>", and "dice"; see :mod:`kdjax.methods`."""
+        features = jax.lax.stop_gradient(student.features)
+        where = valid(student, size)
         learnt = AllTokens(self.tokens, self.weighted, name="tokens")(features, where=where)
         masks = {level: token_masks(x, learnt[level].tokens, where=where[level]) for level, x in features.items()}
         masked = {level: masked_features(x, masks[level], learnt[level].weights) for level, x in features.items()}
-        terms = {f"masked_{name}": value for name, value in task(masked).items()}
-        return terms | {"dice": sum(map(token_dice_loss, masks.values()), jnp.zeros(()))}
+        terms = {f"masked_{name}": value for name, value in own_loss(masked).items()}
+        return terms | {"dice": {level: token_dice_loss(x) for level, x in masks.items()}}
 
 
 class MasKD(nn.Module):
@@ -135,11 +124,10 @@ class MasKD(nn.Module):
     space. The tokens never get a gradient. The paper's loss_weight is the weight of the term "maskd": 7 for RetinaNet,
     10 for FCOS and RepPoints, 1 for two-stage detectors.
 
-    >>> student = {"p3": jnp.ones((1, 8, 8, 16))}
-    >>> teacher = student | {"p4": jnp.ones((1, 4, 4, 16))}
-    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
-    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
-    >>> params = jax.eval_shape(MasKD().init, jax.random.key(0), student, teacher, targets, **given)["params"]
+    >>> student = View({"p3": jnp.ones((1, 8, 8, 16))}, {"p3": 8})
+    >>> teacher = View(student.features | {"p4": jnp.ones((1, 4, 4, 16))}, {"p3": 8, "p4": 16})
+    >>> given = {"size": jnp.array([[64, 64]]), "step": 0}
+    >>> params = jax.eval_shape(MasKD().init, jax.random.key(0), student, teacher, **given)["params"]
     >>> sorted(params), sorted(params["tokens"])
     (['align_p3', 'tokens'], ['p3', 'p4'])
     """
@@ -158,27 +146,19 @@ class MasKD(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
-    needs: ClassVar[tuple[str, ...]] = ("teacher", "method_init")
+    needs: ClassVar[tuple[str, ...]] = ("size", "step")
+    requires: ClassVar[tuple[str, ...]] = ("teacher", "init")
     terms: ClassVar[dict[str, tuple[str, ...]]] = {"maskd": ("student", "method")}
 
     @nn.compact
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        targets: Targets,
-        *,
-        keys: jax.Array,
-        step: jax.Array,
-        task: Task | None = None,
-    ) -> Terms:
-        """The term "maskd" over all pairs of levels; see the contract of :mod:`kdjax.methods`."""
+    def __call__(self, student: View, teacher: View, *, size: jax.Array, step: jax.Array) -> MethodTerms:
+        """The term "maskd" of each pair of levels; see the contract of :mod:`kdjax.methods`."""
         # Of all levels, as the first stage learnt them, though some may have no partner here.
-        everywhere = {level: valid(targets, x, level) for level, x in teacher.items()}
-        learnt = AllTokens(self.tokens, self.weighted, name="tokens")(teacher, where=everywhere)
-        loss = jnp.zeros(())
-        for level, ours, theirs, where in pair_levels(student, teacher, targets):
-            loss += maskd_loss(
+        everywhere = valid(teacher, size)
+        learnt = AllTokens(self.tokens, self.weighted, name="tokens")(teacher.features, where=everywhere)
+        loss = {}
+        for level, ours, theirs, where in pair_levels(student, teacher, size):
+            loss[level] = maskd_loss(
                 Conv(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours),
                 theirs,
                 tokens=jax.lax.stop_gradient(learnt[level].tokens),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from kdjax.losses import hide, keep_mask, mgd_loss
 from kdjax.methods.levels import Align, Conv, pair_levels
 from kdjax.options import choice, number
-from kdjax.types import Features, Targets, Task, Terms
+from kdjax.types import MethodTerms, View
 
 
 class Generation(nn.Module):
@@ -44,10 +44,9 @@ class MGD(nn.Module):
     The student is aligned by a 1x1 convolution where its width is not the teacher's. The paper's alpha is the weight
     of the term "mgd": 2e-5 for one-stage detectors, 5e-7 for two-stage detectors.
 
-    >>> features = {"p3": jnp.ones((1, 8, 8, 4)), "p4": jnp.ones((1, 4, 4, 4))}
-    >>> targets = Targets(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), jnp.array([[64, 64]]))
-    >>> given = {"keys": jax.random.split(jax.random.key(1), 1), "step": 0}
-    >>> variables = jax.eval_shape(MGD().init, jax.random.key(0), features, features, targets, **given)
+    >>> view = View({"p3": jnp.ones((1, 8, 8, 4)), "p4": jnp.ones((1, 4, 4, 4))}, {"p3": 8, "p4": 16})
+    >>> given = {"size": jnp.array([[64, 64]]), "keys": jax.random.split(jax.random.key(1), 1)}
+    >>> variables = jax.eval_shape(MGD().init, jax.random.key(0), view, view, **given)
     >>> sorted(variables["params"])
     ['generation_p3', 'generation_p4']
     """
@@ -61,26 +60,18 @@ class MGD(nn.Module):
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
-    needs: ClassVar[tuple[str, ...]] = ("teacher",)
+    needs: ClassVar[tuple[str, ...]] = ("size", "keys")
+    requires: ClassVar[tuple[str, ...]] = ("teacher",)
     terms: ClassVar[dict[str, tuple[str, ...]]] = {"mgd": ("student", "method")}
 
     @nn.compact
-    def __call__(
-        self,
-        student: Features,
-        teacher: Features,
-        targets: Targets,
-        *,
-        keys: jax.Array,
-        step: jax.Array,
-        task: Task | None = None,
-    ) -> Terms:
-        """The term "mgd" over all pairs of levels; see the contract of :mod:`kdjax.methods`."""
-        loss = jnp.zeros(())
-        for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, targets)):
+    def __call__(self, student: View, teacher: View, *, size: jax.Array, keys: jax.Array) -> MethodTerms:
+        """The term "mgd" of each pair of levels; see the contract of :mod:`kdjax.methods`."""
+        loss = {}
+        for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, size)):
             level_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
             block = Generation(dtype=self.dtype, name=f"generation_{level}")
-            loss += mgd_loss(
+            loss[level] = mgd_loss(
                 Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours),
                 theirs,
                 keep=keep_mask(theirs.shape, keys=level_keys, mask_ratio=self.mask_ratio, mask=self.mask),

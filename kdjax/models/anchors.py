@@ -1,8 +1,8 @@
 """Anchors of a feature pyramid, in the two conventions that published detectors were trained with.
 
-``mmdet``: anchors of exact sizes, centred on (column * stride, row * stride), stride 2^level.
+``mmdet``: anchors of exact sizes, centred on (column * stride, row * stride).
 ``torchvision``: the sizes cut to whole pixels and the corners rounded, and the stride of a level is the height (width)
-of the padded image divided by that of the map, rounded down, which is not 2^level where a map's size was rounded up.
+of the padded image divided by that of the map, rounded down, which is not the stride where a map's size was rounded up.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,6 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from kdjax.types import stride
 
 CONVENTIONS = ("mmdet", "torchvision")
 
@@ -46,6 +44,7 @@ def grid_anchors(base: np.ndarray, size: tuple[int, int], strides: tuple[int, in
 
 def pyramid_anchors(
     sizes: Mapping[str, tuple[int, int]],
+    strides: Mapping[str, int],
     *,
     scale: float,
     octaves: int,
@@ -56,6 +55,7 @@ def pyramid_anchors(
 
     Args:
         sizes: level name to (height, width) of its map, the finest level first.
+        strides: level name to pixels of the image between two positions of its map.
         scale: size of the smallest anchor of a level in strides.
         octaves: anchors of a ratio, spread over one octave of size.
         ratios: height / width.
@@ -68,12 +68,12 @@ def pyramid_anchors(
     finest = next(iter(sizes))
     anchors = {}
     for level, (height, width) in sizes.items():
-        step = stride(level)
+        step = strides[level]
         base = base_anchors(step, scale=scale, octaves=octaves, ratios=ratios, convention=convention)
-        strides = (step, step)
+        steps = (step, step)
         if convention == "torchvision":
-            strides = (sizes[finest][0] * stride(finest) // height, sizes[finest][1] * stride(finest) // width)
-        anchors[level] = grid_anchors(base, (height, width), strides)
+            steps = (sizes[finest][0] * strides[finest] // height, sizes[finest][1] * strides[finest] // width)
+        anchors[level] = grid_anchors(base, (height, width), steps)
     return anchors
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,13 +12,13 @@ from flax.typing import Dtype
 
 from kdjax import boxes
 from kdjax.errors import UserError
-from kdjax.losses.detection import sigmoid_focal_loss, smooth_l1_loss
+from kdjax.losses.detection import sigmoid_focal_loss
 from kdjax.losses.features import valid_positions
-from kdjax.losses.reduce import masked_mean, masked_sum
+from kdjax.losses.reduce import masked_sum
 from kdjax.models.assign import Assignment
 from kdjax.models.detector import Detector
 from kdjax.models.nms import nms
-from kdjax.types import Detections, Features, Sampling, Targets, stride
+from kdjax.types import Detections, Features, PairedBoxes, Sampling
 
 NORMS = ("", "group")
 
@@ -34,10 +34,15 @@ class DenseDetector(Detector):
         del image_size, sampling
         return self.head(features)
 
-    def regress(self, features: Features, predictions: Any, image_size: jax.Array | None = None) -> Any:
-        """What a student's ``imitate_boxes`` imitates: this head's predictions, whatever the student predicts."""
+    def heads_at(self, features: Features, predictions: Any, image_size: jax.Array | None = None) -> Any:
+        """What the head says where a student predicted something: it predicts everywhere, wherever that was."""
         del predictions
         return self.heads(features, image_size)
+
+    @nn.nowrap
+    def join(self, maps: Features, size: int) -> jax.Array:
+        """{"p3": (N, H, W, A * size), ...} to (N, entries of all levels, size), fine to coarse, float32."""
+        return join([maps[level] for level in self.ordered(maps)], size)
 
 
 def tower(features: Features, kind: str, *, convs: int, norm: str, bias: bool, dtype: Dtype) -> Features:
@@ -74,15 +79,9 @@ def prior_bias(prior: float) -> nn.initializers.Initializer:
     return nn.initializers.constant(-math.log((1 - prior) / prior))
 
 
-def ordered(maps: Features) -> list[str]:
-    """Levels from fine to coarse."""
-    return sorted(maps, key=lambda level: int(level[1:]))
-
-
-def join(maps: Features, size: int) -> jax.Array:
-    """{"p3": (N, H, W, A * size), ...} to (N, entries of all levels, size), fine to coarse, float32."""
-    parts = [maps[level].reshape(maps[level].shape[0], -1, size) for level in ordered(maps)]
-    return jnp.concatenate(parts, axis=1).astype(jnp.float32)
+def join(maps: Sequence[jax.Array], size: int) -> jax.Array:
+    """Maps (N, H, W, A * size), one after another, to (N, entries of all maps, size) float32."""
+    return jnp.concatenate([x.reshape(x.shape[0], -1, size) for x in maps], axis=1).astype(jnp.float32)
 
 
 def focal_sums(logits: jax.Array, labels: jax.Array, assignment: Assignment) -> jax.Array:
@@ -153,35 +152,30 @@ def suppress(
     )
 
 
-def imitate_maps(
-    ours: Features, theirs: Features, targets: Targets, *, kind: str, axis_name: str | None = None
-) -> jax.Array:
-    """Smooth L1 (beta 1) between the box-regression maps of a student and of a teacher, a float32 scalar.
-
-    MasKD's configs for RetinaNet have such a term, of weight 1. That each level is averaged over its valid positions
-    and the common levels are summed is our reconstruction.
+def pair_maps(
+    ours: Features, theirs: Features, strides: Mapping[str, int], image_size: jax.Array, *, kind: str
+) -> dict[str, PairedBoxes]:
+    """The box-regression maps of a student and of a teacher on their common levels, fine to coarse.
 
     Args:
         ours: the student's, {"p3": (N, H, W, C), ...}.
-        theirs: the teacher's, which get no gradient; empty if it has none that could be compared.
-        targets: what the images show; their sizes tell images from padding.
+        theirs: the teacher's; empty if it has none that could be compared.
+        strides: of the student's levels, in pixels.
+        image_size: (N, 2), tells images from padding.
         kind: what both detectors must be, in words for the message.
-        axis_name: mapped axis over which counts are averaged.
 
     Raises:
         UserError: if the two have no maps that can be compared.
     """
-    levels = [level for level in ordered(ours) if level in theirs]
+    levels = [level for level in sorted(ours, key=strides.__getitem__) if level in theirs]
     if not levels or any(ours[level].shape != theirs[level].shape for level in levels):
         shapes = (", ".join(f"{level} {maps[level].shape[1:]}" for level in maps) or "none" for maps in (ours, theirs))
         raise UserError(
             "Box regression can be imitated where both detectors are {}, but the student's maps are {} and the "
             "teacher's {}.".format(kind, *shapes)
         )
-    loss = jnp.zeros(())
+    pairs = {}
     for level in levels:
-        height, width = ours[level].shape[1:3]
-        where = valid_positions(targets.image_size, (height, width), stride(level))[..., None]
-        error = smooth_l1_loss(ours[level], jax.lax.stop_gradient(theirs[level]), beta=1.0)
-        loss += masked_mean(error, where, axis_name=axis_name)
-    return loss
+        where = valid_positions(image_size, (ours[level].shape[1], ours[level].shape[2]), strides[level])
+        pairs[level] = PairedBoxes(ours[level], theirs[level], where[..., None])
+    return pairs

@@ -15,12 +15,12 @@ from kdjax.types import Detections, Features, Sampling
 class Detector(nn.Module):
     """A backbone and a neck. A detector adds its heads, what they learn from targets, and what they find.
 
-    That is ``heads`` and ``decode``, which this class calls, and ``loss``, ``regress``, ``imitate_boxes`` and
-    ``terms``, which the distillation step does.
+    That is ``heads`` and ``decode``, which this class calls, and ``loss``, ``heads_at`` and ``terms``, which the
+    distillation step does.
 
     Attributes:
         backbone: normalised images (N, H, W, 3) to named maps; takes ``train``.
-        neck: those maps to a pyramid of features.
+        neck: those maps to a pyramid of features; states their ``strides``.
         num_classes: number of classes, without a background.
         axis_name: mapped axis over which counts are averaged; None outside of one.
         dtype: of the computation; parameters and losses are float32.
@@ -43,6 +43,16 @@ class Detector(nn.Module):
         check_fields(self)
         super().__post_init__()
 
+    @property
+    def strides(self) -> dict[str, int]:
+        """Pixels of the image from one position of each level to the next, fine to coarse."""
+        return self.neck.strides
+
+    @nn.nowrap
+    def ordered(self, maps: Features) -> list[str]:
+        """The levels of maps, fine to coarse."""
+        return sorted(maps, key=self.strides.__getitem__)
+
     @nn.nowrap
     def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
         """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to float32 ones, exact zeros in the padding."""
@@ -63,7 +73,11 @@ class Detector(nn.Module):
         features = self.features(images, train)
         return features, self.heads(features, image_size, sampling)
 
-    def detect(self, images: jax.Array, image_size: jax.Array) -> Detections:
+    def predict(self, images: jax.Array, image_size: jax.Array) -> Detections:
         """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to detections: everything that inference is."""
         _, predictions = self(self.preprocess(images, image_size), image_size)
         return self.decode(predictions, image_size)
+
+    def detect(self, images: jax.Array, image_size: jax.Array) -> Detections:
+        """The name of :meth:`predict` in version 0.1."""
+        return self.predict(images, image_size)

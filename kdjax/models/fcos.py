@@ -5,6 +5,7 @@ to the object's four sides, its class, and how central the location is in it.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -24,15 +25,14 @@ from kdjax.models.dense import (
     best_pairs,
     conv3x3,
     focal_sums,
-    imitate_maps,
     join,
-    ordered,
+    pair_maps,
     prior_bias,
     suppress,
     tower,
 )
 from kdjax.options import FLAG, choice, number, whole
-from kdjax.types import Detections, Features, Targets, Terms, stride
+from kdjax.types import Detections, Features, PairedBoxes, Targets, Terms
 
 BOX_LOSSES = ("iou", "giou")
 
@@ -50,12 +50,29 @@ class FCOSPredictions(NamedTuple):
     centerness: Features
     """{"p3": (N, H, W, 1), ...}, before the sigmoid."""
 
+    def paired_boxes(
+        self, theirs: Any, *, strides: Mapping[str, int], image_size: jax.Array, targets: Targets
+    ) -> dict[str, PairedBoxes]:
+        """See :class:`kdjax.types.BoxPredictions`: the distances, in strides, of another FCOS.
+
+        No paper's configs imitate those; in strides, maps of all levels are of one scale, as RetinaNet's are in sizes
+        of anchors.
+        """
+        del targets
+
+        def in_strides(maps: Features) -> Features:
+            return {level: distances / strides[level] for level, distances in maps.items() if level in strides}
+
+        given = in_strides(theirs.distances) if isinstance(theirs, FCOSPredictions) else {}
+        return pair_maps(in_strides(self.distances), given, strides, image_size, kind="FCOS with equal grids")
+
 
 class FCOSHead(nn.Module):
     """The two towers of convolutions, as wide as the pyramid, shared by all levels.
 
     Attributes:
         num_classes: number of classes, without a background.
+        strides: (level, stride in pixels) of every level.
         convs: convolutions in each tower before the last one.
         norm: "" or "group", as in :func:`kdjax.models.dense.tower`.
         conv_bias: whether convolutions that a normalisation follows have a bias.
@@ -67,6 +84,7 @@ class FCOSHead(nn.Module):
     """
 
     num_classes: int
+    strides: tuple[tuple[str, int], ...]
     convs: int = 4
     norm: str = "group"
     conv_bias: bool = False
@@ -98,7 +116,9 @@ class FCOSHead(nn.Module):
             x = sides(x).astype(jnp.float32)
             if self.level_scale:
                 x *= self.param(f"scale_{level}", nn.initializers.ones, ())
-            return nn.relu(x) * stride(level) if self.norm_on_box else jnp.exp(jnp.minimum(x, math.log(_FARTHEST)))
+            if self.norm_on_box:
+                return nn.relu(x) * dict(self.strides)[level]
+            return jnp.exp(jnp.minimum(x, math.log(_FARTHEST)))
 
         return FCOSPredictions(
             logits={level: logits(x) for level, x in cls.items()},
@@ -258,6 +278,7 @@ class FCOS(DenseDetector):
         """Makes the head; the backbone and the neck come from outside."""
         self.head = FCOSHead(
             self.num_classes,
+            tuple(self.strides.items()),
             convs=self.convs,
             norm=self.norm,
             conv_bias=self.conv_bias,
@@ -269,7 +290,7 @@ class FCOS(DenseDetector):
         )
 
     @nn.nowrap
-    def loss(self, predictions: FCOSPredictions, targets: Targets) -> Terms:
+    def loss(self, predictions: FCOSPredictions, targets: Targets, image_size: jax.Array) -> Terms:
         """{"cls": focal loss, "box": IoU loss, "centerness": binary cross-entropy}, float32 scalars.
 
         ``cls`` and ``centerness`` are sums divided by the number of positive locations in the global batch, at least 1,
@@ -278,23 +299,23 @@ class FCOS(DenseDetector):
         devices of what each returns is the global loss. Locations whose cell begins in the padding take no part, nor do
         those in a crowd that are not positive.
         """
-        logits = join(predictions.logits, self.num_classes)
-        distances = join(predictions.distances, 4)
-        centerness = join(predictions.centerness, 1)[..., 0]
+        logits = self.join(predictions.logits, self.num_classes)
+        distances = self.join(predictions.distances, 4)
+        centerness = self.join(predictions.centerness, 1)[..., 0]
         locations = jax.tree.map(lambda *parts: jnp.concatenate(parts), *self._locations(predictions).values())
 
-        def assign(targets: Targets) -> Assignment:
+        def assign(targets: Targets, image_size: jax.Array) -> Assignment:
             return assign_by_location(
                 locations,
                 targets.boxes,
                 targets.valid,
-                locations.inside(targets.image_size),
+                locations.inside(image_size),
                 crowd=targets.crowd,
                 radius=self.centre_radius,
                 convention=self.convention,
             )
 
-        assignment = jax.vmap(assign)(targets._replace(masks=None))
+        assignment = jax.vmap(assign)(targets._replace(masks=None), image_size)
         matched, positive = assignment.matched, assignment.positive
         labels = jnp.take_along_axis(targets.labels, matched, axis=1)
         objects = jnp.take_along_axis(targets.boxes, matched[..., None], axis=1)
@@ -312,33 +333,6 @@ class FCOS(DenseDetector):
         }
 
     @nn.nowrap
-    def imitate_boxes(self, predictions: FCOSPredictions, theirs: Any, targets: Targets) -> jax.Array:
-        """The distance of the box-regression maps, in strides, of this detector and of a teacher, a float32 scalar.
-
-        See :func:`kdjax.models.dense.imitate_maps`. No paper's configs for FCOS have such a term; in strides, maps of
-        all levels are of one scale, as RetinaNet's are in sizes of anchors.
-
-        Args:
-            predictions: of this detector.
-            theirs: the teacher's :meth:`regress` for the same images; it gets no gradient.
-            targets: what the images show.
-
-        Raises:
-            UserError: if the two heads have no maps that can be compared.
-        """
-
-        def in_strides(maps: Features) -> Features:
-            return {level: distances / stride(level) for level, distances in maps.items()}
-
-        return imitate_maps(
-            in_strides(predictions.distances),
-            in_strides(theirs.distances) if isinstance(theirs, FCOSPredictions) else {},
-            targets,
-            kind="FCOS with equal grids",
-            axis_name=self.axis_name,
-        )
-
-    @nn.nowrap
     def decode(self, predictions: FCOSPredictions, image_size: jax.Array) -> Detections:
         """Predictions to the detections of images of height and width ``image_size`` (N, 2).
 
@@ -350,9 +344,9 @@ class FCOS(DenseDetector):
         """
         found = []
         for level, locations in self._locations(predictions).items():
-            scores = jax.nn.sigmoid(join({level: predictions.logits[level]}, self.num_classes))
-            centerness = jax.nn.sigmoid(join({level: predictions.centerness[level]}, 1))
-            distances = join({level: predictions.distances[level]}, 4)
+            scores = jax.nn.sigmoid(join([predictions.logits[level]], self.num_classes))
+            centerness = jax.nn.sigmoid(join([predictions.centerness[level]], 1))
+            distances = join([predictions.distances[level]], 4)
             if self.convention == "torchvision":
                 scores = jnp.sqrt(scores * centerness)
             inside = jax.vmap(locations.inside)(image_size)
@@ -373,9 +367,10 @@ class FCOS(DenseDetector):
     def _locations(self, predictions: FCOSPredictions) -> dict[str, Locations]:
         """The locations of each level: what anchors of one stride, one at each location, are centred on."""
         maps = predictions.logits
-        levels = ordered(maps)
+        levels = self.ordered(maps)
         anchors = pyramid_anchors(
             {level: (maps[level].shape[1], maps[level].shape[2]) for level in levels},
+            self.strides,
             scale=1.0,
             octaves=1,
             ratios=(1.0,),
@@ -383,7 +378,7 @@ class FCOS(DenseDetector):
         )
         locations = {}
         for level in levels:
-            step, reach = float(stride(level)), self.range_scale * stride(level)
+            step, reach = float(self.strides[level]), self.range_scale * self.strides[level]
             cells = (anchors[level][:, :2] + anchors[level][:, 2:]) / 2
             size = cells.shape[0]
             locations[level] = Locations(

@@ -47,6 +47,11 @@ class FPN(nn.Module):
         check_fields(self)
         super().__post_init__()
 
+    @property
+    def strides(self) -> dict[str, int]:
+        """Pixels of the image from one position of each level to the next, fine to coarse."""
+        return {f"p{level}": 2**level for level in range(self.min_level, self.max_level + 1)}
+
     @nn.compact
     def __call__(self, maps: Features) -> Features:
         """{"c2": (N, H/4, W/4, C2), ...} to {"p<min_level>": (N, H/2^min_level, W/2^min_level, channels), ...}."""

@@ -5,6 +5,7 @@ Vasconcelos, "Cascade R-CNN", 2018.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
@@ -17,13 +18,13 @@ from kdjax.errors import UserError
 from kdjax.losses.detection import binary_cross_entropy, l1_loss, smooth_l1_loss
 from kdjax.losses.reduce import masked_mean, masked_sum, mean_count
 from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
-from kdjax.models.dense import Candidates, ordered, suppress
+from kdjax.models.dense import Candidates, suppress
 from kdjax.models.detector import Detector
 from kdjax.models.masks import mask_targets
 from kdjax.models.roi_align import roi_align, roi_levels
 from kdjax.models.rpn import Matches, Proposals, RPNHead, RPNPredictions, match, propose, rpn_loss
 from kdjax.options import RATIOS, choice, number, whole
-from kdjax.types import Detections, Features, Sampling, Targets, Terms, stride
+from kdjax.types import Detections, Features, PairedBoxes, Sampling, Targets, Terms
 
 BOX_BINS = 7
 """Side of the grid that RoIs are pooled to for classes and boxes."""
@@ -77,6 +78,34 @@ class RCNNPredictions(NamedTuple):
     stages: tuple[RoIPredictions, ...]
     anchor_matches: Matches | None = None
     """What the anchors of all levels learn, in training."""
+
+    def paired_boxes(
+        self, theirs: Any, *, strides: Mapping[str, int], image_size: jax.Array, targets: Targets
+    ) -> dict[str, PairedBoxes]:
+        """See :class:`kdjax.types.BoxPredictions`: the first stage's deltas of the RoIs that it was trained by.
+
+        MasKD's configs for two-stage detectors compare those: the teacher's RoI head is given the student's proposals.
+        Where one detector has a box for each class and the other one for all (a cascade's first stage), the boxes of
+        the positive RoIs' class are compared. That is our reconstruction.
+        """
+        del strides, image_size
+        rois = self.stages[0]
+        ours = rois.deltas
+        if not isinstance(theirs, RoIDeltas):
+            raise UserError("The box regression of RoIs can be imitated of a teacher with proposals only; it has none.")
+        given = theirs.deltas
+        if ours.shape == given.shape:
+            return {"rois": PairedBoxes(ours, given, rois.valid[..., None])}
+        if 4 not in (ours.shape[-1], given.shape[-1]):
+            raise UserError(
+                f"The student regresses boxes for {ours.shape[-1] // 4} classes and the teacher for "
+                f"{given.shape[-1] // 4}: box regression can be imitated where both have the same classes."
+            )
+        if rois.matches is None:
+            raise ValueError("Boxes are imitated in training, by predictions that were made with `sampling`.")
+        labels = jnp.take_along_axis(targets.labels, rois.matches.matched, axis=1)
+        pair = _boxes_of_class(ours, labels), _boxes_of_class(given, labels)
+        return {"rois": PairedBoxes(*pair, rois.matches.positive[..., None])}
 
 
 class RoIDeltas(NamedTuple):
@@ -273,7 +302,7 @@ class RCNN(Detector):
         fixed = jax.lax.stop_gradient(rpn)
         anchors = self.anchors(rpn)
         if image_size is None:
-            image_size = _padded_size(rpn)
+            image_size = self._padded_size(rpn)
         proposals = propose(
             fixed,
             anchors,
@@ -284,7 +313,7 @@ class RCNN(Detector):
         )
         anchor_matches = None
         if sampling is not None:
-            anchor_matches = self._match_anchors(jnp.concatenate(list(anchors.values())), sampling)
+            anchor_matches = self._match_anchors(jnp.concatenate(list(anchors.values())), image_size, sampling)
 
         predictions: list[RoIPredictions] = []
         rois, valid = proposals.boxes, proposals.valid
@@ -320,7 +349,7 @@ class RCNN(Detector):
                 head(self.pool(features, predictions.proposals.boxes[:, :1], MASK_BINS))
         return features, predictions
 
-    def detect(self, images: jax.Array, image_size: jax.Array) -> Detections:
+    def predict(self, images: jax.Array, image_size: jax.Array) -> Detections:
         """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to detections: everything that inference is.
 
         Masks are found in the boxes of the detections. Those of a cascade are the mean over its stages.
@@ -342,7 +371,7 @@ class RCNN(Detector):
         return jnp.mean(jnp.stack(probabilities), axis=0)
 
     @nn.nowrap
-    def loss(self, predictions: RCNNPredictions, targets: Targets) -> Terms:
+    def loss(self, predictions: RCNNPredictions, targets: Targets, image_size: jax.Array) -> Terms:
         """The terms named by ``terms``, float32 scalars.
 
         "rpn_cls" and "rpn_box": see :func:`kdjax.models.rpn.rpn_loss`. Of each stage: "cls", the mean cross-entropy of
@@ -364,7 +393,7 @@ class RCNN(Detector):
         rpn_box_loss, box_loss = self._box_losses()
         terms = rpn_loss(
             predictions.rpn,
-            jnp.concatenate(list(self.anchors(predictions.rpn).values())),
+            self.anchors(predictions.rpn),
             predictions.anchor_matches,
             targets,
             box_loss=rpn_box_loss,
@@ -372,12 +401,12 @@ class RCNN(Detector):
             axis_name=self.axis_name,
         )
         for stage, (_, _, weight) in enumerate(STAGES[: self.stages]):
-            part = self._roi_loss(stage, predictions, targets, box_loss)
+            part = self._roi_loss(stage, predictions, targets, image_size, box_loss)
             terms |= {self._prefix(stage) + name: weight * value for name, value in part.items()}
         return terms
 
-    def regress(self, features: Features, predictions: Any, image_size: jax.Array | None = None) -> RoIDeltas:
-        """What a student's :meth:`imitate_boxes` imitates: this head's box regression on the student's RoIs.
+    def heads_at(self, features: Features, predictions: Any, image_size: jax.Array | None = None) -> RoIDeltas:
+        """What the heads say where a student predicted something: their box regression on the student's RoIs.
 
         Of cascades the first stages meet: this detector's on the RoIs of the student's.
 
@@ -392,43 +421,6 @@ class RCNN(Detector):
             )
         _, deltas = self.look(0, features, predictions.stages[0].rois)
         return RoIDeltas(deltas)
-
-    @nn.nowrap
-    def imitate_boxes(self, predictions: RCNNPredictions, theirs: Any, targets: Targets) -> jax.Array:
-        """Smooth L1 (beta 1) between the box regression of this detector and a teacher's, a float32 scalar.
-
-        MasKD's configs for two-stage detectors have such a term, of weight 1: the teacher's RoI head is given the
-        student's proposals. Here it is the mean over the entries of all sampled RoIs. Where one detector has a box for
-        each class and the other one for all (a cascade's first stage), those of the positive RoIs' class are compared.
-        Both are our reconstruction.
-
-        Args:
-            predictions: of this detector, made for training.
-            theirs: the teacher's :meth:`regress` for the same images; it gets no gradient.
-            targets: what the images show.
-
-        Raises:
-            UserError: if the teacher has no boxes that can be compared.
-            ValueError: predictions that were not made for training.
-        """
-        rois = predictions.stages[0]
-        ours = rois.deltas
-        if not isinstance(theirs, RoIDeltas):
-            raise UserError("The box regression of RoIs can be imitated of a teacher with proposals only; it has none.")
-        given = jax.lax.stop_gradient(theirs.deltas)
-        if ours.shape == given.shape:
-            error = smooth_l1_loss(ours, given, beta=1.0)
-            return masked_mean(error, rois.valid[..., None], axis_name=self.axis_name)
-        if 4 not in (ours.shape[-1], given.shape[-1]):
-            raise UserError(
-                f"The student regresses boxes for {ours.shape[-1] // 4} classes and the teacher for "
-                f"{given.shape[-1] // 4}: box regression can be imitated where both have the same classes."
-            )
-        if rois.matches is None:
-            raise ValueError("Boxes are imitated in training, by predictions that were made with `sampling`.")
-        labels = jnp.take_along_axis(targets.labels, rois.matches.matched, axis=1)
-        error = smooth_l1_loss(_boxes_of_class(ours, labels), _boxes_of_class(given, labels), beta=1.0)
-        return masked_mean(error, rois.matches.positive[..., None], axis_name=self.axis_name)
 
     @nn.nowrap
     def decode(self, predictions: RCNNPredictions, image_size: jax.Array) -> Detections:
@@ -464,7 +456,9 @@ class RCNN(Detector):
         )
 
     @nn.nowrap
-    def _roi_loss(self, stage: int, predictions: RCNNPredictions, targets: Targets, box_loss: Any) -> Terms:
+    def _roi_loss(
+        self, stage: int, predictions: RCNNPredictions, targets: Targets, image_size: jax.Array, box_loss: Any
+    ) -> Terms:
         """The unweighted terms of one stage."""
         rois = predictions.stages[stage]
         matches = rois.matches
@@ -494,7 +488,7 @@ class RCNN(Detector):
             targets.masks,
             rois.rois[:, :most],
             matches.matched[:, :most],
-            _padded_size(predictions.rpn) if self.convention == "mmdet" else targets.image_size,
+            self._padded_size(predictions.rpn) if self.convention == "mmdet" else image_size,
             size=size,
             convention=self.convention,
         )
@@ -522,16 +516,16 @@ class RCNN(Detector):
         return boxes.decode(deltas, rois, symmetric=self.convention == "mmdet")
 
     @nn.nowrap
-    def _match_anchors(self, anchors: jax.Array, sampling: Sampling) -> Matches:
+    def _match_anchors(self, anchors: jax.Array, image_size: jax.Array, sampling: Sampling) -> Matches:
         """What the anchors (A, 4) of all levels learn.
 
         Those centred in the padding take no part, nor in MMDetection's cascades those that cross the image's border.
         """
         targets, keys = sampling
         mmdet = self.convention == "mmdet"
-        inside = jax.vmap(centres_inside, (None, 0))(anchors, targets.image_size)
+        inside = jax.vmap(centres_inside, (None, 0))(anchors, image_size)
         if mmdet and self.stages > 1:
-            far = targets.image_size[:, None, ::-1]
+            far = image_size[:, None, ::-1]
             inside &= jnp.all(anchors[:, :2] >= 0, axis=-1)[None] & jnp.all(anchors[None, :, 2:] < far, axis=-1)
         return match(
             jnp.broadcast_to(anchors, (len(inside), *anchors.shape)),
@@ -574,13 +568,20 @@ class RCNN(Detector):
         return jnp.take_along_axis(candidates, matches.candidate[..., None], axis=1), matches
 
     @nn.nowrap
+    def _padded_size(self, predictions: RPNPredictions) -> jax.Array:
+        """(N, 2) int32: height and width of the padded images, in whole strides of the finest map."""
+        finest = self.ordered(predictions.objectness)[0]
+        n, height, width, _ = predictions.objectness[finest].shape
+        return jnp.broadcast_to(jnp.array([height, width], jnp.int32) * self.strides[finest], (n, 2))
+
+    @nn.nowrap
     def pool(self, features: Features, rois: jax.Array, size: int) -> jax.Array:
-        """The features (N, R, size, size, C) of RoIs (N, R, 4), each of its level, at most P5."""
-        pyramid = {level: x for level, x in features.items() if int(level[1:]) <= 5}
-        numbers = [int(level[1:]) for level in pyramid]
+        """The features (N, R, size, size, C) of RoIs (N, R, 4), each of its level, of stride 32 at most."""
+        maps = {self.strides[level]: x for level, x in features.items() if self.strides[level] <= 32}
+        numbers = [stride.bit_length() - 1 for stride in maps]
         mmdet = self.convention == "mmdet"
         return roi_align(
-            pyramid,
+            maps,
             rois,
             roi_levels(rois, min(numbers), max(numbers), convention=self.convention),
             output_size=size,
@@ -593,7 +594,8 @@ class RCNN(Detector):
         """Level to its anchors, as ``kdjax.models.anchors`` makes them."""
         maps = predictions.objectness
         return pyramid_anchors(
-            {level: (maps[level].shape[1], maps[level].shape[2]) for level in ordered(maps)},
+            {level: (maps[level].shape[1], maps[level].shape[2]) for level in self.ordered(maps)},
+            self.strides,
             scale=self.anchor_scale,
             octaves=1,
             ratios=self.anchor_ratios,
@@ -607,13 +609,6 @@ def _scale(stage: int) -> jax.Array:
 
 def _fold(keys: jax.Array, number: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-
-
-def _padded_size(predictions: RPNPredictions) -> jax.Array:
-    """(N, 2) int32: height and width of the padded images, as many whole strides as the finest map has positions."""
-    finest = ordered(predictions.objectness)[0]
-    n, height, width, _ = predictions.objectness[finest].shape
-    return jnp.broadcast_to(jnp.array([height, width], jnp.int32) * stride(finest), (n, 2))
 
 
 def _boxes_of_class(deltas: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """RetinaNet (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -19,15 +20,14 @@ from kdjax.models.dense import (
     best_pairs,
     conv3x3,
     focal_sums,
-    imitate_maps,
     join,
-    ordered,
+    pair_maps,
     prior_bias,
     suppress,
     tower,
 )
 from kdjax.options import RATIOS, choice, number, whole
-from kdjax.types import Detections, Features, Targets, Terms
+from kdjax.types import Detections, Features, PairedBoxes, Targets, Terms
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
 
@@ -39,6 +39,14 @@ class RetinaNetPredictions(NamedTuple):
     """{"p3": (N, H, W, A * classes), ...}, before the sigmoid."""
     deltas: Features
     """{"p3": (N, H, W, A * 4), ...}, coded as by ``kdjax.boxes.encode``."""
+
+    def paired_boxes(
+        self, theirs: Any, *, strides: Mapping[str, int], image_size: jax.Array, targets: Targets
+    ) -> dict[str, PairedBoxes]:
+        """See :class:`kdjax.types.BoxPredictions`: the deltas of a RetinaNet with the same anchors."""
+        del targets
+        given = theirs.deltas if isinstance(theirs, RetinaNetPredictions) else {}
+        return pair_maps(self.deltas, given, strides, image_size, kind="RetinaNets with equal anchors and grids")
 
 
 class RetinaNetHead(nn.Module):
@@ -129,7 +137,7 @@ class RetinaNet(DenseDetector):
         )
 
     @nn.nowrap
-    def loss(self, predictions: RetinaNetPredictions, targets: Targets) -> Terms:
+    def loss(self, predictions: RetinaNetPredictions, targets: Targets, image_size: jax.Array) -> Terms:
         """{"cls": focal loss, "box": box regression loss}, float32 scalars.
 
         Both are sums divided by the number of positive anchors. In the convention of MMDetection that is the number in
@@ -137,21 +145,21 @@ class RetinaNet(DenseDetector):
         global loss. In torchvision's each image is divided by its own number, and images are averaged. Anchors centred
         in the padding take no part, nor do those that would be negative in a crowd.
         """
-        logits = join(predictions.logits, self.num_classes)
-        deltas = join(predictions.deltas, 4)
+        logits = self.join(predictions.logits, self.num_classes)
+        deltas = self.join(predictions.deltas, 4)
         anchors = jnp.concatenate(list(self._anchors(predictions).values()))
 
-        def assign(targets: Targets) -> Assignment:
+        def assign(targets: Targets, image_size: jax.Array) -> Assignment:
             return assign_by_iou(
                 anchors,
                 targets.boxes,
                 targets.valid,
-                centres_inside(anchors, targets.image_size),
+                centres_inside(anchors, image_size),
                 crowd=targets.crowd,
                 claim=self.convention == "mmdet",
             )
 
-        assignment = jax.vmap(assign)(targets._replace(masks=None))
+        assignment = jax.vmap(assign)(targets._replace(masks=None), image_size)
         matched, positive = assignment.matched, assignment.positive
         labels = jnp.take_along_axis(targets.labels, matched, axis=1)
         matched_boxes = jnp.take_along_axis(targets.boxes, matched[..., None], axis=1)
@@ -172,28 +180,6 @@ class RetinaNet(DenseDetector):
         return {"cls": jnp.sum(cls_sum) / total, "box": jnp.sum(box_sum) / total}
 
     @nn.nowrap
-    def imitate_boxes(self, predictions: RetinaNetPredictions, theirs: Any, targets: Targets) -> jax.Array:
-        """The distance of the box-regression maps of this detector and of a teacher, a float32 scalar.
-
-        See :func:`kdjax.models.dense.imitate_maps`.
-
-        Args:
-            predictions: of this detector.
-            theirs: the teacher's :meth:`regress` for the same images; it gets no gradient.
-            targets: what the images show.
-
-        Raises:
-            UserError: if the two heads have no maps that can be compared.
-        """
-        return imitate_maps(
-            predictions.deltas,
-            theirs.deltas if isinstance(theirs, RetinaNetPredictions) else {},
-            targets,
-            kind="RetinaNets with equal anchors and grids",
-            axis_name=self.axis_name,
-        )
-
-    @nn.nowrap
     def decode(self, predictions: RetinaNetPredictions, image_size: jax.Array) -> Detections:
         """Predictions to the detections of images of height and width ``image_size`` (N, 2).
 
@@ -204,8 +190,8 @@ class RetinaNet(DenseDetector):
         found = []
         for level, anchors in self._anchors(predictions).items():
             # Ranked after the sigmoid, as the originals do: in float32 its large values are equal.
-            scores = jax.nn.sigmoid(join({level: predictions.logits[level]}, self.num_classes))
-            deltas = join({level: predictions.deltas[level]}, 4)
+            scores = jax.nn.sigmoid(join([predictions.logits[level]], self.num_classes))
+            deltas = join([predictions.deltas[level]], 4)
             inside = jax.vmap(centres_inside, (None, 0))(anchors, image_size)
             scores, anchor, label = best_pairs(jnp.where(inside[..., None], scores, 0), self.candidates)
             decoded = self._boxes(jnp.take_along_axis(deltas, anchor[..., None], axis=1), anchors[anchor])
@@ -225,7 +211,8 @@ class RetinaNet(DenseDetector):
     def _anchors(self, predictions: RetinaNetPredictions) -> dict[str, jax.Array]:
         maps = predictions.logits
         return pyramid_anchors(
-            {level: (maps[level].shape[1], maps[level].shape[2]) for level in ordered(maps)},
+            {level: (maps[level].shape[1], maps[level].shape[2]) for level in self.ordered(maps)},
+            self.strides,
             scale=self.anchor_scale,
             octaves=self.anchor_octaves,
             ratios=self.anchor_ratios,

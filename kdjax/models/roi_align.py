@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import boxes as box_ops
-from kdjax.types import Features, stride
 
 _TILE = 8
 """Cells along the side of a tile."""
@@ -25,7 +24,7 @@ _BLOCK = 64
 
 
 def roi_levels(boxes: jax.Array, lowest: int, highest: int, *, convention: str) -> jax.Array:
-    """The pyramid level that each RoI is pooled from: (..., 4) to (...) int32, i for level "p<i>".
+    """The pyramid level that each RoI is pooled from: (..., 4) to (...) int32, i for the map of stride 2^i.
 
     Large RoIs come from coarse levels: ``floor(4 + log2(sqrt(area) / 224) + 1e-6)`` in torchvision (FPN, equation
     1), and ``2 + floor(log2(sqrt(area) / 56 + 1e-6))`` in MMDetection, the same but for rounding.
@@ -45,7 +44,13 @@ def roi_levels(boxes: jax.Array, lowest: int, highest: int, *, convention: str) 
 
 
 def roi_align(
-    features: Features, boxes: jax.Array, levels: jax.Array, *, output_size: int, sampling_ratio: int, aligned: bool
+    maps: dict[int, jax.Array],
+    boxes: jax.Array,
+    levels: jax.Array,
+    *,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
 ) -> jax.Array:
     """Pools R RoIs of each image, every one from its own level.
 
@@ -55,9 +60,9 @@ def roi_align(
     ``aligned`` is False. Boxes and levels get no gradient.
 
     Args:
-        features: {"p2": (N, H, W, C), ...}.
+        maps: by their strides, {4: (N, H, W, C), ...}, powers of two.
         boxes: (N, R, 4) xyxy in pixels of the padded image.
-        levels: (N, R) int32 of :func:`roi_levels`; an RoI of a level that is not in ``features`` is pooled to zeros.
+        levels: (N, R) int32 of :func:`roi_levels`; an RoI of a level that is not in ``maps`` is pooled to zeros.
         output_size: o, bins along each side.
         sampling_ratio: samples of a bin along each axis; 0 is as many as the bin has cells, rounded up, of each RoI and
             axis (MMDetection's default).
@@ -67,7 +72,7 @@ def roi_align(
     Returns:
         (N, R, o, o, C) of the features' dtype.
     """
-    return _pool(_Grid(output_size, sampling_ratio, aligned), features, boxes, levels)
+    return _pool(_Grid(output_size, sampling_ratio, aligned), maps, boxes, levels)
 
 
 def axis_weights(
@@ -144,9 +149,9 @@ class _Tiles(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pool(grid: _Grid, features: Features, boxes: jax.Array, levels: jax.Array) -> jax.Array:
+def _pool(grid: _Grid, maps: dict[int, jax.Array], boxes: jax.Array, levels: jax.Array) -> jax.Array:
     """See :func:`roi_align`."""
-    channels, dtype = next((x.shape[-1], x.dtype) for x in features.values())
+    channels, dtype = next((x.shape[-1], x.dtype) for x in maps.values())
 
     def add_bins(x: jax.Array, pooled: jax.Array, tiles: _Tiles) -> jax.Array:
         size = (1, tiles.rows.shape[-1], tiles.columns.shape[-1], channels)
@@ -154,18 +159,20 @@ def _pool(grid: _Grid, features: Features, boxes: jax.Array, levels: jax.Array) 
         return pooled.at[tiles.roi].add(_contract(tiles.rows, tiles.columns, cells))
 
     pooled = jnp.zeros((levels.size, grid.bins, grid.bins, channels), jnp.float32)
-    for level, x in features.items():
-        pooled = _over_tiles(functools.partial(add_bins, x), pooled, grid, level, x.shape, boxes, levels)
+    for stride, x in maps.items():
+        pooled = _over_tiles(functools.partial(add_bins, x), pooled, grid, stride, x.shape, boxes, levels)
     return pooled.reshape(*levels.shape, *pooled.shape[1:]).astype(dtype)
 
 
-def _pool_forward(grid: _Grid, features: Features, boxes: jax.Array, levels: jax.Array) -> tuple[jax.Array, tuple]:
-    return _pool(grid, features, boxes, levels), (features, boxes, levels)
+def _pool_forward(
+    grid: _Grid, maps: dict[int, jax.Array], boxes: jax.Array, levels: jax.Array
+) -> tuple[jax.Array, tuple]:
+    return _pool(grid, maps, boxes, levels), (maps, boxes, levels)
 
 
-def _pool_backward(grid: _Grid, saved: tuple, gradient: jax.Array) -> tuple[Features, None, None]:
+def _pool_backward(grid: _Grid, saved: tuple, gradient: jax.Array) -> tuple[dict[int, jax.Array], None, None]:
     """Spreads the gradients of the bins over the cells, ``Wy^T G Wx`` for each RoI."""
-    features, boxes, levels = saved
+    maps, boxes, levels = saved
     bins = gradient.reshape(levels.size, *gradient.shape[2:])
     windows = jax.lax.ScatterDimensionNumbers(
         update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1, 2, 3)
@@ -177,9 +184,9 @@ def _pool_backward(grid: _Grid, saved: tuple, gradient: jax.Array) -> tuple[Feat
         return jax.lax.scatter_add(spread, tiles.corner, cells, windows, mode="clip")
 
     spread = {}
-    for level, x in features.items():
+    for stride, x in maps.items():
         start = jnp.zeros(x.shape, jnp.float32)
-        spread[level] = _over_tiles(add_cells, start, grid, level, x.shape, boxes, levels).astype(x.dtype)
+        spread[stride] = _over_tiles(add_cells, start, grid, stride, x.shape, boxes, levels).astype(x.dtype)
     return spread, None, None
 
 
@@ -190,23 +197,23 @@ def _over_tiles(
     function: Callable[[jax.Array, _Tiles], jax.Array],
     total: jax.Array,
     grid: _Grid,
-    level: str,
+    stride: int,
     shape: tuple[int, ...],
     boxes: jax.Array,
     levels: jax.Array,
 ) -> jax.Array:
-    """``function(total, tiles)`` of all tiles of a level with a map of ``shape``, block after block."""
+    """``function(total, tiles)`` of all tiles of the map of ``stride`` and ``shape``, block after block."""
     _, height, width, _ = shape
     lengths = jnp.array([[height, width]])
     tile = min(_TILE, height, width)
     block_size = _BLOCK if jax.default_backend() == "cpu" else 16 * _BLOCK
 
     # Of each RoI, along y and x: where it lies, the first of its cells, and its number of tiles.
-    intervals = jnp.swapaxes(boxes.reshape(-1, 2, 2), 1, 2)[:, ::-1] / stride(level)
+    intervals = jnp.swapaxes(boxes.reshape(-1, 2, 2), 1, 2)[:, ::-1] / stride
     begin, end = _extent(intervals, grid.aligned)
     first, last = (jnp.clip(jnp.floor(x), 0, lengths - 1).astype(jnp.int32) for x in (begin, end + 1))
     tiles = (last - first) // tile + 1
-    number = jnp.where(levels.reshape(-1) == int(level[1:]), tiles[:, 0] * tiles[:, 1], 0)
+    number = jnp.where(levels.reshape(-1) == stride.bit_length() - 1, tiles[:, 0] * tiles[:, 1], 0)
     ends = jnp.cumsum(number)
 
     def block(index: jax.Array) -> _Tiles:

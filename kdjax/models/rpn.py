@@ -14,7 +14,7 @@ from kdjax.losses.detection import binary_cross_entropy
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import centres_inside
 from kdjax.models.assign import assign_by_iou
-from kdjax.models.dense import Candidates, join, ordered, suppress
+from kdjax.models.dense import Candidates, join, suppress
 from kdjax.models.sample import sample
 from kdjax.types import Features, Targets, Terms
 
@@ -101,7 +101,7 @@ def propose(
 
     Args:
         predictions: of N images.
-        anchors: level to (anchors of the level, 4), as ``kdjax.models.anchors`` makes them.
+        anchors: level to (anchors of the level, 4), as ``kdjax.models.anchors`` makes them, fine to coarse.
         image_size: (N, 2) height and width.
         candidates: anchors that each level sends to non-maximum suppression at most.
         proposals: R, regions of an image; fewer where there are fewer candidates.
@@ -110,11 +110,11 @@ def propose(
     """
     mmdet = convention == "mmdet"
     levels = []
-    for number, level in enumerate(ordered(predictions.objectness)):
-        logits = join({level: predictions.objectness[level]}, 1)[..., 0]
+    for number, level in enumerate(anchors):
+        logits = join([predictions.objectness[level]], 1)[..., 0]
         inside = jax.vmap(centres_inside, (None, 0))(anchors[level], image_size)
         best, index = jax.lax.top_k(jnp.where(inside, logits, -jnp.inf), min(candidates, logits.shape[1]))
-        deltas = jnp.take_along_axis(join({level: predictions.deltas[level]}, 4), index[..., None], axis=1)
+        deltas = jnp.take_along_axis(join([predictions.deltas[level]], 4), index[..., None], axis=1)
         decoded = boxes.clip(boxes.decode(deltas, anchors[level][index], symmetric=mmdet), image_size)
         size = decoded[..., 2:] - decoded[..., :2]
         large = jnp.all(size > 0 if mmdet else size >= 1e-3, axis=-1)
@@ -176,7 +176,7 @@ def match(
 
 def rpn_loss(
     predictions: RPNPredictions,
-    anchors: jax.Array,
+    anchors: dict[str, jax.Array],
     matches: Matches,
     targets: Targets,
     *,
@@ -192,17 +192,20 @@ def rpn_loss(
 
     Args:
         predictions: of N images.
-        anchors: (A, 4) of all levels, fine to coarse.
+        anchors: level to (anchors of the level, 4), fine to coarse.
         matches: the sampled anchors.
         targets: what they learn.
         box_loss: elementwise, of deltas and their targets.
         convention: "mmdet" or "torchvision".
         axis_name: mapped axis over which the number of anchors is averaged.
     """
-    logits = jnp.take_along_axis(join(predictions.objectness, 1)[..., 0], matches.candidate, axis=1)
-    deltas = jnp.take_along_axis(join(predictions.deltas, 4), matches.candidate[..., None], axis=1)
+    objectness = join([predictions.objectness[level] for level in anchors], 1)[..., 0]
+    logits = jnp.take_along_axis(objectness, matches.candidate, axis=1)
+    deltas = join([predictions.deltas[level] for level in anchors], 4)
+    deltas = jnp.take_along_axis(deltas, matches.candidate[..., None], axis=1)
     goal = boxes.encode(
-        jnp.take_along_axis(targets.boxes, matches.matched[..., None], axis=1), anchors[matches.candidate]
+        jnp.take_along_axis(targets.boxes, matches.matched[..., None], axis=1),
+        jnp.concatenate(list(anchors.values()))[matches.candidate],
     )
     least = 1 if convention == "mmdet" else 0
     kinds = jnp.stack([matches.positive, matches.negative])

@@ -4,14 +4,14 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from kdjax import operations
 from kdjax.config.schema import Optimizer
 from kdjax.devices import AXIS, parallel, replicate
-from kdjax.distill import distill_step, select_levels
+from kdjax.distill import Applied, by_method, distill_step, own_keys, place, together
 from kdjax.errors import UserError
 from kdjax.losses import ClassStatistics, uniform_statistics
 from kdjax.methods import build_method
@@ -20,7 +20,7 @@ from kdjax.models import build_detector
 from kdjax.optim import by_part, make_optimizer, make_schedule, paths, trained_norm, under
 from kdjax.plan import StagePlan
 from kdjax.state import TrainState, Variables, init_state
-from kdjax.types import Features, Sampling, Targets
+from kdjax.types import Model, Sampling, Targets, View
 from kdjax.weights import load_into
 
 
@@ -33,10 +33,10 @@ class Facts(NamedTuple):
     """Height and width of the padded images; of several shapes, the first."""
     model: Mapping[str, Any] | None = None
     """Config of the student, where its first weights expect something else than the plan says."""
-    teacher: nn.Module | None = None
-    """Detector that teaches."""
-    given: Collection[str] = ()
-    """Parts of the method that an earlier stage learnt; they do not move."""
+    teacher: Model | None = None
+    """Model that teaches."""
+    given: Mapping[str, Collection[str]] = {}
+    """By method: parts that an earlier stage learnt; they do not move."""
     statistics: ClassStatistics | None = None
     """Of the training set's boxes; None for :func:`kdjax.losses.uniform_statistics`."""
 
@@ -44,67 +44,74 @@ class Facts(NamedTuple):
 class Built(NamedTuple):
     """Everything that the steps of a stage need."""
 
-    student: nn.Module
-    teacher: nn.Module | None
-    """None where nothing asks for its features."""
-    method: nn.Module
+    student: Model
+    teacher: Model | None
+    """None where no method asks for it."""
+    methods: Mapping[str, Applied]
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     step: Callable[..., Any]
     """The distillation step mapped over devices: (state, teacher variables, batch, key) -> (state, metrics)."""
     images: jax.Array
     """(1, H, W, 3) zeros: what modules are initialised with."""
-    student_features: Features
-    """Zeros of the shapes that the method sees of one image."""
-    teacher_features: Features
-    """Likewise; {} where the method needs no teacher."""
+    views: tuple[View, View | None]
+    """Zeros of the shapes that methods see of one image, of the student and of the teacher."""
+    needed: Mapping[str, Any]
+    """Likewise what methods may need."""
 
 
 def build(stage: StagePlan, facts: Facts) -> Built:
-    """Builds the student, the method, the optimiser and the mapped step; nothing is initialised.
+    """Builds the student, its methods, the optimiser and the mapped step; nothing is initialised.
 
     Raises:
-        UserError: the method cannot pair the two pyramids, or the student's boxes cannot imitate the teacher's.
+        UserError: a method does not fit the two models: levels that cannot be paired, boxes that cannot be compared.
     """
     options, dtype = stage.options, jnp.dtype(stage.options.dtype)
     model, teacher = facts.model or options.model, facts.teacher
     student = build_detector(model, num_classes=facts.num_classes, axis_name=AXIS, dtype=dtype)
-    statistics = facts.statistics or uniform_statistics(facts.num_classes)
-    method = build_method(stage.method, statistics=statistics, axis_name=AXIS, dtype=dtype)
-    images = jnp.zeros((1, *facts.image_size, 3))
-    features: Features = select_levels(_pyramid(student, images), options.levels)
-    taught: Features = {}
-    if "teacher" in method.needs and teacher:
-        taught = select_levels(_pyramid(teacher, images), options.levels)
-        print(f"[{stage.name}] {describe_pairs(features, taught)}", flush=True)
-    if options.imitate_boxes and teacher:
-        _try_imitation(student, teacher, images)
-    elif not taught:
+    methods = {
+        name: Applied(build_method(method.config, axis_name=AXIS, dtype=dtype), method.levels)
+        for name, method in stage.methods.items()
+    }
+    if not any("teacher" in method.module.requires for method in methods.values()):
         teacher = None
-    freeze = (*options.freeze, *(f"method/{part}" for part in facts.given))
+    statistics = facts.statistics or uniform_statistics(facts.num_classes)
+    images = jnp.zeros((1, *facts.image_size, 3))
+    views, needed = _example(student, teacher, images, statistics)
+    for name, method in methods.items():
+        _try(stage.name, name, method, views, needed)
+    places = {name: place(name, methods) for name in methods}
+    freeze = (*options.freeze, *(f"{places[name]}/{part}" for name, parts in facts.given.items() for part in parts))
     learning_rate, optimizer = _optimizer(stage.optimizer, stage.steps)
-    own = stage.method_optimizer and _optimizer(stage.method_optimizer, stage.steps)[1]
-    optimizer = by_part(optimizer, method=own, freeze=freeze)
+    own = {
+        places[name]: _optimizer(method.optimizer, stage.steps)[1]
+        for name, method in stage.methods.items()
+        if method.optimizer
+    }
+    optimizer = by_part(optimizer, own=own, freeze=freeze)
     step = functools.partial(
         distill_step,
         student=student,
         teacher=teacher,
-        method=method,
+        methods=methods,
         optimizer=optimizer,
         loss_weights=dict(options.loss_weights),
-        levels=options.levels,
-        imitate_boxes=options.imitate_boxes,
+        statistics=statistics,
         axis_name=AXIS,
         accumulate=options.accumulate,
         ema_decay=options.ema_decay,
-        norm=functools.partial(trained_norm, freeze=(*freeze, *(["method"] if own else []))),
+        norm=functools.partial(trained_norm, freeze=(*freeze, *own)),
     )
     mapped = parallel(step, in_axes=(None, None, 0, None), replicated=True)
-    return Built(student, teacher, method, optimizer, learning_rate, mapped, images, features, taught)
+    return Built(student, teacher, methods, optimizer, learning_rate, mapped, images, views, needed)
 
 
 def first_state(
-    stage: StagePlan, built: Built, key: jax.Array, start: Callable[[Variables], Variables], given: Variables
+    stage: StagePlan,
+    built: Built,
+    key: jax.Array,
+    start: Callable[[Variables], Variables],
+    given: Mapping[str, Variables],
 ) -> TrainState:
     """The state of step 0, on all devices.
 
@@ -113,21 +120,22 @@ def first_state(
         built: of that stage.
         key: weights that start from nothing are drawn from it.
         start: takes the student's fresh variables to those that it starts from.
-        given: parts of the method's parameters, by name, that an earlier stage learnt.
+        given: by method, parts of its parameters, by name, that an earlier stage learnt.
 
     Raises:
-        UserError: what is given does not fit the method, or a frozen path is nowhere.
+        UserError: what is given does not fit a method, or a frozen path is nowhere.
     """
     options = stage.options
     variables = start(init_jit(built.student.clone(axis_name=None).init)(key, built.images))
-    learnt = _init_method(built, key)
-    if given:
-        params = learnt.get("params", {})
-        wanted = {part: params[part] for part in given if part in params}
-        filled, report = load_into(wanted, given, origin=options.method_init)
-        print(f"[{stage.name}] the method's {', '.join(given)} from {options.method_init}: {report}", flush=True)
-        learnt = {"params": params | filled}
-    state = init_state(variables, learnt, built.optimizer, ema=options.ema_decay > 0)
+    learnt = by_method(_init_methods(built, key), built.methods)
+    for name, parts in given.items():
+        origin = stage.methods[name].init
+        wanted = {part: learnt[name][part] for part in parts if part in learnt[name]}
+        filled, report = load_into(wanted, parts, origin=origin)
+        print(f"[{stage.name}] {name}'s {', '.join(parts)} from {origin}: {report}", flush=True)
+        learnt[name] = learnt[name] | filled
+    params = {"params": together(learnt)}
+    state = init_state(variables, params, built.optimizer, ema=options.ema_decay > 0)
     for prefix in options.freeze:
         if not any(under(path, (prefix,)) for path in jax.tree.leaves(paths(state.params))):
             raise UserError(f"config.{stage.name}.freeze has {prefix!r}, below which there are no parameters.")
@@ -168,42 +176,63 @@ def init_jit(init: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(init, compiler_options=options)
 
 
-def _pyramid(module: nn.Module, images: jax.Array) -> Features:
-    """Zeros of the shapes and dtypes of a detector's features."""
-    init = functools.partial(module.clone(axis_name=None).init_with_output, method="features")
-    shapes, _ = jax.eval_shape(init, jax.random.key(0), images)
+def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def _try_imitation(student: nn.Module, teacher: nn.Module, images: jax.Array) -> None:
-    """Raises UserError unless the student's head can imitate the teacher's."""
-    modules = [module.clone(axis_name=None) for module in (student, teacher)]
+def _example(
+    student: Model, teacher: Model | None, images: jax.Array, statistics: ClassStatistics
+) -> tuple[tuple[View, View | None], dict[str, Any]]:
+    """What methods see and may need of one image without objects: zeros."""
+    size, targets, key = jnp.asarray(images.shape[1:3])[None], _no_targets(), jax.random.key(0)
+    alone = student.clone(axis_name=None)
 
-    def imitate() -> jax.Array:
-        targets, key = _no_targets(images), jax.random.key(0)
-        ours = modules[0].init_with_output(key, images, sampling=Sampling(targets, key[None]))[0][1]
-        features = modules[1].init_with_output(key, images, method="features")[0]
-        theirs = modules[1].init_with_output(key, features, ours, targets.image_size, method="regress")[0]
-        return modules[0].imitate_boxes(ours, theirs, targets)
+    def seen() -> Any:
+        return alone.init_with_output(key, images, size, sampling=Sampling(targets, key[None]))[0]
 
-    jax.eval_shape(imitate)
+    features, predictions = _zeros(jax.eval_shape(seen))
+    ours, theirs = View(features, student.strides, predictions), None
+    needed = {
+        "size": size,
+        "targets": targets,
+        "keys": key[None],
+        "step": jnp.zeros((), jnp.int32),
+        "own_loss": lambda _: {},
+        "statistics": statistics,
+    }
+    if teacher is not None:
+        plain = teacher.clone(axis_name=None)
+        taught = _zeros(jax.eval_shape(functools.partial(operations.init_features, plain), key, images))
+        theirs = View(taught, teacher.strides)
+        needed["teacher_heads"] = lambda predictions: plain.init_with_output(
+            key, taught, predictions, size, method="heads_at"
+        )[0]
+    return (ours, theirs), needed
 
 
-def _no_targets(images: jax.Array) -> Targets:
+def _try(stage: str, name: str, method: Applied, views: tuple[View, View | None], needed: Mapping[str, Any]) -> None:
+    """Lets a method refuses models that it does not fit, and says which levels it pairs."""
+    plain, (ours, theirs) = method.module.clone(axis_name=None), map(method.sees, views)
+    own = {need: needed[need] for need in plain.needs}
+    jax.eval_shape(lambda: plain.init_with_output(jax.random.key(0), ours, theirs, **own)[0])
+    if ours and theirs and "teacher_heads" not in own:
+        print(f"[{stage}] {name} {describe_pairs(ours, theirs)}", flush=True)
+
+
+def _no_targets() -> Targets:
     """One image without objects."""
-    return Targets(
-        boxes=jnp.zeros((1, 1, 4)),
-        labels=jnp.zeros((1, 1), jnp.int32),
-        valid=jnp.zeros((1, 1), bool),
-        image_size=jnp.asarray(images.shape[1:3])[None],
-    )
+    return Targets(jnp.zeros((1, 1, 4)), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1), bool))
 
 
-def _init_method(built: Built, key: jax.Array) -> Variables:
-    """The method's variables, from the shapes of both pyramids."""
-    if not built.method.terms:
-        return {}
-    plain = built.method.clone(axis_name=None)
-    init = functools.partial(plain.init, step=jnp.zeros((), jnp.int32), task=lambda _: {})
-    targets = _no_targets(built.images)
-    return init_jit(init)(key, built.student_features, built.teacher_features, targets, keys=key[None])
+def _init_methods(built: Built, key: jax.Array) -> Any:
+    """The parameters of all methods that learn, from the shapes of what they see."""
+    learners = {name: method for name, method in built.methods.items() if method.learns}
+    params = {}
+    for name, method in learners.items():
+        plain = method.module.clone(axis_name=None)
+        own = {need: built.needed[need] for need in plain.needs}
+        functions = {need: own.pop(need) for need in ("own_loss", "teacher_heads") if need in own}
+        init = init_jit(functools.partial(plain.init, **functions))
+        variables = init(own_keys(key, name, learners), *map(method.sees, built.views), **own)
+        params[name] = variables.get("params", {})
+    return together(params)

@@ -149,7 +149,7 @@ def _report_data(workdir: Path, splits: Splits) -> None:
 def _summary(plan: Plan, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     last = results[plan.student]
     return {
-        "method": plan[plan.student].method["name"],
+        "method": _methods(plan),
         "teacher": last["teacher"],
         "student": last["metrics"],
         "baseline": results[BASELINE]["metrics"] if plan.baseline else None,
@@ -158,13 +158,18 @@ def _summary(plan: Plan, results: Mapping[str, dict[str, Any]]) -> dict[str, Any
     }
 
 
+def _methods(plan: Plan) -> str:
+    """What the student is distilled by, in words."""
+    return " + ".join(method.config["name"] for method in plan[plan.student].methods.values()) or "none"
+
+
 def _table(plan: Plan, results: Mapping[str, dict[str, Any]]) -> str:
     def row(name: str, label: str) -> Row:
         return Row(label, results[name]["metrics"], results[name]["parameters"])
 
     *earlier, student = plan.run.stages
     rows = [row(name, name) for name in earlier]
-    rows.append(row(student, f"{student} ({plan[student].method['name']})"))
+    rows.append(row(student, f"{student} ({_methods(plan)})"))
     return summary_table(rows, row(BASELINE, f"{student} (none)") if plan.baseline else None)
 
 

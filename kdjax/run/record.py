@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from kdjax import __version__
 from kdjax.checkpoint import STAGE_FILE, describe, save_method, save_model
-from kdjax.config.schema import Data, Optimizer, Stage
+from kdjax.config.schema import Data, MethodSection, Optimizer, Stage
 from kdjax.data.indexed import IndexedSource
+from kdjax.distill import Applied, by_method
 from kdjax.errors import UserError
 from kdjax.evaluate import ImageDetections
 from kdjax.methods import method_options
@@ -42,10 +43,10 @@ class Finished(NamedTuple):
         """The folder of its trained detector."""
         return self.folder / "model"
 
-    @property
-    def method(self) -> Path:
-        """The folder of what its method learnt."""
-        return self.folder / "method"
+    def method(self, name: str) -> Path:
+        """The folder of what its method learnt; of several that learnt, of the one of that name."""
+        folder = self.folder / "method"
+        return folder / name if (folder / name).is_dir() else folder
 
 
 def identity(plan: Plan, stage: StagePlan, splits: Splits) -> dict[str, Any]:
@@ -54,9 +55,15 @@ def identity(plan: Plan, stage: StagePlan, splits: Splits) -> dict[str, Any]:
     The data are known by their splits' fingerprints.
     """
     sources: dict[str, Any] = {}
-    for field in ("teacher", "init", "method_init"):
+
+    def known(origin: str) -> dict[str, Any]:
+        return identity(plan, plan[origin], splits) if origin in plan else describe(origin)
+
+    for field in ("teacher", "init"):
         if origin := getattr(stage.options, field):
-            sources[field] = identity(plan, plan[origin], splits) if origin in plan else describe(origin)
+            sources[field] = known(origin)
+    if given := {name: known(method.init) for name, method in stage.methods.items() if method.init}:
+        sources["methods"] = given
     if stage.options.weights:
         sources["weights"] = _sha256(stage)
     section, data = _effective(Stage, stage.section), _effective(Data, plan.content["data"])
@@ -124,14 +131,35 @@ def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved identity with the keys that it lacks, because they came later, at their defaults."""
     if "stage" not in saved:
         return dict(saved)
+    saved = _with_methods(saved)
     stage = _effective(Stage, defaults(Stage)) | saved["stage"]
-    for part in ("optimizer", "method_optimizer"):
-        if part in stage:
-            stage[part] = defaults(Optimizer) | stage[part]
-    stage["method"] = method_options(stage["method"]["name"]) | stage["method"]
+    stage["optimizer"] = defaults(Optimizer) | stage["optimizer"]
+    stage["methods"] = {key: _completed_method(method) for key, method in stage["methods"].items()}
     origins = {field: _completed(x) if isinstance(x, dict) else x for field, x in saved["from"].items()}
+    origins |= {"methods": {k: _completed(x) for k, x in origins["methods"].items()}} if "methods" in origins else {}
     whole = {**saved, "stage": stage, "data": _effective(Data, defaults(Data)) | saved["data"], "from": origins}
     return json.loads(json.dumps(whole))
+
+
+def _completed_method(method: Mapping[str, Any]) -> dict[str, Any]:
+    whole = method_options(method["name"]) | defaults(MethodSection) | dict(method)
+    return whole | ({"optimizer": defaults(Optimizer) | whole["optimizer"]} if "optimizer" in whole else {})
+
+
+def _with_methods(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved identity of version 0.1, whose stages had one method and keys about it beside it, as it is today."""
+    if "method" not in saved["stage"]:
+        return saved
+    stage, origins, methods = dict(saved["stage"]), dict(saved["from"]), {}
+    method, optimizer = stage.pop("method"), stage.pop("method_optimizer", None)
+    entry = {"levels": stage.pop("levels", ()), "init": stage.pop("method_init", ""), **method}
+    if method["name"] != "none":
+        methods[method["name"]] = entry | ({"optimizer": optimizer} if optimizer else {})
+    if stage.pop("imitate_boxes", False):
+        methods["box_imitation"] = {"name": "box_imitation"}
+    if "method_init" in origins:
+        origins["methods"] = {method["name"]: origins.pop("method_init")}
+    return {**saved, "stage": stage | {"methods": dict(sorted(methods.items()))}, "from": origins}
 
 
 def _effective(kind: type, section: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,15 +189,19 @@ def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
 
 def export(
     stage: StagePlan,
+    methods: Mapping[str, Applied],
     folder: Path,
     state: TrainState,
     evaluated_on: IndexedSource,
     detections: list[ImageDetections],
 ) -> None:
-    """Writes the trained model, what its method learnt, and the detections of the first images."""
+    """Writes the trained model, what its methods learnt, and the detections of the first images."""
     save_model(folder / "model", state.student(), json.loads((folder / STAGE_FILE).read_text()))
-    if state.params["method"]:
-        save_method(folder / "method", state.params["method"], stage.section["method"])
+    learnt = {name: x for name, x in by_method(state.params["method"], methods).items() if x}
+    for name, params in learnt.items():
+        options = stage.options.methods[name]
+        place = folder / "method" if len(learnt) == 1 else folder / "method" / name
+        save_method(place, params, {"name": options.name, **options.options})
     write_json(folder / "detections.json", [_as_json(found, evaluated_on) for found in detections[:MOST_PICTURES]])
 
 

@@ -51,8 +51,8 @@ class Origins(NamedTuple):
     start: Callable[[Variables], Variables]
     """Takes the student's fresh variables to those that it starts from."""
     teacher: Teacher | None
-    given: Variables
-    """Parts of the method's parameters, by name, that an earlier stage learnt; they do not move."""
+    given: Mapping[str, Variables]
+    """By method: parts of its parameters, by name, that an earlier stage learnt; they do not move."""
 
 
 def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mapping[str, Finished]) -> Origins:
@@ -98,10 +98,11 @@ def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mappin
             print(f"[{name}] inherits {', '.join(options.inherit)} from the teacher: {report}", flush=True)
         return variables
 
-    given: Variables = {}
-    if options.method_init:
-        origin = options.method_init
-        given = load_method(earlier[origin].method if origin in earlier else origin)
+    given = {
+        key: load_method(earlier[method.init].method(key) if method.init in earlier else method.init)
+        for key, method in stage.methods.items()
+        if method.init
+    }
     return Origins(model, start, teacher, given)
 
 

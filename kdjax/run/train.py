@@ -18,9 +18,10 @@ import numpy as np
 from kdjax.checkpoint import Checkpoints, abstract, describe_model
 from kdjax.data.statistics import class_statistics
 from kdjax.devices import Prefetch, replicate
+from kdjax.distill import by_method
 from kdjax.errors import NumericError, UserError
 from kdjax.evaluate import ImageDetections, Metrics, evaluate, make_predict
-from kdjax.methods import build_method
+from kdjax.methods import method_class
 from kdjax.plan import Plan, StagePlan
 from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
 from kdjax.run.build import Built, Facts, build, first_state, stage_key
@@ -81,7 +82,7 @@ def train_stage(
     state, metrics, detections = loop.run(
         functools.partial(_begin, plan, stage, built, origins), teacher_variables, splits
     )
-    export(stage, folder, state, splits.evaluation, detections)
+    export(stage, built.methods, folder, state, splits.evaluation, detections)
     result: dict[str, Any] = {
         "metrics": metrics,
         "teacher": teacher_metrics,
@@ -96,7 +97,7 @@ def train_stage(
 
 def _facts(plan: Plan, stage: StagePlan, splits: Splits, origins: Origins) -> Facts:
     """What the stage's modules depend on, now that data and files are read."""
-    needs = build_method(stage.method).needs
+    needs = {need for method in stage.methods.values() for need in method_class(method.config["name"]).needs}
     return Facts(
         num_classes=len(splits.train.class_names),
         image_size=plan.data.sizing.shapes[0],
@@ -112,8 +113,7 @@ def _begin(plan: Plan, stage: StagePlan, built: Built, origins: Origins) -> Trai
     options = stage.options
     state = first_state(stage, built, stage_key(plan.run.seed, stage), origins.start, origins.given)
     table = {stage.name: state.params["student"]}
-    if state.params["method"]:
-        table[f"method {stage.method['name']}"] = state.params["method"]
+    table |= {f"method {name}": x for name, x in by_method(state.params["method"], built.methods).items() if x}
     print(parameter_table(table), flush=True)
     if options.batch_size != options.base_batch:
         print(
@@ -169,7 +169,7 @@ class _Loop:
             jax.block_until_ready(state)
         with self.throughput.waiting():
             batch = next(placed)
-        height, width = batch["images"].shape[2:4]
+        height, width = batch.images.shape[2:4]
         if (height, width) in self._compiled:
             state, values = self._built.step(state, teacher_variables, batch, key)
         else:

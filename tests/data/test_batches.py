@@ -35,7 +35,7 @@ def take(count, source, **options):
 
 def names(batches):
     """Which example each image is: the red value of its first row."""
-    return [int(image[0, 0, 0]) for batch in batches for image in batch["images"]]
+    return [int(image[0, 0, 0]) for batch in batches for image in batch.images]
 
 
 def assert_equal(first, second):
@@ -45,13 +45,13 @@ def assert_equal(first, second):
 def test_shapes_and_dtypes():
     (batch,) = take(1, Marks(9))
     specs = jax.tree.map(lambda array: (array.shape, array.dtype.name), batch)
-    assert specs["images"] == ((4, 32, 32, 3), "uint8")
-    assert specs["index"] == ((4,), "int32")
-    assert specs["targets"]._asdict() == {
+    assert specs.images == ((4, 32, 32, 3), "uint8")
+    assert specs.size == ((4, 2), "int32")
+    assert specs.index == ((4,), "int32")
+    assert specs.targets._asdict() == {
         "boxes": ((4, 3, 4), "float32"),
         "labels": ((4, 3), "int32"),
         "valid": ((4, 3), "bool"),
-        "image_size": ((4, 2), "int32"),
         "crowd": ((4, 3), "bool"),
         "masks": None,
     }
@@ -102,15 +102,15 @@ def test_processes_share_one_global_batch(count, options):
     slices = [take(4, Marks(30), first_step=2, process_index=i, process_count=count, **options) for i in range(count)]
     for step, parts in enumerate(zip(*slices, strict=True)):
         assert_equal(everything[2 + step], jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
-    np.testing.assert_array_equal(everything[0]["index"], np.arange(8))
+    np.testing.assert_array_equal(everything[0].index, np.arange(8))
 
 
 def test_boxes_are_where_the_marks_are():
     """Every valid box is filled with the value of its label, except where a later object covers it."""
     seen = flipped = 0
     for batch in take(12, Marks(16), augmentation=FLIP):
-        targets = batch["targets"]
-        for image, boxes, labels, valid, size in zip(batch["images"], *targets[:4], strict=True):
+        targets = batch.targets
+        for image, boxes, labels, valid, size in zip(batch.images, *targets[:3], batch.size, strict=True):
             example = Marks(16)[int(image[0, 0, 0])]
             assert valid.sum() == len(example.boxes)
             assert not image[size[0] :].any()
@@ -132,7 +132,7 @@ def test_augmentation_changes_between_epochs():
     source = Marks(4)
     orders = {}
     for batch in take(16, source, augmentation=FLIP):
-        for name, boxes in zip(names([batch]), batch["targets"].boxes, strict=True):
+        for name, boxes in zip(names([batch]), batch.targets.boxes, strict=True):
             orders.setdefault(name, set()).add(boxes.tobytes())
     assert len(orders[0]) == 1  # No objects, nothing to see.
     assert all(len(orders[name]) == 2 for name in (1, 2, 3))
@@ -141,7 +141,7 @@ def test_augmentation_changes_between_epochs():
 def test_the_largest_objects_are_kept():
     source = Marks(16)
     for batch in take(8, source, max_objects=2):
-        for name, labels, valid in zip(names([batch]), batch["targets"].labels, batch["targets"].valid, strict=True):
+        for name, labels, valid in zip(names([batch]), batch.targets.labels, batch.targets.valid, strict=True):
             largest = np.argsort(-source[name].area, kind="stable")[:2]
             assert sorted(labels[valid]) == sorted(source[name].labels[largest])
 
@@ -150,13 +150,13 @@ def test_every_image_has_the_shape_that_fits_it_and_all_of_a_batch_the_same():
     source, said, stream = Marks(30), [], []
     batches = take(60, source, log=said.append, **(EVERYTHING | {"augmentation": Augmentation()}))
     for batch in batches:
-        for name, (height, width) in zip(names([batch]), batch["targets"].image_size.tolist(), strict=True):
+        for name, (height, width) in zip(names([batch]), batch.size.tolist(), strict=True):
             full = source[name].image.shape[:2]
-            assert batch["images"].shape[1:3] == {(24, 32): (48, 64), (32, 24): (64, 48)}.get(full, (48, 48))
+            assert batch.images.shape[1:3] == {(24, 32): (48, 64), (32, 24): (64, 48)}.get(full, (48, 48))
             assert height / width == pytest.approx(full[0] / full[1], abs=0.05)
             assert min(height, width) in (32, 40, 48)
             stream.append(name)
-    assert {batch["images"].shape[1:3] for batch in batches} == {(48, 64), (64, 48), (48, 48)}
+    assert {batch.images.shape[1:3] for batch in batches} == {(48, 64), (64, 48), (48, 48)}
     # 240 images are 8 epochs; what is left over of a shape waits for the next epoch, less than a batch of each.
     times = np.bincount(stream, minlength=30)
     assert times.min() >= 7
@@ -171,7 +171,7 @@ def test_every_image_has_the_shape_that_fits_it_and_all_of_a_batch_the_same():
 def boxes_by_example(source, **options):
     found = {}
     for batch in take(4, source, **options):
-        targets = batch["targets"]
+        targets = batch.targets
         for name, *rows in zip(
             names([batch]), targets.boxes, targets.labels, targets.valid, targets.crowd, strict=True
         ):
@@ -216,11 +216,11 @@ def test_memory_that_somebody_still_holds_is_never_overwritten_and_the_rest_is_u
     holders = [lambda x: x, lambda x: x.reshape(4, -1)[1:, 7:900:3], lambda x: jax.device_put(x.reshape(2, 2, -1))]
     held, expected, addresses = [], [], []
     for step, batch in enumerate(take_one_by_one(40, Marks(30))):
-        addresses.append(batch["images"].ctypes.data)
+        addresses.append(batch.images.ctypes.data)
         if step % 8 == 0:
             holder = holders[step // 8 % 3]
-            held.append(holder(batch["images"]))
-            expected.append(np.array(holder(batch["images"].copy())))
+            held.append(holder(batch.images))
+            expected.append(np.array(holder(batch.images.copy())))
         del batch
     assert len(set(addresses)) < 20
     for found, copy in zip(held, expected, strict=True):
@@ -245,11 +245,11 @@ def test_masks_are_where_the_marks_are():
     """At their own size a cell is a pixel, and the last object, which no other covers, is all of its colour."""
     seen = set()
     for batch in take(12, Outlined(16, crowd=True), mask_size=14, max_objects=4, augmentation=FLIP):
-        targets = batch["targets"]
+        targets = batch.targets
         assert targets.masks.grid.shape == (4, 4, 14, 14)
         assert targets.masks.frame.shape == (4, 4, 4)
         assert not targets.masks.grid[~targets.valid].any()
-        for image, row in zip(batch["images"], range(4), strict=True):
+        for image, row in zip(batch.images, range(4), strict=True):
             last = targets.valid[row].sum() - 1
             if last < 0 or image[0, 0, 0] not in OWN_SIZE:
                 continue
@@ -306,18 +306,17 @@ def test_evaluation_sees_everything_once(length, count):
     ]
     assert all(len(batches) == -(-length // 4) for batches in parts)
     batches = [jax.tree.map(lambda *arrays: np.concatenate(arrays), *each) for each in zip(*parts, strict=True)]
-    assert all(batch["images"].shape == (4, 40, 48, 3) for batch in batches)
+    assert all(batch.images.shape == (4, 40, 48, 3) for batch in batches)
     found = jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
-    real = found["real"]
+    real = found.index >= 0
     assert list(np.flatnonzero(real)) == list(range(length))
-    assert list(found["position"][real]) == list(range(length))
-    assert list(found["position"][~real]) == [-1] * (~real).sum()
-    assert not found["images"][~real].any()
+    assert list(found.index[real]) == list(range(length))
+    assert list(found.index[~real]) == [-1] * (~real).sum()
+    assert not found.images[~real].any()
     for index in range(length):
         height, width = source[index].image.shape[:2]
-        assert list(found["original_size"][index]) == [height, width]
         scale = min(40 / height, 48 / width)
-        assert list(found["image_size"][index]) == [round(height * scale), round(width * scale)]
+        assert list(found.size[index]) == [round(height * scale), round(width * scale)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -326,21 +325,20 @@ def test_evaluation_goes_shape_by_shape_and_sees_everything_once(count):
     options = {"batch_size": 4, "image_size": sizing, "process_count": count}
     batches = [list(eval_batches(source, process_index=i, **options)) for i in range(count)]
     joined = [jax.tree.map(lambda *arrays: np.concatenate(arrays), *each) for each in zip(*batches, strict=True)]
-    shapes = [batch["images"].shape[1:3] for batch in joined]
+    shapes = [batch.images.shape[1:3] for batch in joined]
     assert list(dict.fromkeys(shapes)) == [(48, 64), (64, 48), (48, 48)]
     assert shapes == sorted(shapes, key=sizing.shapes.index)
     seen = []
     for batch in joined:
-        for index, size, original, image in zip(
-            *(batch[key][batch["real"]] for key in ("position", "image_size", "original_size", "images")), strict=True
-        ):
-            example = source[int(index)]
-            assert tuple(original) == example.image.shape[:2]
+        real = batch.index >= 0
+        for index, size, image in zip(batch.index[real], batch.size[real], batch.images[real], strict=True):
+            height, width = source[int(index)].image.shape[:2]
             assert min(size) == 48
+            assert size[0] * width == size[1] * height
             assert image[0, 0, 0] == index
             seen.append(index)
     assert sorted(seen) == list(range(22))
-    assert sum(len(batch["real"]) for batch in joined) < 22 + 3 * 4
+    assert sum(len(batch.index) for batch in joined) < 22 + 3 * 4
 
 
 def test_evaluation_sees_black_where_the_source_gives_another_image_in_place_of_a_broken_one():
@@ -352,10 +350,10 @@ def test_evaluation_sees_black_where_the_source_gives_another_image_in_place_of_
             return Marks(self.length).objects(index)
 
     (batch,) = eval_batches(Replacing(4), batch_size=4, image_size=(32, 32))
-    assert batch["position"].tolist() == [0, 1, 2, 3]
-    assert batch["original_size"][1].tolist() == list(Marks(4)[1].image.shape[:2])
-    assert batch["images"].reshape(4, -1).any(axis=1).tolist() == [False, False, True, True]
-    assert batch["real"].all()
+    assert batch.index.tolist() == [0, 1, 2, 3]
+    height, width = Marks(4).objects(1).size
+    assert batch.size[1].tolist() == [round(side * 32 / max(height, width)) for side in (height, width)]
+    assert batch.images.reshape(4, -1).any(axis=1).tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -380,6 +378,6 @@ def test_evaluating_nothing_is_an_error():
 def test_the_embedded_data_set_makes_batches(data_dir):
     source = open_source("shapes/tiny", "train", data_dir)
     batch = next(train_batches(source, batch_size=8, image_size=(128, 128), max_objects=8, seed=0))
-    assert batch["images"].shape == (8, 128, 128, 3)
-    assert (batch["targets"].image_size.max(axis=1) == 128).all()
-    assert (batch["targets"].valid.sum(axis=1) >= 1).all()
+    assert batch.images.shape == (8, 128, 128, 3)
+    assert (batch.size.max(axis=1) == 128).all()
+    assert (batch.targets.valid.sum(axis=1) >= 1).all()

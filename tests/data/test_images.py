@@ -278,7 +278,7 @@ def test_batches_with_broken_images_are_a_function_of_the_step(tmp_path):
     batches = [next(train_batches(opened(tmp_path), first_step=step, **options)) for step in range(4)]
     stream = train_batches(opened(tmp_path), **options)
     for batch in batches:
-        np.testing.assert_array_equal(batch["images"], next(stream)["images"])
+        np.testing.assert_array_equal(batch.images, next(stream).images)
 
 
 @pytest.mark.parametrize("change", ["gone", "resized", "no image"])

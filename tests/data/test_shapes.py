@@ -99,9 +99,9 @@ def test_a_batch_has_the_masks_of_its_objects(data_dir):
     sizes = {"image_size": (128, 128), "max_objects": 6, "mask_size": 128}
     batch = next(train_batches(source, batch_size=8, seed=0, augmentation=Augmentation(flip=0.5), **sizes))
     flipped = 0
-    targets = batch["targets"]
+    targets = batch.targets
     for image, valid, (height, width), grid, frame in zip(
-        batch["images"], targets.valid, targets.image_size, *targets.masks, strict=True
+        batch.images, targets.valid, batch.size, *targets.masks, strict=True
     ):
         image = image[:height, :width]
         owner = scenes.get(image.tobytes())

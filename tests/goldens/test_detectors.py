@@ -22,7 +22,7 @@ from kdjax.models import DETECTORS, build_detector
 from kdjax.models.anchors import pyramid_anchors
 from kdjax.models.rcnn import POSITIVE_ROIS
 from kdjax.models.rpn import Proposals, propose
-from kdjax.types import Detections, Features, Masks, Sampling, Targets, stride
+from kdjax.types import Detections, Features, Masks, Sampling, Targets
 from kdjax.weights import SOURCES, import_state_dict
 from tests.goldens.cases import Case, Sample, assert_close, find_cases, load_case, no_cases
 from tests.goldens.synthetic import synthetic_state_dict
@@ -155,19 +155,18 @@ def compute(case: Case, source: str, model: dict[str, Any], num_classes: int, fi
     # Apart: many cases have the same backbone and neck, which are then compiled once.
     features = jit(functools.partial(detector.apply, method="features"))(imported.variables, images)
     predictions = jit(functools.partial(detector.apply, method="heads"))(imported.variables, features, image_size)
-    targets = make_targets(case, image_size, first_label)
+    targets = make_targets(case, len(images), first_label)
     return Computed(detector, imported.variables, images, image_size, targets, features, predictions)
 
 
-def make_targets(case: Case, image_size: jax.Array, first_label: int) -> Targets:
-    boxes = [case.whole(f"target_{i}/boxes").reshape(-1, 4) for i in range(len(image_size))]
-    labels = [case.whole(f"target_{i}/labels") - first_label for i in range(len(image_size))]
+def make_targets(case: Case, images: int, first_label: int) -> Targets:
+    boxes = [case.whole(f"target_{i}/boxes").reshape(-1, 4) for i in range(images)]
+    labels = [case.whole(f"target_{i}/labels") - first_label for i in range(images)]
     room = max(1, *map(len, boxes))
     return Targets(
         boxes=np.stack([np.pad(x, ((0, room - len(x)), (0, 0))) for x in boxes]),
         labels=np.stack([np.pad(x, (0, room - len(x))) for x in labels]).astype(np.int32),
         valid=np.stack([np.arange(room) < len(x) for x in boxes]),
-        image_size=image_size,
     )
 
 
@@ -196,7 +195,7 @@ def check_maps(case: Case, names: list[str], maps: list[Features]) -> None:
 
 def check_losses(case: Case, computed: Computed, names: dict[str, str]) -> None:
     """The loss terms, each of them called ``names[term]`` in the case."""
-    terms = jit(computed.detector.loss)(computed.predictions, computed.targets)
+    terms = jit(computed.detector.loss)(computed.predictions, computed.targets, computed.image_size)
     expected = {name.removeprefix("loss/"): float(case.whole(name)) for name in case.arrays if name.startswith("loss/")}
     assert set(names.values()) == expected.keys()
     assert {names[term]: float(value) for term, value in terms.items()} == pytest.approx(expected, rel=LOSS_TOLERANCE)
@@ -244,7 +243,9 @@ def check_retinanet(case: Case, computed: Computed, first_label: int) -> None:
     if "anchors" in case.arrays:
         sizes = {level: x.shape[1:3] for level, x in predictions.logits.items()}
         options = {"scale": detector.anchor_scale, "octaves": detector.anchor_octaves, "ratios": detector.anchor_ratios}
-        anchors = jit(functools.partial(pyramid_anchors, sizes, **options, convention=detector.convention))()
+        anchors = jit(
+            functools.partial(pyramid_anchors, sizes, detector.strides, **options, convention=detector.convention)
+        )()
         assert_close(np.concatenate(list(anchors.values())), case.arrays["anchors"], "anchors", OUTPUT_TOLERANCE)
     is_mmdet = case.meta["source"] == "mmdet"
     names = ("loss_cls", "loss_bbox") if is_mmdet else ("classification", "bbox_regression")
@@ -257,7 +258,7 @@ def check_fcos(case: Case, computed: Computed, first_label: int) -> None:
     is_mmdet = case.meta["source"] == "mmdet"
     distances = predictions.distances
     if not is_mmdet:
-        distances = {level: x / stride(level) for level, x in distances.items()}
+        distances = {level: x / detector.strides[level] for level, x in distances.items()}
     outputs = ["cls_logits", "bbox_regression", "bbox_ctrness"]
     check_maps(case, outputs, [predictions.logits, distances, predictions.centerness])
     names = ("loss_cls", "loss_bbox", "loss_centerness") if is_mmdet else ("classification", *outputs[1:])

@@ -18,7 +18,7 @@ from kdjax.losses.icd import attention_logits
 from kdjax.methods.icd import MLP, DecoderLayer, Values
 from kdjax.methods.maskd import MasKD, MasKDTokens
 from kdjax.methods.mgd import Generation
-from kdjax.types import Targets
+from kdjax.types import View
 from tests.goldens.cases import find_cases, no_cases
 
 Arrays = dict[str, Any]
@@ -81,15 +81,13 @@ def check_mgd(meta: Arrays, case: Arrays) -> None:
         assert_close(gradient["align"]["kernel"], case["grad_align_kernel"], "alignment")
 
 
-def without_padding(images: int) -> Targets:
-    """Images that fill every position of any feature map, and show nothing."""
-    size = jnp.full((images, 2), 1e6, jnp.int32)
-    return Targets(jnp.zeros((images, 1, 4)), jnp.zeros((images, 1), int), jnp.zeros((images, 1), bool), size)
+def without_padding(images: int) -> jax.Array:
+    """The sizes of images that fill every position of any feature map."""
+    return jnp.full((images, 2), 1e6, jnp.int32)
 
 
-def keys(images: int) -> jax.Array:
-    """For methods that draw nothing."""
-    return jax.random.split(jax.random.key(0), images)
+def view(features: Arrays) -> View:
+    return View(features, {level: 2 ** int(level[1:]) for level in features})
 
 
 def maskd_level(case: Arrays) -> Arrays:
@@ -108,18 +106,18 @@ def check_maskd_tokens(meta: Arrays, case: Arrays) -> None:
     def loss(level: Arrays) -> tuple[jax.Array, Arrays]:
         seen = {}
 
-        def task(masked: Arrays) -> Arrays:
+        def own_loss(masked: Arrays) -> Arrays:
             seen["masked"] = masked["p3"]
             return {"upstream": jnp.sum(masked["p3"] * case["upstream"])}
 
-        given = {"keys": keys(len(feature)), "step": jnp.zeros((), int), "task": task}
+        given = {"size": without_padding(len(feature)), "own_loss": own_loss}
         params = {"params": {"tokens": {"p3": level}}}
-        terms = method.apply(params, {"p3": feature}, {}, without_padding(len(feature)), **given)
-        return terms["masked_upstream"] + terms["dice"], seen | terms
+        terms = method.apply(params, view({"p3": feature}), None, **given)
+        return terms["masked_upstream"] + terms["dice"]["p3"], seen | terms
 
     gradient, found = jax.jit(jax.grad(loss, has_aux=True))(maskd_level(case))
     assert_close(found["masked"], case["masked"], "masked features", VALUE_TOLERANCE)
-    assert_value(found["dice"], case["dice"])
+    assert_value(found["dice"]["p3"], case["dice"])
     assert_close(gradient["tokens"], case["grad_tokens"], "tokens")
     if "prob_1" in case:
         assert_close(gradient["kernel_1"], case["grad_prob_1_kernel"], "weights")
@@ -139,9 +137,9 @@ def check_maskd_distill(meta: Arrays, case: Arrays) -> None:
     method = MasKD(tokens=meta["num_tokens"], weighted=meta["weight_mask"], warmup_steps=warmup)
 
     def loss(students: Arrays) -> jax.Array:
-        given = {"keys": keys(images), "step": jnp.array(100)}
-        terms = method.apply({"params": params}, students, teachers, without_padding(images), **given)
-        return meta["loss_weight"] * terms["maskd"]
+        given = {"size": without_padding(images), "step": jnp.array(100)}
+        terms = method.apply({"params": params}, view(students), view(teachers), **given)
+        return meta["loss_weight"] * sum(terms["maskd"].values())
 
     value, gradient = jax.jit(jax.value_and_grad(loss))({name: level["student"] for name, level in levels.items()})
     assert_value(value, case["loss"])

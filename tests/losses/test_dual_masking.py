@@ -166,7 +166,6 @@ TARGETS = Targets(
     jnp.asarray(BOXES),
     jnp.zeros((N, 2), jnp.int32),
     jnp.array([[True, True], [True, False], [False, False]]),
-    jnp.array(SIZES),
 )
 
 

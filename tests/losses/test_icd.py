@@ -9,6 +9,7 @@ from kdjax import losses
 from kdjax.types import Targets
 
 K = 4
+SIZE = 64, 96
 STATISTICS = losses.ClassStatistics(
     frequency=jnp.array([0.5, 0.3, 0.2, 0.0]),
     mean=jnp.array([[0.1, 0.2], [0.3, 0.1], [0.2, 0.4], [0.5, 0.5]]),
@@ -25,14 +26,14 @@ def some_targets(counts: tuple[int, ...], room: int, shuffle: bool = False) -> T
     if shuffle:
         valid = generator.permuted(valid, axis=1)
     labels = generator.integers(0, K, (images, room))
-    sizes = np.tile([[64, 96]], (images, 1))
-    arrays = (boxes * valid[..., None], labels.astype(np.int32) * valid, valid, sizes.astype(np.int32))
+    arrays = (boxes * valid[..., None], labels.astype(np.int32) * valid, valid)
     return Targets(*map(jnp.asarray, arrays))
 
 
 def sample(targets: Targets, limit: int = 300, seed: int = 0) -> losses.Queries:
-    keys = jax.random.split(jax.random.key(seed), len(targets.boxes))
-    return losses.sample_queries(targets, keys=keys, statistics=STATISTICS, limit=limit)
+    images = len(targets.boxes)
+    size, keys = jnp.tile(jnp.array(SIZE), (images, 1)), jax.random.split(jax.random.key(seed), images)
+    return losses.sample_queries(targets, image_size=size, keys=keys, statistics=STATISTICS, limit=limit)
 
 
 @pytest.mark.parametrize("limit", [1, 10, 300])
@@ -85,11 +86,10 @@ def test_points_lie_within_three_tenths_of_the_centre() -> None:
 
 def test_an_image_draws_from_its_own_key() -> None:
     targets = some_targets((3, 2, 4), 6)
-    keys = jax.random.split(jax.random.key(0), 3)
-    together = losses.sample_queries(targets, keys=keys, statistics=STATISTICS)
-    alone = losses.sample_queries(
-        jax.tree.map(lambda array: array[1:2], targets), keys=keys[1:2], statistics=STATISTICS
-    )
+    size, keys = jnp.tile(jnp.array(SIZE), (3, 1)), jax.random.split(jax.random.key(0), 3)
+    together = losses.sample_queries(targets, image_size=size, keys=keys, statistics=STATISTICS)
+    one_image = jax.tree.map(lambda array: array[1:2], targets)
+    alone = losses.sample_queries(one_image, image_size=size[1:2], keys=keys[1:2], statistics=STATISTICS)
     jax.tree.map(lambda one, all_of_them: np.testing.assert_allclose(one[0], all_of_them[1]), alone, together)
 
 

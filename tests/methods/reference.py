@@ -4,20 +4,19 @@ Parameters are random, biases and fusion scalars too, and none comes from a modu
 DFMSD compute is put together from :mod:`tests.losses.reference`; nothing here computes by kdjax.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.losses import Queries
-from kdjax.types import Features, Targets, Terms
+from kdjax.losses import Queries, uniform_statistics
+from kdjax.types import Features, Method, Targets, Terms
 from tests.losses import reference
 from tests.losses.reference import Array, Options
+from tests.methods import calls
 
 STRIDES = {"p3": 8, "p4": 16}
 STUDENT, TEACHER = 4, 8
@@ -29,10 +28,11 @@ VALID = ((True, True), (True, False))
 """The last box is an empty slot."""
 KEYS = jax.random.split(jax.random.key(5), len(SIZES))
 STEP = jnp.array(0)
+CLASSES = 3
 
 
 def targets() -> Targets:
-    return Targets(jnp.asarray(BOXES), jnp.zeros((2, 2), int), jnp.array(VALID), jnp.array(SIZES))
+    return Targets(jnp.asarray(BOXES), jnp.zeros((2, 2), int), jnp.array(VALID))
 
 
 def pyramid(channels: int, seed: int) -> Features:
@@ -48,20 +48,25 @@ def pyramid(channels: int, seed: int) -> Features:
 STUDENTS, TEACHERS = pyramid(STUDENT, 0), pyramid(TEACHER, 1)
 
 
-def random_params(method: nn.Module) -> dict[str, Any]:
+def given(keys: jax.Array = KEYS) -> dict[str, Any]:
+    """What methods may need."""
+    statistics = uniform_statistics(CLASSES)
+    return {"size": jnp.array(SIZES), "targets": targets(), "keys": keys, "step": STEP, "statistics": statistics}
+
+
+def random_params(method: Method) -> dict[str, Any]:
     """Numbers for every parameter of a method on these pyramids."""
-    init = functools.partial(method.init, keys=KEYS, step=STEP)
-    shapes = jax.eval_shape(init, jax.random.key(0), STUDENTS, TEACHERS, targets())
+    shapes = jax.eval_shape(lambda: calls.init(method, STUDENTS, TEACHERS, **given()))
     rng = np.random.default_rng(2)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 3, jnp.float32), shapes["params"])
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 3, jnp.float32), shapes)
 
 
 def apply(
-    method: nn.Module, params: dict[str, Any], *, keys: jax.Array = KEYS, levels: Sequence[str] = tuple(STRIDES)
+    method: Method, params: dict[str, Any], *, keys: jax.Array = KEYS, levels: Sequence[str] = tuple(STRIDES)
 ) -> Terms:
     """The terms of a method on these pyramids' ``levels``."""
     student, teacher = ({level: x[level] for level in levels} for x in (STUDENTS, TEACHERS))
-    return method.apply({"params": params}, student, teacher, targets(), keys=keys, step=STEP)
+    return calls.terms(method, params, student, teacher, **given(keys))
 
 
 def crops(features: Features, level: str) -> list[Array]:

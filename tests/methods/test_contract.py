@@ -1,20 +1,27 @@
 """What every method promises, on the dict of methods: a new one is tested by being there."""
 
 import functools
+import inspect
+from typing import Annotated
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kdjax.devices import AXIS
+from kdjax.errors import UserError
 from kdjax.losses import uniform_statistics, valid_positions
-from kdjax.methods import METHODS, build_method, method_options, term_names
-from kdjax.options import declared
-from kdjax.types import Targets, stride
+from kdjax.methods import METHODS, NEEDED, build_method, method_options, term_names
+from kdjax.options import declared, whole
+from kdjax.types import Targets
 from tests import tiny
+from tests.methods import calls
 
-NAMES = sorted(METHODS)
+NAMES = sorted(set(METHODS) - {"box_imitation"})
+"""Those that see features alone; what a detector's heads say is in test_boxes."""
+TAUGHT = [name for name in NAMES if "teacher" in METHODS[name].requires]
 STUDENT, TEACHER = 4, 8
 """Channels."""
 OPTIONS = {"icd": {"heads": 2, "queries": 12}}
@@ -42,13 +49,15 @@ RATIOS = {
     "dfmsd": ({"spatial_ratio": 0.0, "channel_ratio": 1.0}, {"spatial_ratio": 1.0, "channel_ratio": 0.0}),
 }
 """Nothing hidden, and everything."""
+STATISTICS = uniform_statistics(tiny.CLASSES)
+SIZE = jnp.asarray(tiny.batch(2, seed=3).size)
 STEP = jnp.asarray(100_000, jnp.int32)
 """After every warm-up."""
 
 
 def build(name: str, **options):
     config = {"name": name} | OPTIONS.get(name, {}) | options.pop("options", {})
-    return build_method(config, statistics=uniform_statistics(tiny.CLASSES), **options)
+    return build_method(config, **options)
 
 
 def keys(images: int) -> jax.Array:
@@ -56,7 +65,7 @@ def keys(images: int) -> jax.Array:
 
 
 def targets(images: int = 2) -> Targets:
-    found = jax.tree.map(jnp.asarray, tiny.batch(images, seed=3)["targets"])
+    found = jax.tree.map(jnp.asarray, tiny.batch(images, seed=3).targets)
     return found._replace(valid=found.valid.at[0, 0].set(True))
 
 
@@ -66,11 +75,11 @@ def pyramids(name: str, images: int = 2):
     def two(features):
         return {level: features[level] for level in ("p4", "p5")}
 
-    taught = two(tiny.pyramid(TEACHER, images=images, seed=1)) if "teacher" in METHODS[name].needs else {}
+    taught = two(tiny.pyramid(TEACHER, images=images, seed=1)) if name in TAUGHT else {}
     return two(tiny.pyramid(STUDENT, images=images)), taught
 
 
-def task(features):
+def own_loss(features):
     """Stands in for a detector's heads and loss."""
     return {
         "cls": sum(jnp.mean(jnp.square(x.astype(jnp.float32))) for x in features.values()),
@@ -78,30 +87,47 @@ def task(features):
     }
 
 
+def given(**other):
+    """What methods may need, of the two images here."""
+    known = {"size": SIZE, "targets": targets(), "keys": keys(2), "step": STEP, "own_loss": own_loss}
+    return known | {"statistics": STATISTICS} | other
+
+
+def of(method):
+    """A method's terms as a function of arrays alone."""
+
+    def terms(params, student, teacher, size, targets, keys, step):
+        known = given(size=size, targets=targets, keys=keys, step=step)
+        return calls.terms(method, params, student, teacher, **known)
+
+    return terms
+
+
+def stride(level: str) -> int:
+    return 2 ** int(level[1:])
+
+
 @functools.cache
 def setup(name: str):
     """The method's parameters, its terms jitted, the gradients of each term jitted, its terms not jitted."""
     method = build(name)
-    init = jax.jit(functools.partial(method.init, task=task))
-    variables = init(jax.random.key(0), *pyramids(name), targets(), keys=keys(2), step=STEP)
+    init = jax.jit(lambda *pyramids: calls.init(method, *pyramids, **given()))
+    terms = of(method)
 
-    def terms(params, student, teacher, targets, keys, step):
-        return method.apply({"params": params}, student, teacher, targets, keys=keys, step=step, task=task)
-
-    def gradients(params, student, teacher, targets, keys, step):
-        found, pull = jax.vjp(lambda *x: terms(*x, targets, keys, step), params, student, teacher)
+    def gradients(params, student, teacher, size, targets, keys, step):
+        found, pull = jax.vjp(lambda *x: terms(*x, size, targets, keys, step), params, student, teacher)
         zeros = jax.tree.map(jnp.zeros_like, found)
         return {
             term: dict(zip(("method", "student", "teacher"), pull(zeros | {term: 1.0}), strict=True)) for term in found
         }
 
-    return variables.get("params", {}), jax.jit(terms), jax.jit(gradients), terms
+    return init(*pyramids(name)), jax.jit(terms), jax.jit(gradients), terms
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_terms_are_the_declared_ones_float32_and_finite(name):
     params, terms, _, _ = setup(name)
-    found = terms(params, *pyramids(name), targets(), keys(2), STEP)
+    found = terms(params, *pyramids(name), SIZE, targets(), keys(2), STEP)
     assert found.keys() == set(term_names(build(name), ("cls", "box")))
     for value in found.values():
         assert value.dtype == jnp.float32
@@ -123,7 +149,7 @@ def test_each_term_moves_all_of_what_it_declares_and_nothing_else(name):
         for pattern, parts in build(name).terms.items()
         for term in ([pattern[:-1] + x for x in ("cls", "box")] if pattern.endswith("*") else [pattern])
     }
-    for term, moved in gradients(params, *pyramids(name), targets(), keys(2), STEP).items():
+    for term, moved in gradients(params, *pyramids(name), SIZE, targets(), keys(2), STEP).items():
         for part, gradient in moved.items():
             for path, size in largest(gradient).items():
                 still = part == "method" and not set(path.split("/")).isdisjoint(STILL.get(term, ()))
@@ -136,53 +162,50 @@ def test_each_term_moves_all_of_what_it_declares_and_nothing_else(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_has_no_influence(name):
     params, terms, _, _ = setup(name)
-    small = targets()._replace(image_size=jnp.array([[40, 24], [16, 64]]))
+    small = jnp.array([[40, 24], [16, 64]])
 
     def disturbed(features):
         return {
-            level: jnp.where(valid_positions(small.image_size, x.shape[1:3], stride(level))[..., None], x, 1e3)
+            level: jnp.where(valid_positions(small, x.shape[1:3], stride(level))[..., None], x, 1e3)
             for level, x in features.items()
         }
 
-    clean = terms(params, *pyramids(name), small, keys(2), STEP)
-    noisy = terms(params, *map(disturbed, pyramids(name)), small, keys(2), STEP)
+    clean = terms(params, *pyramids(name), small, targets(), keys(2), STEP)
+    noisy = terms(params, *map(disturbed, pyramids(name)), small, targets(), keys(2), STEP)
     for term in clean:
         np.testing.assert_allclose(noisy[term], clean[term], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "teacher" in METHODS[name].needs])
+@pytest.mark.parametrize("name", TAUGHT)
 def test_a_padded_image_counts_as_the_image_without_its_padding(name):
     height, width = 40, 24
     method, params = build(name, options=DETERMINISTIC.get(name, {})), setup(name)[0]
-    same = targets()._replace(image_size=jnp.array([[height, width]] * 2))
+    same = jnp.array([[height, width]] * 2)
 
     def cropped(features):
         return {
             level: x[:, : -(-height // stride(level)), : -(-width // stride(level))] for level, x in features.items()
         }
 
-    def terms(student, teacher):
-        return method.apply({"params": params}, student, teacher, same, keys=keys(2), step=STEP, task=task)
-
-    padded, without = jax.jit(terms)(*pyramids(name)), jax.jit(terms)(*map(cropped, pyramids(name)))
+    terms, rest = jax.jit(of(method)), (same, targets(), keys(2), STEP)
+    padded, without = terms(params, *pyramids(name), *rest), terms(params, *map(cropped, pyramids(name)), *rest)
     for term in padded:
         np.testing.assert_allclose(padded[term], without[term], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "teacher" in METHODS[name].needs])
+@pytest.mark.parametrize("name", TAUGHT)
 def test_pyramids_without_a_common_stride_are_distilled_through_their_neighbours(name):
     method = build(name)
     student = {"p3": tiny.pyramid(STUDENT)["p3"]}
     teacher = {level: tiny.pyramid(TEACHER, seed=1)[level] for level in ("p4", "p6")}
-    small = targets()._replace(image_size=jnp.array([[40, 24], [16, 64]]))
-    noisy = {"p3": jnp.where(valid_positions(small.image_size, (8, 8), 8)[..., None], student["p3"], 1e3)}
+    small = jnp.array([[40, 24], [16, 64]])
+    noisy = {"p3": jnp.where(valid_positions(small, (8, 8), 8)[..., None], student["p3"], 1e3)}
 
     @jax.jit
     def loss(student):
-        total = lambda found: sum(found.values())  # noqa: E731
-        arguments = dict(keys=keys(2), step=STEP, task=task)
-        variables = method.init(jax.random.key(0), student, teacher, small, **arguments)
-        return jax.value_and_grad(lambda x: total(method.apply(variables, x, teacher, small, **arguments)))(student)
+        params = calls.init(method, student, teacher, **given(size=small))
+        total = lambda x: sum(of(method)(params, x, teacher, small, targets(), keys(2), STEP).values())  # noqa: E731
+        return jax.value_and_grad(total)(student)
 
     (value, gradient), (disturbed, _) = loss(student), loss(noisy)
     assert np.isfinite(value)
@@ -190,25 +213,25 @@ def test_pyramids_without_a_common_stride_are_distilled_through_their_neighbours
     np.testing.assert_allclose(disturbed, value, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "teacher" in METHODS[name].needs])
+@pytest.mark.parametrize("name", TAUGHT)
 def test_pyramids_that_cannot_meet_are_refused_by_every_method(name):
     student, teacher = ({level: tiny.pyramid(4)[level]} for level in ("p3", "p6"))
     with pytest.raises(ValueError, match="the student has p3, the teacher p6"):
-        jax.eval_shape(build(name).init, jax.random.key(0), student, teacher, targets(), keys=keys(2), step=STEP)
+        jax.eval_shape(lambda: calls.init(build(name), student, teacher, **given()))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("case", ["no boxes", "constant features", "all padding"])
 def test_extremes_stay_finite_with_their_gradients(name, case):
     params, terms, gradients, _ = setup(name)
-    (student, teacher), truth = pyramids(name), targets()
+    (student, teacher), size, truth = pyramids(name), SIZE, targets()
     if case == "no boxes":
         truth = truth._replace(valid=jnp.zeros_like(truth.valid))
     elif case == "constant features":
         student, teacher = (jax.tree.map(jnp.ones_like, x) for x in (student, teacher))
     else:
-        truth = truth._replace(image_size=jnp.zeros_like(truth.image_size), valid=jnp.zeros_like(truth.valid))
-    arguments = (params, student, teacher, truth, keys(2), STEP)
+        size, truth = jnp.zeros_like(size), truth._replace(valid=jnp.zeros_like(truth.valid))
+    arguments = (params, student, teacher, size, truth, keys(2), STEP)
     for x in jax.tree.leaves((terms(*arguments), gradients(*arguments))):
         assert np.isfinite(x).all()
 
@@ -216,12 +239,11 @@ def test_extremes_stay_finite_with_their_gradients(name, case):
 @pytest.mark.parametrize(("name", "options"), [(name, options) for name in RATIOS for options in RATIOS[name]], ids=str)
 def test_hiding_nothing_or_everything_is_finite_with_its_gradients(name, options):
     method, params = build(name, options=options), setup(name)[0]
-    given = {"keys": keys(2), "step": STEP}
 
     @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def loss(params, student):
-        return method.apply({"params": params}, student, pyramids(name)[1], targets(), **given)[name]
+        return of(method)(params, student, pyramids(name)[1], SIZE, targets(), keys(2), STEP)[name]
 
     value, gradients = loss(params, pyramids(name)[0])
     assert value > 0
@@ -239,9 +261,9 @@ def test_bfloat16_features_give_float32_terms_close_to_float32s(name, dtype):
     params, terms, _, _ = setup(name)
     method = build(name, dtype=dtype)
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), pyramids(name))
-    exact = terms(params, *jax.tree.map(lambda x: x.astype(jnp.float32), rounded), targets(), keys(2), STEP)
-    apply = jax.jit(functools.partial(method.apply, task=task))
-    found = apply({"params": params}, *rounded, targets(), keys=keys(2), step=STEP)
+    rest = (SIZE, targets(), keys(2), STEP)
+    exact = terms(params, *jax.tree.map(lambda x: x.astype(jnp.float32), rounded), *rest)
+    found = jax.jit(of(method))(params, *rounded, *rest)
     for term in exact:
         assert found[term].dtype == jnp.float32
         # The detector's head gets masked features of the dtype that the features have.
@@ -252,7 +274,7 @@ def test_bfloat16_features_give_float32_terms_close_to_float32s(name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_jit_changes_nothing(name):
     params, terms, _, plain = setup(name)
-    arguments = (params, *pyramids(name), targets(), keys(2), STEP)
+    arguments = (params, *pyramids(name), SIZE, targets(), keys(2), STEP)
     jitted, eager = terms(*arguments), plain(*arguments)
     for term in jitted:
         np.testing.assert_allclose(jitted[term], eager[term], rtol=1e-5)
@@ -262,12 +284,12 @@ def test_jit_changes_nothing(name):
 def test_several_devices_compute_what_one_does_gradients_included(name):
     params, terms, gradients, _ = setup(name)
     method = build(name, axis_name=AXIS)
-    arguments = (*pyramids(name), targets(), keys(2))
+    arguments = (*pyramids(name), SIZE, targets(), keys(2))
     one = terms(params, *arguments, STEP)
 
-    def per_device(params, student, teacher, targets, keys):
+    def per_device(params, student, teacher, size, targets, keys):
         def total(params, student):
-            terms = method.apply({"params": params}, student, teacher, targets, keys=keys, step=STEP, task=task)
+            terms = of(method)(params, student, teacher, size, targets, keys, STEP)
             return sum(terms.values(), jnp.zeros(())), terms
 
         (learnt, features), found = jax.grad(total, argnums=(0, 1), has_aux=True)(params, student)
@@ -276,7 +298,7 @@ def test_several_devices_compute_what_one_does_gradients_included(name):
         return jax.lax.pmean((found, learnt), AXIS), features
 
     parts = jax.tree.map(lambda x: x.reshape(2, 1, *x.shape[1:]), arguments)
-    several = jax.pmap(per_device, AXIS, in_axes=(None, 0, 0, 0, 0), devices=jax.devices()[:2])(params, *parts)
+    several = jax.pmap(per_device, AXIS, in_axes=(None, 0, 0, 0, 0, 0), devices=jax.devices()[:2])(params, *parts)
     (found, learnt), features = several
     for term in one:
         np.testing.assert_allclose(found[term][0], one[term], rtol=1e-5)
@@ -303,11 +325,47 @@ def test_every_option_has_a_rule_which_its_default_obeys(name):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"name": "mdg"}, "no method 'mdg'; choose one of none, mimic, mgd"),
+        ({"name": "mdg"}, "no method 'mdg'; choose one of mimic, mgd"),
         ({"name": "mgd", "ratio": 0.5}, "no option 'ratio'.*mask_ratio"),
-        ({"name": "none", "mask_ratio": 0.5}, "options are: none"),
+        ({"name": "mimic", "mask_ratio": 0.5}, "options are: none"),
     ],
 )
 def test_a_wrong_method_config_lists_the_choices(config, words):
     with pytest.raises(ValueError, match=words):
         build_method(config)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_what_it_says_that_it_needs_and_no_more(name):
+    keywords = inspect.signature(METHODS[name].__call__).parameters.values()
+    assert [x.name for x in keywords if x.kind is x.KEYWORD_ONLY] == list(METHODS[name].needs)
+    assert set(METHODS[name].needs) <= set(NEEDED)
+    assert set(METHODS[name].requires) <= {"teacher", "init"}
+
+
+PLANTED = {
+    "no terms": ("terms = None", "it has no 'terms'"),
+    "an unknown need": ("needs = ('size', 'boxes')", "needs 'boxes'; methods may need size, targets, keys"),
+    "another signature": (
+        "needs = ('size', 'keys')",
+        r"must be called with \(student, teacher, \*, size, keys\).*it takes",
+    ),
+    "a key of every method": (
+        "levels: Annotated[int, whole(0), 'How many.'] = 3",
+        "has an option 'levels', which is a",
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "words"), PLANTED.values(), ids=PLANTED)
+def test_a_method_that_breaks_the_contract_is_refused_before_anything_is_built(line, words, monkeypatch):
+    scope = {"nn": nn, "Annotated": Annotated, "whole": whole}
+    body = "needs, requires, terms = ('size',), (), {'x': ('student',)}"
+    code = f"class Planted(nn.Module):\n    {body}\n    {line}\n    def __call__(self, student, teacher, *, size): ..."
+    exec(code, scope)
+    planted = scope["Planted"]
+    if line == "terms = None":
+        del planted.terms
+    monkeypatch.setitem(METHODS, "planted", planted)
+    with pytest.raises(UserError, match=words):
+        build_method({"name": "planted"})

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.errors import UserError
 from kdjax.losses import instance_descriptors, sample_queries, uniform_statistics
 from kdjax.methods import build_method
-from tests.methods import reference
-from tests.methods.test_contract import STEP, build, keys, pyramids, setup, targets
+from tests.methods import calls, reference
+from tests.methods.test_contract import SIZE, STEP, build, given, keys, pyramids, setup, targets
 from tests.tiny import CLASSES
 
 
@@ -22,7 +23,7 @@ def moved(tree) -> set[str]:
 @pytest.mark.parametrize("step", [0, 999, 1000])
 def test_before_the_warm_up_ends_only_the_value_projection_imitates(step):
     params, _, gradients, _ = setup("icd")
-    found = gradients(params, *pyramids("icd"), targets(), keys(2), jnp.int32(step))["icd"]
+    found = gradients(params, *pyramids("icd"), SIZE, targets(), keys(2), jnp.int32(step))["icd"]
     assert moved(found["student"]) == (set() if step < 1000 else {"p4", "p5"})
     assert moved(found["method"]) == {"student_layer_0", "align_p4", "align_p5"}
     assert params["student_layer_0"].keys() == {"value"}
@@ -30,7 +31,7 @@ def test_before_the_warm_up_ends_only_the_value_projection_imitates(step):
 
 def test_the_auxiliary_task_teaches_the_teachers_side_alone():
     params, _, gradients, _ = setup("icd")
-    found = gradients(params, *pyramids("icd"), targets(), keys(2), STEP)
+    found = gradients(params, *pyramids("icd"), SIZE, targets(), keys(2), STEP)
     for term in ("icd_confidence", "icd_localization"):
         assert moved(found[term]["method"]) == {"encoder", "teacher_layer_0", "predictor"}
 
@@ -38,7 +39,7 @@ def test_the_auxiliary_task_teaches_the_teachers_side_alone():
 def test_images_without_boxes_are_not_imitated_but_their_fakes_are_told_apart():
     params, terms, _, _ = setup("icd")
     empty = targets()._replace(valid=jnp.zeros((2, 4), bool))
-    found = terms(params, *pyramids("icd"), empty, keys(2), STEP)
+    found = terms(params, *pyramids("icd"), SIZE, empty, keys(2), STEP)
     assert found["icd"] == 0
     assert found["icd_localization"] == 0
     assert found["icd_confidence"] > 0
@@ -47,7 +48,8 @@ def test_images_without_boxes_are_not_imitated_but_their_fakes_are_told_apart():
 def test_queries_differ_with_the_keys():
     params, terms, _, _ = setup("icd")
     one, other = (
-        terms(params, *pyramids("icd"), targets(), jax.random.split(jax.random.key(seed), 2), STEP) for seed in (1, 2)
+        terms(params, *pyramids("icd"), SIZE, targets(), jax.random.split(jax.random.key(seed), 2), STEP)
+        for seed in (1, 2)
     )
     assert one["icd_confidence"] != other["icd_confidence"]
 
@@ -58,26 +60,19 @@ def test_the_class_is_described_by_as_many_numbers_as_there_are_classes():
 
 def test_the_aligned_student_is_compared_in_the_teachers_width():
     _, teacher = pyramids("icd")
-    method = build("icd")
-    shapes = jax.eval_shape(method.init, jax.random.key(0), teacher, teacher, targets(), keys=keys(2), step=STEP)
-    assert not [name for name in shapes["params"] if name.startswith("align")]
+    shapes = jax.eval_shape(lambda: calls.init(build("icd"), teacher, teacher, **given()))
+    assert not [name for name in shapes if name.startswith("align")]
 
 
-@pytest.mark.parametrize(
-    ("method", "words"),
-    [
-        (lambda: build("icd", options={"heads": 3}), "8 channels, which ICD's 3 heads"),
-        (lambda: build_method({"name": "icd"}), "statistics are missing"),
-    ],
-)
-def test_what_cannot_work_is_refused_in_words(method, words):
-    with pytest.raises(ValueError, match=words):
-        jax.eval_shape(method().init, jax.random.key(0), *pyramids("icd"), targets(), keys=keys(2), step=STEP)
+def test_heads_that_do_not_divide_the_channels_are_refused_in_words():
+    method = build("icd", options={"heads": 3})
+    with pytest.raises(UserError, match="8 channels, which ICD's 3 heads"):
+        jax.eval_shape(lambda: calls.init(method, *pyramids("icd"), **given()))
 
 
 def test_two_layers_are_averaged_where_the_student_imitates_and_summed_where_queries_learn():
     statistics, options = uniform_statistics(CLASSES), {"layers": 2, "heads": 2, "temperature": 2.0}
-    method = build_method({"name": "icd", "queries": 12, "warmup_steps": 0} | options, statistics=statistics)
+    method = build_method({"name": "icd", "queries": 12, "warmup_steps": 0} | options)
     params = reference.random_params(method)
     assert {name for name in params if "layer" in name} == {
         f"{side}_layer_{index}" for side in ("teacher", "student") for index in range(2)
@@ -85,9 +80,10 @@ def test_two_layers_are_averaged_where_the_student_imitates_and_summed_where_que
 
     @jax.jit
     def asked():
-        found = reference.targets()
-        queries = sample_queries(found, keys=reference.KEYS, statistics=statistics, limit=12)
-        return queries, instance_descriptors(queries, image_size=found.image_size, num_classes=CLASSES)
+        size = jnp.array(reference.SIZES)
+        drawn = {"keys": reference.KEYS, "statistics": statistics, "limit": 12}
+        queries = sample_queries(reference.targets(), image_size=size, **drawn)
+        return queries, instance_descriptors(queries, image_size=size, num_classes=CLASSES)
 
     expected = reference.icd(params, *asked(), **options)
     terms = jax.jit(functools.partial(reference.apply, method))(params)

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 
 from kdjax.checkpoint import load_method, save_method
-from kdjax.distill import distill_step
+from kdjax.distill import Applied, distill_step
 from kdjax.methods import build_method
 from kdjax.optim import by_part, make_optimizer
 from kdjax.state import init_state
 from tests import tiny
-from tests.methods.test_contract import STEP, keys, pyramids, setup, targets, task
+from tests.methods import calls
+from tests.methods.test_contract import SIZE, STEP, given, keys, own_loss, pyramids, setup, targets
 
 
 def masked_imitation(params, step, **options):
     method = build_method({"name": "maskd"} | options)
-    return jax.jit(method.apply)({"params": params}, *pyramids("maskd"), targets(), keys=keys(2), step=step)["maskd"]
+    terms = jax.jit(lambda params, step: calls.terms(method, params, *pyramids("maskd"), **given(step=step)))
+    return terms(params, step)["maskd"]
 
 
 def test_the_students_masks_take_part_after_the_warm_up():
@@ -33,7 +35,7 @@ def test_the_students_masks_take_part_after_the_warm_up():
 
 def test_tokens_get_no_gradient_from_the_imitation_and_the_alignment_does():
     params, _, gradients, _ = setup("maskd")
-    moved = gradients(params, *pyramids("maskd"), targets(), keys(2), STEP)["maskd"]["method"]
+    moved = gradients(params, *pyramids("maskd"), SIZE, targets(), keys(2), STEP)["maskd"]["method"]
     assert all(float(jnp.abs(x).max()) == 0 for x in jax.tree.leaves(moved["tokens"]))
     assert all(float(jnp.abs(x).max()) > 0 for level in ("p4", "p5") for x in jax.tree.leaves(moved[f"align_{level}"]))
 
@@ -41,45 +43,34 @@ def test_tokens_get_no_gradient_from_the_imitation_and_the_alignment_does():
 def test_the_alignment_is_there_even_at_equal_widths():
     _, teacher = pyramids("maskd")
     method = build_method({"name": "maskd"})
-    shapes = jax.eval_shape(method.init, jax.random.key(0), teacher, teacher, targets(), keys=keys(2), step=STEP)
-    assert {"align_p4", "align_p5", "tokens"} == shapes["params"].keys()
+    shapes = jax.eval_shape(lambda: calls.init(method, teacher, teacher, **given()))
+    assert {"align_p4", "align_p5", "tokens"} == shapes.keys()
 
 
 def test_plain_masks_have_tokens_alone():
     method = build_method({"name": "maskd_tokens", "weighted": False})
-    init = jax.jit(functools.partial(method.init, task=task))
-    variables = init(jax.random.key(0), pyramids("mgd")[1], {}, targets(), keys=keys(2), step=STEP)
-    assert jax.tree.map(jnp.shape, variables["params"]) == {
-        "tokens": {level: {"tokens": (6, 8)} for level in ("p4", "p5")}
-    }
+    params = jax.eval_shape(lambda: calls.init(method, pyramids("mgd")[1], {}, **given()))
+    assert jax.tree.map(jnp.shape, params) == {"tokens": {level: {"tokens": (6, 8)} for level in ("p4", "p5")}}
 
 
 def test_both_stages_name_their_tokens_alike():
     student, teacher = pyramids("maskd")
     tokens, imitation = build_method({"name": "maskd_tokens"}), build_method({"name": "maskd"})
-    arguments = dict(keys=keys(2), step=STEP, task=task)
-    learnt = jax.eval_shape(lambda: tokens.init(jax.random.key(0), teacher, {}, targets(), **arguments))
-    given = jax.eval_shape(lambda: imitation.init(jax.random.key(0), student, teacher, targets(), **arguments))
-    assert learnt["params"] == {"tokens": given["params"]["tokens"]}
+    learnt = jax.eval_shape(lambda: calls.init(tokens, teacher, {}, **given()))
+    used = jax.eval_shape(lambda: calls.init(imitation, student, teacher, **given()))
+    assert learnt == {"tokens": used["tokens"]}
 
 
 def test_weights_start_as_the_authors_kernels_do():
     method = build_method({"name": "maskd_tokens"})
     wide = {"p4": jnp.ones((2, 4, 4, 64))}
-    init = jax.jit(functools.partial(method.init, task=task))
-    level = init(jax.random.key(0), wide, {}, targets(), keys=keys(2), step=STEP)["params"]["tokens"]["p4"]
+    level = jax.jit(lambda: calls.init(method, wide, {}, **given()))()["tokens"]["p4"]
     for name, shape in (("kernel_0", (3, 3, 64, 64)), ("kernel_1", (1, 1, 64, 6))):
         assert level[name].shape == shape
         assert np.std(level[name]) == pytest.approx((2 / (shape[0] * shape[1] * shape[3])) ** 0.5, rel=0.15)
     assert np.std(level["tokens"]) == pytest.approx(0.01, rel=0.15)
     assert not level["bias_0"].any()
     assert not level["bias_1"].any()
-
-
-def test_without_the_detectors_own_loss_tokens_cannot_learn():
-    method = build_method({"name": "maskd_tokens"})
-    with pytest.raises(ValueError, match="task is missing"):
-        method.init(jax.random.key(0), pyramids("mgd")[0], {}, targets(), keys=keys(2), step=STEP)
 
 
 def test_the_token_stage_moves_tokens_alone():
@@ -91,10 +82,8 @@ def test_the_token_stage_moves_tokens_alone():
     variables = jax.jit(detector.init)(jax.random.key(0), images)
     features = jax.eval_shape(lambda: detector.apply(variables, images, method="features"))
     features = jax.tree.map(lambda x: jnp.ones(x.shape), features)
-    arguments = dict(keys=keys(1), step=STEP)
-    learnt = jax.jit(functools.partial(method.init, task=task))(
-        jax.random.key(0), features, {}, jax.tree.map(lambda x: jnp.asarray(x[:1]), batch["targets"]), **arguments
-    )
+    needed = {"size": jnp.asarray(batch.size[:1]), "own_loss": own_loss}
+    learnt = {"params": jax.jit(lambda: calls.init(method, features, {}, **needed))()}
     optimizer = make_optimizer(lambda step: 0.01, name="adam", weight_decay=1e-3, decay_all=True)
     optimizer = by_part(optimizer, freeze=("student",))
     step = jax.jit(
@@ -102,7 +91,7 @@ def test_the_token_stage_moves_tokens_alone():
             distill_step,
             student=detector,
             teacher=None,
-            method=method,
+            methods={"maskd_tokens": Applied(method)},
             optimizer=optimizer,
             loss_weights={"cls": 0.0, "box": 0.0},
         )

@@ -6,6 +6,7 @@ import pytest
 from kdjax.models.anchors import base_anchors, centres_inside, grid_anchors, pyramid_anchors
 
 RETINANET = dict(scale=4.0, octaves=3, ratios=(0.5, 1.0, 2.0))
+STRIDES = {"p3": 8, "p4": 16, "p5": 32, "p6": 64}
 
 
 def test_base_anchors_have_the_areas_and_ratios_asked_for():
@@ -32,7 +33,7 @@ def test_grid_is_row_major_with_the_anchor_fastest():
 
 def test_pyramid_has_a_stride_for_every_level():
     sizes = {"p3": (4, 5), "p4": (2, 3), "p5": (1, 2)}
-    anchors = pyramid_anchors(sizes, scale=2.0, octaves=1, ratios=(1.0,))
+    anchors = pyramid_anchors(sizes, STRIDES, scale=2.0, octaves=1, ratios=(1.0,))
     assert {level: a.shape for level, a in anchors.items()} == {"p3": (20, 4), "p4": (6, 4), "p5": (2, 4)}
     np.testing.assert_array_equal(anchors["p4"][4], [16 - 16, 16 - 16, 16 + 16, 16 + 16])
     np.testing.assert_array_equal(anchors["p5"][1], [32 - 32, 0 - 32, 32 + 32, 0 + 32])
@@ -42,7 +43,7 @@ def test_torchvision_strides_divide_the_padded_image():
     # 96 x 128 pixels: P6 is 2 x 2, so that its locations are 48 and 64 pixels apart; in mmdet 64 and 64.
     sizes = {"p3": (12, 16), "p6": (2, 2)}
     for convention, vertical in (("torchvision", 48), ("mmdet", 64)):
-        anchors = pyramid_anchors(sizes, scale=4.0, octaves=1, ratios=(1.0,), convention=convention)["p6"]
+        anchors = pyramid_anchors(sizes, STRIDES, scale=4.0, octaves=1, ratios=(1.0,), convention=convention)["p6"]
         np.testing.assert_array_equal(anchors[:, 0] + 128, [0, 64, 0, 64])
         np.testing.assert_array_equal(anchors[:, 1] + 128, [0, 0, vertical, vertical])
 

@@ -10,7 +10,7 @@ import pytest
 
 from kdjax.errors import UserError
 from kdjax.models import DETECTORS, build_detector
-from kdjax.types import Detections, Masks, Sampling, Targets, stride
+from kdjax.types import Detections, Masks, Sampling, Targets
 
 TINY = {"backbone": {"depth": 18, "width": 0.125}, "neck": {"channels": 8}}
 SIZE = np.array([[64, 96], [50, 70]], np.int32)
@@ -37,10 +37,13 @@ def test_preprocessing_normalises_and_leaves_the_padding_zero(detector):
     assert not images[1, :, 70:].any()
 
 
-def test_features_are_a_pyramid(outputs):
+def test_features_are_a_pyramid(detector, outputs):
     (features, _), _ = outputs
+    assert features.keys() == detector.strides.keys()
     for level, x in features.items():
-        assert x.shape == (2, -(-64 // stride(level)), -(-96 // stride(level)), 8)
+        stride = 2 ** int(level[1:])
+        assert detector.strides[level] == stride
+        assert x.shape == (2, -(-64 // stride), -(-96 // stride), 8)
 
 
 def test_parameters_are_grouped_by_part(outputs):
@@ -56,13 +59,13 @@ def test_calling_is_features_and_heads(detector, outputs):
 
 def test_losses_are_float32_scalars_and_detections_fill_their_slots(detector, outputs):
     (features, predictions), variables = outputs
-    targets = Targets(np.zeros((2, 4, 4), np.float32), np.zeros((2, 4), np.int32), np.zeros((2, 4), bool), SIZE)
+    targets = Targets(np.zeros((2, 4, 4), np.float32), np.zeros((2, 4), np.int32), np.zeros((2, 4), bool))
     targets = targets._replace(masks=Masks(np.zeros((2, 4, 16, 16), bool), np.zeros((2, 4, 4), np.float32)))
 
     def loss(variables, features):
         sampling = Sampling(targets, jax.random.split(jax.random.key(0), 2))
         predictions = detector.apply(variables, features, SIZE, sampling, method="heads")
-        return detector.loss(predictions, targets)
+        return detector.loss(predictions, targets, SIZE)
 
     terms = jax.eval_shape(loss, variables, features)
     assert set(terms) == set(detector.terms)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax.models import FCOS, FPN, RetinaNet
+from kdjax.models import FCOS, FPN
 from kdjax.models.fcos import FCOSHead, FCOSPredictions, assign_by_location, box_of, distances_to
 from kdjax.models.retinanet import RetinaNetPredictions
 from kdjax.types import Targets
@@ -17,6 +17,8 @@ from tests import tiny
 
 CLASSES = 3
 LEVELS = (3, 4)
+STRIDES = (("p3", 8), ("p4", 16))
+SIZE = 64, 96
 RANGE = 2.5
 
 
@@ -40,9 +42,9 @@ def sizes(height, width, levels=LEVELS):
     return {f"p{level}": (-(-height // 2**level), -(-width // 2**level)) for level in levels}
 
 
-def random_predictions(images, height=64, width=96, seed=0, levels=LEVELS):
+def random_predictions(images, seed=0, levels=LEVELS):
     rng = np.random.default_rng(seed)
-    maps = sizes(height, width, levels)
+    maps = sizes(*SIZE, levels)
     logits, distances, centerness = (
         {level: rng.normal(mean, 1, (images, *size, n)).astype(np.float32) for level, size in maps.items()}
         for n, mean in ((CLASSES, -2), (4, 2), (1, 0))
@@ -60,8 +62,12 @@ def random_targets(counts, height=64, width=96, seed=0, room=5):
         boxes=np.where(valid[..., None], objects, 0).astype(np.float32),
         labels=np.where(valid, rng.integers(0, CLASSES, valid.shape), 0).astype(np.int32),
         valid=valid,
-        image_size=np.array([[height, width]] * len(counts), np.int32),
     )
+
+
+def full(targets):
+    """The sizes of images that fill their canvas."""
+    return np.full((len(targets.boxes), 2), SIZE, np.int32)
 
 
 def flat(maps):
@@ -80,9 +86,9 @@ def grid(kind, levels=LEVELS):
     return np.array(rows)
 
 
-def assign_by_loops(kind, targets, image, levels=LEVELS):
+def assign_by_loops(kind, targets, image, size=SIZE, levels=LEVELS):
     """The object of every location, -1 for background, -2 for what is ignored."""
-    rows = []
+    rows, (height, width) = [], size
     for x, y, step, low, high in grid(kind, levels):
         found, in_crowd = [], False
         for j, (x1, y1, x2, y2) in enumerate(targets.boxes[image].astype(np.float64)):
@@ -97,7 +103,6 @@ def assign_by_loops(kind, targets, image, levels=LEVELS):
             if targets.valid[image, j] and fits and near:
                 area = (x2 - x1) * (y2 - y1)
                 found.append((area if kind.convention == "mmdet" else -np.float32(1e8 - area), j))
-        height, width = targets.image_size[image]
         middle = step / 2 if kind.convention == "mmdet" else 0
         outside = y - middle >= height or x - middle >= width
         rows.append(-2 if outside or (in_crowd and not found) else min(found)[1] if found else -1)
@@ -116,8 +121,8 @@ def test_assignment_is_that_of_loops(kind):
     crowd = np.arange(5)[None] == np.array([[5], [5], [4], [0], [1]])
     valid = targets.valid & ~crowd
     boxes = np.where(crowd[..., None], np.array([10, 10, 80, 50], np.float32), targets.boxes)
-    size = targets.image_size - np.array([[0, 0]] * 4 + [[20, 28]], np.int32)
-    targets = targets._replace(boxes=boxes, valid=valid, crowd=crowd, image_size=size)
+    size = full(targets) - np.array([[0, 0]] * 4 + [[20, 28]], np.int32)
+    targets = targets._replace(boxes=boxes, valid=valid, crowd=crowd)
     parts = kind._locations(random_predictions(1, levels=levels)).values()
     locations = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     seen = []
@@ -131,7 +136,7 @@ def test_assignment_is_that_of_loops(kind):
             radius=kind.centre_radius,
             convention=kind.convention,
         )
-        seen += [assign_by_loops(kind, targets, image, levels)]
+        seen += [assign_by_loops(kind, targets, image, size[image], levels)]
         np.testing.assert_array_equal(np.where(positive, matched, np.where(negative, -1, -2)), seen[-1])
     seen = np.array(seen)
     assert {-2, -1, 0, 1, 2, 3, 4} <= set(seen.ravel())
@@ -150,10 +155,10 @@ def test_only_mmdetection_closes_the_ranges():
 
 @functools.cache
 def differentiate(detector):
-    """(predictions, targets) to ((the sum of the terms, the terms), its gradient)."""
+    """(predictions, targets, size) to ((the sum of the terms, the terms), its gradient)."""
 
-    def total(predictions, targets):
-        terms = detector.loss(predictions, targets)
+    def total(predictions, targets, size=None):
+        terms = detector.loss(predictions, targets, full(targets) if size is None else size)
         return sum(terms.values()), terms
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -174,11 +179,12 @@ def overlap_loss(box, other, giou):
     return 1 - inner / union + (outer - union) / outer if giou else -np.log(inner / union)
 
 
-def loss_by_loops(kind, predictions, targets):
+def loss_by_loops(kind, predictions, targets, size=None):
+    size = full(targets) if size is None else size
     logits, distances, centerness = map(flat, predictions)
     cls = entropy = plain = weighted = weights = count = 0.0
     for image in range(len(logits)):
-        found = assign_by_loops(kind, targets, image)
+        found = assign_by_loops(kind, targets, image, size[image])
         for i, (x, y, *_) in enumerate(grid(kind)):
             for c in range(CLASSES):
                 p = 1 / (1 + np.exp(-logits[image, i, c]))
@@ -228,20 +234,20 @@ def test_extreme_predictions_keep_the_loss_and_its_gradient_finite(kind, factor)
 
 def test_padding_has_no_influence():
     predictions, targets = random_predictions(2), random_targets([3, 2], height=32, width=48)
-    targets = targets._replace(image_size=np.array([[32, 48], [64, 90]], np.int32))
+    size = np.array([[32, 48], [64, 90]], np.int32)
     rows, columns = np.ogrid[:64, :96]
-    seen = (rows < targets.image_size[:, :1, None]) & (columns < targets.image_size[:, 1:, None])
+    seen = (rows < size[:, :1, None]) & (columns < size[:, 1:, None])
 
     def fill(x, value):
         return np.where(seen[:, :: 64 // x.shape[1], :: 96 // x.shape[2], None], x, np.float32(value))
 
     disturbed = jax.tree.map(lambda x: fill(x, 50), predictions)
     assert not np.array_equal(disturbed.logits["p4"], predictions.logits["p4"])
-    (_, terms), gradient = differentiate(FIRST)(disturbed, targets)
-    for term, expected in loss_by_loops(FIRST, predictions, targets).items():
+    (_, terms), gradient = differentiate(FIRST)(disturbed, targets, size)
+    for term, expected in loss_by_loops(FIRST, predictions, targets, size).items():
         np.testing.assert_allclose(terms[term], expected, rtol=1e-5, err_msg=term)
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, fill(x, 0)), gradient)
-    found, expected = decode(disturbed, targets.image_size), decode(predictions, targets.image_size)
+    found, expected = decode(disturbed, size), decode(predictions, size)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -252,22 +258,22 @@ def test_a_crowd_hides_only_what_is_not_positive():
     targets = targets._replace(boxes=boxes, crowd=crowd)
     found = np.stack([assign_by_loops(FIRST, targets, image) for image in range(2)])
     assert {-2, -1, 0, 1} <= set(found.ravel())
-    terms = jax.jit(FIRST.loss)(predictions, targets)
+    terms = jax.jit(FIRST.loss)(predictions, targets, full(targets))
     for term, expected in loss_by_loops(FIRST, predictions, targets).items():
         np.testing.assert_allclose(terms[term], expected, rtol=1e-5, err_msg=term)
 
 
 def test_eight_devices_give_the_global_loss():
     @functools.partial(jax.pmap, axis_name="devices", out_axes=None)
-    def loss(predictions, targets):
-        return jax.lax.pmean(detector(axis_name="devices").loss(predictions, targets), "devices")
+    def loss(*inputs):
+        return jax.lax.pmean(detector(axis_name="devices").loss(*inputs), "devices")
 
     predictions = random_predictions(8)
     # Positives fall very unevenly; then there are fewer of them than devices.
     one = random_targets([1, 0, 0, 0, 0, 0, 0, 0])
     one.boxes[0, 0] = [20, 20, 30, 30]
     for targets in (random_targets([5, 0, 0, 1, 4, 0, 2, 0]), one):
-        terms = loss(*jax.tree.map(lambda x: x[:, None], (predictions, targets)))
+        terms = loss(*jax.tree.map(lambda x: x[:, None], (predictions, targets, full(targets))))
         for term, expected in loss_by_loops(FIRST, predictions, targets).items():
             np.testing.assert_allclose(terms[term], expected, rtol=1e-5, err_msg=term)
 
@@ -310,7 +316,7 @@ def test_decoding_perfect_predictions_returns_the_objects(kind):
             for x in joined
         )
     )
-    found = jax.tree.map(np.asarray, jax.jit(kind.decode)(predictions, targets.image_size))
+    found = jax.tree.map(np.asarray, jax.jit(kind.decode)(predictions, full(targets)))
     np.testing.assert_array_equal(found.valid[0], np.arange(20) < 4)
     order = np.argsort(-best)
     scores = best if kind.convention == "mmdet" else np.sqrt(best)
@@ -334,7 +340,7 @@ FEATURES = {"p3": np.random.default_rng(0).normal(size=(1, 4, 6, 16)), "p4": np.
 
 
 def test_head_of_the_first_version():
-    head = FCOSHead(CLASSES, convs=1)
+    head = FCOSHead(CLASSES, STRIDES, convs=1)
     params, run = jax.jit(head.init)(jax.random.key(0), FEATURES)["params"], jax.jit(head.apply)
     predictions = run({"params": params}, FEATURES)
     assert set(params) == {
@@ -361,6 +367,7 @@ def test_head_of_the_first_version():
 def test_head_of_the_improved_version():
     head = FCOSHead(
         CLASSES,
+        STRIDES,
         convs=1,
         conv_bias=True,
         norm_on_box=True,
@@ -401,8 +408,8 @@ def test_mistakes_are_one_clear_sentence(fields, sentence):
 
 def test_boxes_are_imitated_in_strides():
     ours, theirs = random_predictions(2), random_predictions(2, seed=1)
-    targets = random_targets([1, 1])._replace(image_size=np.array([[64, 96], [32, 96]], np.int32))
-    value, gradient = jax.jit(jax.value_and_grad(lambda ours: FIRST.imitate_boxes(ours, theirs, targets)))(ours)
+    given = {"strides": FIRST.strides, "size": np.array([[64, 96], [32, 96]]), "targets": random_targets([1, 1])}
+    value, gradient = jax.jit(jax.value_and_grad(lambda ours: tiny.imitation(ours, theirs, **given)))(ours)
     expected = 0.0
     for level, maps in ours.distances.items():
         step = 2 ** int(level[1:])
@@ -417,22 +424,22 @@ def test_boxes_are_imitated_in_strides():
 
 def test_an_fcos_and_a_retinanet_cannot_imitate_each_other():
     ours, targets = random_predictions(1), random_targets([1])
+    given = {"strides": FIRST.strides, "size": full(targets), "targets": targets}
     anchored = RetinaNetPredictions(logits=ours.logits, deltas={"p3": np.zeros((1, 8, 12, 36), np.float32)})
-    retinanet = RetinaNet(backbone=Nothing(), neck=FPN(), num_classes=CLASSES)
     with pytest.raises(ValueError, match=r"both detectors are FCOS .* student's maps are p3 .* the teacher's none"):
-        FIRST.imitate_boxes(ours, anchored, targets)
+        tiny.imitation(ours, anchored, **given)
     with pytest.raises(ValueError, match=r"both detectors are RetinaNets .* maps are p3 .* the teacher's none"):
-        retinanet.imitate_boxes(anchored, ours, targets)
+        tiny.imitation(anchored, ours, **given)
 
 
 def test_a_few_steps_of_the_head_lower_every_term():
     features = {level: x for level, x in tiny.pyramid(8, images=4).items() if level in ("p3", "p4")}
-    targets = tiny.batch(4)["targets"]
-    head = FCOSHead(tiny.CLASSES, convs=1)
+    batch = tiny.batch(4)
+    head = FCOSHead(tiny.CLASSES, STRIDES, convs=1)
     optimizer = optax.adam(1e-2)
 
     def total(params):
-        terms = FIRST.loss(head.apply(params, features), targets)
+        terms = FIRST.loss(head.apply(params, features), batch.targets, batch.size)
         return sum(terms.values()), terms
 
     @jax.jit

@@ -13,7 +13,7 @@ from kdjax.models import FPN, RCNN
 from kdjax.models.rcnn import RCNNPredictions, RoIDeltas, RoIPredictions
 from kdjax.models.retinanet import RetinaNetPredictions
 from kdjax.models.rpn import Matches, Proposals, RPNPredictions
-from kdjax.types import Detections, Masks, Sampling, Targets, stride
+from kdjax.types import Detections, Masks, Sampling, Targets
 from tests import tiny
 
 CLASSES = 3
@@ -50,7 +50,7 @@ def some_targets(objects=(2, 1), crowd=False):
     if crowd:
         is_crowd[0, 1], valid[0, 1] = True, False
     labels = np.where(valid, [[0, 1], [2, 0]], 0).astype(np.int32)
-    return Targets(boxes, labels, valid, IMAGE_SIZE, is_crowd, Masks(grid, frame))
+    return Targets(boxes, labels, valid, is_crowd, Masks(grid, frame))
 
 
 def images():
@@ -91,13 +91,13 @@ def train(variables, targets, keys):
     def loss(params):
         (features, predictions), updates = DETECTOR.apply(
             {**variables, "params": params},
-            DETECTOR.preprocess(images(), targets.image_size),
-            targets.image_size,
+            DETECTOR.preprocess(images(), IMAGE_SIZE),
+            IMAGE_SIZE,
             train=True,
             sampling=Sampling(targets, keys),
             mutable=["batch_stats"],
         )
-        terms = DETECTOR.loss(predictions, targets)
+        terms = DETECTOR.loss(predictions, targets, IMAGE_SIZE)
         return sum(terms.values()), Outcome(terms, predictions, updates["batch_stats"], features)
 
     gradient, outcome = jax.grad(loss, has_aux=True)(variables["params"])
@@ -182,10 +182,14 @@ def test_padding_has_no_influence(run, variables):
     """Anchors there get no gradient and propose nothing, however sure they are."""
     targets = some_targets()
     (_, predictions, *_), _ = run(targets, keys())
-    gradient = jax.jit(jax.grad(lambda p: sum(DETECTOR.loss(p, targets).values()), allow_int=True))(predictions)
+
+    def total(predictions):
+        return sum(DETECTOR.loss(predictions, targets, IMAGE_SIZE).values())
+
+    gradient = jax.jit(jax.grad(total, allow_int=True))(predictions)
     for maps in gradient.rpn:
         for level, x in maps.items():
-            cells = np.arange(x.shape[1]) * stride(level)
+            cells = np.arange(x.shape[1]) * DETECTOR.strides[level]
             assert not x[1, cells >= 48].any()
             assert not x[1][:, cells >= 40].any()
     for boxes, valid in [(predictions.proposals.boxes, predictions.proposals.valid)] + [
@@ -200,12 +204,12 @@ def test_eight_devices_give_the_global_loss(run):
     (_, predictions, *_), _ = run(some_targets((2, 0)), keys())
     targets = some_targets((2, 0))
 
-    def step(predictions, targets):
-        return jax.lax.pmean(DETECTOR.clone(axis_name="devices").loss(predictions, targets), "devices")
+    def step(*inputs):
+        return jax.lax.pmean(DETECTOR.clone(axis_name="devices").loss(*inputs), "devices")
 
-    split = jax.tree.map(lambda x: x[:, None], (predictions, targets))
+    split = jax.tree.map(lambda x: x[:, None], (predictions, targets, IMAGE_SIZE))
     terms = jax.pmap(step, axis_name="devices", out_axes=None, devices=jax.devices()[:2])(*split)
-    expected = jax.jit(DETECTOR.loss)(predictions, targets)
+    expected = jax.jit(DETECTOR.loss)(predictions, targets, IMAGE_SIZE)
     for name, value in expected.items():
         np.testing.assert_allclose(terms[name], value, rtol=1e-5, err_msg=name)
 
@@ -329,7 +333,7 @@ def smooth(a, b):
 
 
 def imitate(ours, theirs):
-    return detector().imitate_boxes(ours, theirs, some_targets())
+    return tiny.imitation(ours, theirs, strides=DETECTOR.strides, size=IMAGE_SIZE, targets=some_targets())
 
 
 def test_imitation_is_the_mean_over_sampled_regions():
@@ -352,13 +356,12 @@ def test_imitation_of_one_box_for_all_classes_is_of_the_positive_regions_class(s
 
 
 def test_the_teacher_sees_the_students_regions_and_gets_no_gradient(run, variables):
-    targets = some_targets()
-    (_, predictions, _, features), _ = run(targets, keys())
-    teach = jax.jit(functools.partial(DETECTOR.apply, method="regress"))
+    (_, predictions, _, features), _ = run(some_targets(), keys())
+    teach = jax.jit(functools.partial(DETECTOR.apply, method="heads_at"))
     theirs = teach(variables, features, predictions, IMAGE_SIZE)
     # The same detector on the same regions: nothing is left to imitate.
     np.testing.assert_allclose(theirs.deltas, predictions.stages[0].deltas, atol=1e-5)
-    np.testing.assert_allclose(DETECTOR.imitate_boxes(predictions, theirs, targets), 0, atol=1e-8)
+    np.testing.assert_allclose(imitate(predictions, theirs), 0, atol=1e-8)
     student = sampled_rois(12)
     given = jax.grad(lambda theirs: imitate(student, RoIDeltas(theirs)))(sampled_rois(12, 1).stages[0].deltas)
     assert not given.any()
@@ -370,10 +373,10 @@ def test_teachers_that_cannot_be_compared_are_refused_in_words(variables):
     with pytest.raises(ValueError, match="of a teacher with proposals only"):
         imitate(sampled_rois(12), {"p3": jnp.zeros((2, 8, 8, 36))})
     with pytest.raises(ValueError, match="this student has none"):
-        jax.eval_shape(functools.partial(DETECTOR.apply, method="regress"), variables, tiny.pyramid(8), {})
+        jax.eval_shape(functools.partial(DETECTOR.apply, method="heads_at"), variables, tiny.pyramid(8), {})
     student = RetinaNetPredictions({}, {"p3": jnp.zeros((2, 8, 8, 36))})
     with pytest.raises(ValueError, match="both detectors are RetinaNets"):
-        tiny.detector().imitate_boxes(student, RoIDeltas(jnp.zeros((2, 4, 12))), some_targets())
+        imitate(student, RoIDeltas(jnp.zeros((2, 4, 12))))
 
 
 # --- What it is made of, and what it refuses.
@@ -401,7 +404,7 @@ def test_computing_in_bfloat16_leaves_parameters_losses_and_detections_in_float3
     def everything(variables):
         targets = some_targets()
         _, predictions = kind.apply(variables, pixels, IMAGE_SIZE, sampling=Sampling(targets, keys()))
-        return kind.loss(predictions, targets), kind.apply(variables, pixels, IMAGE_SIZE, method="detect")
+        return kind.loss(predictions, targets, IMAGE_SIZE), kind.apply(variables, pixels, IMAGE_SIZE, method="predict")
 
     terms, found = jax.eval_shape(everything, variables)
     assert {x.dtype for x in terms.values()} == {jnp.dtype(jnp.float32)}
@@ -410,10 +413,10 @@ def test_computing_in_bfloat16_leaves_parameters_losses_and_detections_in_float3
 
 def test_mistakes_are_one_clear_sentence():
     with pytest.raises(ValueError, match="made without it"):
-        detector().loss(random_rois(), some_targets())
+        detector().loss(random_rois(), some_targets(), IMAGE_SIZE)
     made = random_rois()._replace(anchor_matches=sampled_rois(12).stages[0].matches)
     with pytest.raises(ValueError, match="learns masks, but its targets have none"):
-        detector(masks=True).loss(made, some_targets()._replace(masks=None))
+        detector(masks=True).loss(made, some_targets()._replace(masks=None), IMAGE_SIZE)
     with pytest.raises(ValueError, match="convention is 'detectron'; it must be one of mmdet"):
         detector(convention="detectron")
     with pytest.raises(ValueError, match="1 to 3 stages, not 4"):

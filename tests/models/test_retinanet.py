@@ -16,6 +16,7 @@ from kdjax.types import Targets
 
 CLASSES = 3
 LEVELS = (3, 4)
+SIZE = 64, 96
 
 
 class Nothing(nn.Module):
@@ -55,8 +56,12 @@ def random_targets(counts, height=64, width=96, seed=0, room=5):
         boxes=np.where(valid[..., None], objects, 0).astype(np.float32),
         labels=np.where(valid, rng.integers(0, CLASSES, valid.shape), 0).astype(np.int32),
         valid=valid,
-        image_size=np.array([[height, width]] * len(counts), np.int32),
     )
+
+
+def full(targets):
+    """The sizes of images that fill their canvas."""
+    return np.full((len(targets.boxes), 2), SIZE, np.int32)
 
 
 def flat(maps, size):
@@ -78,7 +83,7 @@ def differentiate(detector):
     """(predictions, targets) to ((the sum of the terms, the terms), its gradient)."""
 
     def total(predictions, targets):
-        terms = detector.loss(predictions, targets)
+        terms = detector.loss(predictions, targets, full(targets))
         return sum(terms.values()), terms
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -167,7 +172,7 @@ def apart(counts):
 
 def test_decoding_perfect_predictions_returns_the_objects():
     targets = apart([5, 2])
-    found = jax.tree.map(np.asarray, decode(perfect_predictions(targets), targets.image_size))
+    found = jax.tree.map(np.asarray, decode(perfect_predictions(targets), full(targets)))
     for image, count in enumerate([5, 2]):
         assert found.valid[image].sum() == count
         assert found.valid[image, :count].all()
@@ -193,7 +198,7 @@ def test_detections_are_sorted_clipped_and_above_the_threshold():
 
 @pytest.mark.parametrize(("convention", "scale"), [("mmdet", 16 / 1000), ("torchvision", 0)])
 def test_only_mmdetection_limits_how_far_a_box_shrinks(convention, scale):
-    kind, image_size = detector(convention=convention), random_targets([0]).image_size
+    kind, image_size = detector(convention=convention), np.array([SIZE])
     predictions = jax.tree.map(lambda x: np.full_like(x, -20), random_predictions(1))
     # One class of one square anchor, number 3 of those at P3's location (4, 6), is sure of a tiny box.
     predictions.logits["p3"][0, 4, 6, 3 * CLASSES] = 5
@@ -204,7 +209,7 @@ def test_only_mmdetection_limits_how_far_a_box_shrinks(convention, scale):
 
 
 def test_mmdetection_drops_boxes_that_clipping_leaves_empty_and_torchvision_keeps_them():
-    predictions, image_size = random_predictions(1), random_targets([0]).image_size
+    predictions, image_size = random_predictions(1), np.array([SIZE])
     outside = predictions._replace(deltas=jax.tree.map(lambda x: np.full_like(x, -20), predictions.deltas))
     assert not detector().decode(outside, image_size).valid.any()
     assert detector(convention="torchvision").decode(outside, image_size).valid.any()
@@ -230,7 +235,7 @@ def test_padding_has_no_influence():
         for level, (height, width) in sizes(64, 96).items():
             assert not maps[level][:, height:].any()
             assert not maps[level][:, :, width:].any()
-    found, expected = decode(padded, targets.image_size), decode(predictions, targets.image_size)
+    found, expected = decode(padded, full(targets)), decode(predictions, full(targets))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -286,7 +291,7 @@ def test_bfloat16_predictions_give_float32_losses_and_detections():
     for term, value in terms.items():
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, expected[term], rtol=1e-6)
-    found = jax.eval_shape(decode, rounded, targets.image_size)
+    found = jax.eval_shape(decode, rounded, full(targets))
     assert found.boxes.dtype == found.scores.dtype == jnp.float32
 
 

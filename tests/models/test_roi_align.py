@@ -13,7 +13,8 @@ from kdjax.boxes import area
 from kdjax.models.roi_align import roi_align, roi_levels
 
 CHANNELS = 5
-SIZES = {"p2": (24, 41), "p5": (3, 6)}
+SIZES = {4: (24, 41), 32: (3, 6)}
+"""By stride."""
 
 
 def pool(map_, box, *, scale, output_size, sampling_ratio, aligned, gradient=None):
@@ -51,7 +52,7 @@ def pool(map_, box, *, scale, output_size, sampling_ratio, aligned, gradient=Non
 class Scene(NamedTuple):
     """Two images with RoIs of all kinds."""
 
-    features: dict[str, np.ndarray]
+    maps: dict[int, np.ndarray]
     boxes: np.ndarray
     levels: np.ndarray
 
@@ -59,7 +60,7 @@ class Scene(NamedTuple):
 @pytest.fixture(scope="module")
 def scene() -> Scene:
     rng = np.random.default_rng(0)
-    features = {level: rng.normal(size=(2, *size, CHANNELS)).astype(np.float32) for level, size in SIZES.items()}
+    maps = {stride: rng.normal(size=(2, *size, CHANNELS)).astype(np.float32) for stride, size in SIZES.items()}
     height, width = 96.0, 164.0
     corner, side = rng.uniform(0, [150, 80], (30, 2)), np.exp(rng.uniform(0, 4.5, (30, 2)))
     boxes = np.concatenate([corner, np.minimum(corner + side, [width, height])], axis=1)
@@ -76,7 +77,7 @@ def scene() -> Scene:
     boxes = np.concatenate([boxes, special]).reshape(2, -1, 4).astype(np.float32)
     levels = rng.choice([2, 3, 5], boxes.shape[:2]).astype(np.int32)
     levels.reshape(-1)[-8:] = [2, 2, 5, 2, 2, 2, 5, 2]
-    return Scene(features, boxes, levels)
+    return Scene(maps, boxes, levels)
 
 
 @pytest.mark.parametrize(
@@ -86,29 +87,29 @@ def test_values_and_gradients_are_those_of_the_definition(scene, output_size, sa
     options = {"output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned}
     upstream = np.random.default_rng(1).normal(size=(*scene.levels.shape, output_size, output_size, CHANNELS))
     expected = np.zeros_like(upstream)
-    gradients = {level: np.zeros(x.shape) for level, x in scene.features.items()}
+    gradients = {stride: np.zeros(x.shape) for stride, x in scene.maps.items()}
     for image, roi in np.ndindex(*scene.levels.shape):
-        level = f"p{scene.levels[image, roi]}"
-        if level == "p3":  # Of which there are no features.
+        stride = 2 ** int(scene.levels[image, roi])
+        if stride == 8:  # Of which there is no map.
             continue
         expected[image, roi], spread = pool(
-            scene.features[level][image].astype(float),
+            scene.maps[stride][image].astype(float),
             scene.boxes[image, roi],
-            scale=0.5 ** int(level[1:]),
+            scale=1 / stride,
             gradient=upstream[image, roi],
             **options,
         )
-        gradients[level][image] += spread
+        gradients[stride][image] += spread
 
     @jax.jit
-    def run(features, boxes, levels, upstream):
-        pooled, pull = jax.vjp(functools.partial(roi_align, **options), features, boxes, levels)
+    def run(maps, boxes, levels, upstream):
+        pooled, pull = jax.vjp(functools.partial(roi_align, **options), maps, boxes, levels)
         return pooled, *pull(upstream)[:2]
 
     pooled, actual, to_boxes = run(*scene, upstream.astype(np.float32))
     np.testing.assert_allclose(pooled, expected, atol=2e-5)
-    for level in SIZES:
-        np.testing.assert_allclose(actual[level], gradients[level], atol=2e-5 * np.abs(gradients[level]).max())
+    for stride in SIZES:
+        np.testing.assert_allclose(actual[stride], gradients[stride], atol=2e-5 * np.abs(gradients[stride]).max())
     assert not np.any(to_boxes)
 
 
@@ -120,9 +121,9 @@ def test_bfloat16_is_pooled_in_float32(scene):
         pooled, pull = jax.vjp(lambda x: roi_align(x, boxes, levels, output_size=2, sampling_ratio=0, aligned=True), x)
         return pooled, *pull(pooled)
 
-    x = jnp.asarray(scene.features["p5"], jnp.bfloat16)
-    (pooled, gradient), (exact, _) = run({"p5": x}), run({"p5": x.astype(jnp.float32)})
-    assert pooled.dtype == gradient["p5"].dtype == jnp.bfloat16
+    x = jnp.asarray(scene.maps[32], jnp.bfloat16)
+    (pooled, gradient), (exact, _) = run({32: x}), run({32: x.astype(jnp.float32)})
+    assert pooled.dtype == gradient[32].dtype == jnp.bfloat16
     np.testing.assert_array_equal(pooled, exact.astype(jnp.bfloat16))
 
 
@@ -133,7 +134,7 @@ def test_memory_does_not_grow_with_the_area_of_rois_and_hardly_with_their_number
             for shape, dtype in (((1, 64, 64, 32), jnp.float32), ((1, rois, 4), jnp.float32), ((1, rois), jnp.int32))
         )
         run = functools.partial(roi_align, output_size=7, sampling_ratio=0, aligned=True)
-        return jax.jit(run).lower({"p2": x}, boxes, levels).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(run).lower({4: x}, boxes, levels).compile().memory_analysis().temp_size_in_bytes
 
     # Beside the result, a block of tiles, some numbers for each RoI, and a truth for each pair of tile and RoI.
     assert temporary(2000) - temporary(1000) < 1000 * 512

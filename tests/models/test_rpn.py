@@ -14,7 +14,8 @@ from kdjax.types import Targets
 
 SIZES = {"p2": (16, 24), "p3": (8, 12), "p4": (4, 6)}
 IMAGE_SIZE = np.array([[64, 96], [50, 60]], np.int32)
-ANCHORS = pyramid_anchors(SIZES, scale=4.0, octaves=1, ratios=(0.5, 1.0, 2.0))
+STRIDES = {"p2": 4, "p3": 8, "p4": 16}
+ANCHORS = pyramid_anchors(SIZES, STRIDES, scale=4.0, octaves=1, ratios=(0.5, 1.0, 2.0))
 ALL_ANCHORS = np.concatenate(list(ANCHORS.values()))
 
 
@@ -28,7 +29,7 @@ def random_predictions(seed=0):
 def some_targets(crowd=((False, False), (False, False))):
     objects = np.array([[[8, 8, 26, 24], [40, 20, 70, 60]], [[10, 12, 40, 44], [0, 0, 0, 0]]], np.float32)
     valid = np.array([[True, True], [True, False]])
-    return Targets(objects, np.array([[0, 1], [2, 0]], np.int32), valid, IMAGE_SIZE, np.array(crowd))
+    return Targets(objects, np.array([[0, 1], [2, 0]], np.int32), valid, np.array(crowd))
 
 
 def iou(a, b):
@@ -133,7 +134,7 @@ def test_what_lies_in_a_crowd_is_no_negative():
 
 
 def loss(predictions, targets, matches, convention="mmdet"):
-    return rpn_loss(predictions, jnp.asarray(ALL_ANCHORS), matches, targets, box_loss=l1_loss, convention=convention)
+    return rpn_loss(predictions, ANCHORS, matches, targets, box_loss=l1_loss, convention=convention)
 
 
 def test_losses_are_sums_over_the_sample_by_its_size():

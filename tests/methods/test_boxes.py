@@ -1,26 +1,43 @@
-"""The imitation of a teacher's box regression."""
+"""The imitation of a teacher's box regression; that of RoIs is tested beside RCNN, that of distances beside FCOS."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.methods.boxes import BoxImitation
 from kdjax.models.retinanet import RetinaNetPredictions
+from kdjax.types import View
 from tests import tiny
 
 SIZES = jnp.array([[64, 64], [32, 64]])
-TARGETS = tiny.batch(2)["targets"]._replace(image_size=SIZES)
+STRIDES = {"p3": 8, "p4": 16, "p5": 32, "p6": 64}
 
 
 def predictions(seed: int, *levels: str, channels: int = 36) -> RetinaNetPredictions:
     rng = np.random.default_rng(seed)
-    shapes = {level: (2, 64 >> int(level[1:]), 64 >> int(level[1:]), channels) for level in levels}
+    shapes = {level: (2, 64 // STRIDES[level], 64 // STRIDES[level], channels) for level in levels}
     deltas = {level: jnp.asarray(2 * rng.normal(size=shape), jnp.float32) for level, shape in shapes.items()}
     return RetinaNetPredictions(logits={}, deltas=deltas)
 
 
 def loss(ours: RetinaNetPredictions, theirs: RetinaNetPredictions) -> jax.Array:
-    return tiny.detector().imitate_boxes(ours, theirs, TARGETS)
+    return tiny.imitation(ours, theirs, strides=STRIDES, size=SIZES, targets=tiny.batch(2).targets)
+
+
+def test_the_teachers_heads_are_asked_about_the_students_predictions_and_a_term_is_given_by_level():
+    ours, asked = predictions(0, "p3", "p4"), []
+
+    def teacher_heads(seen):
+        asked.append(seen)
+        return predictions(1, "p4", "p3")
+
+    views = View({}, STRIDES, ours), View({}, STRIDES)
+    given = {"size": SIZES, "targets": tiny.batch(2).targets, "teacher_heads": teacher_heads}
+    terms = BoxImitation().apply({}, *views, **given)
+    assert asked == [ours]
+    assert list(terms["box_imitation"]) == ["p3", "p4"]
+    assert all(part.shape == () and part.dtype == jnp.float32 for part in terms["box_imitation"].values())
 
 
 def test_value_is_the_sum_over_common_levels_of_the_mean_over_valid_positions():

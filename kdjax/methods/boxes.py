@@ -1,0 +1,45 @@
+"""Box imitation: the student's box regression learns that of the teacher, beside any other method.
+
+MasKD's configs for RetinaNet and for two-stage detectors have such a term, of weight 1 (Huang et al., ICLR 2023,
+https://arxiv.org/abs/2205.14589, the authors' configs).
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses import masked_mean
+from kdjax.losses.detection import smooth_l1_loss
+from kdjax.types import MethodTerms, Targets, TeacherHeads, View
+
+
+class BoxImitation(nn.Module):
+    """Smooth L1 (beta 1) between the box regression of student and teacher, in maps or on the student's RoIs.
+
+    Maps are averaged over their valid positions and summed over common levels; RoIs are averaged over all sampled ones.
+    That is our reconstruction. What can be compared is said by :meth:`kdjax.types.BoxPredictions.paired_boxes`.
+    """
+
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    needs: ClassVar[tuple[str, ...]] = ("size", "targets", "teacher_heads")
+    requires: ClassVar[tuple[str, ...]] = ("teacher",)
+    tasks: ClassVar[tuple[str, ...]] = ("detection",)
+    terms: ClassVar[dict[str, tuple[str, ...]]] = {"box_imitation": ("student",)}
+
+    def __call__(
+        self, student: View, teacher: View, *, size: jax.Array, targets: Targets, teacher_heads: TeacherHeads
+    ) -> MethodTerms:
+        """The term "box_imitation" of each map; see the contract of :mod:`kdjax.methods`."""
+        theirs = teacher_heads(student.predictions)
+        pairs = student.predictions.paired_boxes(
+            theirs, strides=dict(student.strides), image_size=size, targets=targets
+        )
+        loss = {}
+        for name, pair in pairs.items():
+            error = smooth_l1_loss(pair.student, jax.lax.stop_gradient(pair.teacher), beta=1.0)
+            loss[name] = masked_mean(error, pair.where, axis_name=self.axis_name)
+        return {"box_imitation": loss}
