@@ -22,6 +22,7 @@ from kdjax.data.images import decode
 from kdjax.data.sizing import Augmentation, Sizing
 from kdjax.data.sources import open_source
 from kdjax.data.transforms import fit
+from kdjax.tasks import Detection
 
 SIZING = Sizing(((800, 1088),), (800,), 1333)
 ROWS = {
@@ -103,7 +104,7 @@ def pipeline(source: Any, augmentation: Augmentation) -> Iterator[int]:
         source,
         batch_size=_BATCH.value,
         image_size=SIZING,
-        max_objects=100,
+        task=Detection(max_objects=100),
         seed=0,
         augmentation=augmentation,
         num_threads=_THREADS.value,

@@ -52,7 +52,7 @@ def run(method: str, seed: int, workdir: Path) -> dict[str, Any]:
         if not config[name].teacher and shared.exists() and not (own / "stages" / name).exists():
             shutil.copytree(shared, own / "stages" / name)
     summary = pipeline.run(config, own)
-    found = {role: summary[role] and summary[role]["AP"] for role in ("teacher", "student", "baseline")}
+    found = {role: summary[role] and summary[role][summary["primary"]] for role in ("teacher", "student", "baseline")}
     record.write_text(json.dumps({"method": method, "seed": seed, **found, **conditions(config)}))
     return json.loads(record.read_text())
 

@@ -19,7 +19,6 @@ from absl import app, flags, logging
 
 from kdjax import operations
 from kdjax.checkpoint import describe
-from kdjax.data.indexed import IndexedSource
 from kdjax.devices import device_count, parallel, replicate, split
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
@@ -28,7 +27,7 @@ from kdjax.plan import Plan, StagePlan, resolve
 from kdjax.run.build import Facts, build, first_state, init_jit, stage_key
 from kdjax.run.data import open_batches, open_split
 from kdjax.run.start import Teacher
-from kdjax.types import Batch
+from kdjax.types import Batch, Source
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of each part, in turn.", lower_bound=1)
 
@@ -53,7 +52,7 @@ class Part(NamedTuple):
         return seconds
 
 
-def compile_parts(plan: Plan, source: IndexedSource) -> list[Part]:
+def compile_parts(plan: Plan, source: Source) -> list[Part]:
     """Compiles the plain student step and, where the last stage has a teacher, its forward pass and the whole step.
 
     The batch is the first one of the stage, the weights are random.
@@ -65,7 +64,7 @@ def compile_parts(plan: Plan, source: IndexedSource) -> list[Part]:
     key = replicate(stage_key(plan.run.seed, stage))
 
     def training(label: str, stage: StagePlan, teacher: Teacher | None) -> Part:
-        built = build(stage, Facts(classes, image_size, teacher=teacher and teacher.module))
+        built = build(stage, Facts(plan.task, classes, image_size, teacher=teacher and teacher.module))
         state = first_state(stage, built, stage_key(plan.run.seed, stage), _as_it_is, {})
         variables = teacher.variables if teacher and built.teacher else None
         return _compile(label, built.step, [state, variables, batch, key], trains=True)
@@ -98,7 +97,7 @@ def _compile(name: str, function: Any, arguments: list[Any], trains: bool = Fals
     return Part(name, lowered.compile(), time.perf_counter() - start, arguments, trains)
 
 
-def input_rate(plan: Plan, source: IndexedSource, batches: int = 60) -> float:
+def input_rate(plan: Plan, source: Source, batches: int = 60) -> float:
     """Images a second that the input pipeline of the last stage makes where nothing else is to do.
 
     Args:
@@ -120,7 +119,7 @@ def main(_: Sequence[str]) -> int:
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         plan = resolve(CONFIG.value, devices=device_count())
-        source = open_split(plan.data, training=True)
+        source = open_split(plan.data, plan.task, training=True)
         parts = compile_parts(plan, source)
     except UserError as error:
         return refuse(error)

@@ -1,6 +1,7 @@
 """Orbax behind one file: a run's checkpoints, and the trained model as a folder of its own."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -34,46 +35,55 @@ STUDENT, REST = "student", "rest"
 """The two items of a checkpoint."""
 
 
-def _average_precision(metrics: Mapping[str, float]) -> float:
-    return metrics["AP"]
-
-
 def _items(state: TrainState) -> dict[str, Any]:
     """A state in the two parts in which it is saved."""
     student = {"params": state.params["student"], "batch_stats": state.batch_stats}
     return {STUDENT: student, REST: state.replace(params={"method": state.params["method"]}, batch_stats={})}
 
 
+def _merit(metrics: Mapping[str, float], *, metric: str, sign: int) -> float:
+    """More is better."""
+    return sign * metrics[metric]
+
+
 class Checkpoints:
-    """The checkpoints of one run: asynchronous, atomic; the newest ``keep`` and the one of the best AP stay.
+    """The checkpoints of one run: asynchronous, atomic; the newest ``keep`` and the best one stay.
 
     Every step holds the student's variables apart from the rest, so that they can be read without the method or the
     optimiser. A context manager: at its end, whatever ended it, everything is on disk.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2):
+    def __init__(self, folder: Path, *, keep: int = 2, metric: str = "AP", higher_is_better: bool = True):
+        """Opens or makes a folder of checkpoints.
+
+        Args:
+            folder: of the run.
+            keep: how many of the newest stay.
+            metric: the name of what says which is best.
+            higher_is_better: of that metric.
+        """
+        self._metric = metric
+        best = functools.partial(_merit, metric=metric, sign=1 if higher_is_better else -1)
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep),
-                checkpoint_managers.BestN(
-                    get_metric_fn=_average_precision, n=1, keep_checkpoints_without_metrics=False
-                ),
+                checkpoint_managers.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         self._manager = ocp.CheckpointManager(
             os.path.abspath(folder),
             item_handlers={name: ocp.StandardCheckpointHandler() for name in (STUDENT, REST)},
-            options=ocp.CheckpointManagerOptions(best_fn=_average_precision, preservation_policy=policy),
+            options=ocp.CheckpointManagerOptions(best_fn=best, preservation_policy=policy),
         )
 
     def latest(self) -> int | None:
         """The newest committed step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, ap: float | None = None) -> None:
-        """Starts saving ``state`` under its step; with its average precision it is a candidate for the best."""
-        # A model that finds nothing anywhere has AP NaN, which must not count as the best.
-        metrics = {"AP": ap} if ap is not None and math.isfinite(ap) else None
+    def save(self, state: TrainState, value: float | None = None) -> None:
+        """Starts saving ``state`` under its step; with the value of its metric it is a candidate for the best."""
+        # A metric of nothing is NaN, which must not count as the best.
+        metrics = {self._metric: value} if value is not None and math.isfinite(value) else None
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 

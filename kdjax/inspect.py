@@ -10,20 +10,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import app, flags, logging
 
-from kdjax.data.indexed import IndexedSource
-from kdjax.data.statistics import describe
 from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.paths import local_path
 from kdjax.plan import Plan, resolve
 from kdjax.run.data import open_batches, open_splits
-from kdjax.visualize import Mark, save_contact_sheet, truth_marks
+from kdjax.types import Source
+from kdjax.visualize import Mark, save_contact_sheet
 
 _PICTURE = flags.DEFINE_string("picture", "training_images.png", "Where the picture of training images goes.")
 _IMAGES = flags.DEFINE_integer("images", 16, "Images in the picture.", lower_bound=1)
-
-_GREY = (128, 128, 128)
 
 
 def main(_: Sequence[str]) -> int:
@@ -31,9 +28,9 @@ def main(_: Sequence[str]) -> int:
     logging.set_verbosity(logging.ERROR)
     try:
         plan = resolve(CONFIG.value, devices=device_count())
-        splits = open_splits(plan.data)
+        splits = open_splits(plan)
         for name, source in zip((plan.data.train_split, plan.data.eval_split), splits, strict=True):
-            print("\n".join(["", f"{plan.data.name}, {name}", *describe(source)]))
+            print("\n".join(["", f"{plan.data.name}, {name}", *plan.task.describe(source)]))
         pictures = training_images(plan, splits.train)
         _save(list(itertools.islice(pictures, _IMAGES.value)))
     except UserError as error:
@@ -49,17 +46,13 @@ def _save(pictures: Sequence[tuple[str, np.ndarray, list[Mark]]]) -> None:
         raise UserError(f"--picture={_PICTURE.value} cannot be written ({error.strerror}).") from error
 
 
-def training_images(plan: Plan, source: IndexedSource) -> Iterator[tuple[str, np.ndarray, list[Mark]]]:
+def training_images(plan: Plan, source: Source) -> Iterator[tuple[str, np.ndarray, list[Mark]]]:
     """The images of the last stage's first batches without their padding, with captions and what to draw, endlessly."""
     for step, batch in enumerate(open_batches(plan, plan[plan.student], source, first_step=0)):
-        boxes, labels, valid, crowd = map(np.asarray, batch.targets[:4])
-        for k, (height, width) in enumerate(batch.size.tolist()):
-            objects = boxes[k][valid[k]], labels[k][valid[k]], crowd[k][valid[k]]
-            # Regions to ignore have no class in a batch.
-            marks = truth_marks(*objects, source.class_names) + [
-                Mark(box, "crowd", _GREY) for box in boxes[k][crowd[k]]
-            ]
-            yield f"step {step}, image {k}: {height} x {width}", np.asarray(batch.images[k])[:height, :width], marks
+        for row, (height, width) in enumerate(batch.size.tolist()):
+            marks = plan.task.marks(batch, row, source.class_names)
+            pixels = np.asarray(batch.images[row])[:height, :width]
+            yield f"step {step}, image {row}: {height} x {width}", pixels, marks
 
 
 if __name__ == "__main__":

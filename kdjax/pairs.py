@@ -169,7 +169,7 @@ def taken_over(weights: Weights) -> ConfigDict:
     """The stage of a detector whose weights are taken over as they are; given steps, it is trained on from there."""
     stage = _as_published(weights.model)
     source = "mmdet_detectron" if _caffe(weights.model) else "mmdet"
-    stage.update(weights=weights.file, source=source, published_ap=weights.ap, steps=0)
+    stage.update(weights=weights.file, source=source, published=weights.ap, steps=0)
     return stage
 
 

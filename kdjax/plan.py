@@ -18,6 +18,8 @@ from kdjax.methods import RESERVED, build_method, method_class, method_options, 
 from kdjax.models import build_detector
 from kdjax.options import check, declared, defaults, hint, parse
 from kdjax.paths import local_path
+from kdjax.tasks import build_task
+from kdjax.types import Task
 from kdjax.weights import SOURCES
 
 BASELINE = "baseline"
@@ -71,6 +73,7 @@ class Plan:
 
     run: Run
     data: Data
+    task: Task
     stages: tuple[StagePlan, ...]
     """In the order in which they run; those that ``compare`` adds are last."""
     student: str
@@ -114,20 +117,29 @@ def resolve(config: ConfigDict, devices: int) -> Plan:
     content = defaults(Run) | content | {"data": defaults(Data) | content.get("data", {})}
     run = parse(Run, {key: value for key, value in content.items() if not isinstance(value, dict)}, "config")
     data = parse(Data, content["data"], "config.data")
+    task = _task(run, data)
     options = {name: _parse_stage(name, section) for name, section in sections.items()}
     _check_run(run, options, devices)
     for position, name in enumerate(run.stages):
-        _check_stage(name, options[name], earlier=run.stages[:position], devices=devices, masks=data.masks)
+        _check_stage(name, options[name], earlier=run.stages[:position], devices=devices, task=task)
     added = _add_baselines(content, run.stages) if run.compare or run.seeds else {}
     twins = {name: name for name in run.stages} | added
     options |= {name: _parse_stage(name, content[name]) for name in added}
     return Plan(
         run=run,
         data=data,
+        task=task,
         stages=tuple(_scaled(name, twin, options[name], content[name]) for name, twin in twins.items()),
         student=run.stages[-1],
         content=content,
     )
+
+
+def _task(run: Run, data: Data) -> Task:
+    try:
+        return build_task(run.task, data)
+    except UserError as error:
+        raise UserError(f"config.task: {error}") from error
 
 
 def _sections(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -265,25 +277,26 @@ def _check_run(run: Run, stages: Mapping[str, Stage], devices: int) -> None:
         raise UserError(f"{compared}, but the last stage, {last!r}, has no teacher to leave out.")
 
 
-def _check_stage(name: str, stage: Stage, earlier: tuple[str, ...], devices: int, masks: bool) -> None:
+def _check_stage(name: str, stage: Stage, earlier: tuple[str, ...], devices: int, task: Task) -> None:
     """Refuses a stage whose keys contradict each other, or what a run has."""
     try:
         model = build_detector(stage.model, num_classes=1)
     except UserError as error:
         raise UserError(f"config.{name}.model: {error}") from error
-    learns_masks = any(term == "mask" or term.endswith("_mask") for term in model.terms)
-    if stage.steps and learns_masks and not masks:
+    where = f"config.{name}.model is {stage.model['name']!r}"
+    if model.task != task.name:
         raise UserError(
-            f"config.data.masks is False, but config.{name}.model is {stage.model['name']!r}, which learns masks: set "
-            "config.data.masks=True, with data that have outlines."
+            f"{where}, a model for {model.task}, and config.task is for {task.name}; both must be the same."
         )
+    if stage.steps:
+        task.check_model(model, where)
     share = devices * stage.accumulate
     if stage.batch_size % share:
         raise UserError(
             f"config.{name}.batch_size is {stage.batch_size}, which {devices} devices in {stage.accumulate} part(s) "
             f"each cannot share evenly; it must be a multiple of {share}."
         )
-    terms = _terms(name, stage, model.terms)
+    terms = _terms(name, stage, model.terms, task)
     for term in stage.loss_weights:
         if term not in terms:
             raise UserError(
@@ -292,12 +305,17 @@ def _check_stage(name: str, stage: Stage, earlier: tuple[str, ...], devices: int
     _check_origins(name, stage, earlier)
 
 
-def _terms(name: str, stage: Stage, own: tuple[str, ...]) -> list[str]:
-    """Names of all terms of a stage's loss; refuses methods that lack something or share a term."""
+def _terms(name: str, stage: Stage, own: tuple[str, ...], task: Task) -> list[str]:
+    """Names of all terms of a stage's loss; refuses methods that lack something, fit another task, or share a term."""
     terms = list(own)
     for key, section in stage.methods.items():
         path = f"config.{name}.methods.{key}"
         method = build_method({"name": section.name, **section.options})
+        fitting = getattr(method, "tasks", ())
+        if fitting and task.name not in fitting:
+            raise UserError(
+                f"{path} is the method {section.name!r}, which is for {', '.join(fitting)}, not {task.name}."
+            )
         for needed in method.requires:
             where = f"config.{name}.teacher" if needed == "teacher" else f"{path}.{needed}"
             if not (stage.teacher if needed == "teacher" else getattr(section, needed)):

@@ -203,8 +203,8 @@ def progress_line(
     terms = " ".join(f"{name} {_number(value, 3)}" for name, value in losses.items())
     return (
         f"step {step:{len(str(steps))}}/{steps}  loss {_number(sum(losses.values()), 3)} ({terms})"
-        f"  lr {_number(learning_rate, 4)}  {_known(images_per_second, '.1f')} img/s"
-        f"  data {_known(waited, '.0%')}  ETA {_duration(eta)}"
+        f"  lr {_number(learning_rate, 4)}  {known(images_per_second, '.1f')} img/s"
+        f"  data {known(waited, '.0%')}  ETA {_duration(eta)}"
     )
 
 
@@ -214,7 +214,7 @@ def _number(value: float, decimals: int) -> str:
     return f"{value:.{decimals}f}" if fits else f"{value:.1e}"
 
 
-def _known(value: float, form: str) -> str:
+def known(value: float, form: str) -> str:
     """A formatted number, or a dash for NaN."""
     return "-" if math.isnan(value) else format(value, form)
 
@@ -234,43 +234,47 @@ class Row(NamedTuple):
     model: str
     """Its name, for example ``student (mgd)``."""
     metrics: Mapping[str, Any]
-    """What ``kdjax.evaluate`` returned."""
+    """What its judge said."""
     parameters: int
     """How many it has."""
 
 
-_COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "AP_small", "APm": "AP_medium", "APl": "AP_large"}
-"""Heading to metric."""
-
-
-def summary_table(rows: Sequence[Row], baseline: Row | None = None) -> str:
+def summary_table(rows: Sequence[Row], columns: Mapping[str, str], baseline: Row | None = None) -> str:
     """The table that ends a run.
 
     Args:
         rows: the models in order, the student last.
+        columns: headings to metrics; a metric that no model has is left out.
         baseline: the same student trained without a teacher: one more row, and below it what the teacher was worth.
     """
-    columns = _COLUMNS
-    if any("mask_AP" in row.metrics for row in rows):
-        columns = _COLUMNS | {"mask AP": "mask_AP"}
+    columns = {heading: name for heading, name in columns.items() if any(name in row.metrics for row in rows)}
     table = [["model", *columns, "params"]]
     for model, metrics, parameters in [*rows, *([baseline] if baseline else [])]:
-        values = [_known(metrics.get(name, math.nan), ".1f") for name in columns.values()]
+        values = [known(metrics.get(name, math.nan), ".1f") for name in columns.values()]
         table.append([model, *values, f"{parameters / 1e6:.2f} M"])
     if baseline:
         student = rows[-1].metrics
         gains = [
-            _known(student.get(name, math.nan) - baseline.metrics.get(name, math.nan), "+.1f")
+            known(student.get(name, math.nan) - baseline.metrics.get(name, math.nan), "+.1f")
             for name in columns.values()
         ]
         table.append(["gain", *gains, ""])
+    lines = align(table)
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *(line.rstrip() for line in lines[1:])])
+
+
+def align(table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table: the first column to the left, the others to the right.
+
+    >>> align([["class", "AP"], ["cat", "41.0"]])
+    ['class    AP', 'cat    41.0']
+    """
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
+    return [
         "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
         for name, *cells in table
     ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *(line.rstrip() for line in lines[1:])])
 
 
 @dataclasses.dataclass

@@ -1,15 +1,17 @@
 """The arrays that every floor of kdjax exchanges.
 
 Boxes are everywhere ``(x1, y1, x2, y2)`` in pixels of the padded image, except inside ``kdjax.data`` readers and
-``kdjax.evaluate``, which convert from and to what files and evaluators use. Images are NHWC, uint8, RGB until a
+``kdjax.evaluation``, which convert from and to what files and evaluators use. Images are NHWC, uint8, RGB until a
 detector normalises them.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 Features = dict[str, jax.Array]
 """Feature maps by name: ``{"p3": (N, H, W, C), ...}``."""
@@ -141,6 +143,10 @@ class Model(Module, Protocol):
     num_classes: int
 
     @property
+    def task(self) -> str:
+        """The name of the task that it is for."""
+
+    @property
     def strides(self) -> dict[str, int]:
         """Of each map of its features, pixels of the image from one position to the next, fine to coarse."""
 
@@ -209,3 +215,125 @@ class Batch:
     evaluation its position in its source, -1 for the blank images that fill the last batch."""
     targets: Any = None
     """The task's truth, :class:`Targets` for one; None in evaluation."""
+
+
+Metrics = Mapping[str, Any]
+"""What a judge says: a number by name, or by name and class."""
+
+
+class Example(Protocol):
+    """One annotated image."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8, RGB."""
+
+    @property
+    def image_id(self) -> int:
+        """What its source knows it by; unique."""
+
+
+class Source(Protocol):
+    """A sequence of examples with random access, safe to read from several threads."""
+
+    @property
+    def origin(self) -> str:
+        """What it is, in words: a file, a data set and its split."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their labels."""
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """What the files call each label; () where they call it nothing."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what a run depends on: another one is other data."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any:
+        """An :class:`Example` with the task's truth; of another image where that at ``index`` cannot be decoded."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image at ``index``, without decoding it."""
+
+    def image_id(self, index: int) -> int:
+        """The id of the image at ``index``, without decoding it."""
+
+    def report_lines(self) -> list[str]:
+        """What was found when it was opened, in a few lines for a person."""
+
+    def report_dict(self) -> dict[str, Any]:
+        """The same as plain JSON."""
+
+
+class Judge(Protocol):
+    """Measures the outputs of one model on one source; of several processes each has one of its own."""
+
+    def add(self, outputs: Any, batch: Batch) -> None:
+        """Takes what ``Model.predict`` says of a batch, as NumPy arrays (N, ...), blank images included."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was added, as arrays of any length and dtype."""
+
+    def merge(self, states: Sequence[Mapping[str, np.ndarray]]) -> Metrics:
+        """The metrics of the states of all processes together; every image counts once."""
+
+    def kept(self, count: int) -> list[Any]:
+        """Of the source's first images what the task draws, as plain JSON."""
+
+
+class Task(Protocol):
+    """What differs between detection, segmentation and classification outside of models.
+
+    It is made of the config's section of data: ``Task.of(data)``.
+    """
+
+    name: ClassVar[str]
+    """What models and methods say that they are for."""
+    primary: ClassVar[str]
+    """The metric by which students are compared, teachers admitted, and checkpoints kept."""
+    higher_is_better: ClassVar[bool]
+    """Of that metric."""
+    columns: ClassVar[Mapping[str, str]]
+    """Headings of the summary to metrics; one that nobody has is left out."""
+    spoken: ClassVar[tuple[str, ...]]
+    """Metrics that lines of progress name, the primary one first."""
+    floors: ClassVar[Mapping[str, float]]
+    """By the name of a data set: what every teacher reaches there of the primary metric."""
+
+    def check_model(self, model: Any, where: str) -> None:
+        """Raises UserError where the model cannot be trained on the data as the config has them.
+
+        ``where`` begins the sentence: "config.student.model is 'mask_rcnn'".
+        """
+
+    def check_source(self, source: Any) -> None:
+        """Raises UserError where a source cannot be trained on."""
+
+    def targets(self, images: int) -> Any:
+        """The truth of as many images that show nothing: a NamedTuple of NumPy arrays (N, ...), to be filled."""
+
+    def fill(self, targets: Any, row: int, example: Any, geometry: Any) -> None:
+        """Fills a row with the truth of an example, moved by a :class:`kdjax.data.transforms.Geometry`."""
+
+    def judge(self, source: Any) -> Judge:
+        """A judge of models on a source."""
+
+    def draw(self, path: str | os.PathLike[str], source: Any, columns: Mapping[str, list[Any]]) -> None:
+        """Saves a picture of the first images of a source with their truth and what each model said of them.
+
+        ``columns`` has captions to what :meth:`Judge.kept` gave.
+        """
+
+    def statistics(self, source: Any) -> Any:
+        """What methods are given as "statistics"; None where the task has none."""
+
+    def describe(self, source: Any) -> list[str]:
+        """Counts and sizes of a source, in lines for a person."""
+
+    def marks(self, batch: Batch, row: int, class_names: Sequence[str]) -> list[Any]:
+        """What to draw on an image of a training batch: :class:`kdjax.visualize.Mark`."""

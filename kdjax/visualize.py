@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from kdjax.data.examples import Source
+from kdjax.data.examples import ObjectSource
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -23,7 +23,7 @@ _INK, _FAINT, _PAPER = (25, 25, 25), (110, 110, 110), (255, 255, 255)
 
 
 class Found(Protocol):
-    """What a detector found in one image: ``kdjax.evaluate.ImageDetections``, for one."""
+    """What a detector found in one image: ``kdjax.tasks.average_precision.ImageDetections``, for one."""
 
     @property
     def boxes(self) -> np.ndarray:
@@ -49,7 +49,7 @@ class Mark(NamedTuple):
 
 def save_predictions(
     path: str | os.PathLike[str],
-    source: Source,
+    source: ObjectSource,
     predictions: Mapping[str, Sequence[Found]],
     *,
     score_threshold: float = 0.3,

@@ -58,7 +58,7 @@ def test_what_a_config_says_is_what_the_plan_has():
 def test_keys_that_are_absent_have_their_defaults():
     config = base_config()
     with config.unlocked():
-        del config.student.published_ap, config.data.threads, config.student.optimizer.beta2, config.teacher.methods
+        del config.student.published, config.data.threads, config.student.optimizer.beta2, config.teacher.methods
         config.student.methods.mgd = ConfigDict()
     plan = resolve(config, devices=1)
     assert plan["student"].methods["mgd"].config == {"name": "mgd", "mask_ratio": 0.65, "mask": "spatial"}
@@ -66,7 +66,7 @@ def test_keys_that_are_absent_have_their_defaults():
     assert plan["student"].section["methods"] == {"mgd": method_config("mgd").to_dict()}
     assert plan["teacher"].section["methods"] == {}
     assert plan.content["data"]["threads"] == 2
-    assert (plan["student"].options.published_ap, plan.data.threads, plan["student"].optimizer.beta2) == (0, 2, 0.99)
+    assert (plan["student"].options.published, plan.data.threads, plan["student"].optimizer.beta2) == (0, 2, 0.99)
 
 
 MISTAKES = [

@@ -12,9 +12,7 @@ import pytest
 from PIL import Image
 
 from kdjax import inspect
-from kdjax.config.schema import Data
 from kdjax.errors import UserError
-from kdjax.options import parse
 from kdjax.plan import resolve
 from kdjax.run.data import open_batches, open_split, open_splits
 from tests.data.folders import content, encoded, write
@@ -23,14 +21,14 @@ from tests.test_config import CONFIGS, load
 ROOT = Path(__file__).parents[1]
 
 
-def data_of(config):
-    return parse(Data, config.data.to_dict(), "config.data")
+def planned(config):
+    return resolve(config, devices=1)
 
 
 def plan_of(folder):
     """The plan of such a config, and its training split."""
     plan = resolve(config_of(folder), devices=1)
-    return plan, open_split(plan.data, training=True)
+    return plan, open_split(plan.data, plan.task, training=True)
 
 
 def config_of(folder):
@@ -59,7 +57,7 @@ def test_the_keys_of_a_config_decide_what_is_kept(folder):
     def opened(training=True, **keys):
         config = config_of(folder)
         config.data.update(keys)
-        return open_split(data_of(config), training=training)
+        return open_split(planned(config), training=training)
 
     def flawed(source):
         return [flaw["ids"] for flaw in source.report_dict()["flaws"]]
@@ -81,19 +79,19 @@ def test_both_splits_must_have_the_same_classes(folder):
     changed(folder, lambda tree: tree["categories"][0].update(id=3), "annotations_val.json")
     changed(folder, lambda tree: tree["annotations"][0].update(category_id=3), "annotations_val.json")
     with pytest.raises(UserError, match=r"'train' and the split 'validation' have the same classes in another order"):
-        open_splits(data_of(config_of(folder)))
+        open_splits(planned(config_of(folder)))
 
 
 def test_masks_need_outlines(folder):
     """Refused when the data are opened; without masks to learn, and to be evaluated on, they may have none."""
     config = config_of(folder)
     config.data.masks = True
-    assert len(open_split(data_of(config), training=False)) == 3
-    with pytest.raises(UserError, match=r"data.masks is True, but config.data.name is 'coco_json:.*', whose split 'tr"):
-        open_splits(data_of(config))
+    assert len(open_split(planned(config), training=False)) == 3
+    with pytest.raises(UserError, match=r"data.masks is True, but .*annotations_train.json has no outlines"):
+        open_splits(planned(config))
     changed(folder, lambda tree: tree["annotations"][0].update(segmentation=[[2, 3, 12, 3, 12, 23]]))
     config.data.max_objects = 5
-    assert open_split(data_of(config), training=True).objects(0).segmentation is not None
+    assert open_split(planned(config), training=True).objects(0).segmentation is not None
 
 
 def test_a_pair_with_masks_has_them_in_its_tiny_variant(data_dir):
@@ -101,8 +99,8 @@ def test_a_pair_with_masks_has_them_in_its_tiny_variant(data_dir):
     config = load(next(path for path in CONFIGS if path.stem == "mgd"), "cascade_mask_rcnn_x101_mask_rcnn_r50:tiny")
     config.data.data_dir = str(data_dir)
     plan = resolve(config, devices=8)
-    source = open_split(plan.data, training=True)
-    targets = next(open_batches(plan, plan["student"], source, 0))["targets"]
+    source = open_split(plan.data, plan.task, training=True)
+    targets = next(open_batches(plan, plan["student"], source, 0)).targets
     assert targets.valid.any()
     for box, grid, frame in zip(*(x[targets.valid] for x in (targets.boxes, *targets.masks)), strict=True):
         rows, columns = (np.flatnonzero(grid.any(axis=axis)) for axis in (1, 0))

@@ -48,5 +48,5 @@ def test_a_stage_is_known_by_what_it_was_known_by(old, data_dir):
     saved = json.loads((old / "stage_config.json").read_text())
     config = tiny(ROOT / "configs" / "mgd.py", data_dir)
     plan = resolve(config, devices=8)
-    changed = differences(_completed(saved), identity(plan, plan["student"], open_splits(plan.data)))
+    changed = differences(_completed(saved), identity(plan, plan["student"], open_splits(plan)))
     assert not [change for change in changed if ".train:" not in change and ".eval:" not in change]

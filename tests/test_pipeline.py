@@ -45,7 +45,7 @@ def test_comparing_later_trains_only_the_baseline_which_starts_as_the_student_di
     assert "raw/mimic" in student
     assert "raw/mimic" not in baseline
     plan = resolve(config, devices=8)
-    source = open_split(plan.data, training=True)
+    source = open_split(plan.data, plan.task, training=True)
     batches = {stage.name: next(open_batches(plan, stage, source, 1)) for stage in plan.stages}
     assert list(batches) == ["teacher", "student", "baseline"]
     np.testing.assert_array_equal(batches["student"].images, batches["baseline"].images)
@@ -87,7 +87,7 @@ def test_a_teacher_below_the_floor_stops_the_run_before_distillation_until_the_f
     config = tiny(ROOT / "configs" / "mimic.py", data_dir)
     workdir = with_teacher(teacher, tmp_path)
     config.student.teacher_floor = 99.0
-    with pytest.raises(UserError, match=r"'teacher', reaches AP .* below config.student.teacher_floor = 99"):
+    with pytest.raises(UserError, match=r"'teacher', reaches AP .* worse than config.student.teacher_floor = 99"):
         pipeline.run(config, workdir)
     assert not (workdir / "stages" / "student" / "checkpoints").exists()
     config.student.teacher_floor = 0.0
@@ -133,7 +133,7 @@ def test_other_annotations_under_the_same_name_are_other_data(tmp_path):
     plan = resolve(config, devices=8)
 
     def identified():
-        return identity(plan, plan["student"], open_splits(plan.data))
+        return identity(plan, plan["student"], open_splits(plan))
 
     before = identified()
     assert identified() == before

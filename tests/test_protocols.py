@@ -50,7 +50,7 @@ def maskd(finished):
 def test_every_config_runs_its_whole_protocol(path, finished):
     config, workdir, shown = finished(path)
     summary = json.loads((workdir / "summary.json").read_text())
-    assert summary.keys() == {"method", "teacher", "student", "baseline", "steps", "images_per_second"}
+    assert summary.keys() == {"method", "primary", "teacher", "student", "baseline", "steps", "images_per_second"}
     assert summary["method"] == (" + ".join(sorted(config.student.methods)) or "none")
     assert summary["steps"] == 2
     assert summary["baseline"] is None

@@ -17,8 +17,9 @@ from kdjax.models import build_detector
 from kdjax.optim import make_optimizer
 from kdjax.plan import resolve
 from kdjax.run.start import _as_expected, _import, _saved, import_detector
-from kdjax.run.train import SHAPES_FLOOR, teacher_floor
+from kdjax.run.train import teacher_floor
 from kdjax.state import init_state
+from kdjax.tasks import Detection
 from kdjax.weights import COCO_NAMES, load_into
 from tests.test_config import CONFIGS, load
 from tests.weights.naming import mmdet_names, to_state_dict, torchvision_names
@@ -182,23 +183,23 @@ def test_p7_of_an_imported_teacher_is_made_as_it_was_trained_though_its_pair_say
 @pytest.mark.parametrize(
     ("name", "classes", "steps", "given", "floor"),
     [
-        ("shapes", ("circle", "square"), 800, None, SHAPES_FLOOR),
-        ("shapes/tiny", ("circle", "square"), 2, None, 0),
+        ("shapes", ("circle", "square"), 800, None, Detection.floors["shapes"]),
+        ("shapes/tiny", ("circle", "square"), 2, None, None),
         # Own data, with a teacher of their own or one that goes on learning.
-        ("coco_json:photos", ("cat",), 800, None, 0),
-        ("coco_json:photos", COCO_NAMES, 800, None, 0),
-        ("coco_json:photos", ("cat",), 0, None, 0),
+        ("coco_json:photos", ("cat",), 800, None, None),
+        ("coco_json:photos", COCO_NAMES, 800, None, None),
+        ("coco_json:photos", ("cat",), 0, None, None),
         # COCO, wherever it lies, and weights as their model zoo has them.
         ("tfds:coco/2017", COCO_NAMES, 0, None, 40.0),
         ("coco_json:coco", COCO_NAMES, 0, None, 40.0),
         ("coco_json:photos", ("cat",), 800, 20.0, 20.0),
-        ("shapes", ("circle", "square"), 800, 0.0, 0),
+        ("shapes", ("circle", "square"), 800, 0.0, None),
     ],
 )
 def test_a_floor_binds_where_something_is_known_of_the_teacher(name, classes, steps, given, floor, tmp_path):
     config = base_config()
     config.data.name = name
-    config.teacher.update(steps=steps, published_ap=41.0, init=str(tmp_path))
+    config.teacher.update(steps=steps, published=41.0, init=str(tmp_path))
     config.student.teacher_floor = given
     plan = resolve(config, devices=1)
     assert teacher_floor(plan, plan["student"], classes) == floor
@@ -208,4 +209,4 @@ def test_a_teacher_from_a_folder_has_no_floor_on_own_data(tmp_path):
     config = base_config()
     config.stages, config.data.name, config.student.teacher = ("student",), "coco_json:photos", str(tmp_path)
     plan = resolve(config, devices=1)
-    assert teacher_floor(plan, plan["student"], COCO_NAMES) == 0
+    assert teacher_floor(plan, plan["student"], COCO_NAMES) is None

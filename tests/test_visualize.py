@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from kdjax.data.examples import Example
-from kdjax.evaluate import ImageDetections
+from kdjax.tasks.average_precision import ImageDetections
 from kdjax.visualize import Mark, draw_boxes, save_predictions
 
 RED, BLUE = (255, 64, 64), (64, 64, 255)

@@ -162,14 +162,15 @@ class Stage:
     teacher_floor: Annotated[
         float | None,
         _FLOOR,
-        "The stage does not start if its teacher's AP is below this. None is what is known of the teacher: 10 on "
-        "shapes, one below published_ap where weights are taken over as they are, nothing on other data.",
+        "The stage does not start if its teacher's primary metric, AP of detectors, is worse than this. None is what "
+        "is known of the teacher: 10 on shapes, one less than published where weights are taken over as they are, "
+        "nothing on other data.",
         WITHOUT_EFFECT,
     ] = None
-    published_ap: Annotated[
+    published: Annotated[
         float,
         number(0, 100),
-        "AP on COCO that a model zoo states of the detector in weights; 0 where none does.",
+        "The primary metric on COCO that a model zoo states of the model in weights; 0 where none does.",
         WITHOUT_EFFECT,
     ] = 0.0
 
@@ -254,6 +255,9 @@ class Data:
 class Run:
     """What a config says besides its data and its stages."""
 
+    task: Annotated[str, TEXT, "What models learn: detection, or package.module:Class of a task of yours."] = (
+        "detection"
+    )
     seed: Annotated[int, _SEED, "Of weights, batches and masks."] = 0
     seeds: Annotated[
         tuple[int, ...],

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from kdjax.types import Source
+
 Segmentation = list[list[float]] | dict[str, Any]
 """The outline of one object as COCO files have it, in pixels of the image: polygons, each ``[x1, y1, x2, y2, ...]``, or
 a run-length encoding ``{"size": [height, width], "counts": [...] or "..."}``."""
@@ -54,14 +56,8 @@ class Objects(NamedTuple):
         return Example(image, **fields)
 
 
-class Source(Protocol):
-    """A sequence of examples with random access, safe to read from several threads."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes in the order of their labels."""
-
-    def __len__(self) -> int: ...
+class ObjectSource(Source, Protocol):
+    """A source of examples with objects."""
 
     def __getitem__(self, index: int) -> Example: ...
 

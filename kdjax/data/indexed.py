@@ -24,7 +24,7 @@ _MOST_SKIPPED = 100
 
 @dataclasses.dataclass(frozen=True)
 class IndexedSource:
-    """A :class:`kdjax.data.examples.Source` that knows all its objects.
+    """A :class:`kdjax.data.examples.ObjectSource` that knows all its objects.
 
     An image that turns out not to be decodable is replaced by the next one in the source's order that is, together
     with its objects and its id, after the last by the first; it is named once and counted in the report. So what
@@ -107,6 +107,20 @@ class IndexedSource:
         for column in (self.images.identity, self.images.size, *self.annotations):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
+
+    @property
+    def origin(self) -> str:
+        """The file or the data set that sentences name."""
+        return self.report.origin
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image at a position, as its header says."""
+        height, width = self.images.size[range(len(self))[index]].tolist()
+        return height, width
+
+    def image_id(self, index: int) -> int:
+        """The id of the image at a position."""
+        return int(self.images.identity[range(len(self))[index]])
 
     def report_lines(self) -> list[str]:
         """What was found, in a few lines for a person."""

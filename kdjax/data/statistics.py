@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.data.examples import Source
+from kdjax.data.examples import ObjectSource
 from kdjax.losses import ClassStatistics, uniform_statistics
 
 SMALL, MEDIUM = 32.0**2, 96.0**2
@@ -30,7 +30,7 @@ class Columns(NamedTuple):
     """(m,) float32, pixels."""
 
 
-def columns(source: Source) -> Columns:
+def columns(source: ObjectSource) -> Columns:
     """Gathers the objects of a source, without decoding an image."""
     every = [source.objects(index) for index in range(len(source))]
     return Columns(
@@ -43,7 +43,7 @@ def columns(source: Source) -> Columns:
     )
 
 
-def class_statistics(source: Source) -> ClassStatistics:
+def class_statistics(source: ObjectSource) -> ClassStatistics:
     """Measures classes and sizes of all boxes of a source, crowds left out, without decoding an image.
 
     Args:
@@ -67,7 +67,7 @@ def class_statistics(source: Source) -> ClassStatistics:
     return ClassStatistics(*(jnp.asarray(x, jnp.float32) for x in (count / count.sum(), mean, deviation)))
 
 
-def describe(source: Source) -> list[str]:
+def describe(source: ObjectSource) -> list[str]:
     """What a person should know of a data set before training on it, as lines of text; crowds are counted apart."""
     found = columns(source)
     objects = Columns(found.size, *(column[~found.crowd] for column in found[1:]))

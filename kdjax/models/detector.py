@@ -1,6 +1,6 @@
 """What all detectors share: the way from images to features, and from there to detections."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -38,6 +38,8 @@ class Detector(nn.Module):
     ] = False
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
+
+    task: ClassVar[str] = "detection"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -20,13 +20,14 @@ from kdjax.models import build_detector
 from kdjax.optim import by_part, make_optimizer, make_schedule, paths, trained_norm, under
 from kdjax.plan import StagePlan
 from kdjax.state import TrainState, Variables, init_state
-from kdjax.types import Model, Sampling, Targets, View
+from kdjax.types import Model, Sampling, Task, View
 from kdjax.weights import load_into
 
 
 class Facts(NamedTuple):
     """What a stage's modules depend on besides its plan: what data, files and earlier stages decide."""
 
+    task: Task
     num_classes: int
     """Of the data."""
     image_size: tuple[int, int]
@@ -77,7 +78,7 @@ def build(stage: StagePlan, facts: Facts) -> Built:
         teacher = None
     statistics = facts.statistics or uniform_statistics(facts.num_classes)
     images = jnp.zeros((1, *facts.image_size, 3))
-    views, needed = _example(student, teacher, images, statistics)
+    views, needed = _example(student, teacher, images, facts.task.targets(1), statistics)
     for name, method in methods.items():
         _try(stage.name, name, method, views, needed)
     places = {name: place(name, methods) for name in methods}
@@ -181,10 +182,10 @@ def _zeros(shapes: Any) -> Any:
 
 
 def _example(
-    student: Model, teacher: Model | None, images: jax.Array, statistics: ClassStatistics
+    student: Model, teacher: Model | None, images: jax.Array, targets: Any, statistics: ClassStatistics
 ) -> tuple[tuple[View, View | None], dict[str, Any]]:
-    """What methods see and may need of one image without objects: zeros."""
-    size, targets, key = jnp.asarray(images.shape[1:3])[None], _no_targets(), jax.random.key(0)
+    """What methods see and may need of one image that shows nothing, whose targets are given: zeros."""
+    size, targets, key = jnp.asarray(images.shape[1:3])[None], _zeros(targets), jax.random.key(0)
     alone = student.clone(axis_name=None)
 
     def seen() -> Any:
@@ -217,11 +218,6 @@ def _try(stage: str, name: str, method: Applied, views: tuple[View, View | None]
     jax.eval_shape(lambda: plain.init_with_output(jax.random.key(0), ours, theirs, **own)[0])
     if ours and theirs and "teacher_heads" not in own:
         print(f"[{stage}] {name} {describe_pairs(ours, theirs)}", flush=True)
-
-
-def _no_targets() -> Targets:
-    """One image without objects."""
-    return Targets(jnp.zeros((1, 1, 4)), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1), bool))
 
 
 def _init_methods(built: Built, key: jax.Array) -> Any:

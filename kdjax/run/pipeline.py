@@ -1,28 +1,24 @@
 """The stages of a config in order, each skipped when it is done, and what they were worth together."""
 
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from kdjax.checkpoint import replacing
 from kdjax.devices import device_count
 from kdjax.errors import UserError
-from kdjax.evaluate import ImageDetections
 from kdjax.paths import local_path
 from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
 from kdjax.report import Row, summary_table, write_json
 from kdjax.run.data import Splits, open_splits
-from kdjax.run.record import Finished, check_claim, check_twin, identity
+from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_predictions
 from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
-from kdjax.visualize import save_predictions
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -46,7 +42,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """
     plan = resolve(config, devices=device_count())
     workdir = _usable(local_path(workdir))
-    splits = open_splits(plan.data)
+    splits = open_splits(plan)
     _check_batches(plan, splits)
     if not plan.run.seeds:
         return _run(plan, workdir, splits, _claims(plan, workdir, splits))
@@ -60,7 +56,7 @@ def _check_batches(plan: Plan, splits: Splits) -> None:
     for stage in plan.stages:
         if stage.steps and stage.options.batch_size > len(splits.train):
             raise UserError(
-                f"config.{stage.name}.batch_size is {stage.options.batch_size}, but {splits.train.report.origin} has "
+                f"config.{stage.name}.batch_size is {stage.options.batch_size}, but {splits.train.origin} has "
                 f"{len(splits.train)} images: it must be at most that many, and a multiple of the devices."
             )
 
@@ -84,14 +80,16 @@ def _repeat(
     for seed, plan in plans.items():
         print(f"Seed {seed}:", flush=True)
         summaries[seed] = _run(plan, workdir / f"seed_{seed}", splits, identities[seed])
-    found = {role: [summary[role]["AP"] for summary in summaries.values()] for role in ("student", "baseline")}
-    verdict = judge(found["student"], found["baseline"])
+    task = next(iter(plans.values())).task
+    found = {role: [summary[role][task.primary] for summary in summaries.values()] for role in ("student", "baseline")}
+    verdict = judge(found["student"], found["baseline"], task.primary, higher_is_better=task.higher_is_better)
     print("seed  student  baseline  difference")
     for seed, student, baseline, difference in zip(plans, *found.values(), verdict.differences, strict=True):
         print(f"{seed:4}  {student:7.1f}  {baseline:8.1f}  {difference:+10.1f}")
     print(verdict.sentence)
     summary = {
         "method": next(iter(summaries.values()))["method"],
+        "primary": task.primary,
         "seeds": list(plans),
         **found,
         "verdict": verdict._asdict(),
@@ -150,6 +148,7 @@ def _summary(plan: Plan, results: Mapping[str, dict[str, Any]]) -> dict[str, Any
     last = results[plan.student]
     return {
         "method": _methods(plan),
+        "primary": plan.task.primary,
         "teacher": last["teacher"],
         "student": last["metrics"],
         "baseline": results[BASELINE]["metrics"] if plan.baseline else None,
@@ -170,7 +169,7 @@ def _table(plan: Plan, results: Mapping[str, dict[str, Any]]) -> str:
     *earlier, student = plan.run.stages
     rows = [row(name, name) for name in earlier]
     rows.append(row(student, f"{student} ({_methods(plan)})"))
-    return summary_table(rows, row(BASELINE, f"{student} (none)") if plan.baseline else None)
+    return summary_table(rows, plan.task.columns, row(BASELINE, f"{student} (none)") if plan.baseline else None)
 
 
 def _draw(plan: Plan, workdir: Path, splits: Splits) -> None:
@@ -178,17 +177,5 @@ def _draw(plan: Plan, workdir: Path, splits: Splits) -> None:
     if not plan.run.pictures:
         return
 
-    def found(stage: StagePlan) -> list[ImageDetections]:
-        entries = json.loads((_folder(workdir, stage) / "detections.json").read_text())
-        return [
-            ImageDetections(
-                position=position,
-                boxes=np.asarray(entry["boxes"], np.float32).reshape(-1, 4),
-                scores=np.asarray(entry["scores"], np.float32),
-                labels=np.asarray(entry["labels"], np.int32),
-            )
-            for position, entry in enumerate(entries)
-        ]
-
-    columns = {stage.name: found(stage)[: plan.run.pictures] for stage in plan.stages}
-    save_predictions(workdir / "predictions.png", splits.evaluation, columns)
+    columns = {stage.name: kept_predictions(_folder(workdir, stage))[: plan.run.pictures] for stage in plan.stages}
+    plan.task.draw(workdir / "predictions.png", splits.evaluation, columns)

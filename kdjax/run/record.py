@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 
 from kdjax import __version__
 from kdjax.checkpoint import STAGE_FILE, describe, save_method, save_model
-from kdjax.config.schema import Data, MethodSection, Optimizer, Stage
-from kdjax.data.indexed import IndexedSource
+from kdjax.config.schema import Data, MethodSection, Optimizer, Run, Stage
 from kdjax.distill import Applied, by_method
 from kdjax.errors import UserError
-from kdjax.evaluate import ImageDetections
 from kdjax.methods import method_options
 from kdjax.options import declared, defaults
 from kdjax.paths import local_path
@@ -21,6 +19,7 @@ from kdjax.plan import Plan, StagePlan
 from kdjax.report import write_json
 from kdjax.run.data import Splits
 from kdjax.state import TrainState
+from kdjax.types import Judge
 
 _FIRST_VERSION = "0.1.0"
 """It wrote no version beside its stages, and all stages of a run drew the same batches."""
@@ -28,8 +27,12 @@ _FIRST_VERSION = "0.1.0"
 RESULT_FILE = "result.json"
 CONFIG_FILE = "config.json"
 
+PREDICTIONS_FILE = "predictions.json"
+_FORMER_PREDICTIONS_FILE = "detections.json"
+"""Of version 0.1."""
+
 MOST_PICTURES = 32
-"""Images whose detections are kept for drawing."""
+"""Images of which is kept what the model said, for drawing."""
 
 
 class Finished(NamedTuple):
@@ -56,19 +59,20 @@ def identity(plan: Plan, stage: StagePlan, splits: Splits) -> dict[str, Any]:
     """
     sources: dict[str, Any] = {}
 
-    def known(origin: str) -> dict[str, Any]:
+    def learnt_from(origin: str) -> dict[str, Any]:
         return identity(plan, plan[origin], splits) if origin in plan else describe(origin)
 
     for field in ("teacher", "init"):
         if origin := getattr(stage.options, field):
-            sources[field] = known(origin)
-    if given := {name: known(method.init) for name, method in stage.methods.items() if method.init}:
+            sources[field] = learnt_from(origin)
+    if given := {name: learnt_from(method.init) for name, method in stage.methods.items() if method.init}:
         sources["methods"] = given
     if stage.options.weights:
         sources["weights"] = _sha256(stage)
     section, data = _effective(Stage, stage.section), _effective(Data, plan.content["data"])
     data |= {"train": splits.train.fingerprint, "eval": splits.evaluation.fingerprint}
-    return json.loads(json.dumps({"seed": plan.run.seed, "data": data, "stage": section, "from": sources}))
+    known = {"seed": plan.run.seed, "task": plan.run.task, "data": data, "stage": section, "from": sources}
+    return json.loads(json.dumps(known))
 
 
 def _sha256(stage: StagePlan) -> str:
@@ -137,7 +141,13 @@ def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     stage["methods"] = {key: _completed_method(method) for key, method in stage["methods"].items()}
     origins = {field: _completed(x) if isinstance(x, dict) else x for field, x in saved["from"].items()}
     origins |= {"methods": {k: _completed(x) for k, x in origins["methods"].items()}} if "methods" in origins else {}
-    whole = {**saved, "stage": stage, "data": _effective(Data, defaults(Data)) | saved["data"], "from": origins}
+    whole = {
+        "task": defaults(Run)["task"],
+        **saved,
+        "stage": stage,
+        "data": _effective(Data, defaults(Data)) | saved["data"],
+        "from": origins,
+    }
     return json.loads(json.dumps(whole))
 
 
@@ -192,23 +202,22 @@ def export(
     methods: Mapping[str, Applied],
     folder: Path,
     state: TrainState,
-    evaluated_on: IndexedSource,
-    detections: list[ImageDetections],
+    judge: Judge,
 ) -> None:
-    """Writes the trained model, what its methods learnt, and the detections of the first images."""
+    """Writes the trained model, what its methods learnt, and what the model said of the first images."""
     save_model(folder / "model", state.student(), json.loads((folder / STAGE_FILE).read_text()))
     learnt = {name: x for name, x in by_method(state.params["method"], methods).items() if x}
     for name, params in learnt.items():
         options = stage.options.methods[name]
         place = folder / "method" if len(learnt) == 1 else folder / "method" / name
         save_method(place, params, {"name": options.name, **options.options})
-    write_json(folder / "detections.json", [_as_json(found, evaluated_on) for found in detections[:MOST_PICTURES]])
+    write_json(folder / PREDICTIONS_FILE, judge.kept(MOST_PICTURES))
 
 
-def _as_json(found: ImageDetections, source: IndexedSource) -> dict[str, Any]:
-    """Detections under the data set's own id of their image."""
-    fields = found._asdict()
-    return {"image_id": source.objects(fields.pop("position")).image_id, **fields}
+def kept_predictions(folder: Path) -> list[Any]:
+    """What the model of a finished stage said of the first images, as its task draws it."""
+    path = folder / PREDICTIONS_FILE
+    return json.loads((path if path.exists() else folder / _FORMER_PREDICTIONS_FILE).read_text())
 
 
 def finished_result(folder: Path) -> dict[str, Any] | None:

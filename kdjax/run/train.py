@@ -2,7 +2,7 @@
 
 A stage's folder holds ``config.json``, ``description.json``, ``metrics.jsonl``, TensorBoard events, ``checkpoints/``
 and, once finished, ``model/`` (the trained detector alone), ``method/`` (what the method learnt, if anything),
-``detections.json`` (of the images that are drawn) and ``result.json``.
+``predictions.json`` (of the images that are drawn) and ``result.json``.
 """
 
 import functools
@@ -16,11 +16,10 @@ import jax
 import numpy as np
 
 from kdjax.checkpoint import Checkpoints, abstract, describe_model
-from kdjax.data.statistics import class_statistics
 from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
 from kdjax.errors import NumericError, UserError
-from kdjax.evaluate import ImageDetections, Metrics, evaluate, make_predict
+from kdjax.evaluation import evaluate, make_predict
 from kdjax.methods import method_class
 from kdjax.plan import Plan, StagePlan
 from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
@@ -29,10 +28,11 @@ from kdjax.run.data import Splits, open_batches
 from kdjax.run.record import RESULT_FILE, Finished, claim, export, finished_result
 from kdjax.run.start import Origins, Teacher, load_origins
 from kdjax.state import TrainState, Variables
+from kdjax.types import Judge, Metrics, Task
 from kdjax.weights import COCO_NAMES
 
-Evaluation = Callable[..., tuple[Metrics, list[ImageDetections]]]
-"""From a predict function and variables to the metrics on the evaluation split, and the detections."""
+Evaluation = Callable[..., tuple[Metrics, Judge]]
+"""From a predict function and variables to the metrics on the evaluation split, and the judge that found them."""
 
 # Forced CPU devices abort when too many steps are in flight.
 _MOST_STEPS_IN_FLIGHT = 20
@@ -61,15 +61,16 @@ def train_stage(
         "parameters".
 
     Raises:
-        UserError: something that the config names does not fit, or the teacher's AP is below ``teacher_floor``.
+        UserError: something that the config names does not fit, or the teacher is worse than ``teacher_floor``.
         NumericError: the loss is not finite.
     """
     if done_before := finished_result(folder):
-        print(f"[{stage.name}] finished earlier: AP {done_before['metrics']['AP']:.1f}. Nothing to do.", flush=True)
+        found = _in_words(plan.task, done_before["metrics"], 1)
+        print(f"[{stage.name}] finished earlier: {found}. Nothing to do.", flush=True)
         return done_before
     class_names, sizing = splits.train.class_names, plan.data.sizing
     evaluation = functools.partial(
-        evaluate, source=splits.evaluation, batch_size=plan.run.eval_batch_size, image_size=sizing
+        evaluate, source=splits.evaluation, task=plan.task, batch_size=plan.run.eval_batch_size, image_size=sizing
     )
     origins = load_origins(stage, class_names, earlier)
     built = build(stage, _facts(plan, stage, splits, origins))
@@ -79,10 +80,8 @@ def train_stage(
     loop = _Loop(plan, stage, built, folder, evaluation)
     teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None
     # The loop alone holds the state: on a device there is no room for two.
-    state, metrics, detections = loop.run(
-        functools.partial(_begin, plan, stage, built, origins), teacher_variables, splits
-    )
-    export(stage, built.methods, folder, state, splits.evaluation, detections)
+    state, metrics, judge = loop.run(functools.partial(_begin, plan, stage, built, origins), teacher_variables, splits)
+    export(stage, built.methods, folder, state, judge)
     result: dict[str, Any] = {
         "metrics": metrics,
         "teacher": teacher_metrics,
@@ -99,12 +98,13 @@ def _facts(plan: Plan, stage: StagePlan, splits: Splits, origins: Origins) -> Fa
     """What the stage's modules depend on, now that data and files are read."""
     needs = {need for method in stage.methods.values() for need in method_class(method.config["name"]).needs}
     return Facts(
+        task=plan.task,
         num_classes=len(splits.train.class_names),
         image_size=plan.data.sizing.shapes[0],
         model=origins.model,
         teacher=origins.teacher and origins.teacher.module,
         given=origins.given,
-        statistics=class_statistics(splits.train) if "statistics" in needs else None,
+        statistics=plan.task.statistics(splits.train) if "statistics" in needs else None,
     )
 
 
@@ -137,10 +137,17 @@ class _Loop:
 
     def run(
         self, begin: Callable[[], TrainState], teacher_variables: Variables | None, splits: Splits
-    ) -> tuple[TrainState, Metrics, list[ImageDetections]]:
+    ) -> tuple[TrainState, Metrics, Judge]:
         """From the state of step 0, or the newest checkpoint, to the last state and what it is worth."""
         stage, options, state = self._stage, self._stage.options, begin()
-        with Checkpoints(self._folder / "checkpoints", keep=options.keep_checkpoints) as checkpoints:
+        task = self._plan.task
+        opened = Checkpoints(
+            self._folder / "checkpoints",
+            keep=options.keep_checkpoints,
+            metric=task.primary,
+            higher_is_better=task.higher_is_better,
+        )
+        with opened as checkpoints:
             if checkpoints.latest() is not None:
                 like = abstract(state)
                 del state
@@ -187,7 +194,7 @@ class _Loop:
 
     def _between(
         self, done: int, state: TrainState, writer: MetricWriter, checkpoints: Checkpoints
-    ) -> tuple[Metrics, list[ImageDetections]] | None:
+    ) -> tuple[Metrics, Judge] | None:
         """What is due after a step: its line and row, an evaluation, a checkpoint. Returns the evaluation."""
         stage, evaluated = self._stage, None
         evaluates = done == stage.steps or _due(done, stage.eval_every)
@@ -203,12 +210,12 @@ class _Loop:
             with self.throughput.paused():
                 evaluated = self._evaluate(state.student())
             row["eval"] = evaluated[0]
-            print(f"[{stage.name}] step {done}: {_in_words(evaluated[0])}", flush=True)
+            print(f"[{stage.name}] step {done}: {_in_words(self._plan.task, evaluated[0])}", flush=True)
         writer.write(done, row)
         if not finite:
             raise _not_finite(stage.name, done, means)
         if saves:
-            checkpoints.save(state, ap=evaluated[0]["AP"] if evaluated else None)
+            checkpoints.save(state, evaluated[0][self._plan.task.primary] if evaluated else None)
         return evaluated
 
     def _progress(self, done: int, means: Mapping[str, float]) -> dict[str, Any]:
@@ -235,8 +242,9 @@ def _means(recent: list[dict[str, jax.Array]]) -> dict[str, float]:
     return {name: float(np.mean([x[name] for x in values])) for name in values[0]}
 
 
-def _in_words(metrics: Mapping[str, Any]) -> str:
-    return "  ".join(f"{key} {metrics[key]:.1f}" for key in ("AP", "AP50", "AP75", "mask_AP") if key in metrics)
+def _in_words(task: Task, metrics: Metrics, count: int | None = None) -> str:
+    """The first ``count`` of the metrics that the task speaks of; all by default."""
+    return "  ".join(f"{key} {metrics[key]:.1f}" for key in task.spoken[:count] if key in metrics)
 
 
 def _check_teacher(
@@ -255,38 +263,42 @@ def _check_teacher(
         metrics: Mapping[str, Any] = earlier[origin].metrics
     else:
         metrics, _ = evaluation(make_predict(teacher.module), teacher.variables)
-        print(f"[{stage.name}] teacher: {_in_words(metrics)}", flush=True)
-    floor = teacher_floor(plan, stage, class_names)
-    if not (metrics["AP"] >= floor or floor == 0):
+        print(f"[{stage.name}] teacher: {_in_words(plan.task, metrics)}", flush=True)
+    task, floor = plan.task, teacher_floor(plan, stage, class_names)
+    value = metrics[task.primary]
+    if floor is not None and not (value >= floor if task.higher_is_better else value <= floor):
         known = "" if stage.options.teacher_floor is not None else " (what is known of it, as the config says nothing)"
         raise UserError(
-            f"The teacher of stage {stage.name!r}, {origin!r}, reaches AP {metrics['AP']:.1f}, below "
+            f"The teacher of stage {stage.name!r}, {origin!r}, reaches {task.primary} {value:.1f}, worse than "
             f"config.{stage.name}.teacher_floor = {floor:g}{known}: check its weights, train it longer, or lower the "
             "floor."
         )
     return metrics
 
 
-SHAPES_FLOOR = 10.0
-"""AP that the teacher of every config reaches on the embedded data, well below its 24."""
 _PUBLISHED_SLACK = 1.0
 
 
-def teacher_floor(plan: Plan, stage: StagePlan, class_names: Sequence[str]) -> float:
-    """The AP below which a stage's teacher may not teach.
+def teacher_floor(plan: Plan, stage: StagePlan, class_names: Sequence[str]) -> float | None:
+    """The value of the task's primary metric that a stage's teacher must reach to teach; None for any.
 
-    Where the config says none, that is what is known of the teacher: ``SHAPES_FLOOR`` on the embedded data; one below
-    the AP that a model zoo states of weights which are taken over as they are, on COCO's classes; and 0 elsewhere, for
-    nobody knows what a teacher reaches on somebody's own data.
+    Where the config says none, that is what is known of the teacher: what the task knows of the data set; one less than
+    a model zoo states of weights which are taken over as they are, on COCO's classes; and nothing elsewhere, for nobody
+    knows what a teacher reaches on somebody's own data. A floor of 0 in the config is none.
     """
     if stage.options.teacher_floor is not None:
-        return stage.options.teacher_floor
-    if plan.data.name == "shapes":
-        return SHAPES_FLOOR
+        return stage.options.teacher_floor or None
+    if plan.data.name in plan.task.floors:
+        return plan.task.floors[plan.data.name]
     origin = stage.options.teacher
-    if origin in plan and not plan[origin].steps and tuple(class_names) == COCO_NAMES:
-        return max(plan[origin].options.published_ap - _PUBLISHED_SLACK, 0.0)
-    return 0.0
+    if (
+        origin in plan
+        and not plan[origin].steps
+        and tuple(class_names) == COCO_NAMES
+        and plan[origin].options.published
+    ):
+        return plan[origin].options.published - _PUBLISHED_SLACK
+    return None
 
 
 def _not_finite(name: str, step: int, means: Mapping[str, float]) -> NumericError:

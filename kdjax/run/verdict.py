@@ -23,7 +23,9 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def judge(students: Sequence[float], baselines: Sequence[float], metric: str = "AP") -> Verdict:
+def judge(
+    students: Sequence[float], baselines: Sequence[float], metric: str = "AP", *, higher_is_better: bool = True
+) -> Verdict:
     """Compares students with their twins, seed by seed.
 
     A gain or a loss is one whose interval leaves zero out: with three seeds the mean must be 2.5 times the standard
@@ -39,7 +41,8 @@ def judge(students: Sequence[float], baselines: Sequence[float], metric: str = "
     Args:
         students: the metric of each seed's student.
         baselines: of each seed's baseline, in the same order.
-        metric: its name, for the sentence; more must be better.
+        metric: its name, for the sentence.
+        higher_is_better: of the metric.
     """
     differences = tuple(a - b for a, b in zip(students, baselines, strict=True))
     count, mean = len(differences), statistics.fmean(differences)
@@ -51,7 +54,8 @@ def judge(students: Sequence[float], baselines: Sequence[float], metric: str = "
         return Verdict(differences, mean, None, "unknown", sentence)
     half = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(differences) / math.sqrt(count)
     low, high = mean - half, mean + half
-    outcome = "gain" if low > 0 else "loss" if high < 0 else "no difference"
+    better, worse = (low > 0, high < 0) if higher_is_better else (high < 0, low > 0)
+    outcome = "gain" if better else "loss" if worse else "no difference"
     words = {"gain": "A gain", "loss": "A loss", "no difference": "No difference"}[outcome]
     sentence = (
         f"{words}: over {count} seeds the student is {mean:+.2f} {metric} "

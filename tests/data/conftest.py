@@ -43,6 +43,12 @@ class Marks:
         example = self[index]._asdict()
         return Objects(size=example.pop("image").shape[:2], **example)
 
+    def size(self, index: int) -> tuple[int, int]:
+        return self.objects(index).size
+
+    def image_id(self, index: int) -> int:
+        return self.objects(index).image_id
+
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):

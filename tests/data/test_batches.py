@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
 
-from kdjax.data import batches
 from kdjax.data.batches import eval_batches, train_batches
 from kdjax.data.masks import mask_grid, rasterize
 from kdjax.data.sizing import Augmentation, Sizing
 from kdjax.data.sources import open_source
+from kdjax.errors import UserError
+from kdjax.tasks import Detection, detection
 from tests.data.conftest import Marks
 
-SIZE = {"image_size": (32, 32), "max_objects": 3}
+SIZE = {"image_size": (32, 32), "task": Detection(3)}
 FLIP = Augmentation(flip=0.5)
 EVERYTHING = {
     "image_size": Sizing(((48, 64), (64, 48), (48, 48)), (32, 40, 48), 64),
@@ -140,7 +141,7 @@ def test_augmentation_changes_between_epochs():
 
 def test_the_largest_objects_are_kept():
     source = Marks(16)
-    for batch in take(8, source, max_objects=2):
+    for batch in take(8, source, task=Detection(2)):
         for name, labels, valid in zip(names([batch]), batch.targets.labels, batch.targets.valid, strict=True):
             largest = np.argsort(-source[name].area, kind="stable")[:2]
             assert sorted(labels[valid]) == sorted(source[name].labels[largest])
@@ -181,7 +182,7 @@ def boxes_by_example(source, **options):
 
 def test_crowds_are_regions_behind_the_objects():
     source = Marks(16, crowd=True)
-    for name, (boxes, labels, valid, crowd) in boxes_by_example(source, max_objects=4, image_size=(32, 32)).items():
+    for name, (boxes, labels, valid, crowd) in boxes_by_example(source, task=Detection(4), image_size=(32, 32)).items():
         example, count = source[name], name % 4
         ratio = 32 / max(example.image.shape[:2])
         objects = max(count - 1, 0)
@@ -194,7 +195,7 @@ def test_crowds_are_regions_behind_the_objects():
 
 
 def test_objects_come_before_crowds_where_room_is_short():
-    for name, (_, _, valid, crowd) in boxes_by_example(Marks(16, crowd=True), max_objects=2).items():
+    for name, (_, _, valid, crowd) in boxes_by_example(Marks(16, crowd=True), task=Detection(2)).items():
         assert valid.sum() == max(name % 4 - 1, 0)
         assert crowd.sum() == (name % 4 in (1, 2))
 
@@ -244,7 +245,7 @@ class Outlined(Marks):
 def test_masks_are_where_the_marks_are():
     """At their own size a cell is a pixel, and the last object, which no other covers, is all of its colour."""
     seen = set()
-    for batch in take(12, Outlined(16, crowd=True), mask_size=14, max_objects=4, augmentation=FLIP):
+    for batch in take(12, Outlined(16, crowd=True), task=Detection(4, 14), augmentation=FLIP):
         targets = batch.targets
         assert targets.masks.grid.shape == (4, 4, 14, 14)
         assert targets.masks.frame.shape == (4, 4, 4)
@@ -270,7 +271,7 @@ def test_only_the_window_around_polygons_is_filled_and_that_changes_nothing():
     for _ in range(60):
         centre, size = rng.uniform(-10, 60, 2), rng.uniform(0.5, 40)
         outline = [(centre + rng.uniform(-size, size, (n, 2))).ravel().tolist() for n in rng.integers(3, 9, 2)]
-        grid, frame = batches._mask(outline, (40, 50), 16)
+        grid, frame = detection._mask(outline, (40, 50), 16)
         expected, expected_frame = mask_grid(rasterize(outline, (40, 50)), 16)
         np.testing.assert_array_equal(grid, expected)
         if expected.any():
@@ -278,8 +279,10 @@ def test_only_the_window_around_polygons_is_filled_and_that_changes_nothing():
 
 
 def test_masks_of_a_source_without_outlines_are_refused():
-    with pytest.raises(ValueError, match="the source has no outlines of its objects"):
-        take(1, Marks(10), mask_size=14)
+    source = Marks(10)
+    source.origin = "marks.json"
+    with pytest.raises(UserError, match=r"config.data.masks is True, but marks.json has no outlines of its objects"):
+        Detection(3, 14).check_source(source)
 
 
 def test_an_error_in_a_thread_reaches_the_consumer_and_the_threads_end():
@@ -377,7 +380,7 @@ def test_evaluating_nothing_is_an_error():
 
 def test_the_embedded_data_set_makes_batches(data_dir):
     source = open_source("shapes/tiny", "train", data_dir)
-    batch = next(train_batches(source, batch_size=8, image_size=(128, 128), max_objects=8, seed=0))
+    batch = next(train_batches(source, batch_size=8, image_size=(128, 128), task=Detection(8), seed=0))
     assert batch.images.shape == (8, 128, 128, 3)
     assert (batch.size.max(axis=1) == 128).all()
     assert (batch.targets.valid.sum(axis=1) >= 1).all()

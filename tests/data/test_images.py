@@ -14,6 +14,7 @@ from PIL import Image
 from kdjax.data.batches import train_batches
 from kdjax.data.images import MOST_PIXELS, Header, ImageError, UndecodableError, decode, read_header
 from kdjax.errors import UserError
+from kdjax.tasks import Detection
 from tests.data.folders import content, encoded, write
 from tests.data.test_coco import flaws, opened
 
@@ -274,7 +275,7 @@ def test_strict_refuses_an_image_that_breaks_later(tmp_path):
 
 def test_batches_with_broken_images_are_a_function_of_the_step(tmp_path):
     folder_with(tmp_path, spoilt())
-    options = {"batch_size": 2, "image_size": (32, 32), "max_objects": 4, "seed": 1}
+    options = {"batch_size": 2, "image_size": (32, 32), "task": Detection(4), "seed": 1}
     batches = [next(train_batches(opened(tmp_path), first_step=step, **options)) for step in range(4)]
     stream = train_batches(opened(tmp_path), **options)
     for batch in batches:

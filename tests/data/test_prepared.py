@@ -14,6 +14,7 @@ from kdjax.data.check import Checks
 from kdjax.data.sources import open_source
 from kdjax.data.statistics import class_statistics
 from kdjax.errors import UserError
+from kdjax.tasks import Detection
 from tests.data.folders import encoded
 from tests.data.test_coco import flaws
 
@@ -482,7 +483,7 @@ def test_empty_and_small_splits_are_refused(coco, tmp_path):
         open_source("tfds:coco/2017", "train[7:]", coco)
     source = open_source("tfds:coco/2017", "train", coco)
     with pytest.raises(UserError, match="7 examples, fewer than the batch of 8"):
-        train_batches(source, batch_size=8, image_size=(32, 32), max_objects=4, seed=0)
+        train_batches(source, batch_size=8, image_size=(32, 32), task=Detection(4), seed=0)
 
 
 def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):

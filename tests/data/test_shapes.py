@@ -10,6 +10,7 @@ from kdjax.data import shapes
 from kdjax.data.batches import train_batches
 from kdjax.data.sizing import Augmentation
 from kdjax.data.sources import open_source
+from kdjax.tasks import Detection
 
 SCENES = [shapes.scene("train", index) for index in range(40)]
 
@@ -96,7 +97,7 @@ def test_a_batch_has_the_masks_of_its_objects(data_dir):
     """Not scaled, a cell of the grid is a pixel; which scene an image is, its pixels say."""
     source = open_source("shapes/tiny", "train", data_dir)
     scenes = {scene.image.tobytes(): scene.owner for scene in (shapes.scene("train", k) for k in range(len(source)))}
-    sizes = {"image_size": (128, 128), "max_objects": 6, "mask_size": 128}
+    sizes = {"image_size": (128, 128), "task": Detection(6, 128)}
     batch = next(train_batches(source, batch_size=8, seed=0, augmentation=Augmentation(flip=0.5), **sizes))
     flipped = 0
     targets = batch.targets

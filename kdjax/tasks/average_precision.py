@@ -1,0 +1,273 @@
+"""COCO average precision of what a detector finds in a source.
+
+faster-coco-eval is the judge; this module only brings it numbers: detections leave the padded image for the pixels of
+the original one here, and boxes become the judge's ``(x, y, width, height)``.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as coco_mask
+
+from kdjax.data.examples import ObjectSource
+from kdjax.data.masks import RunLengths, paste, run_lengths
+from kdjax.data.sizing import Size
+from kdjax.types import Batch, Detections
+
+_SUMMARY = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
+)
+"""COCO's twelve numbers, in the judge's order."""
+
+
+class ImageDetections(NamedTuple):
+    """What a detector found in one image, best first, as NumPy arrays."""
+
+    position: int
+    """Of the image in its source."""
+    boxes: np.ndarray
+    """(n, 4) float32, xyxy in pixels of the original image, clipped to it."""
+    scores: np.ndarray
+    """(n,) float32 in [0, 1], descending."""
+    labels: np.ndarray
+    """(n,) int32 in [0, classes)."""
+    masks: tuple[RunLengths, ...] | None = None
+    """Of detectors that find masks: the pixels of the original image that each object covers."""
+
+
+class Metrics(TypedDict):
+    """COCO's numbers in percent, 0 to 100; NaN where the source has no object to find."""
+
+    AP: float
+    """Mean over the IoU thresholds 0.50, 0.55, ..., 0.95, and over classes."""
+    AP50: float
+    AP75: float
+    AP_small: float
+    """Objects of area up to 32 squared, in pixels of the original image."""
+    AP_medium: float
+    """Objects between small and large."""
+    AP_large: float
+    """Objects of area from 96 squared."""
+    AR1: float
+    """Average recall of the best detection of each image."""
+    AR10: float
+    """Of the 10 best, and so on."""
+    AR100: float
+    AR_small: float
+    """Average recall of small objects, by the 100 best detections of each image."""
+    AR_medium: float
+    AR_large: float
+    per_class: dict[str, float]
+    """AP of each class, in the source's order."""
+    mask_AP: NotRequired[float]
+    """Where masks were found and the source has some, by the IoU of masks instead of boxes, like all that follows."""
+    mask_AP50: NotRequired[float]
+    mask_AP75: NotRequired[float]
+    mask_AP_small: NotRequired[float]
+    mask_AP_medium: NotRequired[float]
+    mask_AP_large: NotRequired[float]
+    mask_AR1: NotRequired[float]
+    mask_AR10: NotRequired[float]
+    mask_AR100: NotRequired[float]
+    mask_AR_small: NotRequired[float]
+    mask_AR_medium: NotRequired[float]
+    mask_AR_large: NotRequired[float]
+    mask_per_class: NotRequired[dict[str, float]]
+
+
+class AveragePrecision:
+    """A :class:`kdjax.types.Judge`: gathers detections by the position of their image in the source."""
+
+    def __init__(self, source: ObjectSource):
+        """Knows nothing yet of what is found in the images of a source."""
+        self._source = source
+        self._found: list[ImageDetections] = []
+
+    def add(self, outputs: Detections, batch: Batch) -> None:
+        """Takes the detections of a batch, in pixels of its padded images; blank images are left out."""
+        self._found.extend(original_pixels(outputs, batch, self._source))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The detections of all images one after another, and how many each image has."""
+        found = self._found
+        state = {
+            "position": np.array([image.position for image in found], np.int64),
+            "count": np.array([len(image.scores) for image in found], np.int64),
+            "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(image.boxes for image in found)]),
+            "scores": np.concatenate([np.zeros(0, np.float32), *(image.scores for image in found)]),
+            "labels": np.concatenate([np.zeros(0, np.int32), *(image.labels for image in found)]),
+        }
+        if found and all(image.masks is not None for image in found):
+            masks = [mask["counts"].encode() for image in found for mask in image.masks or ()]
+            state["mask_length"] = np.array([len(mask) for mask in masks], np.int64)
+            state["mask_bytes"] = np.frombuffer(b"".join(masks), np.uint8)
+        return state
+
+    def merge(self, states: Sequence[Mapping[str, np.ndarray]]) -> Metrics:
+        """COCO's metrics of what all processes found."""
+        return coco_metrics(self._source, [image for state in states for image in self.images(state)])
+
+    def kept(self, count: int) -> list[dict[str, Any]]:
+        """The detections of the source's first images, under the data set's own ids."""
+        first = sorted((image for image in self._found if image.position < count), key=lambda image: image.position)
+        fields = [image._asdict() for image in first]
+        return [{"image_id": self._source.image_id(image.pop("position")), **image} for image in fields]
+
+    def images(self, state: Mapping[str, np.ndarray]) -> Iterator[ImageDetections]:
+        """The detections of a :meth:`state`, image by image."""
+        ends = np.cumsum(state["count"])
+        mask_ends = np.cumsum(state["mask_length"]) if "mask_length" in state else None
+        for position, end, count in zip(state["position"].tolist(), ends, state["count"], strict=True):
+            rows = slice(end - count, end)
+            masks = None
+            if mask_ends is not None:
+                size = list(self._source.size(position))
+                masks = tuple(
+                    {"size": size, "counts": state["mask_bytes"][stop - length : stop].tobytes().decode()}
+                    for stop, length in zip(mask_ends[rows], state["mask_length"][rows], strict=True)
+                )
+            yield ImageDetections(position, state["boxes"][rows], state["scores"][rows], state["labels"][rows], masks)
+
+
+def original_pixels(output: Detections, batch: Batch, source: ObjectSource) -> Iterator[ImageDetections]:
+    """Splits the outputs (N, ...) of a batch into images, without blank ones and empty slots, in original pixels."""
+    masks = None if output.masks is None else np.asarray(output.masks)
+    boxes, scores, labels, valid = map(np.asarray, output[:4])
+    positions = np.asarray(batch.index)
+    for i in np.flatnonzero(positions >= 0):
+        kept = valid[i]
+        height, width = source.size(int(positions[i]))
+        # Per axis: rounding to whole pixels makes the two scales of a resized image differ slightly.
+        ratio = (np.array([height, width]) / np.asarray(batch.size[i])).astype(np.float32)
+        original = boxes[i][kept] * ratio[[1, 0, 1, 0]]
+        clipped = np.clip(original, 0, np.array([width, height, width, height], np.float32))
+        pasted = None
+        if masks is not None:
+            pasted = tuple(
+                paste(mask, box, (int(height), int(width))) for mask, box in zip(masks[i][kept], clipped, strict=True)
+            )
+        yield ImageDetections(int(positions[i]), clipped, scores[i][kept], labels[i][kept], pasted)
+
+
+def coco_metrics(source: ObjectSource, detections: Iterable[ImageDetections]) -> Metrics:
+    """COCO's metrics of ``detections`` against the objects of ``source``, crowds being ignore regions.
+
+    Images of the source without detections count as found empty. Masks are judged as well if all detections have some
+    and the source has segmentations.
+
+    Raises:
+        ValueError: a detection names an image or a class that the source does not have.
+    """
+    detections = list(detections)
+    masks = bool(detections) and all(found.masks is not None for found in detections)
+    ranks = _ranks([source.objects(i).image_id for i in range(len(source))])
+    images: dict[int, Size] = {}
+    truth: list[dict[str, Any]] = []
+    for i in range(len(source)):
+        objects = source.objects(i)
+        images[ranks[i]] = objects.size
+        columns = {"area": objects.area.tolist(), "iscrowd": objects.crowd.astype(int).tolist()}
+        masks &= objects.segmentation is not None
+        if masks and objects.segmentation is not None:
+            columns["segmentation"] = [run_lengths(outline, objects.size) for outline in objects.segmentation]
+        truth.extend(_annotations(ranks[i], objects.boxes, objects.labels, columns))
+
+    classes = len(source.class_names)
+    by_box: list[dict[str, Any]] = []
+    by_mask: list[dict[str, Any]] = []
+    for found in detections:
+        position, boxes, labels = found.position, found.boxes, found.labels
+        if not 0 <= position < len(images):
+            raise ValueError(f"detections of an image at position {position}: the source has {len(images)} images")
+        if labels.size and labels.max() >= classes:
+            raise ValueError(
+                f"a detection of class {labels.max()} in the image at position {position}: the source has {classes} "
+                "classes"
+            )
+        columns = {"score": found.scores.tolist()}
+        area = np.prod(boxes[:, 2:].astype(float) - boxes[:, :2], axis=1).tolist()
+        by_box.extend(_annotations(ranks[position], boxes, labels, columns | {"area": area}))
+        if masks and found.masks:
+            columns |= {"segmentation": list(found.masks), "area": coco_mask.area(list(found.masks)).tolist()}
+            by_mask.extend(_annotations(ranks[position], boxes, labels, columns))
+
+    judge = functools.partial(_judge, images, source.class_names, truth)
+    metrics = judge(by_box, "bbox")
+    if masks:
+        metrics |= {f"mask_{name}": value for name, value in judge(by_mask, "segm").items()}
+    return cast(Metrics, metrics)
+
+
+def _ranks(ids: Sequence[int]) -> list[int]:
+    """The rank of each id among all.
+
+    The judge knows images by it: ids may be beyond what it computes with, and their order decides between detections
+    of equal scores.
+    """
+    ranks = [0] * len(ids)
+    for rank, position in enumerate(sorted(range(len(ids)), key=ids.__getitem__)):
+        ranks[position] = rank
+    return ranks
+
+
+def _judge(
+    images: Mapping[int, Size],
+    class_names: Sequence[str],
+    truth: Iterable[dict[str, Any]],
+    found: Iterable[dict[str, Any]],
+    kind: str,
+) -> dict[str, Any]:
+    """The numbers of :class:`Metrics` by the IoU of one kind, "bbox" or "segm"."""
+    judge = COCOeval_faster(
+        _coco(images, class_names, truth),
+        _coco(images, class_names, found),
+        iouType=kind,
+        print_function=_silent,
+    )
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    metrics: dict[str, Any] = {name: _percent(judge.stats[place]) for place, name in enumerate(_SUMMARY)}
+    # (IoU thresholds, recalls, classes, areas, limits of detections): all areas, 100 detections.
+    precision = judge.eval["precision"][:, :, :, 0, -1]
+    # A class without objects is -1 throughout, and so is its mean.
+    metrics["per_class"] = {name: _percent(precision[:, :, k].mean()) for k, name in enumerate(class_names)}
+    return metrics
+
+
+def _annotations(
+    image_id: int, boxes: np.ndarray, labels: np.ndarray, columns: Mapping[str, list[Any]]
+) -> Iterator[dict[str, Any]]:
+    """COCO's dictionaries of one image's xyxy boxes; each column has a value for each of them."""
+    # In float64, as the judge computes: a width subtracted in float32 would shift areas across COCO's size limits.
+    boxes = boxes.astype(float)
+    xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+    for box, label, *values in zip(xywh, labels.tolist(), *columns.values(), strict=True):
+        yield {"image_id": image_id, "bbox": box, "category_id": label, **dict(zip(columns, values, strict=True))}
+
+
+def _coco(images: Mapping[int, Size], class_names: Sequence[str], annotations: Iterable[dict[str, Any]]) -> COCO:
+    """The judge's view of annotations, in memory; the class with label k has category id k."""
+    return COCO(
+        {
+            "images": [{"id": key, "height": height, "width": width} for key, (height, width) in images.items()],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(class_names)],
+            # From 1: the judge marks what it could not match by the annotation id 0.
+            "annotations": [{"id": i, **annotation} for i, annotation in enumerate(annotations, start=1)],
+        },
+        print_function=_silent,
+    )
+
+
+def _percent(value: float) -> float:
+    """The judge's fraction in percent; it says -1 where there is nothing to find."""
+    return 100 * float(value) if value >= 0 else math.nan
+
+
+def _silent(*_: Any) -> None:
+    """Takes the place of the judge's ``print``."""

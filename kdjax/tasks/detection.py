@@ -1,0 +1,164 @@
+"""Detection: boxes, and masks where detectors learn them, judged by COCO's average precision."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from kdjax.data import statistics
+from kdjax.data.examples import Example, ObjectSource, Segmentation
+from kdjax.data.masks import mask_grid, rasterize
+from kdjax.data.objects import moved
+from kdjax.data.sizing import Size
+from kdjax.data.transforms import Geometry
+from kdjax.errors import UserError
+from kdjax.losses import ClassStatistics
+from kdjax.tasks.average_precision import AveragePrecision, ImageDetections
+from kdjax.types import Batch, Masks, Targets
+from kdjax.visualize import Mark, save_predictions, truth_marks
+
+_GREY = (128, 128, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """The task of object detectors, see :class:`kdjax.types.Task`."""
+
+    max_objects: int = 16
+    """Room for objects in an image; of more, those with the largest boxes are kept. Crowds take what they leave."""
+    mask_size: int = 0
+    """Side of the grids of masks; 0 for targets without masks."""
+
+    name: ClassVar[str] = "detection"
+    primary: ClassVar[str] = "AP"
+    higher_is_better: ClassVar[bool] = True
+    columns: ClassVar[Mapping[str, str]] = {
+        "AP": "AP",
+        "AP50": "AP50",
+        "AP75": "AP75",
+        "APs": "AP_small",
+        "APm": "AP_medium",
+        "APl": "AP_large",
+        "mask AP": "mask_AP",
+    }
+    spoken: ClassVar[tuple[str, ...]] = ("AP", "AP50", "AP75", "mask_AP")
+    floors: ClassVar[Mapping[str, float]] = {"shapes": 10.0}
+    """The teacher of every config reaches 24 on the embedded data."""
+
+    @classmethod
+    def of(cls, data: Any) -> "Detection":
+        """The task on data as the config has them."""
+        return cls(data.max_objects, data.mask_size if data.masks else 0)
+
+    def check_model(self, model: Any, where: str) -> None:
+        """Raises UserError where the model learns masks and the data have none."""
+        learns_masks = any(term == "mask" or term.endswith("_mask") for term in model.terms)
+        if learns_masks and not self.mask_size:
+            raise UserError(
+                f"config.data.masks is False, but {where}, which learns masks: set config.data.masks=True, with data "
+                "that have outlines."
+            )
+
+    def check_source(self, source: Any) -> None:
+        """Raises UserError where masks are to be made and the source has no outlines."""
+        if self.mask_size and source.objects(0).segmentation is None:
+            raise UserError(
+                f"config.data.masks is True, but {source.origin} has no outlines of its objects, of which masks are "
+                "made: take coco_json:<folder> with segmentations, or shapes; where no stage learns masks, set "
+                "config.data.masks=False."
+            )
+
+    def targets(self, images: int) -> Targets:
+        """Room for the objects of as many images."""
+        slots = images, self.max_objects
+        grid = np.zeros((*slots, self.mask_size, self.mask_size), np.bool_), np.zeros((*slots, 4), np.float32)
+        arrays = [
+            np.zeros((*slots, 4), np.float32),
+            np.zeros(slots, np.int32),
+            np.zeros(slots, np.bool_),
+            np.zeros(slots, np.bool_),
+            Masks._make(grid) if self.mask_size else None,
+        ]
+        return Targets._make(arrays)
+
+    def fill(self, targets: Targets, row: int, example: Example, geometry: Geometry) -> None:
+        """Fills a row with the objects of an example where a geometry puts them."""
+        if not self.mask_size:
+            example = example._replace(segmentation=None)
+        _put_objects(moved(example, geometry), targets, row, geometry.size)
+
+    def judge(self, source: ObjectSource) -> AveragePrecision:
+        """COCO's average precision on a source."""
+        return AveragePrecision(source)
+
+    def draw(
+        self, path: str | os.PathLike[str], source: ObjectSource, columns: Mapping[str, list[Mapping[str, Any]]]
+    ) -> None:
+        """Draws the ground truth and each column's detections."""
+        found = {
+            caption: [
+                ImageDetections(
+                    position=position,
+                    boxes=np.asarray(entry["boxes"], np.float32).reshape(-1, 4),
+                    scores=np.asarray(entry["scores"], np.float32),
+                    labels=np.asarray(entry["labels"], np.int32),
+                )
+                for position, entry in enumerate(entries)
+            ]
+            for caption, entries in columns.items()
+        }
+        save_predictions(path, source, found)
+
+    def statistics(self, source: ObjectSource) -> ClassStatistics:
+        """What the boxes of a source look like, class by class."""
+        return statistics.class_statistics(source)
+
+    def describe(self, source: ObjectSource) -> list[str]:
+        """Counts and sizes of the objects of a source."""
+        return statistics.describe(source)
+
+    def marks(self, batch: Batch, row: int, class_names: Sequence[str]) -> list[Mark]:
+        """The objects and the regions to ignore of an image of a batch."""
+        boxes, labels, valid, crowd = (np.asarray(x[row]) for x in batch.targets[:4])
+        # Regions to ignore have no class in a batch.
+        ignored = [Mark(box, "crowd", _GREY) for box in boxes[crowd]]
+        return truth_marks(boxes[valid], labels[valid], crowd[valid], class_names) + ignored
+
+
+def _put_objects(example: Example, targets: Any, row: int, size: Size) -> None:
+    """Fills the slots of one image of ``size``: objects in their given order, then crowds; empty boxes are left out."""
+    width, height = (example.boxes[:, 2:] - example.boxes[:, :2]).T
+    area = np.where((width > 0) & (height > 0), width * height, 0)
+    room = targets.valid.shape[1]
+    objects = _largest(np.flatnonzero((area > 0) & ~example.crowd), area, room)
+    crowds = _largest(np.flatnonzero((area > 0) & example.crowd), area, room - len(objects))
+    filled = np.concatenate([objects, crowds])
+    targets.boxes[row, : len(filled)] = example.boxes[filled]
+    targets.labels[row, : len(objects)] = example.labels[objects]
+    targets.valid[row, : len(objects)] = True
+    targets.crowd[row, len(objects) : len(filled)] = True
+    if targets.masks and example.segmentation:
+        for slot, number in enumerate(objects.tolist()):
+            grid, frame = _mask(example.segmentation[number], size, targets.masks.grid.shape[-1])
+            targets.masks.grid[row, slot], targets.masks.frame[row, slot] = grid, frame
+
+
+def _mask(outline: Segmentation, size: Size, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """The grid and the frame of an object; of polygons, only the window around them is made pixels."""
+    low, high = np.zeros(2, int), np.array(size[::-1])
+    if outline and not isinstance(outline, dict):
+        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in outline])
+        # COCO's code rounds to fifths of a pixel: with a pixel more on each side, the window's edge changes nothing.
+        low = np.clip(np.floor(points.min(axis=0)).astype(int) - 1, 0, high - 1)
+        high = np.clip(np.ceil(points.max(axis=0)).astype(int) + 1, low + 1, high)
+        outline = [(np.reshape(polygon, (-1, 2)) - low).ravel().tolist() for polygon in outline]
+    width, height = (high - low).tolist()
+    grid, frame = mask_grid(rasterize(outline, (height, width)), cells)
+    return grid, frame + np.tile(low, 2)
+
+
+def _largest(indices: np.ndarray, area: np.ndarray, room: int) -> np.ndarray:
+    """The ``room`` of ``indices`` with the largest area, in their given order; of equal ones the first."""
+    return np.sort(indices[np.argsort(-area[indices], kind="stable")[:room]])
