@@ -1,269 +1,117 @@
-"""COCO average precision of a detector over a source, from predictions computed on every local device.
+"""Measures a saved model on any split: ``python -m kdjax.evaluate --model=runs/first/student --config.data.name=...``.
 
-faster-coco-eval is the judge; this module only brings it numbers: detections leave the padded image for the pixels of
-the original one here, and boxes become the judge's ``(x, y, width, height)``.
+Prints all numbers of the task's judge, of detectors COCO's twelve, and a table by class. Data and image size are those
+of ``--config``; without one, the data are the embedded ones and the size is the model's own, but for what flags say.
 """
 
-import functools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NotRequired, TypedDict, cast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import jax
-import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
-from faster_coco_eval.core import mask as coco_mask
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
-from kdjax import operations
-from kdjax.data.batches import eval_batches
-from kdjax.data.examples import Source
-from kdjax.data.masks import RunLengths, paste, run_lengths
-from kdjax.data.sizing import Size, Sizing
-from kdjax.devices import parallel, replicate, split
-from kdjax.types import Batch, Detections, Model
+from kdjax.checkpoint import describe, load_student
+from kdjax.config import find_config
+from kdjax.config.schema import Data, Run
+from kdjax.data.check import compare_classes
+from kdjax.devices import cache_compilations, device_count
+from kdjax.errors import UserError
+from kdjax.evaluation import evaluate, make_predict
+from kdjax.main import CONFIG, parse, refuse
+from kdjax.options import parse as parse_options
+from kdjax.paths import local_path
+from kdjax.report import align, known, write_json
+from kdjax.run.data import open_split
+from kdjax.tasks import build_task
+from kdjax.types import Metrics
 
-_SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR100": 8}
-"""Places in the judge's summary."""
-
-Predict = Callable[[Any, Any, Any], Detections]
-"""What :func:`make_predict` returns: (variables, images (D, n, H, W, 3), image_size (D, n, 2)) to (D, n, ...)."""
-
-
-class ImageDetections(NamedTuple):
-    """What a detector found in one image, best first, as NumPy arrays."""
-
-    position: int
-    """Of the image in its source."""
-    boxes: np.ndarray
-    """(n, 4) float32, xyxy in pixels of the original image, clipped to it."""
-    scores: np.ndarray
-    """(n,) float32 in [0, 1], descending."""
-    labels: np.ndarray
-    """(n,) int32 in [0, classes)."""
-    masks: tuple[RunLengths, ...] | None = None
-    """Of detectors that find masks: the pixels of the original image that each object covers."""
+_MODEL = flags.DEFINE_string("model", "", "Folder of a model, or one step in the checkpoints of a stage.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file for the numbers, if wanted.")
+PLAIN = "none"
+"""The config that takes the place of a missing one."""
 
 
-class Metrics(TypedDict):
-    """COCO's numbers in percent, 0 to 100; NaN where the source has no object to find."""
-
-    AP: float
-    """Mean over the IoU thresholds 0.50, 0.55, ..., 0.95, and over classes."""
-    AP50: float
-    AP75: float
-    AP_small: float
-    """Objects of area up to 32 squared, in pixels of the original image."""
-    AP_medium: float
-    """Objects between small and large."""
-    AP_large: float
-    """Objects of area from 96 squared."""
-    AR100: float
-    """Average recall of the 100 best detections of each image."""
-    per_class: dict[str, float]
-    """AP of each class, in the source's order."""
-    mask_AP: NotRequired[float]
-    """Where masks were found and the source has some, by the IoU of masks instead of boxes, like all that follows."""
-    mask_AP50: NotRequired[float]
-    mask_AP75: NotRequired[float]
-    mask_AP_small: NotRequired[float]
-    mask_AP_medium: NotRequired[float]
-    mask_AP_large: NotRequired[float]
-    mask_AR100: NotRequired[float]
-    mask_per_class: NotRequired[dict[str, float]]
-
-
-def make_predict(detector: Model) -> Predict:
-    """Inference mapped over all devices, from uint8 images to detections.
-
-    Build it once per detector and keep it: every call of this function makes something that compiles anew.
+def measure(config: ConfigDict, model: str) -> Metrics:
+    """The metrics of a saved model on the evaluation split of a config.
 
     Args:
-        detector: follows the contract of :class:`kdjax.types.Model`.
-    """
-    return parallel(functools.partial(operations.predict, detector), in_axes=(None, 0, 0), replicated=False)
-
-
-def evaluate(
-    predict: Predict, variables: Any, source: Source, *, batch_size: int, image_size: Size | Sizing
-) -> tuple[Metrics, list[ImageDetections]]:
-    """COCO metrics of a detector over a whole source, the last partial batch included.
-
-    Args:
-        predict: made by :func:`make_predict`.
-        variables: the detector's; placed on the devices once, unless they are there already.
-        source: images and their objects.
-        batch_size: images that all local devices see at once.
-        image_size: height and width of the padded images, into which every image is scaled to fit; or a sizing.
-
-    Returns:
-        the metrics, and the detections of every image in the source's order.
+        config: its section of data, its task and its batches of evaluation are used.
+        model: a model folder, or one step of a run's checkpoints.
 
     Raises:
-        ValueError: the devices cannot share the batch evenly.
+        UserError: the folder or the data cannot be used, or the model tells other classes apart.
     """
-    devices = jax.local_device_count()
-    if batch_size % devices:
-        raise ValueError(f"evaluation batch size {batch_size} must be a multiple of the {devices} devices")
-    batches = eval_batches(source, batch_size=batch_size, image_size=image_size)
-    found = detect(predict, replicate(variables), batches, source)
-    detections = sorted(found, key=lambda found: found.position)
-    return coco_metrics(source, detections), detections
-
-
-def detect(predict: Predict, variables: Any, batches: Iterable[Batch], source: Source) -> Iterator[ImageDetections]:
-    """Detections of every real image of ``batches`` of a source, in order.
-
-    One batch stays in flight: the devices work on the next while the host unpacks the last.
-    """
-    pending: tuple[Batch, Detections] | None = None
-    for batch in batches:
-        output = predict(variables, *split((batch.images, batch.size)))
-        if pending:
-            yield from _unpack(*pending, source)
-        pending = batch, output
-    if pending:
-        yield from _unpack(*pending, source)
-
-
-def _unpack(batch: Batch, output: Detections, source: Source) -> Iterator[ImageDetections]:
-    """Splits device outputs (D, n, ...) into images, without padding images and empty slots, in original pixels."""
-    masks = None if output.masks is None else _flat(output.masks)
-    boxes, scores, labels, valid = map(_flat, output[:4])
-    positions = np.asarray(batch.index)
-    for i in np.flatnonzero(positions >= 0):
-        kept = valid[i]
-        height, width = source.objects(int(positions[i])).size
-        # Per axis: rounding to whole pixels makes the two scales of a resized image differ slightly.
-        ratio = (np.array([height, width]) / np.asarray(batch.size[i])).astype(np.float32)
-        original = boxes[i][kept] * ratio[[1, 0, 1, 0]]
-        clipped = np.clip(original, 0, np.array([width, height, width, height], np.float32))
-        pasted = None
-        if masks is not None:
-            pasted = tuple(
-                paste(mask, box, (int(height), int(width))) for mask, box in zip(masks[i][kept], clipped, strict=True)
-            )
-        yield ImageDetections(int(positions[i]), clipped, scores[i][kept], labels[i][kept], pasted)
-
-
-def _flat(x: Any) -> np.ndarray:
-    """(D, n, ...) on devices to (D * n, ...)."""
-    return np.asarray(x).reshape(-1, *x.shape[2:])
-
-
-def coco_metrics(source: Source, detections: Iterable[ImageDetections]) -> Metrics:
-    """COCO's metrics of ``detections`` against the objects of ``source``, crowds being ignore regions.
-
-    Images of the source without detections count as found empty. Masks are judged as well if all detections have some
-    and the source has segmentations.
-
-    Raises:
-        ValueError: a detection names an image or a class that the source does not have.
-    """
-    detections = list(detections)
-    masks = bool(detections) and all(found.masks is not None for found in detections)
-    ranks = _ranks([source.objects(i).image_id for i in range(len(source))])
-    images: dict[int, Size] = {}
-    truth: list[dict[str, Any]] = []
-    for i in range(len(source)):
-        objects = source.objects(i)
-        images[ranks[i]] = objects.size
-        columns = {"area": objects.area.tolist(), "iscrowd": objects.crowd.astype(int).tolist()}
-        masks &= objects.segmentation is not None
-        if masks and objects.segmentation is not None:
-            columns["segmentation"] = [run_lengths(outline, objects.size) for outline in objects.segmentation]
-        truth.extend(_annotations(ranks[i], objects.boxes, objects.labels, columns))
-
-    classes = len(source.class_names)
-    by_box: list[dict[str, Any]] = []
-    by_mask: list[dict[str, Any]] = []
-    for found in detections:
-        position, boxes, labels = found.position, found.boxes, found.labels
-        if not 0 <= position < len(images):
-            raise ValueError(f"detections of an image at position {position}: the source has {len(images)} images")
-        if labels.size and labels.max() >= classes:
-            raise ValueError(
-                f"a detection of class {labels.max()} in the image at position {position}: the source has {classes} "
-                "classes"
-            )
-        columns = {"score": found.scores.tolist()}
-        area = np.prod(boxes[:, 2:].astype(float) - boxes[:, :2], axis=1).tolist()
-        by_box.extend(_annotations(ranks[position], boxes, labels, columns | {"area": area}))
-        if masks and found.masks:
-            columns |= {"segmentation": list(found.masks), "area": coco_mask.area(list(found.masks)).tolist()}
-            by_mask.extend(_annotations(ranks[position], boxes, labels, columns))
-
-    judge = functools.partial(_judge, images, source.class_names, truth)
-    metrics = judge(by_box, "bbox")
-    if masks:
-        metrics |= {f"mask_{name}": value for name, value in judge(by_mask, "segm").items()}
-    return cast(Metrics, metrics)
-
-
-def _ranks(ids: Sequence[int]) -> list[int]:
-    """The rank of each id among all.
-
-    The judge knows images by it: ids may be beyond what it computes with, and their order decides between detections
-    of equal scores.
-    """
-    ranks = [0] * len(ids)
-    for rank, position in enumerate(sorted(range(len(ids)), key=ids.__getitem__)):
-        ranks[position] = rank
-    return ranks
-
-
-def _judge(
-    images: Mapping[int, Size],
-    class_names: Sequence[str],
-    truth: Iterable[dict[str, Any]],
-    found: Iterable[dict[str, Any]],
-    kind: str,
-) -> dict[str, Any]:
-    """The numbers of :class:`Metrics` by the IoU of one kind, "bbox" or "segm"."""
-    judge = COCOeval_faster(
-        _coco(images, class_names, truth),
-        _coco(images, class_names, found),
-        iouType=kind,
-        print_function=_silent,
+    content = config.to_dict()
+    run = parse_options(Run, {key: content[key] for key in ("task", "eval_batch_size") if key in content}, "config")
+    data = parse_options(Data, content.get("data", {}), "config.data")
+    devices = device_count()
+    if run.eval_batch_size % devices:
+        raise UserError(
+            f"config.eval_batch_size is {run.eval_batch_size}; it must be a multiple of the {devices} devices."
+        )
+    task = build_task(run.task, data)
+    source = open_split(data, task, training=False)
+    print("\n".join(source.report_lines()), flush=True)
+    class_names = tuple(describe(model).get("class_names", source.class_names))
+    if difference := compare_classes(f"the model in {model}", class_names, "the data", source.class_names):
+        raise UserError(f"{difference}; both must have the same classes in the same order.")
+    module, variables = load_student(model)
+    if module.task != task.name:
+        raise UserError(f"--model={model} is a model for {module.task}, and config.task is for {task.name}.")
+    metrics, _ = evaluate(
+        make_predict(module), variables, source, task, batch_size=run.eval_batch_size, image_size=data.sizing
     )
-    judge.evaluate()
-    judge.accumulate()
-    judge.summarize()
-    metrics: dict[str, Any] = {name: _percent(judge.stats[place]) for name, place in _SUMMARY.items()}
-    # (IoU thresholds, recalls, classes, areas, limits of detections): all areas, 100 detections.
-    precision = judge.eval["precision"][:, :, :, 0, -1]
-    # A class without objects is -1 throughout, and so is its mean.
-    metrics["per_class"] = {name: _percent(precision[:, :, k].mean()) for k, name in enumerate(class_names)}
     return metrics
 
 
-def _annotations(
-    image_id: int, boxes: np.ndarray, labels: np.ndarray, columns: Mapping[str, list[Any]]
-) -> Iterator[dict[str, Any]]:
-    """COCO's dictionaries of one image's xyxy boxes; each column has a value for each of them."""
-    # In float64, as the judge computes: a width subtracted in float32 would shift areas across COCO's size limits.
-    boxes = boxes.astype(float)
-    xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
-    for box, label, *values in zip(xywh, labels.tolist(), *columns.values(), strict=True):
-        yield {"image_id": image_id, "bbox": box, "category_id": label, **dict(zip(columns, values, strict=True))}
+def tables(metrics: Metrics) -> str:
+    """All numbers of a judge, and below them those that it has by class."""
+    by_class = {name: value for name, value in metrics.items() if isinstance(value, Mapping)}
+    lines = align([[name, known(value, ".1f")] for name, value in metrics.items() if name not in by_class])
+    if by_class:
+        classes = next(iter(by_class.values()))
+        rows = [[name, *(known(column[name], ".1f") for column in by_class.values())] for name in classes]
+        lines += ["", *align([["class", *(name.replace("per_class", "AP") for name in by_class)], *rows])]
+    return "\n".join(lines)
 
 
-def _coco(images: Mapping[int, Size], class_names: Sequence[str], annotations: Iterable[dict[str, Any]]) -> COCO:
-    """The judge's view of annotations, in memory; the class with label k has category id k."""
-    return COCO(
-        {
-            "images": [{"id": key, "height": height, "width": width} for key, (height, width) in images.items()],
-            "categories": [{"id": label, "name": name} for label, name in enumerate(class_names)],
-            # From 1: the judge marks what it could not match by the annotation id 0.
-            "annotations": [{"id": i, **annotation} for i, annotation in enumerate(annotations, start=1)],
-        },
-        print_function=_silent,
-    )
+def main(_: Sequence[str]) -> int:
+    """Prints the tables; returns the exit code."""
+    logging.set_verbosity(logging.ERROR)
+    cache_compilations()
+    try:
+        if not _MODEL.value:
+            raise UserError("--model is missing; name a folder, such as --model=runs/first/student.")
+        metrics = measure(with_size(CONFIG.value, _MODEL.value), _MODEL.value)
+        if _OUTPUT.value:
+            _write(_OUTPUT.value, metrics)
+    except UserError as error:
+        return refuse(error)
+    print(tables(metrics))
+    return 0
 
 
-def _percent(value: float) -> float:
-    """The judge's fraction in percent; it says -1 where there is nothing to find."""
-    return 100 * float(value) if value >= 0 else math.nan
+def _write(path: str, metrics: Metrics) -> None:
+    try:
+        write_json(local_path(path), metrics)
+    except OSError as error:
+        raise UserError(f"--output={path} cannot be written ({error.strerror}).") from error
 
 
-def _silent(*_: Any) -> None:
-    """Takes the place of the judge's ``print``."""
+def with_size(config: ConfigDict, model: str) -> ConfigDict:
+    """The config, with the image size of a model where nobody said another one."""
+    named = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    size = describe(model).get("image_size")
+    if named == find_config(PLAIN)[0] and "config.data.image_size" not in flags.FLAGS and size:
+        config.data.image_size = tuple(size)
+    return config
+
+
+def parse_with_plain(argv: Sequence[str]) -> list[str]:
+    """As :func:`kdjax.main.parse`; a missing --config is the plain one."""
+    given = any(argument.lstrip("-").partition("=")[0] == "config" for argument in argv)
+    return parse(argv if given else [argv[0], f"--config={PLAIN}", *argv[1:]])
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_with_plain)
