@@ -43,3 +43,8 @@ def predict(model: Model, variables: Any, images: jax.Array, image_size: jax.Arr
 def init_features(model: Model, key: jax.Array, images: jax.Array) -> Features:
     """The features of preprocessed images with fresh variables, for their shapes."""
     return model.init_with_output(key, images, method="features")[0]
+
+
+def init_heads_at(model: Model, key: jax.Array, maps: Features, predictions: Any, image_size: jax.Array) -> Any:
+    """What :func:`heads_at` gives with fresh variables, for its shapes."""
+    return model.init_with_output(key, maps, predictions, image_size, method="heads_at")[0]

@@ -10,7 +10,8 @@ A term that comes as {level: scalar} is their sum; the parts are logged, the ter
 over equal-sized devices is its value on the whole batch. ``method.terms`` says which parameters, "student" or "method",
 each term may move; a name that ends in "*" stands for one term for each of the student's own. ``method.requires`` names
 what a stage must have: "teacher", or "init" for parameters that an earlier stage learnt. A method that fits some tasks
-only names them in ``method.tasks``.
+only names them in ``method.tasks``; parameters that a term rightly gives no gradient, though it moves others, are
+patterns by term in ``method.still``, of parts of their paths.
 
 A student whose map has 4 channels and a teacher of 16, on one image:
 

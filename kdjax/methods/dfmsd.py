@@ -83,6 +83,11 @@ class DFMSD(nn.Module):
     requires: ClassVar[tuple[str, ...]] = ("teacher",)
     tasks: ClassVar[tuple[str, ...]] = ("detection",)
 
+    @property
+    def still(self) -> dict[str, tuple[str, ...]]:
+        """The norm takes every channel's mean away, and what a bias adds to it."""
+        return {"dfmsd": ("align_*/align/conv/bias",)} if self.alignment == "norm" else {}
+
     def __post_init__(self) -> None:
         check_fields(self)
         super().__post_init__()

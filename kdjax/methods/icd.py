@@ -186,6 +186,14 @@ class ICD(nn.Module):
         "icd_confidence": ("method",),
         "icd_localization": ("method",),
     }
+    still: ClassVar[dict[str, tuple[str, ...]]] = {
+        "icd": ("encoder", "teacher_layer_*", "predictor"),
+        **dict.fromkeys(
+            ("icd_confidence", "icd_localization"), ("align_*", "student_layer_*", "key/bias", "position/bias")
+        ),
+    }
+    """The auxiliary task alone teaches the queries where to look, and the teacher's side alone answers it; what is
+    added to all keys alike shifts all logits of a query alike, which the softmax does not see."""
 
     @nn.compact
     def __call__(

@@ -104,6 +104,8 @@ class MasKDTokens(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("size", "own_loss")
     requires: ClassVar[tuple[str, ...]] = ()
     terms: ClassVar[dict[str, tuple[str, ...]]] = {"masked_*": ("method",), "dice": ("method",)}
+    still: ClassVar[dict[str, tuple[str, ...]]] = {"dice": ("kernel_0", "bias_0", "kernel_1", "bias_1")}
+    """What weighs masks changes none."""
 
     @nn.compact
     def __call__(self, student: View, teacher: View | None, *, size: jax.Array, own_loss: OwnLoss) -> MethodTerms:
@@ -149,6 +151,8 @@ class MasKD(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("size", "step")
     requires: ClassVar[tuple[str, ...]] = ("teacher", "init")
     terms: ClassVar[dict[str, tuple[str, ...]]] = {"maskd": ("student", "method")}
+    still: ClassVar[dict[str, tuple[str, ...]]] = {"maskd": ("tokens",)}
+    """Learnt in the stage before."""
 
     @nn.compact
     def __call__(self, student: View, teacher: View, *, size: jax.Array, step: jax.Array) -> MethodTerms:

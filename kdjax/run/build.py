@@ -205,9 +205,7 @@ def _example(
         plain = teacher.clone(axis_name=None)
         taught = _zeros(jax.eval_shape(functools.partial(operations.init_features, plain), key, images))
         theirs = View(taught, teacher.strides)
-        needed["teacher_heads"] = lambda predictions: plain.init_with_output(
-            key, taught, predictions, size, method="heads_at"
-        )[0]
+        needed["teacher_heads"] = lambda predictions: operations.init_heads_at(plain, key, taught, predictions, size)
     return (ours, theirs), needed
 
 
