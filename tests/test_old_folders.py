@@ -50,3 +50,20 @@ def test_a_stage_is_known_by_what_it_was_known_by(old, data_dir):
     plan = resolve(config, devices=8)
     changed = differences(_completed(saved), identity(plan, plan["student"], open_splits(plan)))
     assert not [change for change in changed if ".train:" not in change and ".eval:" not in change]
+
+
+def test_what_a_stage_of_0_1_said_of_its_method_is_where_it_is_said_today():
+    """MasKD with imitated boxes, tokens of an earlier stage and an optimiser of its own; and one without a method."""
+    optimizer = {"name": "adam", "learning_rate": 0.01}
+    tokens = {"stage": {"method": {"name": "none"}, "method_init": "", "optimizer": {}}, "data": {}, "from": {}}
+    stage = {"method": {"name": "maskd", "tokens": 4}, "method_init": "tokens", "imitate_boxes": True}
+    stage |= {"levels": ["p3"], "method_optimizer": optimizer, "optimizer": {}}
+    found = _completed({"stage": stage, "data": {}, "from": {"method_init": tokens}})
+    maskd = found["stage"]["methods"]["maskd"]
+    assert (maskd["tokens"], maskd["weighted"], maskd["init"], maskd["levels"]) == (4, True, "tokens", ["p3"])
+    assert (maskd["optimizer"]["name"], maskd["optimizer"]["beta2"]) == ("adam", 0.99)
+    assert list(found["stage"]["methods"]) == ["box_imitation", "maskd"]
+    assert found["from"]["methods"]["maskd"]["stage"]["methods"] == {}
+    assert found["task"] == "detection"
+    gone = {"method", "method_init", "method_optimizer", "imitate_boxes", "levels"}
+    assert not gone & found["stage"].keys()

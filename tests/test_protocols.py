@@ -1,6 +1,7 @@
 """Whole protocols, two steps of every stage: each config runs, and what one stage hands to the next."""
 
 import contextlib
+import copy
 import io
 import json
 import shutil
@@ -9,10 +10,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import kdjax
 from kdjax.checkpoint import load_method
+from kdjax.config import method_config
 from kdjax.errors import UserError
 from kdjax.plan import resolve
 from kdjax.run import pipeline
@@ -123,3 +126,34 @@ def test_students_in_a_chain_are_compared_with_a_chain_of_baselines():
         assert plan[name].options.inherit == config[stage].inherit
         assert plan[name].steps == config[stage].steps
         assert plan[name].number == plan[stage].number
+
+
+def test_several_methods_share_a_stage_each_with_its_own_parameters(teacher, data_dir, tmp_path):
+    """Their terms beside each other, an optimiser of one of them, a folder for each, and parts of one taken over."""
+    config = tiny(FOLDER / "mgd.py", data_dir)
+    dmkd = config.student.methods.dmkd = method_config("dmkd", levels=("p3",), keep_probability=0.5)
+    dmkd.optimizer = ConfigDict(config.student.optimizer.to_dict())
+    dmkd.optimizer.learning_rate = 1e-12
+    config.student.methods.box_imitation = method_config("box_imitation")
+    config.student.loss_weights.update(dmkd=1e-4, box_imitation=0.5)
+    workdir = with_teacher(teacher, tmp_path)
+    summary = pipeline.run(config, workdir)
+    assert summary["method"] == "box_imitation + dmkd + mgd"
+    stage = workdir / "stages" / "student"
+    row = rows(stage)[-1]
+    assert {f"raw/{name}/p3" for name in ("box_imitation", "dmkd", "mgd")} <= row.keys()
+    assert "raw/dmkd/p4" not in row
+    shares = [row[f"loss/{term}"] for term in ("cls", "box", "box_imitation", "dmkd", "mgd")]
+    np.testing.assert_allclose(row["loss"], sum(shares), rtol=1e-5)
+    learnt = {name: load_method(stage / "method" / name) for name in ("dmkd", "mgd")}
+    assert learnt["dmkd"].keys() == {"spatial_p3", "channel_p3", "fusion_p3"}
+    # With its own optimiser, whose rate is next to nothing, its scalars have not moved from zero.
+    assert np.abs(learnt["dmkd"]["fusion_p3"]).max() < 1e-9
+    # Another stage takes over what the method of its own name learnt.
+    config.again = copy.deepcopy(config.student)
+    config.stages = ("teacher", "student", "again")
+    config.again.methods = ConfigDict(dict(mgd=method_config("mgd", init="student")))
+    config.again.loss_weights = ConfigDict(dict(mgd=5e-4))
+    pipeline.run(config, workdir)
+    kept = load_method(workdir / "stages" / "again" / "method")
+    assert_equal(kept, learnt["mgd"])

@@ -80,5 +80,11 @@ def test_methods_of_models_are_named_by_strings_in_one_module_alone():
                 assert not [name for name in strings if hasattr(Model, name)], (path, node.lineno)
 
 
+def test_pmap_is_in_one_place():
+    """It is in maintenance mode: what takes its place one day changes one file."""
+    uses = [path.name for path in PACKAGE.rglob("*.py") if re.search(r"\bjax\.pmap\(", path.read_text())]
+    assert uses == ["devices.py"]
+
+
 def test_the_package_hands_its_types_on():
     assert (PACKAGE / "py.typed").is_file()
