@@ -17,6 +17,7 @@ from kdjax.run.train import teacher_floor
 from kdjax.types import View
 from kdjax.weights import COCO_NAMES
 from tests import tiny
+from tests.slow import slow_but
 from tests.test_config import CONFIGS, load
 
 FILES = {path.stem: path for path in CONFIGS}
@@ -33,6 +34,8 @@ METHODS = {
     "fcos_x101_retinanet_r50": "dfmsd",
     "retinanet_r101_fcos_r50": "icd",
 }
+# One of each kind of student.
+QUICK = ("retinanet_r50_r18", "faster_rcnn_r101_r50", "cascade_mask_rcnn_x101_mask_rcnn_r50", "fcos_r101_r50")
 
 
 def test_each_pair_has_a_test():
@@ -86,7 +89,11 @@ def drawn(module, images):
 
 
 @pytest.mark.parametrize(
-    "name", ["retinanet_r101_r50", "cascade_mask_rcnn_x101_faster_rcnn_r50", "retinanet_r101_fcos_r50", "fcos_r101_r50"]
+    "name",
+    slow_but(
+        ("retinanet_r101_r50", "retinanet_r101_fcos_r50", "fcos_r101_r50"),
+        ("retinanet_r101_r50", "cascade_mask_rcnn_x101_faster_rcnn_r50", "retinanet_r101_fcos_r50", "fcos_r101_r50"),
+    ),
 )
 def test_the_tokens_of_every_kind_of_teacher_have_a_loss(name):
     """Traced only, with what the config says that batches have."""
@@ -138,7 +145,7 @@ def test_a_student_is_optimised_as_its_own_kind_whoever_teaches():
     assert load(FILES["none"], "retinanet_r101_r50").student.optimizer.clip_norm == 0.0
 
 
-@pytest.mark.parametrize("name", pairs.PAIRS)
+@pytest.mark.parametrize("name", slow_but(QUICK, pairs.PAIRS))
 def test_a_pair_takes_two_steps(name):
     config = load(FILES[METHODS[name]], f"{name}:tiny")
     batch = tiny.batch(masks=config.student.model.name == "mask_rcnn")

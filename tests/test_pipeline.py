@@ -94,6 +94,7 @@ def test_a_teacher_below_the_floor_stops_the_run_before_distillation_until_the_f
     assert pipeline.run(config, workdir)["steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_teacher_by_path_is_evaluated_too(teacher, data_dir, tmp_path, capsys):
     config = tiny(ROOT / "configs" / "mimic.py", data_dir)
     config.stages = ("student",)

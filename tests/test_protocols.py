@@ -20,6 +20,7 @@ from kdjax.errors import UserError
 from kdjax.plan import resolve
 from kdjax.run import pipeline
 from tests.runs import rows, tiny, with_teacher
+from tests.slow import slow_but
 from tests.test_config import CONFIGS, load
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -49,7 +50,7 @@ def maskd(finished):
     return config, workdir / "stages"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", slow_but(("mgd", "maskd"), CONFIGS), ids=lambda path: path.stem)
 def test_every_config_runs_its_whole_protocol(path, finished):
     config, workdir, shown = finished(path)
     summary = json.loads((workdir / "summary.json").read_text())

@@ -50,6 +50,7 @@ def test_the_sentence_says_what_the_interval_does(students, outcome, words):
     assert words in verdict.sentence
 
 
+@pytest.mark.slow
 def test_no_method_beside_its_twin_differs_by_exactly_nothing_with_every_seed(data_dir, tmp_path, capsys):
     config = tiny(ROOT / "configs" / "none.py", data_dir)
     config.seeds = (3, 4)

@@ -26,6 +26,7 @@ from kdjax.types import Detections, Features, Masks, Sampling, Targets
 from kdjax.weights import SOURCES, import_state_dict
 from tests.goldens.cases import Case, Sample, assert_close, find_cases, load_case, no_cases
 from tests.goldens.synthetic import synthetic_state_dict
+from tests.slow import slow_but
 
 OUTPUT_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-3
@@ -34,6 +35,14 @@ MATCHED = 0.98
 PIXELS = 0.999
 
 CASES = find_cases("detectors")
+# One of each kind of detector.
+QUICK = (
+    "mmdet_retinanet_r50",
+    "torchvision_fcos_resnet50_fpn",
+    "torchvision_fasterrcnn_resnet50_fpn",
+    "torchvision_maskrcnn_resnet50_fpn",
+    "mmdet_cascade_mask_rcnn_x101_32x4d",
+)
 
 # Everything runs once: compiling takes longer than running, also of single operations, for which there is NumPy.
 _OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
@@ -393,7 +402,7 @@ def test_there_are_cases() -> None:
     assert CASES, no_cases("detectors")
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", slow_but(QUICK, CASES), ids=lambda path: path.stem)
 def test_detector_is_the_original(path: Path) -> None:
     case = load_case(path)
     origin = original(case.meta)

@@ -278,6 +278,7 @@ def test_many_classes_are_decoded_as_few_are():
         np.testing.assert_allclose(found.scores[image, : len(best)], best, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_learns_to_find_objects_and_their_masks(variables):
     """The same images, over and over: the loss falls, and what is detected is the objects and their masks.
 
