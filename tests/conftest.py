@@ -10,7 +10,7 @@ from jaxlib.version import __version__
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false" * __version__.startswith("0.10.")
+    + " --xla_cpu_use_fusion_emitters=false" * __version__.startswith(("0.8.", "0.10."))
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Shared by the test processes, by the programs that tests start, and by the next run of the suite.

@@ -1,8 +1,6 @@
 """The step: N devices are one device, options wrap it without changing what it computes, frozen paths stay."""
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -33,20 +31,16 @@ class Ran(NamedTuple):
     last: TrainState
 
 
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """The compilations in its context, of the same avals for another sharding too, which nothing traces again."""
-    found: list[str] = []
+COMPILED: list[str] = []
+"""What was compiled so far, the same avals for another sharding too, which nothing traces again."""
 
-    def listen(event: str, _: float, **__: Any) -> None:
-        if event.endswith("backend_compile_duration"):
-            found.append(event)
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+def listen(event: str, _: float, **__: Any) -> None:
+    if event.endswith("backend_compile_duration"):
+        COMPILED.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(listen)
 
 
 @functools.cache
@@ -106,9 +100,9 @@ def run(
         if twice:
             batch = jax.tree.map(lambda x: np.concatenate([x[: IMAGES // 2]] * 2), batch)
         batch = split(batch, chosen, parts=accumulate)
-        with compilations() as found:
-            state, metrics = step(state, teacher_variables, batch, key)
-        compiled.append(len(found))
+        before = len(COMPILED)
+        state, metrics = step(state, teacher_variables, batch, key)
+        compiled.append(len(COMPILED) - before)
         curve.append(jax.device_get(metrics))
     return Ran(curve, compiled, first, jax.device_get(state))
 
