@@ -237,3 +237,12 @@ def test_a_run_killed_in_the_middle_continues_as_if_never_stopped(teacher, data_
     arrays = [kdjax.load_student(workdir / "student")[1] for workdir in (killed, reference)]
     jax.tree.map(np.testing.assert_array_equal, *arrays)
     assert not [name for name in os.listdir(killed) if "partial" in name]
+
+
+def test_levels_that_neither_model_has_are_refused_before_anything_is_compiled(teacher, data_dir, tmp_path):
+    config = tiny(ROOT / "configs" / "mimic.py", data_dir)
+    config.student.methods.mimic.levels = ("p3", "p33")
+    with pytest.raises(
+        UserError, match=r"student.methods.mimic.levels has 'p33', which neither model has; there are p3,"
+    ):
+        pipeline.run(config, with_teacher(teacher, tmp_path))

@@ -59,6 +59,7 @@ def reported(tmp_path_factory):
     return folder, lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "number"), [(name, number) for name, plants in PLANTS.items() for number in range(len(plants))]
 )

@@ -55,10 +55,8 @@ class Built(NamedTuple):
     """The distillation step mapped over devices: (state, teacher variables, batch, key) -> (state, metrics)."""
     images: jax.Array
     """(1, H, W, 3) zeros: what modules are initialised with."""
-    views: tuple[View, View | None]
-    """Zeros of the shapes that methods see of one image, of the student and of the teacher."""
-    needed: Mapping[str, Any]
-    """Likewise what methods may need."""
+    init_methods: Callable[[jax.Array], Any]
+    """From a PRNG key to the parameters of all methods that learn."""
 
 
 def build(stage: StagePlan, facts: Facts) -> Built:
@@ -78,9 +76,9 @@ def build(stage: StagePlan, facts: Facts) -> Built:
         teacher = None
     statistics = facts.statistics or uniform_statistics(facts.num_classes)
     images = jnp.zeros((1, *facts.image_size, 3))
-    views, needed = _example(student, teacher, images, facts.task.targets(1), statistics)
+    example = _example(student, teacher, images, facts.task.targets(1), statistics)
     for name, method in methods.items():
-        _try(stage.name, name, method, views, needed)
+        _try(stage.name, name, method, example)
     places = {name: place(name, methods) for name in methods}
     freeze = (*options.freeze, *(f"{places[name]}/{part}" for name, parts in facts.given.items() for part in parts))
     learning_rate, optimizer = _optimizer(stage.optimizer, stage.steps)
@@ -104,7 +102,8 @@ def build(stage: StagePlan, facts: Facts) -> Built:
         norm=functools.partial(trained_norm, freeze=(*freeze, *own)),
     )
     mapped = parallel(step, in_axes=(None, None, 0, None), replicated=True)
-    return Built(student, teacher, methods, optimizer, learning_rate, mapped, images, views, needed)
+    init_methods = functools.partial(_init_methods, methods, example)
+    return Built(student, teacher, methods, optimizer, learning_rate, mapped, images, init_methods)
 
 
 def first_state(
@@ -128,7 +127,7 @@ def first_state(
     """
     options = stage.options
     variables = start(init_jit(built.student.clone(axis_name=None).init)(key, built.images))
-    learnt = by_method(_init_methods(built, key), built.methods)
+    learnt = by_method(built.init_methods(key), built.methods)
     for name, parts in given.items():
         origin = stage.methods[name].init
         wanted = {part: learnt[name][part] for part in parts if part in learnt[name]}
@@ -177,56 +176,77 @@ def init_jit(init: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(init, compiler_options=options)
 
 
+class _Example(NamedTuple):
+    """What methods see and may need of one image that shows nothing, as shapes: nothing of it takes memory."""
+
+    student: View
+    teacher: View | None
+    arrays: dict[str, Any]
+    functions: dict[str, Any]
+
+
 def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def _example(
     student: Model, teacher: Model | None, images: jax.Array, targets: Any, statistics: ClassStatistics
-) -> tuple[tuple[View, View | None], dict[str, Any]]:
-    """What methods see and may need of one image that shows nothing, whose targets are given: zeros."""
-    size, targets, key = jnp.asarray(images.shape[1:3])[None], _zeros(targets), jax.random.key(0)
-    alone = student.clone(axis_name=None)
-
-    def seen() -> Any:
-        return alone.init_with_output(key, images, size, sampling=Sampling(targets, key[None]))[0]
-
-    features, predictions = _zeros(jax.eval_shape(seen))
-    ours, theirs = View(features, student.strides, predictions), None
-    needed = {
-        "size": size,
+) -> _Example:
+    key, alone = jax.random.key(0), student.clone(axis_name=None)
+    arrays = {
+        "size": jax.ShapeDtypeStruct((1, 2), jnp.int32),
         "targets": targets,
-        "keys": key[None],
-        "step": jnp.zeros((), jnp.int32),
-        "own_loss": lambda _: {},
+        "step": jax.ShapeDtypeStruct((), jnp.int32),
         "statistics": statistics,
     }
+
+    def seen(targets: Any) -> Any:
+        size = jnp.asarray(images.shape[1:3])[None]
+        return alone.init_with_output(key, images, size, sampling=Sampling(targets, key[None]))[0]
+
+    features, predictions = jax.eval_shape(seen, _zeros(targets))
+    functions: dict[str, Any] = {"own_loss": lambda _: {}}
+    theirs = None
     if teacher is not None:
         plain = teacher.clone(axis_name=None)
-        taught = _zeros(jax.eval_shape(functools.partial(operations.init_features, plain), key, images))
+        taught = jax.eval_shape(functools.partial(operations.init_features, plain), key, images)
         theirs = View(taught, teacher.strides)
-        needed["teacher_heads"] = lambda predictions: operations.init_heads_at(plain, key, taught, predictions, size)
-    return (ours, theirs), needed
+
+        def teacher_heads(predictions: Any) -> Any:
+            return operations.init_heads_at(plain, key, _zeros(taught), predictions, _zeros(arrays["size"]))
+
+        functions["teacher_heads"] = teacher_heads
+    return _Example(View(features, student.strides, predictions), theirs, arrays, functions)
 
 
-def _try(stage: str, name: str, method: Applied, views: tuple[View, View | None], needed: Mapping[str, Any]) -> None:
-    """Lets a method refuses models that it does not fit, and says which levels it pairs."""
-    plain, (ours, theirs) = method.module.clone(axis_name=None), map(method.sees, views)
-    own = {need: needed[need] for need in plain.needs}
-    jax.eval_shape(lambda: plain.init_with_output(jax.random.key(0), ours, theirs, **own)[0])
-    if ours and theirs and "teacher_heads" not in own:
-        print(f"[{stage}] {name} {describe_pairs(ours, theirs)}", flush=True)
+def _call(method: Applied, example: _Example, key: jax.Array) -> Any:
+    """The terms of a method on an example, and its variables; to be traced."""
+    plain = method.module.clone(axis_name=None)
+    known = {**_zeros(example.arrays), "keys": key[None], **example.functions}
+    views = map(method.sees, _zeros((example.student, example.teacher)))
+    return plain.init_with_output(key, *views, **{need: known[need] for need in plain.needs})
 
 
-def _init_methods(built: Built, key: jax.Array) -> Any:
-    """The parameters of all methods that learn, from the shapes of what they see."""
-    learners = {name: method for name, method in built.methods.items() if method.learns}
+def _try(stage: str, name: str, method: Applied, example: _Example) -> None:
+    """Lets a method refuse models that it does not fit, and says which levels it pairs."""
+    ours, theirs = example.student, example.teacher
+    there = {**ours.features, **(theirs.features if theirs else {})}
+    if unknown := [level for level in method.levels if level not in there]:
+        raise UserError(
+            f"config.{stage}.methods.{name}.levels has {unknown[0]!r}, which neither model has; there are "
+            f"{', '.join(there)}."
+        )
+    jax.eval_shape(functools.partial(_call, method, example), jax.random.key(0))
+    student, teacher = method.sees(ours), method.sees(theirs)
+    if student and teacher and "teacher_heads" not in method.module.needs:
+        print(f"[{stage}] {name} {describe_pairs(student, teacher)}", flush=True)
+
+
+def _init_methods(methods: Mapping[str, Applied], example: _Example, key: jax.Array) -> Any:
+    """The parameters of all methods that learn."""
+    learners = {name: method for name, method in methods.items() if method.learns}
     params = {}
     for name, method in learners.items():
-        plain = method.module.clone(axis_name=None)
-        own = {need: built.needed[need] for need in plain.needs}
-        functions = {need: own.pop(need) for need in ("own_loss", "teacher_heads") if need in own}
-        init = init_jit(functools.partial(plain.init, **functions))
-        variables = init(own_keys(key, name, learners), *map(method.sees, built.views), **own)
-        params[name] = variables.get("params", {})
+        init = init_jit(lambda key, method=method: _call(method, example, key)[1])
+        params[name] = init(own_keys(key, name, learners)).get("params", {})
     return together(params)
