@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from kdjax.config import base_config, base_stage, tiny
 from kdjax.errors import UserError
+from kdjax.models import build_model, model_class
 
 Model = dict[str, Any]
 
@@ -49,7 +50,7 @@ class Weights(NamedTuple):
     @property
     def two_stage(self) -> bool:
         """Whether it has proposals; papers choose their settings by that."""
-        return self.model["name"].endswith("rcnn")
+        return model_class(self.model["name"]).has_proposals
 
     @property
     def tau(self) -> float:
@@ -151,7 +152,7 @@ def start(variant: str) -> tuple[ConfigDict, Pair | None]:
     config.data.update(COCO)
     if pair.multi_scale:
         config.data.short_sides = (640, 672, 704, 736, 768, 800)
-    config.data.masks = pair.student["name"] == "mask_rcnn"
+    config.data.masks = build_model(pair.student, num_classes=1).learns_masks
     config.eval_batch_size = 16
     config.teacher = taken_over(pair.teacher)
     config.student = _trained(pair.student)
@@ -209,7 +210,7 @@ def _as_published(model: Model) -> ConfigDict:
     stage.loss_weights = ConfigDict()
     stage.optimizer.update(
         name="sgd",
-        learning_rate=0.02 if model["name"].endswith("rcnn") else 0.01,
+        learning_rate=0.02 if model_class(model["name"]).has_proposals else 0.01,
         schedule="step",
         warmup_steps=500,
         momentum=0.9,

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from kdjax.config.schema import Data, MethodSection, Optimizer, Run, Stage, placeholder
 from kdjax.methods import method_options
-from kdjax.models import build_detector
+from kdjax.models import build_model, model_class
 from kdjax.options import defaults
 
 
@@ -71,7 +71,7 @@ def method_config(name: str, **options: Any) -> ConfigDict:
 
 def loss_terms(model: ConfigDict) -> tuple[str, ...]:
     """Names of the loss terms of a detector, from its section of a config."""
-    return build_detector(model.to_dict(), num_classes=1).terms
+    return build_model(model.to_dict(), num_classes=1).terms
 
 
 def base_config() -> ConfigDict:
@@ -90,32 +90,11 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.data.update(name="shapes/tiny", image_size=(64, 64), short_sides=(), long_side=0, threads=2)
     config.eval_batch_size = 8
     for stage in (config[name] for name in config.stages):
-        stage.model.backbone = ConfigDict(dict(depth=10, width=0.125))
-        stage.model.neck.update(channels=16, max_level=6)
-        stage.model.head.update(TINY_HEADS.get(stage.model.name, {}))
+        for section, fields in model_class(stage.model.name).tiny.items():
+            # What a large backbone is made of, such as its groups, suits no tiny one.
+            kept = stage.model[section].to_dict() if section in stage.model and section != "backbone" else {}
+            stage.model[section] = ConfigDict({**kept, **fields})
         # Nothing is known to the backbones, and they have fewer blocks.
         stage.freeze = tuple(path for path in stage.freeze if not path.startswith("student/backbone/"))
         stage.update(weights="", source="", batch_size=8, base_batch=8, steps=2)
     return config
-
-
-_TINY_DENSE = dict(convs=1)
-_TINY_RCNN = dict(
-    head_channels=32,
-    anchor_scale=2.0,
-    train_candidates=32,
-    train_proposals=32,
-    candidates=32,
-    proposals=32,
-    anchor_samples=32,
-    roi_samples=16,
-)
-TINY_HEADS: dict[str, dict[str, Any]] = {
-    "retinanet": _TINY_DENSE,
-    "fcos": _TINY_DENSE,
-    "faster_rcnn": _TINY_RCNN,
-    "mask_rcnn": _TINY_RCNN,
-    "cascade_rcnn": _TINY_RCNN,
-    "cascade_mask_rcnn": _TINY_RCNN,
-}
-"""What makes the head of each detector small."""

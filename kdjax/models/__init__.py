@@ -1,5 +1,6 @@
-"""Detectors: backbones, necks, heads, and :func:`build_detector`, which makes one from a plain nested dict."""
+"""Models: backbones, necks, heads, and :func:`build_model`, which makes one from a plain nested dict."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,17 +12,30 @@ from flax.traverse_util import flatten_dict
 from flax.typing import Dtype
 
 from kdjax.errors import UserError
-from kdjax.models.detector import Detector
 from kdjax.models.fcos import FCOS
 from kdjax.models.fpn import FPN
+from kdjax.models.network import Network
 from kdjax.models.rcnn import RCNN
 from kdjax.models.resnet import ResNet
 from kdjax.models.retinanet import RetinaNet
 from kdjax.options import chosen, declared
 
-__all__ = ["DETECTORS", "FCOS", "FPN", "RCNN", "ResNet", "RetinaNet", "build_detector", "class_outputs", "complete"]
+__all__ = [
+    "DETECTORS",
+    "FCOS",
+    "FPN",
+    "MODELS",
+    "RCNN",
+    "ResNet",
+    "RetinaNet",
+    "build_detector",
+    "build_model",
+    "class_outputs",
+    "complete",
+    "model_class",
+]
 
-DETECTORS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "retinanet": RetinaNet,
     "fcos": FCOS,
     "faster_rcnn": functools.partial(RCNN, stages=1, masks=False),
@@ -29,34 +43,37 @@ DETECTORS: dict[str, Callable[..., nn.Module]] = {
     "cascade_rcnn": functools.partial(RCNN, stages=3, masks=False, train_proposals=2000),
     "cascade_mask_rcnn": functools.partial(RCNN, stages=3, masks=True, train_proposals=2000),
 }
-"""A name to a detector; two-stage ones are one module whose fields say how often and for what it looks."""
+"""A name to a model; two-stage detectors are one module whose fields say how often and for what it looks."""
 
-_NECKS: dict[str, dict[str, Any]] = {
-    name: {"min_level": 2, "max_level": 6, "extra_from": "pool"}
-    for name in ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
-}
-"""The pyramids of detectors that differ from FPN's defaults."""
-
-_COMMON = tuple(declared(Detector))
-"""Options that all detectors have; they stand beside the sections of a detector's parts."""
+_COMMON = tuple(declared(Network))
+"""Options that all models have; they stand beside the sections of a model's parts."""
 
 
-def _parts(detector: type[nn.Module]) -> dict[str, list[str]]:
-    """Names of the options of a detector's parts."""
-    head = [name for name in declared(detector) if name not in _COMMON]
-    return {"backbone": list(declared(ResNet)), "neck": list(declared(FPN)), "head": head}
+def model_class(name: str) -> type[Network]:
+    """The class of a model, which states its facts.
 
-
-def build_detector(
-    config: Mapping[str, Any], num_classes: int, *, axis_name: str | None = None, dtype: Dtype = jnp.float32
-) -> nn.Module:
-    """Makes a detector from a plain nested dict.
+    >>> model_class("cascade_rcnn").has_proposals
+    True
 
     Args:
-        config: ``name``, a key of ``DETECTORS`` or ``package.module:Class`` of somebody else's; ``backbone``, fields of
-            :class:`ResNet`; ``neck``, fields of :class:`FPN`, by default from P2 to a pooled P6 for two-stage
-            detectors; ``head``, fields of the detector; and the fields that all detectors have: ``pixel_mean``,
-            ``pixel_std`` and ``frozen_norm``. All but ``name`` may be left out.
+        name: a key of ``MODELS`` or ``package.module:Class`` of somebody else's.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    return _class_of(name, chosen(name, MODELS, "detector"))
+
+
+def build_model(
+    config: Mapping[str, Any], num_classes: int, *, axis_name: str | None = None, dtype: Dtype = jnp.float32
+) -> nn.Module:
+    """Makes a model from a plain nested dict.
+
+    Args:
+        config: ``name``, a key of ``MODELS`` or ``package.module:Class`` of somebody else's; a section for each of the
+            model's ``parts``, such as ``backbone``, fields of :class:`ResNet`, and ``neck``, fields of :class:`FPN`,
+            by default what the model's ``part_defaults`` say; ``head``, fields of the model; and the fields that all
+            models have: ``pixel_mean``, ``pixel_std`` and ``frozen_norm``. All but ``name`` may be left out.
         num_classes: number of classes, without a background.
         axis_name: mapped axis of batch-norm statistics and counts; None outside of one.
         dtype: of the computation.
@@ -65,65 +82,81 @@ def build_detector(
         UserError: an unknown name or field, or a value that the field does not allow.
 
     Example:
-        >>> detector = build_detector({"name": "retinanet", "backbone": {"depth": 18, "width": 0.5}}, num_classes=3)
+        >>> detector = build_model({"name": "retinanet", "backbone": {"depth": 18, "width": 0.5}}, num_classes=3)
         >>> detector.backbone.depth
         18
     """
-    _check(config, ("name", "backbone", "neck", "head", *_COMMON), "a detector's config")
     name = config.get("name", "")
-    detector = chosen(name, DETECTORS, "detector")
-    for part in ("backbone", "neck", "head"):
-        if not isinstance(config.get(part, {}), Mapping):
-            raise UserError(f"The detector's {part} is {config[part]!r}; it must be a section of fields.")
+    model = chosen(name, MODELS, "detector")
+    module = _class_of(name, model)
+    known = _options(module)
+    _check(config, ("name", *known, *_COMMON), "a detector's config")
+    for section in known:
+        if not isinstance(config.get(section, {}), Mapping):
+            raise UserError(f"The detector's {section} is {config[section]!r}; it must be a section of fields.")
     # A config that was kept as JSON has lists where fields have tuples, and modules must be hashable.
     config = {field: _tuple(value) for field, value in config.items()}
-    parts = {
-        part: {field: _tuple(value) for field, value in config.get(part, {}).items()}
-        for part in ("backbone", "neck", "head")
-    }
-    module: Any = detector.func if isinstance(detector, functools.partial) else detector
-    if not isinstance(module, type) or not issubclass(module, nn.Module):
-        raise UserError(f"{name!r} is no detector: it must be a class of Flax modules, see kdjax.models.")
-    for part, known in _parts(module).items():
-        _check(parts[part], known, f"the detector's {part}")
-    return detector(
-        backbone=ResNet(**parts["backbone"], axis_name=axis_name, dtype=dtype),
-        neck=FPN(**(_NECKS.get(name, {}) | parts["neck"]), dtype=dtype),
+    given = {section: {field: _tuple(value) for field, value in config.get(section, {}).items()} for section in known}
+    for section, options in known.items():
+        _check(given[section], options, f"the detector's {section}")
+    shared = {"axis_name": axis_name, "dtype": dtype}
+
+    def part(section: str, kind: type[nn.Module]) -> nn.Module:
+        own = {field.name for field in dataclasses.fields(kind)}
+        fields = {**module.part_defaults.get(section, {}), **given[section]}
+        return kind(**fields, **{field: value for field, value in shared.items() if field in own})
+
+    return model(
+        **{section: part(section, kind) for section, kind in module.parts.items()},
         num_classes=num_classes,
-        axis_name=axis_name,
-        dtype=dtype,
-        **parts["head"],
+        **shared,
+        **given["head"],
         **{field: config[field] for field in _COMMON if field in config},
     )
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A detector's config with every field that it leaves out, at its default.
+    """A model's config with every field that it leaves out, at its default.
 
     >>> complete({"name": "faster_rcnn"})["neck"]["extra_from"]
     'pool'
     """
-    module = build_detector(config, num_classes=1)
-    parts = {"backbone": module.backbone, "neck": module.neck, "head": module}
-    filled = {field: getattr(module, field) for field in _COMMON}
-    filled |= {part: {x: getattr(parts[part], x) for x in names} for part, names in _parts(type(module)).items()}
+    module = build_model(config, num_classes=1)
+    filled: dict[str, Any] = {field: getattr(module, field) for field in _COMMON}
+    for section, options in _options(type(module)).items():
+        part = module if section == "head" else getattr(module, section)
+        filled[section] = {option: getattr(part, option) for option in options}
     return {"name": config["name"], **filled}
 
 
 def class_outputs(config: Mapping[str, Any]) -> frozenset[str]:
-    """Paths of a detector's arrays that have a place for each class: their shape depends on the number of classes.
+    """Paths of a model's arrays that have a place for each class: their shape depends on the number of classes.
 
     >>> sorted(class_outputs({"name": "retinanet", "backbone": {"depth": 18, "width": 0.125}, "neck": {"channels": 8}}))
     ['params/head/cls_logits/bias', 'params/head/cls_logits/kernel']
     """
 
     def shapes(num_classes: int) -> dict[str, tuple[int, ...]]:
-        module = build_detector(config, num_classes)
+        module = build_model(config, num_classes)
         variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
         return {path: array.shape for path, array in flatten_dict(variables, sep="/").items()}
 
     one, two = shapes(1), shapes(2)
     return frozenset(path for path in one if one[path] != two[path])
+
+
+def _class_of(name: str, model: Any) -> type[Network]:
+    """The class behind an entry of ``MODELS``, or behind what somebody else named."""
+    module = model.func if isinstance(model, functools.partial) else model
+    if not isinstance(module, type) or not issubclass(module, Network):
+        raise UserError(f"{name!r} is no detector: it must be a subclass of kdjax.models.network.Network.")
+    return module
+
+
+def _options(module: Any) -> dict[str, list[str]]:
+    """Names of the options in each section of a model's config."""
+    own = [name for name in declared(module) if name not in _COMMON]
+    return {section: list(declared(part)) for section, part in module.parts.items()} | {"head": own}
 
 
 def _tuple(value: Any) -> Any:
@@ -134,3 +167,8 @@ def _check(given: Mapping[str, Any], known: Any, where: str) -> None:
     for name in given:
         if name not in known:
             raise UserError(f"Unknown field {name!r} in {where}; the fields are {', '.join(known)}.")
+
+
+# The names of before there were models of other tasks, which config/, plan, checkpoint, run/, main and benchmark use.
+build_detector = build_model
+DETECTORS = MODELS

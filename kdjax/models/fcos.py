@@ -31,6 +31,7 @@ from kdjax.models.dense import (
     suppress,
     tower,
 )
+from kdjax.models.network import Sections
 from kdjax.options import FLAG, choice, number, whole
 from kdjax.types import Detections, Features, PairedBoxes, Targets, Terms
 
@@ -273,6 +274,7 @@ class FCOS(DenseDetector):
 
     terms: ClassVar[tuple[str, ...]] = ("cls", "box", "centerness")
     """Names of the loss terms."""
+    tiny: ClassVar[Sections] = {**DenseDetector.tiny, "head": {"convs": 1}}
 
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""

@@ -6,7 +6,7 @@ Vasconcelos, "Cascade R-CNN", 2018.
 
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,7 @@ from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
 from kdjax.models.dense import Candidates, suppress
 from kdjax.models.detector import Detector
 from kdjax.models.masks import mask_targets
+from kdjax.models.network import Sections
 from kdjax.models.roi_align import roi_align, roi_levels
 from kdjax.models.rpn import Matches, Proposals, RPNHead, RPNPredictions, match, propose, rpn_loss
 from kdjax.options import RATIOS, choice, number, whole
@@ -202,7 +203,7 @@ class RCNN(Detector):
     Besides the attributes of :class:`kdjax.models.detector.Detector` it has:
 
     Attributes:
-        neck: P2 to P6 in the paper, P6 for the proposals alone (``extra_from="pool"`` of
+        neck: by default P2 to P6, P6 for the proposals alone, as in the paper (``extra_from="pool"`` of
             :class:`kdjax.models.fpn.FPN`).
         stages: 1 (Faster R-CNN; a box for each class) or up to 3 (Cascade R-CNN; one box for all classes).
         masks: whether it finds masks too (Mask R-CNN, Cascade Mask R-CNN).
@@ -262,10 +263,31 @@ class RCNN(Detector):
     ] = 0.5
     max_detections: Annotated[int, whole(1), "D, how many boxes an image returns at most."] = 100
 
+    part_defaults: ClassVar[Sections] = {"neck": {"min_level": 2, "max_level": 6, "extra_from": "pool"}}
+    tiny: ClassVar[Sections] = {
+        **Detector.tiny,
+        "head": {
+            "head_channels": 32,
+            "anchor_scale": 2.0,
+            "train_candidates": 32,
+            "train_proposals": 32,
+            "candidates": 32,
+            "proposals": 32,
+            "anchor_samples": 32,
+            "roi_samples": 16,
+        },
+    }
+    has_proposals: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not 1 <= self.stages <= len(STAGES):
             raise UserError(f"RCNN has 1 to {len(STAGES)} stages, not {self.stages}.")
         super().__post_init__()
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether its targets must have masks."""
+        return self.masks
 
     @property
     def terms(self) -> tuple[str, ...]:

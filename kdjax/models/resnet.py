@@ -141,6 +141,11 @@ class ResNet(nn.Module):
             )
         super().__post_init__()
 
+    @property
+    def strides(self) -> dict[str, int]:
+        """Pixels of the image from one position of each map to the next, fine to coarse."""
+        return {f"c{level}": 2**level for level in range(2, 6)}
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Features:
         """Normalised images (N, H, W, 3) to {"c2": (N, H/4, W/4, C), ... "c5": (N, H/32, W/32, 8 C)}, sizes rounded up.

@@ -26,6 +26,7 @@ from kdjax.models.dense import (
     suppress,
     tower,
 )
+from kdjax.models.network import Sections
 from kdjax.options import RATIOS, choice, number, whole
 from kdjax.types import Detections, Features, PairedBoxes, Targets, Terms
 
@@ -124,6 +125,7 @@ class RetinaNet(DenseDetector):
 
     terms: ClassVar[tuple[str, ...]] = ("cls", "box")
     """Names of the loss terms."""
+    tiny: ClassVar[Sections] = {**DenseDetector.tiny, "head": {"convs": 1}}
 
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""

@@ -7,7 +7,7 @@ and shapes of the weights go into the same file. Cases of detectors that kdjax d
 import sys
 from pathlib import Path
 
-from kdjax.models import DETECTORS
+from kdjax.models import MODELS
 from tests.goldens.cases import HERE, load_case, save_compact
 from tests.goldens.test_detectors import original
 
@@ -16,7 +16,7 @@ def main(goldens: Path) -> None:
     for path in sorted((goldens / "detectors").glob("*.npz")):
         case = load_case(path)
         model = original(case.meta).model
-        if model and model["name"] in DETECTORS:
+        if model and model["name"] in MODELS:
             save_compact(case, HERE / "detectors" / path.name)
             print(path.name)
 

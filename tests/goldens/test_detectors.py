@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from kdjax.data.masks import paste
-from kdjax.models import DETECTORS, build_detector
+from kdjax.models import MODELS, build_model
 from kdjax.models.anchors import pyramid_anchors
 from kdjax.models.rcnn import POSITIVE_ROIS
 from kdjax.models.rpn import Proposals, propose
@@ -157,10 +157,10 @@ def compute(case: Case, source: str, model: dict[str, Any], num_classes: int, fi
     if SOURCES[source].bgr:
         images = images[..., ::-1]  # The importer turned the first convolution around.
     image_size = np.tile(np.array(case.meta["image_size"], np.int32), (len(images), 1))
-    like = jax.eval_shape(build_detector(model, num_classes).init, jax.random.key(0), images)
+    like = jax.eval_shape(build_model(model, num_classes).init, jax.random.key(0), images)
     state = synthetic_state_dict(case.spec, case.meta["weight_seed"])
     imported = import_state_dict(state, source, model=model, like=like, num_classes=num_classes)
-    detector = build_detector(imported.model, num_classes)
+    detector = build_model(imported.model, num_classes)
     # Apart: many cases have the same backbone and neck, which are then compiled once.
     features = jit(functools.partial(detector.apply, method="features"))(imported.variables, images)
     predictions = jit(functools.partial(detector.apply, method="heads"))(imported.variables, features, image_size)
@@ -406,7 +406,7 @@ def test_there_are_cases() -> None:
 def test_detector_is_the_original(path: Path) -> None:
     case = load_case(path)
     origin = original(case.meta)
-    if origin.model is None or origin.model["name"] not in DETECTORS:
+    if origin.model is None or origin.model["name"] not in MODELS:
         pytest.skip(f"kdjax has no detector for {case.meta.get('model') or case.meta['config']}")
     computed = compute(case, origin.source, origin.model, origin.num_classes, origin.first_label)
     check_features(case, computed.features)

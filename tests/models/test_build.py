@@ -1,15 +1,19 @@
-"""``build_detector``, the contract that every detector keeps, and what importing the package does not do."""
+"""``build_model``, the shapes that every detector keeps, and what importing the package does not do."""
 
 import subprocess
 import sys
+from typing import Annotated, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kdjax.errors import UserError
-from kdjax.models import DETECTORS, build_detector
+from kdjax.models import MODELS, build_model, class_outputs, complete, model_class
+from kdjax.models.network import Network
+from kdjax.options import number
 from kdjax.types import Detections, Masks, Sampling, Targets
 
 TINY = {"backbone": {"depth": 18, "width": 0.125}, "neck": {"channels": 8}}
@@ -17,9 +21,9 @@ SIZE = np.array([[64, 96], [50, 70]], np.int32)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
 
 
-@pytest.fixture(scope="module", params=DETECTORS)
+@pytest.fixture(scope="module", params=MODELS)
 def detector(request):
-    return build_detector({"name": request.param, **TINY}, num_classes=3)
+    return build_model({"name": request.param, **TINY}, num_classes=3)
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +82,14 @@ def test_losses_are_float32_scalars_and_detections_fill_their_slots(detector, ou
 
 
 def test_two_stage_detectors_look_at_finer_levels_unless_told_otherwise():
-    levels = {name: build_detector({"name": name}, num_classes=3).neck.min_level for name in DETECTORS}
-    assert levels == {name: 2 if "rcnn" in name else 3 for name in DETECTORS}
-    assert build_detector({"name": "faster_rcnn", "neck": {"min_level": 3}}, num_classes=3).neck.max_level == 6
+    levels = {name: build_model({"name": name}, num_classes=3).neck.min_level for name in MODELS}
+    assert levels == {name: 2 if model_class(name).has_proposals else 3 for name in MODELS}
+    assert build_model({"name": "faster_rcnn", "neck": {"min_level": 3}}, num_classes=3).neck.max_level == 6
 
 
 def test_frozen_norm_is_never_updated():
     def stats(frozen):
-        detector = build_detector({"name": "retinanet", **TINY, "frozen_norm": frozen}, num_classes=3)
+        detector = build_model({"name": "retinanet", **TINY, "frozen_norm": frozen}, num_classes=3)
         shapes = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         traced = jax.make_jaxpr(
             lambda v: detector.apply(v, jnp.zeros((1, 32, 32, 3)), True, method="features", mutable=["batch_stats"])[1]
@@ -101,8 +105,44 @@ def test_frozen_norm_is_never_updated():
 def test_a_config_kept_as_json_builds_the_same_detector():
     lists = {"name": "retinanet", **TINY, "head": {"anchor_ratios": [1.0, 2.0]}, "pixel_mean": [1.0, 2.0, 3.0]}
     tuples = {"name": "retinanet", **TINY, "head": {"anchor_ratios": (1.0, 2.0)}, "pixel_mean": (1.0, 2.0, 3.0)}
-    assert build_detector(lists, num_classes=3) == build_detector(tuples, num_classes=3)
-    assert isinstance(hash(build_detector(lists, num_classes=3)), int)
+    assert build_model(lists, num_classes=3) == build_model(tuples, num_classes=3)
+    assert isinstance(hash(build_model(lists, num_classes=3)), int)
+
+
+class Classifier(Network):
+    """A model of another task, whose only part is a backbone."""
+
+    dropout: Annotated[float, number(0, 1), "Share of the channels that are dropped."] = 0.0
+
+    task: ClassVar[str] = "classification"
+    terms: ClassVar[tuple[str, ...]] = ("cls",)
+
+    def setup(self) -> None:
+        self.head = nn.Dense(self.num_classes)
+
+    def heads(self, features, image_size=None, sampling=None):
+        return self.head(jnp.mean(features["c5"], axis=(1, 2)))
+
+
+def test_a_model_of_other_parts_is_built_as_any_other():
+    name = "tests.models.test_build:Classifier"
+    config = {"name": name, "backbone": {"depth": 10, "width": 0.125}, "head": {"dropout": 0.5}, "frozen_norm": True}
+    model = build_model(config, num_classes=3)
+    assert (model.dropout, model.frozen_norm, model.task) == (0.5, True, "classification")
+    assert not model.has_proposals
+    assert not model.learns_masks
+    (features, logits), variables = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 96, 3)))
+    )
+    assert set(variables["params"]) == {"backbone", "head"}
+    assert features.keys() == model.strides.keys()
+    for level, x in features.items():
+        assert x.shape[1:3] == (64 // model.strides[level], 96 // model.strides[level])
+    assert logits.shape == (2, 3)
+    assert set(complete(config)) == {"name", "backbone", "head", "pixel_mean", "pixel_std", "frozen_norm"}
+    assert class_outputs(config) == {"params/head/kernel", "params/head/bias"}
+    with pytest.raises(UserError, match=r"Unknown field 'neck' .* the fields are name, backbone, head, pixel_mean"):
+        build_model(config | {"neck": {}}, num_classes=3)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +168,7 @@ def test_a_config_kept_as_json_builds_the_same_detector():
 )
 def test_mistakes_in_a_config_are_one_clear_sentence(config, sentence):
     with pytest.raises(UserError, match=sentence):
-        build_detector(config, num_classes=3)
+        build_model(config, num_classes=3)
 
 
 def test_importing_the_models_starts_no_backend():

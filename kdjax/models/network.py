@@ -1,0 +1,97 @@
+"""What the models of all tasks share: a backbone, how images become its input, and the facts that a model states."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
+from kdjax.models.resnet import ResNet
+from kdjax.options import COLOUR, FLAG, SPREAD, check_fields
+from kdjax.types import Features, Sampling
+
+Sections = Mapping[str, Mapping[str, Any]]
+"""Fields of a model's parts by the section of a config that they stand in: {"backbone": {"depth": 10}, ...}."""
+
+
+class Network(nn.Module, kw_only=True):
+    """A backbone. A model adds its heads, what they learn from targets, and what it finds.
+
+    That is ``heads`` and ``decode``, which this class calls, and ``loss``, ``heads_at`` and ``terms``, which the
+    distillation step does. What else others must know of a model it states as a fact of its class, so that nobody asks
+    for its name.
+
+    Attributes:
+        backbone: normalised images (N, H, W, 3) to named maps; takes ``train`` and states their ``strides``.
+        num_classes: number of classes, without a background.
+        axis_name: mapped axis over which counts are averaged; None outside of one.
+        dtype: of the computation; parameters and losses are float32.
+    """
+
+    backbone: nn.Module
+    num_classes: int
+    pixel_mean: Annotated[RGB, COLOUR, "Of red, green and blue on the scale of 0 to 255."] = IMAGENET_MEAN
+    pixel_std: Annotated[RGB, SPREAD, "Likewise."] = IMAGENET_STD
+    frozen_norm: Annotated[
+        bool,
+        FLAG,
+        "Whether batch norm uses its running statistics in training too and never updates them.",
+    ] = False
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    task: ClassVar[str]
+    """What it is for."""
+    parts: ClassVar[Mapping[str, type[nn.Module]]] = {"backbone": ResNet}
+    """The sections of its config that are parts of it, in the order in which images go through them, and the classes
+    that declare their options. The options of the model itself are its section "head"."""
+    part_defaults: ClassVar[Sections] = {}
+    """Where its parts differ from their own defaults."""
+    tiny: ClassVar[Sections] = {"backbone": {"depth": 10, "width": 0.125}}
+    """What makes it so small that a step takes a moment, for checks of an installation or a config."""
+    has_proposals: ClassVar[bool] = False
+    """Whether its heads look at regions that it proposes itself: a detector of two stages."""
+    still: ClassVar[tuple[str, ...]] = ()
+    """Names in the paths of parameters that rightly get no gradient from any term."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        super().__post_init__()
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether its targets must have masks."""
+        return False
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Pixels of the image from one position of each map of the features to the next, fine to coarse."""
+        return self.backbone.strides
+
+    @nn.nowrap
+    def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:
+        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to float32 ones, exact zeros in the padding."""
+        return normalize(images, image_size, self.pixel_mean, self.pixel_std)
+
+    def features(self, images: jax.Array, train: bool = False) -> Features:
+        """Normalised images (N, H, W, 3) to the backbone's maps; ``train`` updates the batch norm unless frozen."""
+        return self.backbone(images, train=train and not self.frozen_norm)
+
+    def __call__(
+        self,
+        images: jax.Array,
+        image_size: jax.Array | None = None,
+        train: bool = False,
+        sampling: Sampling | None = None,
+    ) -> tuple[Features, Any]:
+        """Normalised images (N, H, W, 3) to the features and the predictions of ``heads``."""
+        features = self.features(images, train)
+        return features, self.heads(features, image_size, sampling)
+
+    def predict(self, images: jax.Array, image_size: jax.Array) -> Any:
+        """uint8 images (N, H, W, 3) of size ``image_size`` (N, 2) to what is found: everything that inference is."""
+        _, predictions = self(self.preprocess(images, image_size), image_size)
+        return self.decode(predictions, image_size)
