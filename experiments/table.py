@@ -74,7 +74,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         row = [f"`{method}`", str(len(own)), *(spread([run[role] for run in own]) for role in ("teacher", "student"))]
         bases = [alone.get(run["seed"]) if run["baseline"] is None else run["baseline"] for run in own]
         if method != "none" and None not in bases:
-            verdict = judge([run["student"] for run in own], bases)
+            verdict = judge([run["student"] for run in own], bases, "AP")
             interval = f" ({verdict.interval[0]:+.1f} to {verdict.interval[1]:+.1f})" if verdict.interval else ""
             row += [spread(bases), f"{verdict.mean:+.1f}{interval}"]
         lines.append(" | ".join(["", *row, *[""] * (6 - len(row)), ""]).strip())

@@ -22,7 +22,7 @@ from kdjax.checkpoint import describe
 from kdjax.devices import device_count, parallel, replicate, split
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
-from kdjax.models import build_detector
+from kdjax.models import build_model
 from kdjax.plan import Plan, StagePlan, resolve
 from kdjax.run.build import Facts, build, first_state, init_jit, stage_key
 from kdjax.run.data import open_batches, open_split
@@ -73,7 +73,7 @@ def compile_parts(plan: Plan, source: Source) -> list[Part]:
     if not options.teacher:
         return parts
     known = plan[options.teacher].options.model if options.teacher in plan else describe(options.teacher)["model"]
-    module = build_detector(known, num_classes=classes, dtype=jnp.dtype(options.dtype))
+    module = build_model(known, num_classes=classes, dtype=jnp.dtype(options.dtype))
     images = jnp.zeros((1, *image_size, 3))
     teacher = Teacher(module, replicate(init_jit(module.init)(jax.random.key(0), images)))
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +19,10 @@ from orbax.checkpoint import checkpoint_managers
 
 from kdjax import __version__
 from kdjax.errors import UserError, parsing
-from kdjax.models import build_detector
+from kdjax.models import build_model
 from kdjax.paths import local_path
 from kdjax.state import TrainState
+from kdjax.types import Model
 
 MODEL_FILE = "model.json"
 METHOD_FILE = "method.json"
@@ -53,7 +53,7 @@ class Checkpoints:
     optimiser. A context manager: at its end, whatever ended it, everything is on disk.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, metric: str = "AP", higher_is_better: bool = True):
+    def __init__(self, folder: Path, *, keep: int = 2, metric: str, higher_is_better: bool = True):
         """Opens or makes a folder of checkpoints.
 
         Args:
@@ -138,7 +138,7 @@ def describe_model(
     """What is written beside a detector's arrays, so that it can be rebuilt: plain JSON.
 
     Args:
-        model: the plain dict that :func:`kdjax.models.build_detector` takes.
+        model: the plain dict that :func:`kdjax.models.build_model` takes.
         class_names: names of the labels, in order.
         image_size: height and width in pixels that the model was trained at.
         category_ids: what the annotations that it learnt from call the labels, in order; () where that is not known.
@@ -305,7 +305,7 @@ def _orbax(what: str, advice: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be read ({str(error)[:200]}); {advice}.") from error
 
 
-def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[nn.Module, dict[str, Any]]:
+def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[Model, dict[str, Any]]:
     """Loads a trained detector: ``module, variables = kdjax.load_student("runs/mgd/student")``.
 
     Neither the teacher nor the method is needed. ``module.detect`` does everything from uint8 images to detections::
@@ -325,7 +325,7 @@ def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[
     description = describe(folder)
     if "model" not in description:
         raise UserError(f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir.")
-    module = build_detector(
+    module = build_model(
         description["model"],
         num_classes=len(description["class_names"]),
         dtype=jnp.dtype(dtype),

@@ -8,8 +8,9 @@ from typing import Any
 
 from kdjax.config.schema import LOSS_WEIGHT, Data, MethodSection, Optimizer, Run, Stage
 from kdjax.methods import METHODS
-from kdjax.models import DETECTORS, FPN, ResNet
+from kdjax.models import MODELS
 from kdjax.models.detector import Detector
+from kdjax.models.network import Network
 from kdjax.options import declared
 
 _TWO_STAGE = (
@@ -26,14 +27,11 @@ def sections() -> dict[str, dict[str, Any]]:
         "A stage": {"<stage>.": Stage},
         "Its optimiser; `<stage>.methods.<method>.optimizer` likewise": {"<stage>.optimizer.": Optimizer},
         "Every method of a stage": {"<stage>.methods.<method>.": MethodSection},
-        "Every detector": {
-            "<stage>.model.": Detector,
-            "<stage>.model.backbone.": ResNet,
-            "<stage>.model.neck.": FPN,
-        },
+        "Every model": {"<stage>.model.": Network},
+        "The parts of a detector": {f"<stage>.model.{part}.": kind for part, kind in Detector.parts.items()},
     }
     heads: dict[Any, list[str]] = {}
-    for name, detector in DETECTORS.items():
+    for name, detector in MODELS.items():
         heads.setdefault(detector.func if isinstance(detector, functools.partial) else detector, []).append(name)
     for head, names in heads.items():
         found[f"The head of {', '.join(f'`{name}`' for name in names)}"] = {"<stage>.model.head.": head}
@@ -50,10 +48,10 @@ def table() -> str:
         lines += [f"## {title}", "", "| key | default | may be | meaning |", "|---|---|---|---|"]
         for prefix, cls in classes.items():
             for name, option in declared(cls).items():
-                if cls is Detector or name not in declared(Detector):
+                if cls is Network or name not in declared(Network):
                     lines.append(_row(prefix + name, repr(option.default), option.rule.words, option.meaning))
-        if title == "Every detector":
-            names = ", ".join(DETECTORS)
+        if title == "Every model":
+            names = ", ".join(MODELS)
             words = f"one of {names}, or package.module:Class"
             lines.append(_row("<stage>.model.name", "'retinanet'", words, _TWO_STAGE))
         if title == "Every method of a stage":

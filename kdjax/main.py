@@ -15,7 +15,7 @@ from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
 from kdjax.devices import cache_compilations
 from kdjax.errors import NumericError, UserError
 from kdjax.methods import method_class
-from kdjax.models import FPN, ResNet, build_detector
+from kdjax.models import FPN, ResNet, build_model
 from kdjax.options import declared, hint
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -144,7 +144,7 @@ def _words(config: ConfigDict, key: str, kind: type) -> str:
     if section[1:2] == ["methods"] and len(section) == 3:
         found = method_class(config[section[0]].methods[section[2]].name)
     elif section[1:] in (["model"], ["model", "head"]):
-        found = type(build_detector(config[section[0]].model.to_dict(), num_classes=1))
+        found = type(build_model(config[section[0]].model.to_dict(), num_classes=1))
     options = declared(found)
     return options[name].rule.words.removesuffix(", or None") if name in options else f"a number ({kind.__name__})"
 

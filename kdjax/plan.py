@@ -15,7 +15,7 @@ from kdjax.config.files import config_names
 from kdjax.config.schema import LOSS_WEIGHT, Data, MethodSection, Optimizer, Run, Stage
 from kdjax.errors import UserError
 from kdjax.methods import RESERVED, build_method, method_class, method_options, term_names
-from kdjax.models import build_detector
+from kdjax.models import build_model, model_class
 from kdjax.options import check, declared, defaults, hint, parse
 from kdjax.paths import local_path
 from kdjax.tasks import build_task
@@ -25,9 +25,6 @@ from kdjax.weights import SOURCES
 BASELINE = "baseline"
 """The stage that ``compare`` adds: the identical student without the methods' terms. Those that come before it, where
 the student starts from another one, are called ``baseline_<name of that stage>``."""
-
-PARTS = ("backbone", "neck", "head")
-"""What every detector is made of, and what a student may inherit."""
 
 _SECTIONS = ("model", "methods", "loss_weights", "optimizer")
 """Keys of a stage that are sections of their own."""
@@ -280,7 +277,7 @@ def _check_run(run: Run, stages: Mapping[str, Stage], devices: int) -> None:
 def _check_stage(name: str, stage: Stage, earlier: tuple[str, ...], devices: int, task: Task) -> None:
     """Refuses a stage whose keys contradict each other, or what a run has."""
     try:
-        model = build_detector(stage.model, num_classes=1)
+        model = build_model(stage.model, num_classes=1)
     except UserError as error:
         raise UserError(f"config.{name}.model: {error}") from error
     where = f"config.{name}.model is {stage.model['name']!r}"
@@ -302,7 +299,7 @@ def _check_stage(name: str, stage: Stage, earlier: tuple[str, ...], devices: int
             raise UserError(
                 f"config.{name}.loss_weights has the term {term!r}, but this stage's loss has: {', '.join(terms)}."
             )
-    _check_origins(name, stage, earlier)
+    _check_origins(name, stage, earlier, parts=(*model_class(stage.model["name"]).parts, "head"))
 
 
 def _terms(name: str, stage: Stage, own: tuple[str, ...], task: Task) -> list[str]:
@@ -327,7 +324,7 @@ def _terms(name: str, stage: Stage, own: tuple[str, ...], task: Task) -> list[st
     return terms
 
 
-def _check_origins(name: str, stage: Stage, earlier: tuple[str, ...]) -> None:
+def _check_origins(name: str, stage: Stage, earlier: tuple[str, ...], parts: tuple[str, ...]) -> None:
     """Refuses what a stage starts and learns from where it is nowhere."""
     origins = [("init", "model", stage.init), ("teacher", "model", stage.teacher)]
     origins += [(f"methods.{key}.init", "method", method.init) for key, method in stage.methods.items()]
@@ -349,8 +346,8 @@ def _check_origins(name: str, stage: Stage, earlier: tuple[str, ...]) -> None:
     if not stage.steps and not (stage.weights or stage.init):
         raise UserError(f"config.{name}.steps is 0, which takes over weights: give config.{name}.weights or init.")
     for part in stage.inherit:
-        if part not in PARTS:
-            raise UserError(f"config.{name}.inherit has {part!r}; the parts of a detector are {', '.join(PARTS)}.")
+        if part not in parts:
+            raise UserError(f"config.{name}.inherit has {part!r}; the parts of this model are {', '.join(parts)}.")
     if stage.inherit and not stage.teacher:
         raise UserError(f"config.{name}.inherit is {stage.inherit!r}, which needs config.{name}.teacher.")
 

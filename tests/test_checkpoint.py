@@ -13,7 +13,7 @@ import pytest
 import kdjax
 from kdjax.checkpoint import Checkpoints, describe, describe_model, load_method, load_variables, save_method, save_model
 from kdjax.errors import UserError
-from kdjax.models import build_detector
+from kdjax.models import build_model
 from kdjax.optim import make_optimizer
 from kdjax.state import init_state
 
@@ -35,11 +35,11 @@ def state(step: int, size: int = 3):
 
 def test_the_newest_and_the_best_are_kept_across_restarts(tmp_path):
     aps = {1: 10.0, 2: 30.0, 3: float("nan"), 4: 20.0, 5: None}
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, keep=1, metric="AP")
     for step, ap in aps.items():
         checkpoints.save(state(step), ap)
     checkpoints.close()
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, keep=1, metric="AP")
     for step in (6, 7):
         checkpoints.save(state(step))
     checkpoints.close()
@@ -47,7 +47,7 @@ def test_the_newest_and_the_best_are_kept_across_restarts(tmp_path):
 
 
 def test_the_newest_state_comes_back_whole(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, metric="AP")
     assert checkpoints.latest() is None
     saved = state(7)
     checkpoints.save(saved)
@@ -58,7 +58,7 @@ def test_the_newest_state_comes_back_whole(tmp_path):
 
 
 def test_a_state_of_another_model_is_refused_by_name(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, metric="AP")
     checkpoints.save(state(7))
     with pytest.raises(UserError, match=r"step 7 .* another model.*head/kernel is float32\[3\], wanted float32\[5\]"):
         checkpoints.restore(state(0, size=5))
@@ -68,7 +68,7 @@ def test_a_state_of_another_model_is_refused_by_name(tmp_path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A model folder, and what was put into it."""
-    module = build_detector(MODEL, num_classes=len(CLASSES))
+    module = build_model(MODEL, num_classes=len(CLASSES))
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     folder = tmp_path_factory.mktemp("model") / "student"
     save_model(folder, variables, DESCRIPTION)
@@ -96,7 +96,7 @@ def test_saving_again_replaces_the_folder(trained, tmp_path):
 def test_variables_come_from_a_model_folder_or_from_one_step_of_the_checkpoints(trained, tmp_path):
     folder, _, variables = trained
     jax.tree.map(np.testing.assert_array_equal, load_variables(folder), variables)
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, metric="AP") as checkpoints:
         checkpoints.save(state(7))
     found = load_variables(tmp_path / "7")
     np.testing.assert_array_equal(found["params"]["head"]["kernel"], [7, 7, 7])
@@ -180,12 +180,12 @@ def test_a_damaged_description_is_refused(trained, tmp_path, text):
 
 @ABANDONED
 def test_a_damaged_checkpoint_is_refused_with_its_step(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, metric="AP") as checkpoints:
         checkpoints.save(state(7, size=3000))
     for path in files_of_arrays(tmp_path / "7"):
         path.write_bytes(path.read_bytes()[:100])
     with (
-        Checkpoints(tmp_path) as checkpoints,
+        Checkpoints(tmp_path, metric="AP") as checkpoints,
         pytest.raises(UserError, match=r"The checkpoint of step 7 in .* cannot be read .*; move the folder of that"),
     ):
         checkpoints.restore(state(0, size=3000))

@@ -15,7 +15,7 @@ from kdjax.checkpoint import describe
 from kdjax.config import load_config
 from kdjax.convert import convert, read_class_names
 from kdjax.errors import UserError
-from kdjax.models import build_detector
+from kdjax.models import build_model
 from tests.weights.naming import resnet_names, to_state_dict, torchvision_names
 from tests.weights.pickles import op_dict, op_texts, write_pth
 
@@ -27,7 +27,7 @@ NAMES = ("cat", "dog", "hot dog")
 @pytest.fixture(scope="module")
 def expected():
     """Path to array of the tiny teacher."""
-    detector = build_detector(load_config(CONFIG).teacher.model.to_dict(), len(NAMES))
+    detector = build_model(load_config(CONFIG).teacher.model.to_dict(), len(NAMES))
     like = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     rng = np.random.default_rng(0)
     return {path: rng.normal(size=x.shape).astype(np.float32) for path, x in flatten_dict(like, sep="/").items()}

@@ -10,7 +10,7 @@ from kdjax.devices import replicate, split
 from kdjax.distill import Applied, distill_loss
 from kdjax.errors import UserError
 from kdjax.methods import build_method
-from kdjax.models import build_detector
+from kdjax.models import build_model
 from kdjax.plan import resolve
 from kdjax.run.build import Facts, build, first_state
 from kdjax.run.train import teacher_floor
@@ -99,7 +99,7 @@ def test_the_tokens_of_every_kind_of_teacher_have_a_loss(name):
     """Traced only, with what the config says that batches have."""
     config = load(FILES["maskd"], f"{name}:tiny")
     batch = tiny.batch(masks=config.data.masks)
-    teacher = build_detector(config.tokens.model.to_dict(), num_classes=tiny.CLASSES)
+    teacher = build_model(config.tokens.model.to_dict(), num_classes=tiny.CLASSES)
     method = build_method({"name": "maskd_tokens"})
     images, keys = batch.images.astype(np.float32), jax.random.split(jax.random.key(0), 8)
 
@@ -149,7 +149,7 @@ def test_a_student_is_optimised_as_its_own_kind_whoever_teaches():
 def test_a_pair_takes_two_steps(name):
     config = load(FILES[METHODS[name]], f"{name}:tiny")
     batch = tiny.batch(masks=config.student.model.name == "mask_rcnn")
-    module = build_detector(config.teacher.model.to_dict(), num_classes=tiny.CLASSES)
+    module = build_model(config.teacher.model.to_dict(), num_classes=tiny.CLASSES)
     variables = drawn(module, batch.images[:1].astype(np.float32))
     plan = resolve(config, devices=8)
     stage = plan["student"]

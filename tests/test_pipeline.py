@@ -18,7 +18,7 @@ import kdjax
 from kdjax.config import base_config
 from kdjax.config import tiny as tiny_config
 from kdjax.errors import NumericError, UserError
-from kdjax.models import build_detector
+from kdjax.models import build_model
 from kdjax.plan import resolve
 from kdjax.run import pipeline
 from kdjax.run.build import stage_key
@@ -167,7 +167,7 @@ def torch_names(path: str) -> str:
 
 def test_a_stage_of_no_steps_takes_over_a_file_and_teaches(data_dir, tmp_path, capsys):
     config = tiny(ROOT / "configs" / "mimic.py", data_dir)
-    module = build_detector(config.teacher.model.to_dict(), num_classes=6)
+    module = build_model(config.teacher.model.to_dict(), num_classes=6)
     shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
     rng = np.random.default_rng(0)
     arrays = {

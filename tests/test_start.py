@@ -13,7 +13,7 @@ import kdjax
 from kdjax.checkpoint import STAGE_FILE, Checkpoints, describe_model, save_model
 from kdjax.config import base_config, tiny
 from kdjax.errors import UserError
-from kdjax.models import build_detector
+from kdjax.models import build_model
 from kdjax.optim import make_optimizer
 from kdjax.plan import resolve
 from kdjax.run.start import _as_expected, _import, _saved, import_detector
@@ -31,7 +31,7 @@ OUTPUTS = 91
 
 
 def drawn(model, classes):
-    detector = build_detector(model, classes)
+    detector = build_model(model, classes)
     like = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), like)
@@ -121,7 +121,7 @@ def test_a_model_of_other_classes_gives_no_class_outputs(stage, tmp_path, folder
     model, names = stage.model.to_dict(), ("cat", "dog")
     variables, description = drawn(model, 2), describe_model(stage.model.to_dict(), names, (64, 64))
     save_model(tmp_path / "model", variables, description)
-    with Checkpoints(tmp_path / "stage" / "checkpoints") as checkpoints:
+    with Checkpoints(tmp_path / "stage" / "checkpoints", metric="AP") as checkpoints:
         checkpoints.save(init_state(variables, {}, make_optimizer(lambda step: 0.1)).replace(step=jnp.int32(7)))
     (tmp_path / "stage" / STAGE_FILE).write_text(json.dumps(description))
     folder = tmp_path / folder
@@ -167,7 +167,7 @@ def test_p7_of_an_imported_teacher_is_made_as_it_was_trained_though_its_pair_say
     write_pth(tmp_path / "file.pth", to_state_dict(flatten_dict(variables, sep="/"), names))
     imported = import_detector(model, str(tmp_path / "file.pth"), "torchvision", 3)
     assert "neck.extra_relu became True instead of False, as in every retinanet of torchvision" in str(imported.report)
-    module = build_detector(imported.model, 3)
+    module = build_model(imported.model, 3)
     rng = np.random.default_rng(0)
     maps = {f"c{level}": rng.normal(size=(1, 128 >> level, 128 >> level, 64 >> (5 - level))) for level in range(2, 6)}
     pyramid = module.neck.apply({"params": variables["params"]["neck"]}, maps)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_interval_is_that_of_the_paired_t_test(count):
     rng = np.random.default_rng(count)
     students, baselines = rng.normal(20, 1, count), rng.normal(19, 1, count)
-    verdict = judge(students.tolist(), baselines.tolist())
+    verdict = judge(students.tolist(), baselines.tolist(), "AP")
     expected = stats.ttest_rel(students, baselines)
     np.testing.assert_allclose(verdict.interval, expected.confidence_interval(0.95), rtol=1e-9)
     assert verdict.mean == pytest.approx((students - baselines).mean())
@@ -45,7 +45,7 @@ def test_the_interval_is_that_of_the_paired_t_test(count):
     ],
 )
 def test_the_sentence_says_what_the_interval_does(students, outcome, words):
-    verdict = judge(students, [10.0] * len(students))
+    verdict = judge(students, [10.0] * len(students), "AP")
     assert verdict.outcome == outcome
     assert words in verdict.sentence
 

@@ -100,7 +100,7 @@ class Stage:
     """One run of the train loop: a detector, what it starts from, who teaches it, and for how long."""
 
     model: Mapping[str, Any]
-    """The detector, as :func:`kdjax.models.build_detector` takes it."""
+    """The detector, as :func:`kdjax.models.build_model` takes it."""
     methods: Mapping[str, MethodSection]
     """The methods by name, whose terms are added to the student's own; {} trains without any."""
     optimizer: Optimizer

@@ -21,21 +21,19 @@ from kdjax.models.retinanet import RetinaNet
 from kdjax.options import chosen, declared
 
 __all__ = [
-    "DETECTORS",
     "FCOS",
     "FPN",
     "MODELS",
     "RCNN",
     "ResNet",
     "RetinaNet",
-    "build_detector",
     "build_model",
     "class_outputs",
     "complete",
     "model_class",
 ]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., Network]] = {
     "retinanet": RetinaNet,
     "fcos": FCOS,
     "faster_rcnn": functools.partial(RCNN, stages=1, masks=False),
@@ -66,7 +64,7 @@ def model_class(name: str) -> type[Network]:
 
 def build_model(
     config: Mapping[str, Any], num_classes: int, *, axis_name: str | None = None, dtype: Dtype = jnp.float32
-) -> nn.Module:
+) -> Network:
     """Makes a model from a plain nested dict.
 
     Args:
@@ -167,8 +165,3 @@ def _check(given: Mapping[str, Any], known: Any, where: str) -> None:
     for name in given:
         if name not in known:
             raise UserError(f"Unknown field {name!r} in {where}; the fields are {', '.join(known)}.")
-
-
-# The names of before there were models of other tasks, which config/, plan, checkpoint, run/, main and benchmark use.
-build_detector = build_model
-DETECTORS = MODELS

@@ -16,7 +16,7 @@ from kdjax.errors import UserError
 from kdjax.losses import ClassStatistics, uniform_statistics
 from kdjax.methods import build_method
 from kdjax.methods.levels import describe_pairs
-from kdjax.models import build_detector
+from kdjax.models import build_model
 from kdjax.optim import by_part, make_optimizer, make_schedule, paths, trained_norm, under
 from kdjax.plan import StagePlan
 from kdjax.state import TrainState, Variables, init_state
@@ -67,7 +67,7 @@ def build(stage: StagePlan, facts: Facts) -> Built:
     """
     options, dtype = stage.options, jnp.dtype(stage.options.dtype)
     model, teacher = facts.model or options.model, facts.teacher
-    student = build_detector(model, num_classes=facts.num_classes, axis_name=AXIS, dtype=dtype)
+    student = build_model(model, num_classes=facts.num_classes, axis_name=AXIS, dtype=dtype)
     methods = {
         name: Applied(build_method(method.config, axis_name=AXIS, dtype=dtype), method.levels)
         for name, method in stage.methods.items()

@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from kdjax.checkpoint import describe, load_method, load_student, load_variables
 from kdjax.data.check import compare_classes
 from kdjax.errors import UserError
-from kdjax.models import build_detector, class_outputs, complete
+from kdjax.models import build_model, class_outputs, complete
 from kdjax.optim import paths
 from kdjax.paths import local_path
 from kdjax.plan import StagePlan
 from kdjax.run.record import Finished
 from kdjax.state import Variables
+from kdjax.types import Model
 from kdjax.weights import (
     COCO_NAMES,
     Imported,
@@ -39,7 +39,7 @@ from kdjax.weights import (
 class Teacher(NamedTuple):
     """A trained detector that teaches."""
 
-    module: nn.Module
+    module: Model
     variables: Variables
 
 
@@ -110,7 +110,7 @@ def import_detector(model: Mapping[str, Any], weights: str, source: str, num_cla
     """The weights in a file, as those of a detector.
 
     Args:
-        model: config of the detector, as :func:`kdjax.models.build_detector` takes it.
+        model: config of the detector, as :func:`kdjax.models.build_model` takes it.
         weights: path of the file.
         source: a key of ``kdjax.weights.SOURCES``.
         num_classes: how many classes it must tell apart, without a background; None for as many as it does.
@@ -122,7 +122,7 @@ def import_detector(model: Mapping[str, Any], weights: str, source: str, num_cla
     expected = expected_model(complete(model), source, file.tensors, origin=weights)
 
     def like(classes: int) -> Any:
-        module = build_detector(expected.model, num_classes=classes)
+        module = build_model(expected.model, num_classes=classes)
         return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
 
     if num_classes is None:

@@ -24,18 +24,18 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    students: Sequence[float], baselines: Sequence[float], metric: str = "AP", *, higher_is_better: bool = True
+    students: Sequence[float], baselines: Sequence[float], metric: str, *, higher_is_better: bool = True
 ) -> Verdict:
     """Compares students with their twins, seed by seed.
 
     A gain or a loss is one whose interval leaves zero out: with three seeds the mean must be 2.5 times the standard
     deviation of the differences.
 
-    >>> judge([20.1, 19.8, 20.6], [16.0, 16.4, 16.1]).sentence
+    >>> judge([20.1, 19.8, 20.6], [16.0, 16.4, 16.1], "AP").sentence
     'A gain: over 3 seeds the student is +4.00 AP (95 %: +2.62 to +5.38) beside its twin.'
-    >>> judge([16.1, 15.8, 16.6], [16.0, 16.4, 16.1]).outcome
+    >>> judge([16.1, 15.8, 16.6], [16.0, 16.4, 16.1], "AP").outcome
     'no difference'
-    >>> judge([16.0, 16.4], [16.0, 16.4]).sentence
+    >>> judge([16.0, 16.4], [16.0, 16.4], "AP").sentence
     'No difference: over 2 seeds the student is +0.00 AP (95 %: +0.00 to +0.00) beside its twin.'
 
     Args:

@@ -54,8 +54,7 @@ class Detection:
 
     def check_model(self, model: Any, where: str) -> None:
         """Raises UserError where the model learns masks and the data have none."""
-        learns_masks = any(term == "mask" or term.endswith("_mask") for term in model.terms)
-        if learns_masks and not self.mask_size:
+        if model.learns_masks and not self.mask_size:
             raise UserError(
                 f"config.data.masks is False, but {where}, which learns masks: set config.data.masks=True, with data "
                 "that have outlines."

@@ -41,7 +41,7 @@ class Source(NamedTuple):
     """Of the backbone."""
     neck: tuple[Rule, ...] = ()
     heads: Mapping[str, tuple[Rule, ...]] = {}
-    """By detector, a key of ``kdjax.models.DETECTORS``."""
+    """By detector, a key of ``kdjax.models.MODELS``."""
     background: bool = False
     """Whether the class of index 0 is a background, and classes are counted from 1."""
     bgr: bool = False

@@ -105,7 +105,7 @@ def expected_model(
     """A detector's config with what its weights' source decides and no tensor shows.
 
     Args:
-        model: the config, as :func:`kdjax.models.build_detector` takes it.
+        model: the config, as :func:`kdjax.models.build_model` takes it.
         source: a key of ``SOURCES``.
         state: name to array.
         origin: what the state dict is, for messages.
@@ -171,7 +171,7 @@ def import_state_dict(
     Args:
         state: name to array, in PyTorch's layout, of any of ``FLOATS``; arrays that are skipped may be of any kind.
         source: a key of ``SOURCES``.
-        model: the detector's config, as :func:`kdjax.models.build_detector` takes it.
+        model: the detector's config, as :func:`kdjax.models.build_model` takes it.
         like: the detector's variables {"params": ..., "batch_stats": ...}; shapes suffice.
         num_classes: of the detector. torchvision's 91 places for the category ids of COCO become 80 classes, and its
             background goes, where that leaves so many; its one-stage detectors may also keep all places.
