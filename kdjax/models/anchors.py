@@ -1,8 +1,9 @@
-"""Anchors of a feature pyramid, in the two conventions that published detectors were trained with.
+"""Anchors of a feature pyramid, in the two kinds that published detectors were trained with.
 
-``mmdet``: anchors of exact sizes, centred on (column * stride, row * stride).
-``torchvision``: the sizes cut to whole pixels and the corners rounded, and the stride of a level is the height (width)
-of the padded image divided by that of the map, rounded down, which is not the stride where a map's size was rounded up.
+Exact ones (MMDetection): of exact sizes, centred on (column * stride, row * stride).
+Others (torchvision): the sizes cut to whole pixels and the corners rounded, and the stride of a level is the height
+(width) of the padded image divided by that of the map, rounded down, which is not the stride where a map's size was
+rounded up.
 """
 
 from collections.abc import Mapping
@@ -11,11 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CONVENTIONS = ("mmdet", "torchvision")
-
 
 def base_anchors(
-    stride: int, *, scale: float, octaves: int, ratios: tuple[float, ...], convention: str = "mmdet"
+    stride: int, *, scale: float, octaves: int, ratios: tuple[float, ...], exact: bool = True
 ) -> np.ndarray:
     """The anchors of one location, centred on the origin: (len(ratios) * octaves, 4) float32, xyxy in pixels.
 
@@ -23,12 +22,12 @@ def base_anchors(
     are height / width. Ratios vary slowest, as in both originals.
     """
     sizes = stride * scale * 2.0 ** (np.arange(octaves) / octaves)
-    if convention == "torchvision":
+    if not exact:
         sizes = np.floor(sizes)
     root = np.sqrt(np.asarray(ratios, np.float32))
     widths, heights = (np.outer(r, sizes.astype(np.float32)).reshape(-1) for r in (1 / root, root))
     anchors = np.stack([-widths, -heights, widths, heights], axis=-1) / 2
-    return np.round(anchors) if convention == "torchvision" else anchors
+    return anchors if exact else np.round(anchors)
 
 
 def grid_anchors(base: np.ndarray, size: tuple[int, int], strides: tuple[int, int]) -> jax.Array:
@@ -49,7 +48,7 @@ def pyramid_anchors(
     scale: float,
     octaves: int,
     ratios: tuple[float, ...],
-    convention: str = "mmdet",
+    exact: bool = True,
 ) -> dict[str, jax.Array]:
     """The anchors of a pyramid.
 
@@ -59,8 +58,8 @@ def pyramid_anchors(
         scale: size of the smallest anchor of a level in strides.
         octaves: anchors of a ratio, spread over one octave of size.
         ratios: height / width.
-        convention: one of ``CONVENTIONS``, see the top of this file. In "torchvision" the padded image is taken to be
-            the finest map's size times its stride, that is, a multiple of that stride, as torchvision pads it.
+        exact: see the top of this file. Where they are not, the padded image is taken to be the finest map's size times
+            its stride, that is, a multiple of that stride, as torchvision pads it.
 
     Returns:
         Level name to (height * width * anchors of a location, 4) float32, xyxy in pixels of the padded image.
@@ -69,9 +68,9 @@ def pyramid_anchors(
     anchors = {}
     for level, (height, width) in sizes.items():
         step = strides[level]
-        base = base_anchors(step, scale=scale, octaves=octaves, ratios=ratios, convention=convention)
+        base = base_anchors(step, scale=scale, octaves=octaves, ratios=ratios, exact=exact)
         steps = (step, step)
-        if convention == "torchvision":
+        if not exact:
             steps = (sizes[finest][0] * strides[finest] // height, sizes[finest][1] * strides[finest] // width)
         anchors[level] = grid_anchors(base, (height, width), steps)
     return anchors

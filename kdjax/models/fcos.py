@@ -4,128 +4,70 @@ A location of a pyramid level learns the smallest object that it lies in and who
 to the object's four sides, its class, and how central the location is in it.
 """
 
-import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
 from kdjax import boxes
 from kdjax.losses.detection import binary_cross_entropy, giou_loss, iou_loss
 from kdjax.losses.reduce import masked_sum, mean_count
-from kdjax.models.anchors import CONVENTIONS, pyramid_anchors
+from kdjax.models.anchors import pyramid_anchors
 from kdjax.models.assign import Assignment
-from kdjax.models.dense import (
-    NORMS,
-    Candidates,
-    DenseDetector,
-    best_pairs,
-    conv3x3,
-    focal_sums,
-    join,
-    pair_maps,
-    prior_bias,
-    suppress,
-    tower,
-)
+from kdjax.models.dense import NORMS, Candidates, DenseDetector, best_pairs, focal_sums, join, suppress
+from kdjax.models.fcos_head import FCOSHead, FCOSPredictions
 from kdjax.models.network import Sections
 from kdjax.options import FLAG, choice, number, whole
-from kdjax.types import Detections, Features, PairedBoxes, Targets, Terms
+from kdjax.types import Detections, Targets, Terms
 
 BOX_LOSSES = ("iou", "giou")
 
-_FARTHEST = 1e5
-"""Pixels, beyond every image, that a distance is limited to where it is an exponential, so that nothing overflows."""
+
+class Convention(NamedTuple):
+    """In which the published FCOS differ."""
+
+    exact_cells: bool
+    """Whether cells are whole strides apart, as the centres of exact anchors of :mod:`kdjax.models.anchors`."""
+    centred: bool
+    """Whether a location is in the middle of its cell, or at the top left."""
+    closed_ranges: bool
+    """Of :func:`assign_by_location`."""
+    coarse_areas: bool
+    """Of :func:`assign_by_location`."""
+    level_scale: bool
+    """Of :class:`kdjax.models.fcos_head.FCOSHead`."""
+    central_boxes: bool
+    """Whether centerness weights the loss of the boxes."""
+    rank_by_both: bool
+    """Whether a score is the square root of the class's probability times the centerness, throughout. Otherwise pairs
+    are ranked and held against the threshold by the probability alone, suppressed and returned with that product."""
+    drop_empty: bool
+    """Whether boxes that are clipped to nothing are dropped."""
 
 
-class FCOSPredictions(NamedTuple):
-    """The maps of the head, level by level."""
-
-    logits: Features
-    """{"p3": (N, H, W, classes), ...}, before the sigmoid."""
-    distances: Features
-    """{"p3": (N, H, W, 4), ...} float32: from the location to the left, top, right and bottom side, in pixels."""
-    centerness: Features
-    """{"p3": (N, H, W, 1), ...}, before the sigmoid."""
-
-    def paired_boxes(
-        self, theirs: Any, *, strides: Mapping[str, int], image_size: jax.Array, targets: Targets
-    ) -> dict[str, PairedBoxes]:
-        """See :class:`kdjax.types.BoxPredictions`: the distances, in strides, of another FCOS.
-
-        No paper's configs imitate those; in strides, maps of all levels are of one scale, as RetinaNet's are in sizes
-        of anchors.
-        """
-        del targets
-
-        def in_strides(maps: Features) -> Features:
-            return {level: distances / strides[level] for level, distances in maps.items() if level in strides}
-
-        given = in_strides(theirs.distances) if isinstance(theirs, FCOSPredictions) else {}
-        return pair_maps(in_strides(self.distances), given, strides, image_size, kind="FCOS with equal grids")
-
-
-class FCOSHead(nn.Module):
-    """The two towers of convolutions, as wide as the pyramid, shared by all levels.
-
-    Attributes:
-        num_classes: number of classes, without a background.
-        strides: (level, stride in pixels) of every level.
-        convs: convolutions in each tower before the last one.
-        norm: "" or "group", as in :func:`kdjax.models.dense.tower`.
-        conv_bias: whether convolutions that a normalisation follows have a bias.
-        prior: probability that every classifier starts with.
-        norm_on_box: whether distances are relu(x) strides, or exp(x) pixels.
-        centerness_on_box: whether the centerness comes from the tower of the boxes, or from that of the classes.
-        level_scale: whether each level multiplies x by a number of its own, which is learnt.
-        dtype: of the computation; parameters and distances are float32.
-    """
-
-    num_classes: int
-    strides: tuple[tuple[str, int], ...]
-    convs: int = 4
-    norm: str = "group"
-    conv_bias: bool = False
-    prior: float = 0.01
-    norm_on_box: bool = False
-    centerness_on_box: bool = False
-    level_scale: bool = True
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: Features) -> FCOSPredictions:
-        """{"p3": (N, H, W, C), ...} to the predictions at every location."""
-        cls, box = (
-            tower(
-                features,
-                kind,
-                convs=self.convs,
-                norm=self.norm,
-                bias=self.conv_bias or not self.norm,
-                dtype=self.dtype,
-            )
-            for kind in ("cls", "box")
-        )
-        logits = conv3x3(self.num_classes, bias_init=prior_bias(self.prior), dtype=self.dtype, name="cls_logits")
-        sides = conv3x3(4, dtype=self.dtype, name="box_distances")
-        centerness = conv3x3(1, dtype=self.dtype, name="centerness")
-
-        def distances(level: str, x: jax.Array) -> jax.Array:
-            x = sides(x).astype(jnp.float32)
-            if self.level_scale:
-                x *= self.param(f"scale_{level}", nn.initializers.ones, ())
-            if self.norm_on_box:
-                return nn.relu(x) * dict(self.strides)[level]
-            return jnp.exp(jnp.minimum(x, math.log(_FARTHEST)))
-
-        return FCOSPredictions(
-            logits={level: logits(x) for level, x in cls.items()},
-            distances={level: distances(level, x) for level, x in box.items()},
-            centerness={level: centerness(x) for level, x in (box if self.centerness_on_box else cls).items()},
-        )
+CONVENTIONS = {
+    "mmdet": Convention(
+        exact_cells=True,
+        centred=True,
+        closed_ranges=True,
+        coarse_areas=False,
+        level_scale=True,
+        central_boxes=True,
+        rank_by_both=False,
+        drop_empty=True,
+    ),
+    "torchvision": Convention(
+        exact_cells=False,
+        centred=False,
+        closed_ranges=False,
+        coarse_areas=True,
+        level_scale=False,
+        central_boxes=False,
+        rank_by_both=True,
+        drop_empty=False,
+    ),
+}
 
 
 class Locations(NamedTuple):
@@ -155,7 +97,8 @@ def assign_by_location(
     *,
     crowd: jax.Array | None = None,
     radius: float = 0.0,
-    convention: str = "mmdet",
+    closed_ranges: bool = True,
+    coarse_areas: bool = False,
 ) -> Assignment:
     """Assigns the P locations of one image to its objects (Tian et al., section 3.1 and 3.2).
 
@@ -171,8 +114,9 @@ def assign_by_location(
         crowd: (M,) bool or None: which of the boxes are regions to ignore; they are not valid.
         radius: how many strides a location may be away from the object's centre, horizontally and vertically (centre
             sampling); 0 for any distance.
-        convention: "mmdet": the ends of a range belong to it. "torchvision": they do not, and areas are compared as
-            float32 numbers below 1e8, so that those which differ by a few square pixels are equal.
+        closed_ranges: whether the ends of a range belong to it (MMDetection) or not (torchvision).
+        coarse_areas: whether areas are compared as float32 numbers below 1e8, so that those which differ by a few
+            square pixels are equal (torchvision).
 
     Returns:
         The assignment; of equal areas the first object is learnt.
@@ -184,10 +128,8 @@ def assign_by_location(
     far = jnp.maximum(jnp.maximum(sides[0], sides[1]), jnp.maximum(sides[2], sides[3]))
     nearest, farthest = locations.nearest[:, None], locations.farthest[:, None]
     area = boxes.area(objects)
-    if convention == "mmdet":
-        fits = (nearest <= far) & (far <= farthest)
-    else:
-        fits = (nearest < far) & (far < farthest)
+    fits = (nearest <= far) & (far <= farthest) if closed_ranges else (nearest < far) & (far < farthest)
+    if coarse_areas:
         area -= 1e8
     candidate = in_box & fits & valid[None] & inside[:, None]
     if radius:
@@ -276,6 +218,11 @@ class FCOS(DenseDetector):
     """Names of the loss terms."""
     tiny: ClassVar[Sections] = {**DenseDetector.tiny, "head": {"convs": 1}}
 
+    @property
+    def facts(self) -> Convention:
+        """What the convention decides."""
+        return CONVENTIONS[self.convention]
+
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""
         self.head = FCOSHead(
@@ -287,7 +234,7 @@ class FCOS(DenseDetector):
             prior=self.prior,
             norm_on_box=self.norm_on_box,
             centerness_on_box=self.centerness_on_box,
-            level_scale=self.convention == "mmdet",
+            level_scale=self.facts.level_scale,
             dtype=self.dtype,
         )
 
@@ -314,7 +261,8 @@ class FCOS(DenseDetector):
                 locations.inside(image_size),
                 crowd=targets.crowd,
                 radius=self.centre_radius,
-                convention=self.convention,
+                closed_ranges=self.facts.closed_ranges,
+                coarse_areas=self.facts.coarse_areas,
             )
 
         assignment = jax.vmap(assign)(targets._replace(masks=None), image_size)
@@ -325,7 +273,7 @@ class FCOS(DenseDetector):
         centres = jnp.broadcast_to(locations.centres, (*matched.shape, 2))
         central = centrality(distances_to(centres, objects))
         box = (iou_loss if self.box_loss == "iou" else giou_loss)(box_of(centres, distances), objects)
-        weight = central if self.convention == "mmdet" else jnp.ones_like(central)
+        weight = central if self.facts.central_boxes else jnp.ones_like(central)
         count = mean_count(jnp.sum(positive), self.axis_name)
         total = mean_count(masked_sum(weight, positive), self.axis_name, least=1e-6)
         return {
@@ -349,12 +297,12 @@ class FCOS(DenseDetector):
             scores = jax.nn.sigmoid(join([predictions.logits[level]], self.num_classes))
             centerness = jax.nn.sigmoid(join([predictions.centerness[level]], 1))
             distances = join([predictions.distances[level]], 4)
-            if self.convention == "torchvision":
+            if self.facts.rank_by_both:
                 scores = jnp.sqrt(scores * centerness)
             inside = jax.vmap(locations.inside)(image_size)
             best, location, label = best_pairs(jnp.where(inside[..., None], scores, 0), self.candidates)
             valid = best > self.score_threshold
-            if self.convention == "mmdet":
+            if not self.facts.rank_by_both:
                 best *= jnp.take_along_axis(centerness[..., 0], location, axis=1)
             decoded = box_of(locations.centres[location], jnp.take_along_axis(distances, location[..., None], axis=1))
             found.append(Candidates(boxes.clip(decoded, image_size), best, label, valid))
@@ -362,7 +310,7 @@ class FCOS(DenseDetector):
             found,
             iou_threshold=self.iou_threshold,
             max_detections=self.max_detections,
-            drop_empty=self.convention == "mmdet",
+            drop_empty=self.facts.drop_empty,
         )
 
     @nn.nowrap
@@ -376,7 +324,7 @@ class FCOS(DenseDetector):
             scale=1.0,
             octaves=1,
             ratios=(1.0,),
-            convention=self.convention,
+            exact=self.facts.exact_cells,
         )
         locations = {}
         for level in levels:
@@ -385,7 +333,7 @@ class FCOS(DenseDetector):
             size = cells.shape[0]
             locations[level] = Locations(
                 cells=cells,
-                centres=cells + step / 2 if self.convention == "mmdet" else cells,
+                centres=cells + step / 2 if self.facts.centred else cells,
                 strides=jnp.full(size, step),
                 nearest=jnp.full(size, 0.0 if level == levels[0] else reach / 2),
                 farthest=jnp.full(size, jnp.inf if level == levels[-1] else reach),

@@ -8,7 +8,7 @@ from kdjax.types import Masks
 
 
 def mask_targets(
-    masks: Masks, boxes: jax.Array, matched: jax.Array, limits: jax.Array, *, size: int, convention: str
+    masks: Masks, boxes: jax.Array, matched: jax.Array, limits: jax.Array, *, size: int, aligned: bool, binary: bool
 ) -> jax.Array:
     """The mask of each RoI's object, pooled to a grid over the RoI as by RoIAlign.
 
@@ -21,13 +21,12 @@ def mask_targets(
         limits: (N, 2) int32, height and width of the images that masks are cut of: samples beyond take the value of the
             border. Those are the padded images in MMDetection, the unpadded ones in torchvision.
         size: m, the side of the targets, 28 in Mask R-CNN.
-        convention: "mmdet" (cells stand for their centres; targets are 0 or 1, 1 from one half) or "torchvision"
-            (cells stand for their corners; targets are fractions).
+        aligned: whether cells stand for their centres (MMDetection) or for their corners (torchvision).
+        binary: whether targets are 0 or 1, 1 from one half (MMDetection), or fractions (torchvision).
 
     Returns:
         (N, R, m, m) float32 in [0, 1].
     """
-    aligned = convention == "mmdet"
     grid = jax.vmap(lambda grid, index: grid[index])(masks.grid, matched).astype(jnp.float32)
     frame = jnp.take_along_axis(masks.frame, matched[..., None], axis=1)
     cells = grid.shape[-1]
@@ -50,4 +49,4 @@ def mask_targets(
         )
 
     targets = jnp.einsum("nrpi,nrij,nrqj->nrpq", weights(1), grid, weights(0), precision="highest")
-    return (targets >= 0.5).astype(jnp.float32) if aligned else targets
+    return (targets >= 0.5).astype(jnp.float32) if binary else targets

@@ -11,7 +11,7 @@ from flax.typing import Dtype
 from kdjax import boxes
 from kdjax.losses.detection import giou_loss, l1_loss, smooth_l1_loss
 from kdjax.losses.reduce import masked_sum, mean_count
-from kdjax.models.anchors import CONVENTIONS, centres_inside, pyramid_anchors
+from kdjax.models.anchors import centres_inside, pyramid_anchors
 from kdjax.models.assign import Assignment, assign_by_iou
 from kdjax.models.dense import (
     NORMS,
@@ -48,6 +48,29 @@ class RetinaNetPredictions(NamedTuple):
         del targets
         given = theirs.deltas if isinstance(theirs, RetinaNetPredictions) else {}
         return pair_maps(self.deltas, given, strides, image_size, kind="RetinaNets with equal anchors and grids")
+
+
+class Convention(NamedTuple):
+    """In which the published RetinaNets differ."""
+
+    exact_anchors: bool
+    """Of :mod:`kdjax.models.anchors`."""
+    claim: bool
+    """Of :func:`kdjax.models.assign.assign_by_iou`: whether an object's best anchor learns that object."""
+    per_image: bool
+    """Whether losses are divided by the number of positives in each image, or in the batch."""
+    limit_shrinking: bool
+    """Whether the log-scales of boxes are limited from below, ``symmetric`` of :func:`kdjax.boxes.decode`."""
+    drop_empty: bool
+    """Whether boxes that are clipped to nothing are dropped."""
+
+
+CONVENTIONS = {
+    "mmdet": Convention(exact_anchors=True, claim=True, per_image=False, limit_shrinking=True, drop_empty=True),
+    "torchvision": Convention(
+        exact_anchors=False, claim=False, per_image=True, limit_shrinking=False, drop_empty=False
+    ),
+}
 
 
 class RetinaNetHead(nn.Module):
@@ -127,6 +150,11 @@ class RetinaNet(DenseDetector):
     """Names of the loss terms."""
     tiny: ClassVar[Sections] = {**DenseDetector.tiny, "head": {"convs": 1}}
 
+    @property
+    def facts(self) -> Convention:
+        """What the convention decides."""
+        return CONVENTIONS[self.convention]
+
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""
         self.head = RetinaNetHead(
@@ -142,9 +170,9 @@ class RetinaNet(DenseDetector):
     def loss(self, predictions: RetinaNetPredictions, targets: Targets, image_size: jax.Array) -> Terms:
         """{"cls": focal loss, "box": box regression loss}, float32 scalars.
 
-        Both are sums divided by the number of positive anchors. In the convention of MMDetection that is the number in
-        the global batch, an image without any counting as one; the mean over devices of what each returns is the
-        global loss. In torchvision's each image is divided by its own number, and images are averaged. Anchors centred
+        Both are sums divided by the number of positive anchors. That is the number in the global batch, an image
+        without any counting as one; the mean over devices of what each returns is the global loss. Where the
+        convention is ``per_image``, each image is divided by its own number, and images are averaged. Anchors centred
         in the padding take no part, nor do those that would be negative in a crowd.
         """
         logits = self.join(predictions.logits, self.num_classes)
@@ -158,7 +186,7 @@ class RetinaNet(DenseDetector):
                 targets.valid,
                 centres_inside(anchors, image_size),
                 crowd=targets.crowd,
-                claim=self.convention == "mmdet",
+                claim=self.facts.claim,
             )
 
         assignment = jax.vmap(assign)(targets._replace(masks=None), image_size)
@@ -176,7 +204,7 @@ class RetinaNet(DenseDetector):
         box_sum = masked_sum(box, positive[..., None], axis=(1, 2))
 
         count = jnp.maximum(jnp.sum(positive, axis=1).astype(jnp.float32), 1.0)
-        if self.convention == "torchvision":
+        if self.facts.per_image:
             return {"cls": jnp.mean(cls_sum / count), "box": jnp.mean(box_sum / count)}
         total = mean_count(jnp.sum(count), self.axis_name)
         return {"cls": jnp.sum(cls_sum) / total, "box": jnp.sum(box_sum) / total}
@@ -202,12 +230,12 @@ class RetinaNet(DenseDetector):
             found,
             iou_threshold=self.iou_threshold,
             max_detections=self.max_detections,
-            drop_empty=self.convention == "mmdet",
+            drop_empty=self.facts.drop_empty,
         )
 
     @nn.nowrap
     def _boxes(self, deltas: jax.Array, anchors: jax.Array) -> jax.Array:
-        return boxes.decode(deltas, anchors, symmetric=self.convention == "mmdet")
+        return boxes.decode(deltas, anchors, symmetric=self.facts.limit_shrinking)
 
     @nn.nowrap
     def _anchors(self, predictions: RetinaNetPredictions) -> dict[str, jax.Array]:
@@ -218,5 +246,5 @@ class RetinaNet(DenseDetector):
             scale=self.anchor_scale,
             octaves=self.anchor_octaves,
             ratios=self.anchor_ratios,
-            convention=self.convention,
+            exact=self.facts.exact_anchors,
         )

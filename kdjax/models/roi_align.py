@@ -23,7 +23,7 @@ _BLOCK = 64
 """Tiles that are worked off together on a CPU, as many as its caches hold; other devices get 16 times as many."""
 
 
-def roi_levels(boxes: jax.Array, lowest: int, highest: int, *, convention: str) -> jax.Array:
+def roi_levels(boxes: jax.Array, lowest: int, highest: int, *, nudge_side: bool) -> jax.Array:
     """The pyramid level that each RoI is pooled from: (..., 4) to (...) int32, i for the map of stride 2^i.
 
     Large RoIs come from coarse levels: ``floor(4 + log2(sqrt(area) / 224) + 1e-6)`` in torchvision (FPN, equation
@@ -33,13 +33,10 @@ def roi_levels(boxes: jax.Array, lowest: int, highest: int, *, convention: str) 
         boxes: xyxy in pixels of the padded image.
         lowest: finest level there is; smaller RoIs are pooled from it as well.
         highest: coarsest level there is.
-        convention: "mmdet" or "torchvision".
+        nudge_side: whether the side is what 1e-6 is added to (MMDetection), or the level (torchvision).
     """
     side = jnp.sqrt(box_ops.area(boxes))
-    if convention == "torchvision":
-        level = jnp.floor(4 + jnp.log2(side / 224) + 1e-6)
-    else:
-        level = 2 + jnp.floor(jnp.log2(side / 56 + 1e-6))
+    level = 2 + jnp.floor(jnp.log2(side / 56 + 1e-6)) if nudge_side else jnp.floor(4 + jnp.log2(side / 224) + 1e-6)
     return jnp.clip(level, lowest, highest).astype(jnp.int32)
 
 

@@ -92,7 +92,8 @@ def propose(
     *,
     candidates: int,
     proposals: int,
-    convention: str,
+    limit_shrinking: bool,
+    smallest: float,
 ) -> Proposals:
     """The regions of each image that most likely hold an object.
 
@@ -105,19 +106,18 @@ def propose(
         image_size: (N, 2) height and width.
         candidates: anchors that each level sends to non-maximum suppression at most.
         proposals: R, regions of an image; fewer where there are fewer candidates.
-        convention: in "mmdet" empty regions are dropped and log-scales are limited from below; in "torchvision" regions
-            narrower or lower than 1e-3 pixels are dropped.
+        limit_shrinking: whether log-scales are limited from below, ``symmetric`` of :func:`kdjax.boxes.decode`.
+        smallest: regions narrower or lower than that, in pixels, are dropped; 0 drops those that are empty.
     """
-    mmdet = convention == "mmdet"
     levels = []
     for number, level in enumerate(anchors):
         logits = join([predictions.objectness[level]], 1)[..., 0]
         inside = jax.vmap(centres_inside, (None, 0))(anchors[level], image_size)
         best, index = jax.lax.top_k(jnp.where(inside, logits, -jnp.inf), min(candidates, logits.shape[1]))
         deltas = jnp.take_along_axis(join([predictions.deltas[level]], 4), index[..., None], axis=1)
-        decoded = boxes.clip(boxes.decode(deltas, anchors[level][index], symmetric=mmdet), image_size)
+        decoded = boxes.clip(boxes.decode(deltas, anchors[level][index], symmetric=limit_shrinking), image_size)
         size = decoded[..., 2:] - decoded[..., :2]
-        large = jnp.all(size > 0 if mmdet else size >= 1e-3, axis=-1)
+        large = jnp.all(size >= smallest if smallest else size > 0, axis=-1)
         levels.append(
             Candidates(decoded, jax.nn.sigmoid(best), jnp.full_like(index, number), large & (best > -jnp.inf))
         )
@@ -181,14 +181,13 @@ def rpn_loss(
     targets: Targets,
     *,
     box_loss: Callable[[jax.Array, jax.Array], jax.Array],
-    convention: str,
+    least: int,
     axis_name: str | None = None,
 ) -> Terms:
     """{"rpn_cls": binary cross-entropy, "rpn_box": box regression loss}, float32 scalars.
 
     Both are sums over the sampled anchors, and over the positive ones, divided by the number of sampled anchors in the
-    global batch (Faster R-CNN, equation 1). In MMDetection an image without positives, or without negatives, counts as
-    having one.
+    global batch (Faster R-CNN, equation 1).
 
     Args:
         predictions: of N images.
@@ -196,7 +195,7 @@ def rpn_loss(
         matches: the sampled anchors.
         targets: what they learn.
         box_loss: elementwise, of deltas and their targets.
-        convention: "mmdet" or "torchvision".
+        least: what an image counts as having of either kind at least: 1 in MMDetection, 0 in torchvision.
         axis_name: mapped axis over which the number of anchors is averaged.
     """
     objectness = join([predictions.objectness[level] for level in anchors], 1)[..., 0]
@@ -207,7 +206,6 @@ def rpn_loss(
         jnp.take_along_axis(targets.boxes, matches.matched[..., None], axis=1),
         jnp.concatenate(list(anchors.values()))[matches.candidate],
     )
-    least = 1 if convention == "mmdet" else 0
     kinds = jnp.stack([matches.positive, matches.negative])
     count = mean_count(jnp.sum(jnp.maximum(jnp.sum(kinds, axis=2), least)), axis_name)
     return {

@@ -21,7 +21,7 @@ from kdjax.data.masks import paste
 from kdjax.models import MODELS, build_model
 from kdjax.models.anchors import pyramid_anchors
 from kdjax.models.rcnn import POSITIVE_ROIS
-from kdjax.models.rpn import Proposals, propose
+from kdjax.models.rpn import Proposals
 from kdjax.types import Detections, Features, Masks, Sampling, Targets
 from kdjax.weights import SOURCES, import_state_dict
 from tests.goldens.cases import Case, Sample, assert_close, find_cases, load_case, no_cases
@@ -253,7 +253,7 @@ def check_retinanet(case: Case, computed: Computed, first_label: int) -> None:
         sizes = {level: x.shape[1:3] for level, x in predictions.logits.items()}
         options = {"scale": detector.anchor_scale, "octaves": detector.anchor_octaves, "ratios": detector.anchor_ratios}
         anchors = jit(
-            functools.partial(pyramid_anchors, sizes, detector.strides, **options, convention=detector.convention)
+            functools.partial(pyramid_anchors, sizes, detector.strides, **options, exact=detector.facts.exact_anchors)
         )()
         assert_close(np.concatenate(list(anchors.values())), case.arrays["anchors"], "anchors", OUTPUT_TOLERANCE)
     is_mmdet = case.meta["source"] == "mmdet"
@@ -327,10 +327,7 @@ def check_rois(case: Case, computed: Computed) -> None:
 def check_rcnn_losses(case: Case, computed: Computed) -> None:
     """Of all anchors and all RoIs: the originals drew no sample."""
     detector, targets, rpn = computed.detector, computed.targets, computed.predictions.rpn
-    options = {"candidates": detector.train_candidates, "proposals": detector.train_proposals}
-    proposals = jit(functools.partial(propose, **options, convention=detector.convention))(
-        rpn, jit(detector.anchors)(rpn), computed.image_size
-    )
+    proposals = jit(functools.partial(detector.propose, train=True))(rpn, computed.image_size)
     is_mmdet = case.meta["source"] == "mmdet"
     if not is_mmdet:
         check_proposals(case, proposals, "train_proposals")

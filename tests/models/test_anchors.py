@@ -21,7 +21,7 @@ def test_base_anchors_have_the_areas_and_ratios_asked_for():
 def test_torchvision_rounds_to_whole_pixels():
     # The first anchors of torchvision's RetinaNet, sizes 32, 40 and 50.
     expected = [[-23, -11, 23, 11], [-28, -14, 28, 14], [-35, -18, 35, 18], [-16, -16, 16, 16]]
-    np.testing.assert_array_equal(base_anchors(8, **RETINANET, convention="torchvision")[:4], expected)
+    np.testing.assert_array_equal(base_anchors(8, **RETINANET, exact=False)[:4], expected)
 
 
 def test_grid_is_row_major_with_the_anchor_fastest():
@@ -40,10 +40,10 @@ def test_pyramid_has_a_stride_for_every_level():
 
 
 def test_torchvision_strides_divide_the_padded_image():
-    # 96 x 128 pixels: P6 is 2 x 2, so that its locations are 48 and 64 pixels apart; in mmdet 64 and 64.
+    # 96 x 128 pixels: P6 is 2 x 2, so that its locations are 48 and 64 pixels apart; exact ones 64 and 64.
     sizes = {"p3": (12, 16), "p6": (2, 2)}
-    for convention, vertical in (("torchvision", 48), ("mmdet", 64)):
-        anchors = pyramid_anchors(sizes, STRIDES, scale=4.0, octaves=1, ratios=(1.0,), convention=convention)["p6"]
+    for exact, vertical in ((False, 48), (True, 64)):
+        anchors = pyramid_anchors(sizes, STRIDES, scale=4.0, octaves=1, ratios=(1.0,), exact=exact)["p6"]
         np.testing.assert_array_equal(anchors[:, 0] + 128, [0, 64, 0, 64])
         np.testing.assert_array_equal(anchors[:, 1] + 128, [0, 0, vertical, vertical])
 

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from kdjax.models import FCOS, FPN
-from kdjax.models.fcos import FCOSHead, FCOSPredictions, assign_by_location, box_of, distances_to
+from kdjax.models.fcos import assign_by_location, box_of, distances_to
+from kdjax.models.fcos_head import FCOSHead, FCOSPredictions
 from kdjax.models.retinanet import RetinaNetPredictions
 from kdjax.types import Targets
 from tests import tiny
@@ -109,7 +110,7 @@ def assign_by_loops(kind, targets, image, size=SIZE, levels=LEVELS):
     return np.array(rows)
 
 
-assign = jax.jit(assign_by_location, static_argnames=("radius", "convention"))
+assign = jax.jit(assign_by_location, static_argnames=("radius", "closed_ranges", "coarse_areas"))
 
 
 @KINDS
@@ -134,7 +135,8 @@ def test_assignment_is_that_of_loops(kind):
             locations.inside(size[image]),
             crowd=crowd[image],
             radius=kind.centre_radius,
-            convention=kind.convention,
+            closed_ranges=kind.facts.closed_ranges,
+            coarse_areas=kind.facts.coarse_areas,
         )
         seen += [assign_by_loops(kind, targets, image, size[image], levels)]
         np.testing.assert_array_equal(np.where(positive, matched, np.where(negative, -1, -2)), seen[-1])
@@ -147,9 +149,9 @@ def test_only_mmdetection_closes_the_ranges():
     # From (36, 36), a location of P3 in MMDetection, the farthest side is 20 pixels away: the end of P3's range.
     location = FIRST._locations(random_predictions(1))["p3"]
     box = np.array([[30, 30, 56, 44]], np.float32)
-    for convention, expected in (("mmdet", 1), ("torchvision", 0)):
+    for closed, expected in ((True, 1), (False, 0)):
         inside = jnp.all(location.centres == 36, axis=-1)
-        found = assign(location, box, np.array([True]), inside, radius=0.0, convention=convention)
+        found = assign(location, box, np.array([True]), inside, radius=0.0, closed_ranges=closed)
         assert found.positive.sum() == expected
 
 

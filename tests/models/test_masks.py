@@ -13,7 +13,7 @@ from tests.models.test_roi_align import pool
 
 HEIGHT, WIDTH, SIZE = 40, 56, 6
 
-targets = jax.jit(mask_targets, static_argnames=("size", "convention"))
+targets = jax.jit(mask_targets, static_argnames=("size", "aligned", "binary"))
 
 
 def objects() -> np.ndarray:
@@ -39,30 +39,30 @@ def rois(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return boxes[None], rng.integers(0, 3, (1, 20)).astype(np.int32)
 
 
-@pytest.mark.parametrize("convention", ["mmdet", "torchvision"])
-def test_masks_on_pixels_are_pooled_exactly(convention):
+@pytest.mark.parametrize("mmdet", [True, False])
+def test_masks_on_pixels_are_pooled_exactly(mmdet):
     boxes, matched = rois(1)
     limits = np.array([[HEIGHT, WIDTH]], np.int32)
-    actual = targets(batch(WIDTH), boxes, matched, limits, size=SIZE, convention=convention)
+    actual = targets(batch(WIDTH), boxes, matched, limits, size=SIZE, aligned=mmdet, binary=mmdet)
     pooled = np.stack(
         [
-            pool(mask[..., None], box, scale=1, output_size=SIZE, sampling_ratio=0, aligned=convention == "mmdet")[0]
+            pool(mask[..., None], box, scale=1, output_size=SIZE, sampling_ratio=0, aligned=mmdet)[0]
             for mask, box in zip(objects()[matched[0]].astype(float), boxes[0], strict=True)
         ]
     )[..., 0]
     assert 0.2 < pooled.mean() < 0.8
-    if convention == "torchvision":
-        np.testing.assert_allclose(actual[0], pooled, atol=1e-5)
-    else:
+    if mmdet:
         clear = np.abs(pooled - 0.5) > 1e-5
         assert clear.mean() > 0.95
         np.testing.assert_array_equal(actual[0][clear], pooled[clear] >= 0.5)
+    else:
+        np.testing.assert_allclose(actual[0], pooled, atol=1e-5)
 
 
 def test_the_border_is_where_the_mask_image_ends():
     # Where a mask image is padded, an object at the border of the image fades into the padding.
     boxes, matched = np.array([[[40.0, 20.0, WIDTH, HEIGHT]]], np.float32), np.array([[1]], np.int32)
-    run = functools.partial(targets, batch(WIDTH), boxes, matched, size=28, convention="torchvision")
+    run = functools.partial(targets, batch(WIDTH), boxes, matched, size=28, aligned=False, binary=False)
     at_the_border, inside = (run(np.array([size], np.int32)) for size in ((HEIGHT, WIDTH), (HEIGHT, WIDTH + 8)))
     np.testing.assert_array_equal(at_the_border[..., :-2], inside[..., :-2])
     assert (at_the_border[0, 0, -1, -1], inside[0, 0, -1, -1]) == (1, pytest.approx(0.286, abs=1e-3))
@@ -72,7 +72,7 @@ def test_masks_on_larger_cells_are_nearly_the_same():
     boxes, matched = rois(2)
     limits = np.array([[HEIGHT, WIDTH]], np.int32)
     exact, coarse = (
-        targets(batch(cells), boxes, matched, limits, size=SIZE, convention="mmdet") for cells in (WIDTH, 22)
+        targets(batch(cells), boxes, matched, limits, size=SIZE, aligned=True, binary=True) for cells in (WIDTH, 22)
     )
     large = np.prod(boxes[0, :, 2:] - boxes[0, :, :2], axis=1) > 100
     assert large.sum() > 10

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from kdjax.models import FPN, RCNN
-from kdjax.models.rcnn import RCNNPredictions, RoIDeltas, RoIPredictions
 from kdjax.models.retinanet import RetinaNetPredictions
+from kdjax.models.roi import RCNNPredictions, RoIDeltas, RoIPredictions
 from kdjax.models.rpn import Matches, Proposals, RPNPredictions
 from kdjax.types import Detections, Masks, Sampling, Targets
 from tests import tiny

@@ -72,9 +72,10 @@ assign = jax.jit(assign_by_iou, static_argnames="claim")
 
 
 def assignment(predictions, targets, image, convention="mmdet"):
-    anchors = np.concatenate(list(detector(convention=convention)._anchors(predictions).values()))
+    kind = detector(convention=convention)
+    anchors = np.concatenate(list(kind._anchors(predictions).values()))
     inside = np.ones(len(anchors), bool)
-    parts = assign(anchors, targets.boxes[image], targets.valid[image], inside, claim=convention == "mmdet")
+    parts = assign(anchors, targets.boxes[image], targets.valid[image], inside, claim=kind.facts.claim)
     return anchors, *(np.asarray(part) for part in parts)
 
 

@@ -146,12 +146,12 @@ def test_memory_does_not_grow_with_the_area_of_rois_and_hardly_with_their_number
 )
 def test_levels_change_where_sides_double(side, torchvision, mmdet):
     boxes = jnp.array([[[10.0, 20.0, 10.0 + side, 20.0 + side]]])
-    for convention, expected in (("torchvision", torchvision), ("mmdet", mmdet)):
-        assert roi_levels(boxes, 2, 5, convention=convention).tolist() == [[expected]]
+    for nudge_side, expected in ((False, torchvision), (True, mmdet)):
+        assert roi_levels(boxes, 2, 5, nudge_side=nudge_side).tolist() == [[expected]]
 
 
 def test_levels_count_areas():
     boxes = jnp.array([[0.0, 0.0, 56.0, 224.0], [0.0, 0.0, 28.0, 1000.0]])
     np.testing.assert_allclose(area(boxes), [112**2, 28000])
-    assert roi_levels(boxes, 2, 5, convention="mmdet").tolist() == [3, 3]
-    assert roi_levels(boxes, 3, 3, convention="mmdet").tolist() == [3, 3]
+    assert roi_levels(boxes, 2, 5, nudge_side=True).tolist() == [3, 3]
+    assert roi_levels(boxes, 3, 3, nudge_side=True).tolist() == [3, 3]

@@ -60,10 +60,12 @@ def proposals_by_loops(predictions, image, candidates, limit, smallest):
     return kept[:limit]
 
 
-@pytest.mark.parametrize(("convention", "smallest"), [("mmdet", 0), ("torchvision", 1e-3)])
-def test_proposals_are_the_best_regions_of_each_level_that_do_not_overlap(convention, smallest):
+@pytest.mark.parametrize("smallest", [0, 1e-3])
+def test_proposals_are_the_best_regions_of_each_level_that_do_not_overlap(smallest):
     predictions = random_predictions()
-    run = jax.jit(functools.partial(propose, candidates=60, proposals=50, convention=convention))
+    run = jax.jit(
+        functools.partial(propose, candidates=60, proposals=50, limit_shrinking=not smallest, smallest=smallest)
+    )
     found = jax.tree.map(np.asarray, run(predictions, ANCHORS, IMAGE_SIZE))
     assert found.boxes.shape == (2, 50, 4)
     for image in range(2):
@@ -77,7 +79,7 @@ def test_proposals_are_the_best_regions_of_each_level_that_do_not_overlap(conven
 
 def test_there_are_no_more_slots_than_candidates():
     shapes = jax.eval_shape(
-        functools.partial(propose, candidates=20, proposals=1000, convention="mmdet"),
+        functools.partial(propose, candidates=20, proposals=1000, limit_shrinking=True, smallest=0),
         random_predictions(), ANCHORS, IMAGE_SIZE,
     )  # fmt: skip
     assert shapes.boxes.shape == (2, 60, 4)
@@ -133,8 +135,8 @@ def test_what_lies_in_a_crowd_is_no_negative():
         assert within.any() == expected
 
 
-def loss(predictions, targets, matches, convention="mmdet"):
-    return rpn_loss(predictions, ANCHORS, matches, targets, box_loss=l1_loss, convention=convention)
+def loss(predictions, targets, matches, least=1):
+    return rpn_loss(predictions, ANCHORS, matches, targets, box_loss=l1_loss, least=least)
 
 
 def test_losses_are_sums_over_the_sample_by_its_size():
@@ -159,11 +161,11 @@ def test_losses_are_sums_over_the_sample_by_its_size():
     np.testing.assert_allclose(terms["rpn_box"], box / 80, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("convention", "count"), [("mmdet", 82), ("torchvision", 80)])
-def test_without_objects_there_is_nothing_to_regress_and_mmdetection_counts_one_positive_each(convention, count):
+@pytest.mark.parametrize(("least", "count"), [(1, 82), (0, 80)])
+def test_without_objects_there_is_nothing_to_regress_and_mmdetection_counts_one_positive_each(least, count):
     targets = some_targets()._replace(valid=np.zeros((2, 2), bool))
     predictions, matches = random_predictions(1), run_match(targets, number=40)
-    value_and_grad = jax.value_and_grad(lambda *args: sum(loss(*args, convention).values()))
+    value_and_grad = jax.value_and_grad(lambda *args: sum(loss(*args, least).values()))
     value, gradient = jax.jit(value_and_grad)(predictions, targets, matches)
     logits = np.concatenate([x.reshape(2, -1) for x in predictions.objectness.values()], axis=1).astype(np.float64)
     expected = np.log1p(np.exp(np.take_along_axis(logits, matches.candidate, axis=1))).sum() / count
