@@ -1,9 +1,9 @@
-"""What the heads that predict at every location of a pyramid share: layers, losses and the way to detections."""
+"""What detectors that predict all over a pyramid share: layers, and the way to the loss and to detections."""
 
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,8 @@ from kdjax.losses.reduce import masked_sum
 from kdjax.models.assign import Assignment
 from kdjax.models.detector import Detector
 from kdjax.models.nms import nms
-from kdjax.types import Detections, Features, PairedBoxes, Sampling
+from kdjax.options import number, whole
+from kdjax.types import Detections, Features, PairedBoxes, Sampling, Targets, Terms
 
 NORMS = ("", "group")
 
@@ -26,8 +27,81 @@ conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=
 """A convolution of a head: takes the number of channels, ``dtype`` and ``name``."""
 
 
+class Learnt(NamedTuple):
+    """What the A anchors or locations of each of N images learn."""
+
+    places: Any
+    """The anchors or locations themselves, of all levels: arrays (1, A, ...)."""
+    assignment: Assignment
+    """(N, A): which of them learn an object, and which that there is none."""
+    labels: jax.Array
+    """(N, A) int32: the class of the object; meaningful where positive."""
+    boxes: jax.Array
+    """(N, A, 4) float32: its box; meaningful where positive."""
+
+
 class DenseDetector(Detector):
-    """A detector whose one head, ``head``, predicts from the pyramid alone."""
+    """A detector whose one head, ``head``, predicts from the pyramid alone: at every location, for all its anchors.
+
+    This is the way from predictions to the loss and to detections. A detector writes what is its own: where it
+    predicts (``places_of``, ``inside``), who learns what (``assign``), the terms (``terms_of``), the boxes and scores
+    that its predictions mean (``boxes_of``, ``scores_of``, ``confidence_of``), and whether boxes without an area are
+    dropped (``drop_empty``).
+
+    Predictions are a NamedTuple of maps by level, {"p3": (N, H, W, A * size), ...}, as many of them as the head has
+    outputs. Rows are the same NamedTuple with arrays (N, rows, size) float32, a row for each anchor or location.
+    """
+
+    score_threshold: Annotated[float, number(0, 1), "Candidates scored above it go to non-maximum suppression."] = 0.05
+    candidates: Annotated[int, whole(1), "How many of them each level sends at most."] = 1000
+    iou_threshold: Annotated[
+        float,
+        number(0, 1),
+        "Overlap at which non-maximum suppression drops the lower-scored box.",
+    ] = 0.5
+    max_detections: Annotated[int, whole(1), "D, how many boxes an image returns at most."] = 100
+
+    @property
+    def drop_empty(self) -> bool:
+        """Whether boxes that are clipped to nothing are dropped."""
+        return True
+
+    @nn.nowrap
+    def places_of(self, predictions: Any) -> dict[str, Any]:
+        """Level to what its rows stand for, fine to coarse: anchors (rows, 4), or a tree of arrays (rows, ...)."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def inside(self, places: Any, image_size: jax.Array) -> jax.Array:
+        """Which places take part in an image of height and width ``image_size`` (2,): (rows,) bool."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def assign(self, places: Any, targets: Targets, inside: jax.Array) -> Assignment:
+        """Which places learn which objects of one image; those that are not ``inside`` (rows,) learn nothing."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def terms_of(self, rows: Any, learnt: Learnt) -> Terms:
+        """The terms; the mean over devices of what each returns is that of the whole batch."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def boxes_of(self, rows: Any, places: Any) -> jax.Array:
+        """The boxes (N, rows, 4) that rows mean at places (N or 1, rows, ...)."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def scores_of(self, rows: Any) -> jax.Array:
+        """(N, rows, classes): what pairs of a place and a class are ranked by and held against the threshold."""
+        # Ranked after the sigmoid, as the originals do: in float32 its large values are equal.
+        return jax.nn.sigmoid(rows.logits)
+
+    @nn.nowrap
+    def confidence_of(self, scores: jax.Array, rows: Any) -> jax.Array:
+        """What the chosen pairs are suppressed by and returned with: (N, K), from their scores (N, K) and rows."""
+        del rows
+        return scores
 
     def heads(self, features: Features, image_size: jax.Array | None = None, sampling: Sampling | None = None) -> Any:
         """The neck's pyramid to predictions; the rest is for detectors with proposals."""
@@ -40,9 +114,77 @@ class DenseDetector(Detector):
         return self.heads(features, image_size)
 
     @nn.nowrap
-    def join(self, maps: Features, size: int) -> jax.Array:
-        """{"p3": (N, H, W, A * size), ...} to (N, entries of all levels, size), fine to coarse, float32."""
-        return join([maps[level] for level in self.ordered(maps)], size)
+    def rows_of(self, predictions: Any, places: Mapping[str, Any]) -> Any:
+        """Predictions to the rows of the levels of ``places``, one level after the other."""
+
+        def join_levels(maps: Features) -> jax.Array:
+            parts = [_rows(maps[level], len(jax.tree.leaves(there)[0])) for level, there in places.items()]
+            return jnp.concatenate(parts, axis=1).astype(jnp.float32)
+
+        return type(predictions)(*map(join_levels, predictions))
+
+    @nn.nowrap
+    def loss(self, predictions: Any, targets: Targets, image_size: jax.Array) -> Terms:
+        """The terms named by ``terms``, float32 scalars: see ``terms_of`` of each detector.
+
+        The mean over devices of what each returns is the global loss. Places in the padding take no part, nor do those
+        that would be negative in a crowd.
+        """
+        by_level = self.places_of(predictions)
+        places = jax.tree.map(lambda *parts: jnp.concatenate(parts), *by_level.values())
+
+        def assign(targets: Targets, image_size: jax.Array) -> Assignment:
+            return self.assign(places, targets, self.inside(places, image_size))
+
+        assignment = jax.vmap(assign)(targets._replace(masks=None), image_size)
+        learnt = Learnt(
+            places=jax.tree.map(lambda x: x[None], places),
+            assignment=assignment,
+            labels=jnp.take_along_axis(targets.labels, assignment.matched, axis=1),
+            boxes=jnp.take_along_axis(targets.boxes, assignment.matched[..., None], axis=1),
+        )
+        return self.terms_of(self.rows_of(predictions, by_level), learnt)
+
+    @nn.nowrap
+    def decode(self, predictions: Any, image_size: jax.Array) -> Detections:
+        """Predictions to the detections of images of height and width ``image_size`` (N, 2).
+
+        Of every level, the best pairs of a place and a class above the score threshold are decoded and clipped to the
+        image; then non-maximum suppression runs class by class over all levels together. Places in the padding find
+        nothing.
+        """
+        found = []
+        for level, places in self.places_of(predictions).items():
+            rows = self.rows_of(predictions, {level: places})
+            inside = jax.vmap(self.inside, (None, 0))(places, image_size)
+            scores = jnp.where(inside[..., None], self.scores_of(rows), 0)
+            best, index, label = best_pairs(scores, self.candidates)
+            rows = jax.tree.map(functools.partial(_take, index=index), rows)
+            boxes_found = self.boxes_of(rows, jax.tree.map(lambda x, index=index: x[index], places))
+            found.append(
+                Candidates(
+                    boxes.clip(boxes_found, image_size),
+                    self.confidence_of(best, rows),
+                    label,
+                    best > self.score_threshold,
+                )
+            )
+        return suppress(
+            found,
+            iou_threshold=self.iou_threshold,
+            max_detections=self.max_detections,
+            drop_empty=self.drop_empty,
+        )
+
+
+def _rows(x: jax.Array, count: int) -> jax.Array:
+    """A map (N, H, W, A * size) to (N, count, size), of ``count`` = H * W * A places."""
+    return x.reshape(x.shape[0], count, -1)
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Of rows (N, rows, size) those at ``index`` (N, K): (N, K, size)."""
+    return jnp.take_along_axis(x, index[..., None], axis=1)
 
 
 def tower(features: Features, kind: str, *, convs: int, norm: str, bias: bool, dtype: Dtype) -> Features:

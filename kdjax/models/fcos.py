@@ -4,7 +4,7 @@ A location of a pyramid level learns the smallest object that it lies in and who
 to the object's four sides, its class, and how central the location is in it.
 """
 
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,11 +15,11 @@ from kdjax.losses.detection import binary_cross_entropy, giou_loss, iou_loss
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import pyramid_anchors
 from kdjax.models.assign import Assignment
-from kdjax.models.dense import NORMS, Candidates, DenseDetector, best_pairs, focal_sums, join, suppress
-from kdjax.models.fcos_head import FCOSHead, FCOSPredictions
+from kdjax.models.dense import NORMS, DenseDetector, Learnt, focal_sums
+from kdjax.models.fcos_head import FCOSHead
 from kdjax.models.network import Sections
 from kdjax.options import FLAG, choice, number, whole
-from kdjax.types import Detections, Targets, Terms
+from kdjax.types import Targets, Terms
 
 BOX_LOSSES = ("iou", "giou")
 
@@ -205,14 +205,6 @@ class FCOS(DenseDetector):
         "(assign_by_location); whether levels have a scale; whether centerness weights the loss of the boxes "
         "(loss); how it enters scores, and whether empty boxes are dropped (decode).",
     ] = "mmdet"
-    score_threshold: Annotated[float, number(0, 1), "Candidates scored above it go to non-maximum suppression."] = 0.05
-    candidates: Annotated[int, whole(1), "How many of them each level sends at most."] = 1000
-    iou_threshold: Annotated[
-        float,
-        number(0, 1),
-        "Overlap at which non-maximum suppression drops the lower-scored box.",
-    ] = 0.5
-    max_detections: Annotated[int, whole(1), "D, how many boxes an image returns at most."] = 100
 
     terms: ClassVar[tuple[str, ...]] = ("cls", "box", "centerness")
     """Names of the loss terms."""
@@ -222,6 +214,11 @@ class FCOS(DenseDetector):
     def facts(self) -> Convention:
         """What the convention decides."""
         return CONVENTIONS[self.convention]
+
+    @property
+    def drop_empty(self) -> bool:
+        """Whether boxes that are clipped to nothing are dropped."""
+        return self.facts.drop_empty
 
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""
@@ -239,94 +236,13 @@ class FCOS(DenseDetector):
         )
 
     @nn.nowrap
-    def loss(self, predictions: FCOSPredictions, targets: Targets, image_size: jax.Array) -> Terms:
-        """{"cls": focal loss, "box": IoU loss, "centerness": binary cross-entropy}, float32 scalars.
-
-        ``cls`` and ``centerness`` are sums divided by the number of positive locations in the global batch, at least 1,
-        and so is ``box`` in torchvision's convention; in MMDetection's it is the mean weighted by the centerness that
-        positive locations have in their objects (Tian et al., section 3.3, and the authors' code). The mean over
-        devices of what each returns is the global loss. Locations whose cell begins in the padding take no part, nor do
-        those in a crowd that are not positive.
-        """
-        logits = self.join(predictions.logits, self.num_classes)
-        distances = self.join(predictions.distances, 4)
-        centerness = self.join(predictions.centerness, 1)[..., 0]
-        locations = jax.tree.map(lambda *parts: jnp.concatenate(parts), *self._locations(predictions).values())
-
-        def assign(targets: Targets, image_size: jax.Array) -> Assignment:
-            return assign_by_location(
-                locations,
-                targets.boxes,
-                targets.valid,
-                locations.inside(image_size),
-                crowd=targets.crowd,
-                radius=self.centre_radius,
-                closed_ranges=self.facts.closed_ranges,
-                coarse_areas=self.facts.coarse_areas,
-            )
-
-        assignment = jax.vmap(assign)(targets._replace(masks=None), image_size)
-        matched, positive = assignment.matched, assignment.positive
-        labels = jnp.take_along_axis(targets.labels, matched, axis=1)
-        objects = jnp.take_along_axis(targets.boxes, matched[..., None], axis=1)
-
-        centres = jnp.broadcast_to(locations.centres, (*matched.shape, 2))
-        central = centrality(distances_to(centres, objects))
-        box = (iou_loss if self.box_loss == "iou" else giou_loss)(box_of(centres, distances), objects)
-        weight = central if self.facts.central_boxes else jnp.ones_like(central)
-        count = mean_count(jnp.sum(positive), self.axis_name)
-        total = mean_count(masked_sum(weight, positive), self.axis_name, least=1e-6)
-        return {
-            "cls": jnp.sum(focal_sums(logits, labels, assignment)) / count,
-            "box": masked_sum(weight * box, positive) / total,
-            "centerness": masked_sum(binary_cross_entropy(centerness, central), positive) / count,
-        }
-
-    @nn.nowrap
-    def decode(self, predictions: FCOSPredictions, image_size: jax.Array) -> Detections:
-        """Predictions to the detections of images of height and width ``image_size`` (N, 2).
-
-        Of every level, the best (location, class) pairs above the score threshold are decoded and clipped to the image;
-        then non-maximum suppression runs class by class over all levels together. In the convention of MMDetection,
-        pairs are ranked and compared with the threshold by the class's probability alone, suppressed and returned with
-        its product with the centerness, and boxes that are clipped to nothing are dropped. In torchvision's the score
-        is the square root of that product throughout. Locations whose cell begins in the padding find nothing.
-        """
-        found = []
-        for level, locations in self._locations(predictions).items():
-            scores = jax.nn.sigmoid(join([predictions.logits[level]], self.num_classes))
-            centerness = jax.nn.sigmoid(join([predictions.centerness[level]], 1))
-            distances = join([predictions.distances[level]], 4)
-            if self.facts.rank_by_both:
-                scores = jnp.sqrt(scores * centerness)
-            inside = jax.vmap(locations.inside)(image_size)
-            best, location, label = best_pairs(jnp.where(inside[..., None], scores, 0), self.candidates)
-            valid = best > self.score_threshold
-            if not self.facts.rank_by_both:
-                best *= jnp.take_along_axis(centerness[..., 0], location, axis=1)
-            decoded = box_of(locations.centres[location], jnp.take_along_axis(distances, location[..., None], axis=1))
-            found.append(Candidates(boxes.clip(decoded, image_size), best, label, valid))
-        return suppress(
-            found,
-            iou_threshold=self.iou_threshold,
-            max_detections=self.max_detections,
-            drop_empty=self.facts.drop_empty,
-        )
-
-    @nn.nowrap
-    def _locations(self, predictions: FCOSPredictions) -> dict[str, Locations]:
+    def places_of(self, predictions: Any) -> dict[str, Locations]:
         """The locations of each level: what anchors of one stride, one at each location, are centred on."""
-        maps = predictions.logits
-        levels = self.ordered(maps)
+        sizes = self.sizes(predictions.logits)
         anchors = pyramid_anchors(
-            {level: (maps[level].shape[1], maps[level].shape[2]) for level in levels},
-            self.strides,
-            scale=1.0,
-            octaves=1,
-            ratios=(1.0,),
-            exact=self.facts.exact_cells,
+            sizes, self.strides, scale=1.0, octaves=1, ratios=(1.0,), exact=self.facts.exact_cells
         )
-        locations = {}
+        levels, locations = list(sizes), {}
         for level in levels:
             step, reach = float(self.strides[level]), self.range_scale * self.strides[level]
             cells = (anchors[level][:, :2] + anchors[level][:, 2:]) / 2
@@ -339,3 +255,58 @@ class FCOS(DenseDetector):
                 farthest=jnp.full(size, jnp.inf if level == levels[-1] else reach),
             )
         return locations
+
+    @nn.nowrap
+    def inside(self, places: Locations, image_size: jax.Array) -> jax.Array:
+        """Those whose cell begins inside the image take part."""
+        return places.inside(image_size)
+
+    @nn.nowrap
+    def assign(self, places: Locations, targets: Targets, inside: jax.Array) -> Assignment:
+        """By where they are, see :func:`assign_by_location`."""
+        return assign_by_location(
+            places,
+            targets.boxes,
+            targets.valid,
+            inside,
+            crowd=targets.crowd,
+            radius=self.centre_radius,
+            closed_ranges=self.facts.closed_ranges,
+            coarse_areas=self.facts.coarse_areas,
+        )
+
+    @nn.nowrap
+    def boxes_of(self, rows: Any, places: Locations) -> jax.Array:
+        """The boxes whose sides are at the distances from the locations."""
+        return box_of(places.centres, rows.distances)
+
+    @nn.nowrap
+    def scores_of(self, rows: Any) -> jax.Array:
+        """The probabilities of the classes, or their geometric mean with the centerness (``rank_by_both``)."""
+        scores = super().scores_of(rows)
+        return jnp.sqrt(scores * jax.nn.sigmoid(rows.centerness)) if self.facts.rank_by_both else scores
+
+    @nn.nowrap
+    def confidence_of(self, scores: jax.Array, rows: Any) -> jax.Array:
+        """The scores, times the centerness where that is not in them."""
+        return scores if self.facts.rank_by_both else scores * jax.nn.sigmoid(rows.centerness[..., 0])
+
+    @nn.nowrap
+    def terms_of(self, rows: Any, learnt: Learnt) -> Terms:
+        """{"cls": focal loss, "box": IoU loss, "centerness": binary cross-entropy}.
+
+        ``cls`` and ``centerness`` are sums divided by the number of positive locations in the global batch, at least 1,
+        and so is ``box``, or (``central_boxes``) it is the mean weighted by the centerness that positive locations have
+        in their objects (Tian et al., section 3.3, and the authors' code).
+        """
+        positive = learnt.assignment.positive
+        central = centrality(distances_to(learnt.places.centres, learnt.boxes))
+        box = (iou_loss if self.box_loss == "iou" else giou_loss)(self.boxes_of(rows, learnt.places), learnt.boxes)
+        weight = central if self.facts.central_boxes else jnp.ones_like(central)
+        count = mean_count(jnp.sum(positive), self.axis_name)
+        total = mean_count(masked_sum(weight, positive), self.axis_name, least=1e-6)
+        return {
+            "cls": jnp.sum(focal_sums(rows.logits, learnt.labels, learnt.assignment)) / count,
+            "box": masked_sum(weight * box, positive) / total,
+            "centerness": masked_sum(binary_cross_entropy(rows.centerness[..., 0], central), positive) / count,
+        }

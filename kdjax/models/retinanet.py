@@ -15,20 +15,17 @@ from kdjax.models.anchors import centres_inside, pyramid_anchors
 from kdjax.models.assign import Assignment, assign_by_iou
 from kdjax.models.dense import (
     NORMS,
-    Candidates,
     DenseDetector,
-    best_pairs,
+    Learnt,
     conv3x3,
     focal_sums,
-    join,
     pair_maps,
     prior_bias,
-    suppress,
     tower,
 )
 from kdjax.models.network import Sections
 from kdjax.options import RATIOS, choice, number, whole
-from kdjax.types import Detections, Features, PairedBoxes, Targets, Terms
+from kdjax.types import Features, PairedBoxes, Targets, Terms
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
 
@@ -99,6 +96,11 @@ class RetinaNetHead(nn.Module):
             tower(features, kind, convs=self.convs, norm=self.norm, bias=not self.norm, dtype=self.dtype)
             for kind in ("cls", "box")
         )
+        return self.outputs(cls, box)
+
+    @nn.nowrap
+    def outputs(self, cls: Features, box: Features) -> RetinaNetPredictions:
+        """The predictions from the maps of the two towers; a head with more outputs makes them here."""
         logits = conv3x3(
             self.anchors * self.num_classes, bias_init=prior_bias(self.prior), dtype=self.dtype, name="cls_logits"
         )
@@ -137,27 +139,26 @@ class RetinaNet(DenseDetector):
         "number of positives in the batch or in each image (loss); whether the log-scales of boxes are limited "
         "from below (symmetric of kdjax.boxes.decode); and whether empty boxes are dropped (decode).",
     ] = "mmdet"
-    score_threshold: Annotated[float, number(0, 1), "Candidates scored above it go to non-maximum suppression."] = 0.05
-    candidates: Annotated[int, whole(1), "How many of them each level sends at most."] = 1000
-    iou_threshold: Annotated[
-        float,
-        number(0, 1),
-        "Overlap at which non-maximum suppression drops the lower-scored box.",
-    ] = 0.5
-    max_detections: Annotated[int, whole(1), "D, how many boxes an image returns at most."] = 100
 
     terms: ClassVar[tuple[str, ...]] = ("cls", "box")
     """Names of the loss terms."""
     tiny: ClassVar[Sections] = {**DenseDetector.tiny, "head": {"convs": 1}}
+    head_type: ClassVar[type[RetinaNetHead]] = RetinaNetHead
+    """What its head is made by."""
 
     @property
     def facts(self) -> Convention:
         """What the convention decides."""
         return CONVENTIONS[self.convention]
 
+    @property
+    def drop_empty(self) -> bool:
+        """Whether boxes that are clipped to nothing are dropped."""
+        return self.facts.drop_empty
+
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""
-        self.head = RetinaNetHead(
+        self.head = self.head_type(
             self.num_classes,
             anchors=self.anchor_octaves * len(self.anchor_ratios),
             convs=self.convs,
@@ -167,84 +168,55 @@ class RetinaNet(DenseDetector):
         )
 
     @nn.nowrap
-    def loss(self, predictions: RetinaNetPredictions, targets: Targets, image_size: jax.Array) -> Terms:
-        """{"cls": focal loss, "box": box regression loss}, float32 scalars.
-
-        Both are sums divided by the number of positive anchors. That is the number in the global batch, an image
-        without any counting as one; the mean over devices of what each returns is the global loss. Where the
-        convention is ``per_image``, each image is divided by its own number, and images are averaged. Anchors centred
-        in the padding take no part, nor do those that would be negative in a crowd.
-        """
-        logits = self.join(predictions.logits, self.num_classes)
-        deltas = self.join(predictions.deltas, 4)
-        anchors = jnp.concatenate(list(self._anchors(predictions).values()))
-
-        def assign(targets: Targets, image_size: jax.Array) -> Assignment:
-            return assign_by_iou(
-                anchors,
-                targets.boxes,
-                targets.valid,
-                centres_inside(anchors, image_size),
-                crowd=targets.crowd,
-                claim=self.facts.claim,
-            )
-
-        assignment = jax.vmap(assign)(targets._replace(masks=None), image_size)
-        matched, positive = assignment.matched, assignment.positive
-        labels = jnp.take_along_axis(targets.labels, matched, axis=1)
-        matched_boxes = jnp.take_along_axis(targets.boxes, matched[..., None], axis=1)
-        cls_sum = focal_sums(logits, labels, assignment)
-
-        anchors = anchors[None]
-        if self.box_loss == "giou":
-            box = giou_loss(self._boxes(deltas, anchors), matched_boxes)[..., None]
-        else:
-            elementwise = l1_loss if self.box_loss == "l1" else smooth_l1_loss
-            box = elementwise(deltas, boxes.encode(matched_boxes, anchors))
-        box_sum = masked_sum(box, positive[..., None], axis=(1, 2))
-
-        count = jnp.maximum(jnp.sum(positive, axis=1).astype(jnp.float32), 1.0)
-        if self.facts.per_image:
-            return {"cls": jnp.mean(cls_sum / count), "box": jnp.mean(box_sum / count)}
-        total = mean_count(jnp.sum(count), self.axis_name)
-        return {"cls": jnp.sum(cls_sum) / total, "box": jnp.sum(box_sum) / total}
-
-    @nn.nowrap
-    def decode(self, predictions: RetinaNetPredictions, image_size: jax.Array) -> Detections:
-        """Predictions to the detections of images of height and width ``image_size`` (N, 2).
-
-        Of every level, the best (anchor, class) pairs above the score threshold are decoded and clipped to the image;
-        then non-maximum suppression runs class by class over all levels together. Anchors centred in the padding find
-        nothing, and in the convention of MMDetection boxes that are clipped to nothing are dropped.
-        """
-        found = []
-        for level, anchors in self._anchors(predictions).items():
-            # Ranked after the sigmoid, as the originals do: in float32 its large values are equal.
-            scores = jax.nn.sigmoid(join([predictions.logits[level]], self.num_classes))
-            deltas = join([predictions.deltas[level]], 4)
-            inside = jax.vmap(centres_inside, (None, 0))(anchors, image_size)
-            scores, anchor, label = best_pairs(jnp.where(inside[..., None], scores, 0), self.candidates)
-            decoded = self._boxes(jnp.take_along_axis(deltas, anchor[..., None], axis=1), anchors[anchor])
-            found.append(Candidates(boxes.clip(decoded, image_size), scores, label, scores > self.score_threshold))
-        return suppress(
-            found,
-            iou_threshold=self.iou_threshold,
-            max_detections=self.max_detections,
-            drop_empty=self.facts.drop_empty,
-        )
-
-    @nn.nowrap
-    def _boxes(self, deltas: jax.Array, anchors: jax.Array) -> jax.Array:
-        return boxes.decode(deltas, anchors, symmetric=self.facts.limit_shrinking)
-
-    @nn.nowrap
-    def _anchors(self, predictions: RetinaNetPredictions) -> dict[str, jax.Array]:
-        maps = predictions.logits
+    def places_of(self, predictions: Any) -> dict[str, jax.Array]:
+        """Level to its anchors (rows, 4)."""
         return pyramid_anchors(
-            {level: (maps[level].shape[1], maps[level].shape[2]) for level in self.ordered(maps)},
+            self.sizes(predictions.logits),
             self.strides,
             scale=self.anchor_scale,
             octaves=self.anchor_octaves,
             ratios=self.anchor_ratios,
             exact=self.facts.exact_anchors,
         )
+
+    @nn.nowrap
+    def inside(self, places: jax.Array, image_size: jax.Array) -> jax.Array:
+        """Those centred inside the image take part."""
+        return centres_inside(places, image_size)
+
+    @nn.nowrap
+    def assign(self, places: jax.Array, targets: Targets, inside: jax.Array) -> Assignment:
+        """By IoU, see :func:`kdjax.models.assign.assign_by_iou`."""
+        return assign_by_iou(places, targets.boxes, targets.valid, inside, crowd=targets.crowd, claim=self.facts.claim)
+
+    @nn.nowrap
+    def boxes_of(self, rows: Any, places: jax.Array) -> jax.Array:
+        """The boxes that the deltas make of the anchors."""
+        return boxes.decode(rows.deltas, places, symmetric=self.facts.limit_shrinking)
+
+    @nn.nowrap
+    def terms_of(self, rows: Any, learnt: Learnt) -> Terms:
+        """{"cls": focal loss, "box": box regression loss}: the sums of ``sums_of`` by the number of positive anchors.
+
+        That is the number in the global batch, an image without any counting as one, or (``per_image``) each image is
+        divided by its own number, and images are averaged.
+        """
+        sums = self.sums_of(rows, learnt)
+        count = jnp.maximum(jnp.sum(learnt.assignment.positive, axis=1).astype(jnp.float32), 1.0)
+        if self.facts.per_image:
+            return {term: jnp.mean(value / count) for term, value in sums.items()}
+        total = mean_count(jnp.sum(count), self.axis_name)
+        return {term: jnp.sum(value) / total for term, value in sums.items()}
+
+    @nn.nowrap
+    def sums_of(self, rows: Any, learnt: Learnt) -> Terms:
+        """Of each term and image the sum over its anchors, (N,) float32."""
+        if self.box_loss == "giou":
+            box = giou_loss(self.boxes_of(rows, learnt.places), learnt.boxes)[..., None]
+        else:
+            elementwise = l1_loss if self.box_loss == "l1" else smooth_l1_loss
+            box = elementwise(rows.deltas, boxes.encode(learnt.boxes, learnt.places))
+        return {
+            "cls": focal_sums(rows.logits, learnt.labels, learnt.assignment),
+            "box": masked_sum(box, learnt.assignment.positive[..., None], axis=(1, 2)),
+        }

@@ -124,7 +124,7 @@ def test_assignment_is_that_of_loops(kind):
     boxes = np.where(crowd[..., None], np.array([10, 10, 80, 50], np.float32), targets.boxes)
     size = full(targets) - np.array([[0, 0]] * 4 + [[20, 28]], np.int32)
     targets = targets._replace(boxes=boxes, valid=valid, crowd=crowd)
-    parts = kind._locations(random_predictions(1, levels=levels)).values()
+    parts = kind.places_of(random_predictions(1, levels=levels)).values()
     locations = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     seen = []
     for image in range(5):
@@ -147,7 +147,7 @@ def test_assignment_is_that_of_loops(kind):
 
 def test_only_mmdetection_closes_the_ranges():
     # From (36, 36), a location of P3 in MMDetection, the farthest side is 20 pixels away: the end of P3's range.
-    location = FIRST._locations(random_predictions(1))["p3"]
+    location = FIRST.places_of(random_predictions(1))["p3"]
     box = np.array([[30, 30, 56, 44]], np.float32)
     for closed, expected in ((True, 1), (False, 0)):
         inside = jnp.all(location.centres == 36, axis=-1)

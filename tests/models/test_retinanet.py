@@ -73,7 +73,7 @@ assign = jax.jit(assign_by_iou, static_argnames="claim")
 
 def assignment(predictions, targets, image, convention="mmdet"):
     kind = detector(convention=convention)
-    anchors = np.concatenate(list(kind._anchors(predictions).values()))
+    anchors = np.concatenate(list(kind.places_of(predictions).values()))
     inside = np.ones(len(anchors), bool)
     parts = assign(anchors, targets.boxes[image], targets.valid[image], inside, claim=kind.facts.claim)
     return anchors, *(np.asarray(part) for part in parts)
