@@ -1,0 +1,150 @@
+"""What every model promises, on the dict of models: a new one is tested by being there, and red without an ideal."""
+
+import ast
+import functools
+import inspect
+from pathlib import Path
+
+import pytest
+
+from kdjax import operations
+from kdjax.models import MODELS, build_model, model_class
+from kdjax.types import Model
+from tests.models import contract, toy
+from tests.models.contract import CLASSES, Case
+
+TWO_STAGE = ("objectness", "deltas", "logits", "masks")
+"""What the network says of given RoIs."""
+ALL = {"anchor_samples": 0, "roi_samples": 0}
+"""Nothing is drawn."""
+IDEALS = {
+    "retinanet": (contract.ideal_retinanet, ("logits", "deltas")),
+    "fcos": (contract.ideal_fcos, ("logits", "distances", "centerness")),
+    "faster_rcnn": (contract.ideal_rcnn, TWO_STAGE),
+    "mask_rcnn": (contract.ideal_rcnn, TWO_STAGE),
+    "cascade_rcnn": (contract.ideal_rcnn, TWO_STAGE),
+    "cascade_mask_rcnn": (contract.ideal_rcnn, TWO_STAGE),
+}
+"""How the ideal predictions of each model are made, and their fields that come out of the network."""
+OURS = {
+    "tests.models.iou_aware:IoUAwareRetinaNet": (contract.ideal_iou_aware, ("logits", "deltas", "iou")),
+    "tests.models.toy:Toy": (contract.ideal_retinanet, ("logits", "deltas")),
+}
+"""Likewise, of models from outside."""
+SMALL = {
+    "retinanet": {"anchor_scale": 2.0},
+    "fcos": {"range_scale": 2.0},
+    "tests.models.iou_aware:IoUAwareRetinaNet": {"anchor_scale": 2.0},
+}
+"""Options with which the objects of small images suit every level."""
+CONVENTIONS = {f"{name}, torchvision": name for name in ("retinanet", "fcos", "mask_rcnn")}
+"""The other convention of three families."""
+
+
+@functools.cache
+def case(name: str) -> Case:
+    known = CONVENTIONS.get(name, name)
+    head = SMALL.get(known, {}) | (ALL if model_class(known).has_proposals else {})
+    return made(known, head | ({"convention": "torchvision"} if name in CONVENTIONS else {}))
+
+
+def made(name: str, head: dict) -> Case:
+    ideal, moving = (IDEALS | OURS)[name]
+    tiny = {section: dict(fields) for section, fields in model_class(name).tiny.items()}
+    return Case(build_model({"name": name, **tiny, "head": tiny.get("head", {}) | head}, CLASSES), ideal, moving)
+
+
+EVERY = pytest.mark.parametrize("name", [*MODELS, *OURS])
+WITH_CONVENTIONS = pytest.mark.parametrize("name", [*MODELS, *OURS, *CONVENTIONS])
+
+
+def test_every_model_has_ideal_predictions():
+    assert IDEALS.keys() == MODELS.keys()
+
+
+@WITH_CONVENTIONS
+def test_terms_are_those_that_are_named(name):
+    contract.check_terms(case(name))
+
+
+@WITH_CONVENTIONS
+def test_padding_has_no_influence(name):
+    contract.check_padding(case(name))
+
+
+@EVERY
+def test_two_devices_are_one(name):
+    contract.check_devices(case(name))
+
+
+@WITH_CONVENTIONS
+def test_ideal_predictions_are_the_truth(name):
+    contract.check_ideal(case(name))
+
+
+@WITH_CONVENTIONS
+def test_the_loss_falls_on_the_way_to_ideal_predictions(name):
+    contract.check_progress(case(name))
+
+
+@EVERY
+def test_every_parameter_moves_unless_it_is_declared_still(name):
+    contract.check_gradients(case(name))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "check", "sentence"),
+    [
+        (toy.CountsOnItsDevice, contract.check_devices, "Not equal to tolerance"),
+        (toy.CountsPadding, contract.check_padding, "Not equal to tolerance"),
+        (toy.LearnsInPadding, contract.check_padding, "Not equal to tolerance"),
+        (toy.FindsLogarithms, contract.check_ideal, r"scores \[-"),
+        (toy.RanksLogarithms, contract.check_ideal, "image 0 has 0 detections for 3 objects"),
+        (toy.LearnsTheOpposite, contract.check_progress, "the loss is"),
+        (toy.LeavesItsBoxesAlone, contract.check_gradients, "head/deltas/bias gets no gradient"),
+        (toy.SaysItIsStill, contract.check_gradients, "head/.* moves"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_a_mistake_is_seen(mistake, check, sentence):
+    right = case("tests.models.toy:Toy").detector
+    fields = {"backbone": right.backbone, "neck": right.neck, "num_classes": CLASSES}
+    with pytest.raises(AssertionError, match=sentence):
+        check(Case(mistake(**fields), *OURS["tests.models.toy:Toy"]))
+
+
+# --- What mypy cannot see: linen gives every name to every module.
+
+MEMBERS = sorted({*vars(Model), *Model.__annotations__} - {"__annotations__"} - set(dir(object)))
+MEMBERS = [name for name in MEMBERS if not name.startswith("_")]
+
+
+@EVERY
+def test_models_have_what_the_protocol_asks_for(name):
+    model = case(name).detector
+    assert {"heads", "loss", "num_classes", "strides"} <= set(MEMBERS)
+    for member in MEMBERS:
+        assert member in {*dir(type(model)), *type(model).__dataclass_fields__}, member
+        asked = inspect.getattr_static(Model, member, None)
+        if inspect.isfunction(asked):
+            given = inspect.signature(getattr(type(model), member)).parameters
+            assert list(given) == list(inspect.signature(asked).parameters), member
+
+
+@EVERY
+def test_models_have_the_methods_that_operations_name(name):
+    calls = [x for x in ast.walk(ast.parse(Path(operations.__file__).read_text())) if isinstance(x, ast.keyword)]
+    named = {call.value.value for call in calls if call.arg == "method"}
+    assert named >= {"features", "heads", "predict"}
+    for method in named:
+        assert inspect.isfunction(getattr(type(case(name).detector), method)), method
+
+
+@EVERY
+def test_facts_agree_with_what_a_model_does(name):
+    model = case(name).detector
+    assert model.task == "detection"
+    assert model.learns_masks == any(term.split("_")[-1] == "mask" for term in model.terms)
+    assert model.has_proposals == hasattr(model, "propose")
+    assert set(model.tiny) <= {*model.parts, "head"}
+    assert set(model.part_defaults) <= set(model.parts)
