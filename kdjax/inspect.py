@@ -15,7 +15,8 @@ from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.paths import local_path
 from kdjax.plan import Plan, resolve
-from kdjax.run.data import open_batches, open_splits
+from kdjax.run.data import open_batches
+from kdjax.run.fit import opened
 from kdjax.types import Source
 from kdjax.visualize import Mark, save_contact_sheet
 
@@ -27,8 +28,7 @@ def main(_: Sequence[str]) -> int:
     """Prints and draws; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
     try:
-        plan = resolve(CONFIG.value, devices=device_count())
-        splits = open_splits(plan)
+        plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
         for name, source in zip((plan.data.train_split, plan.data.eval_split), splits, strict=True):
             print("\n".join(["", f"{plan.data.name}, {name}", *plan.task.describe(source)]))
         pictures = training_images(plan, splits.train)

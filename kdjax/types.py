@@ -270,6 +270,16 @@ class Source(Protocol):
         """The same as plain JSON."""
 
 
+class Suggestion(NamedTuple):
+    """What the training split of somebody's own data suggests."""
+
+    data: dict[str, Any]
+    """Keys of the config's section of data to their values."""
+    sizes: Sequence[float]
+    """Of objects, the square roots of their boxes' areas in pixels once images are scaled so; () where there are none.
+    """
+
+
 class Judge(Protocol):
     """Measures the outputs of one model on one source; of several processes each has one of its own."""
 
@@ -328,6 +338,12 @@ class Task(Protocol):
 
         ``columns`` has captions to what :meth:`Judge.kept` gave.
         """
+
+    def remarks(self, source: Any, sizing: Any) -> list[str]:
+        """What a person should know before training on a source at a :class:`kdjax.data.sizing.Sizing`, in lines."""
+
+    def suggest(self, source: Any) -> Suggestion | None:
+        """What a training split suggests for the keys of data; None where the task knows nothing to suggest."""
 
     def statistics(self, source: Any) -> Any:
         """What methods are given as "statistics"; None where the task has none."""

@@ -10,11 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from kdjax.models.network import Network
 from ml_collections import ConfigDict
 
 from kdjax.config import base_config, method_config
 from kdjax.losses import masked_mean, valid_positions
+from kdjax.models.network import Network
 from kdjax.visualize import save_contact_sheet
 
 CLASSES = ("rows", "columns", "diagonals", "checks")
@@ -125,6 +125,12 @@ class Classification:
         rows = enumerate(zip(*columns.values(), strict=True))
         said = [(k, f"{CLASSES[source[k].label]}; {models}: {', '.join(row)}") for k, row in rows]
         save_contact_sheet(path, [(text, source[k].image, []) for k, text in said])
+
+    def remarks(self, source, sizing) -> list[str]:
+        return []
+
+    def suggest(self, source) -> None:
+        return None
 
     def statistics(self, source) -> None:
         return None

@@ -42,7 +42,7 @@ def test_a_bug_is_no_sentence(place, teacher, data_dir, tmp_path, monkeypatch):
 def test_a_bug_ends_the_program_with_its_traceback_and_exit_code_1(tmp_path):
     program = (
         "import sys, numpy as np; from absl import app; from kdjax import main; from kdjax.run import pipeline\n"
-        "pipeline.open_splits = lambda _: np.zeros(3) + np.zeros(4)\n"
+        "pipeline.opened = lambda *_: np.zeros(3) + np.zeros(4)\n"
         "app.run(main.main, flags_parser=main.parse)"
     )
     flags = [f"--config={NONE}:tiny", f"--workdir={tmp_path}"]

@@ -25,6 +25,11 @@ def planned(config):
     return resolve(config, devices=1)
 
 
+def split_of(config, training):
+    plan = planned(config)
+    return open_split(plan.data, plan.task, training=training)
+
+
 def plan_of(folder):
     """The plan of such a config, and its training split."""
     plan = resolve(config_of(folder), devices=1)
@@ -57,7 +62,7 @@ def test_the_keys_of_a_config_decide_what_is_kept(folder):
     def opened(training=True, **keys):
         config = config_of(folder)
         config.data.update(keys)
-        return open_split(planned(config), training=training)
+        return split_of(config, training=training)
 
     def flawed(source):
         return [flaw["ids"] for flaw in source.report_dict()["flaws"]]
@@ -86,12 +91,12 @@ def test_masks_need_outlines(folder):
     """Refused when the data are opened; without masks to learn, and to be evaluated on, they may have none."""
     config = config_of(folder)
     config.data.masks = True
-    assert len(open_split(planned(config), training=False)) == 3
+    assert len(split_of(config, training=False)) == 3
     with pytest.raises(UserError, match=r"data.masks is True, but .*annotations_train.json has no outlines"):
         open_splits(planned(config))
     changed(folder, lambda tree: tree["annotations"][0].update(segmentation=[[2, 3, 12, 3, 12, 23]]))
     config.data.max_objects = 5
-    assert open_split(planned(config), training=True).objects(0).segmentation is not None
+    assert split_of(config, training=True).objects(0).segmentation is not None
 
 
 def test_a_pair_with_masks_has_them_in_its_tiny_variant(data_dir):

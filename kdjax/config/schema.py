@@ -224,6 +224,13 @@ class Data:
         "fits.",
     ] = ()
     long_side: Annotated[int, whole(0), "Limit of the longer side in pixels; 0 for none."] = 0
+    fit: Annotated[
+        bool,
+        FLAG,
+        "On data of your own, choose from the training split what is left as it suits the embedded data: image_size, "
+        "jitter, color, max_objects, the sizes that detectors look for, and evaluations on the way.",
+        WITHOUT_EFFECT,
+    ] = True
     max_objects: Annotated[int, whole(1), "Room for objects in an image; of more, the largest are kept."] = 16
     masks: Annotated[
         bool, FLAG, "Also make batches of the objects' masks, as grids of mask_size x mask_size cells."

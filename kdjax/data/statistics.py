@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.data.examples import ObjectSource
+from kdjax.data.sizing import Sizing
 from kdjax.losses import ClassStatistics, uniform_statistics
+from kdjax.types import Suggestion
 
 SMALL, MEDIUM = 32.0**2, 96.0**2
 """COCO's size classes: objects of an area below the first, in pixels, are small; of the others, those below the second,
@@ -95,6 +97,72 @@ def describe(source: ObjectSource) -> list[str]:
         f"pixels of boxes: shorter side {_range(sides[:, 0])}; longer side {_range(sides[:, 1])}",
         *_histogram(source.class_names, objects),
     ]
+
+
+_AREA = 128 * 128
+"""Pixels of the images of the embedded data, for which the configs have their steps and rates."""
+_SMALLEST = 8.0
+"""Pixels that nearly all objects should measure: the stride of the finest map of most detectors."""
+_LARGEST_AREA = 2 * _AREA
+_SIDES = range(64, 545, 32)
+MOST_OBJECTS = 100
+"""Room in an image that is chosen at most: as many as evaluation counts."""
+_TOO_SMALL, _MANY = 4.0, 0.01
+"""Pixels, and the share of boxes below from which on it is said."""
+
+
+def suggest(source: ObjectSource) -> Suggestion | None:
+    """What suits the images and boxes of a training split, within the compute of the embedded data or a few times it.
+
+    The padded images have about the ratio of the median image and ``_AREA`` pixels or some more, up to twice as many
+    where a tenth of the objects would measure less than ``_SMALLEST`` pixels. There is room for the objects of every
+    image. Scale jitter and colour are on: a few hundred photographs are too few without.
+    """
+    found = columns(source)
+    boxes = found.boxes[~found.crowd]
+    if not len(boxes):
+        return None
+    own = found.size[found.image[~found.crowd]]
+    sides = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1e-6))
+    ratio = float(np.median(found.size[:, 0] / found.size[:, 1]))
+
+    def shape(area: float) -> tuple[int, int]:
+        shapes = [(height, width) for height in _SIDES for width in _SIDES if area <= height * width <= 1.6 * area]
+        return min(shapes, key=lambda s: abs(np.log(s[0] / s[1] / ratio)) + abs(np.log(s[0] * s[1] / area)) / 4)
+
+    def scaled(shape: tuple[int, int]) -> np.ndarray:
+        return sides * np.min(np.array(shape) / own, axis=1)
+
+    few = max(float(np.quantile(scaled(shape(_AREA)), 0.1)), 1e-3)
+    size = shape(float(np.clip(_AREA * (_SMALLEST / few) ** 2, _AREA, _LARGEST_AREA)))
+    count = int(np.bincount(found.image, minlength=len(found.size)).max())
+    data = {
+        "image_size": size,
+        "jitter": (0.5, 1.5),
+        "color": 0.3,
+        "max_objects": min(max(count, 16), MOST_OBJECTS),
+    }
+    return Suggestion(data, np.sort(scaled(size)).tolist())
+
+
+def sizes_in_words(source: ObjectSource, sizing: Sizing) -> list[str]:
+    """How large boxes are once images are scaled, and a warning where many are too small to be found."""
+    found = columns(source)
+    own = found.size[found.image[~found.crowd]]
+    if not len(own):
+        return []
+    boxes = found.boxes[~found.crowd]
+    shapes = np.array(sizing.shapes)[sizing.choose(own)]
+    sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)) * sizing.scale(own, shapes)
+    low, middle, high = np.quantile(sides, (0.05, 0.5, 0.95))
+    lines = [f"Boxes are {low:.0f} to {high:.0f} pixels large once images are scaled, half of them below {middle:.0f}."]
+    small = float(np.mean(sides < _TOO_SMALL))
+    if small > _MANY:
+        lines.append(
+            f"WARNING: {small:.0%} of the boxes are below {_TOO_SMALL:g} pixels then, too small to be found: a larger "
+            "config.data.image_size (or short_sides) makes them larger, at the cost of time."
+        )
+    return lines
 
 
 def _range(values: np.ndarray) -> str:

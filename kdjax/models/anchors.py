@@ -6,7 +6,7 @@ Others (torchvision): the sizes cut to whole pixels and the corners rounded, and
 rounded up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,15 @@ def pyramid_anchors(
             steps = (sizes[finest][0] * strides[finest] // height, sizes[finest][1] * strides[finest] // width)
         anchors[level] = grid_anchors(base, (height, width), steps)
     return anchors
+
+
+def scale_for(sizes: Sequence[float], *, quantile: float, stride: int, least: float, most: float) -> float:
+    """The scale, in quarters of a stride, that suits a quantile of the sizes of objects in pixels.
+
+    >>> scale_for([10.0, 20.0, 30.0], quantile=0.5, stride=8, least=1.0, most=4.0)
+    2.5
+    """
+    return float(np.clip(round(4 * float(np.quantile(sizes, quantile)) / stride) / 4, least, most))
 
 
 def centres_inside(anchors: jax.Array, image_size: jax.Array) -> jax.Array:

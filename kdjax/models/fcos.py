@@ -4,6 +4,7 @@ A location of a pyramid level learns the smallest object that it lies in and who
 to the object's four sides, its class, and how central the location is in it.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from kdjax import boxes
 from kdjax.losses.detection import binary_cross_entropy, giou_loss, iou_loss
 from kdjax.losses.reduce import masked_sum, mean_count
-from kdjax.models.anchors import pyramid_anchors
+from kdjax.models.anchors import pyramid_anchors, scale_for
 from kdjax.models.assign import Assignment
 from kdjax.models.dense import NORMS, DenseDetector, Learnt, focal_sums
 from kdjax.models.fcos_head import FCOSHead
@@ -219,6 +220,13 @@ class FCOS(DenseDetector):
     def drop_empty(self) -> bool:
         """Whether boxes that are clipped to nothing are dropped."""
         return self.facts.drop_empty
+
+    @classmethod
+    def suited(cls, sizes: Sequence[float]) -> dict[str, Any]:
+        """P3 learns what reaches as far as three quarters of the median object."""
+        if not sizes:
+            return {}
+        return {"range_scale": scale_for([0.75 * x for x in sizes], quantile=0.5, stride=8, least=1.5, most=8.0)}
 
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""

@@ -1,6 +1,6 @@
 """What the models of all tasks share: a backbone, how images become its input, and the facts that a model states."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
@@ -60,6 +60,12 @@ class Network(nn.Module, kw_only=True):
     def __post_init__(self) -> None:
         check_fields(self)
         super().__post_init__()
+
+    @classmethod
+    def suited(cls, sizes: Sequence[float]) -> dict[str, Any]:
+        """Options of the model, by name, that suit objects of these sizes in pixels; {} where none depends on them."""
+        del sizes
+        return {}
 
     @property
     def learns_masks(self) -> bool:

@@ -7,6 +7,7 @@ The file is long because its one class is: a third of it is the options, which h
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from kdjax import boxes
 from kdjax.errors import UserError
 from kdjax.losses.detection import l1_loss, smooth_l1_loss
-from kdjax.models.anchors import centres_inside, pyramid_anchors
+from kdjax.models.anchors import centres_inside, pyramid_anchors, scale_for
 from kdjax.models.dense import Candidates, suppress
 from kdjax.models.detector import Detector
 from kdjax.models.network import Sections
@@ -137,6 +138,11 @@ class RCNN(Detector):
         """Names of the loss terms; those of a cascade's stages begin with "s0_", "s1_" and "s2_"."""
         names = ("cls", "box", "mask") if self.masks else ("cls", "box")
         return "rpn_cls", "rpn_box", *(self._prefix(stage) + name for stage in range(self.stages) for name in names)
+
+    @classmethod
+    def suited(cls, sizes: Sequence[float]) -> dict[str, Any]:
+        """The smallest anchor, that of P2, is as large as all but a tenth of the objects are at least."""
+        return {"anchor_scale": scale_for(sizes, quantile=0.1, stride=4, least=2.0, most=8.0)} if sizes else {}
 
     def setup(self) -> None:
         """Makes the heads; the backbone and the neck come from outside."""

@@ -1,6 +1,6 @@
 """RetinaNet (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -11,7 +11,7 @@ from flax.typing import Dtype
 from kdjax import boxes
 from kdjax.losses.detection import giou_loss, l1_loss, smooth_l1_loss
 from kdjax.losses.reduce import masked_sum, mean_count
-from kdjax.models.anchors import centres_inside, pyramid_anchors
+from kdjax.models.anchors import centres_inside, pyramid_anchors, scale_for
 from kdjax.models.assign import Assignment, assign_by_iou
 from kdjax.models.dense import (
     NORMS,
@@ -155,6 +155,11 @@ class RetinaNet(DenseDetector):
     def drop_empty(self) -> bool:
         """Whether boxes that are clipped to nothing are dropped."""
         return self.facts.drop_empty
+
+    @classmethod
+    def suited(cls, sizes: Sequence[float]) -> dict[str, Any]:
+        """The smallest anchor, one of P3, is as large as all but a tenth of the objects are at least."""
+        return {"anchor_scale": scale_for(sizes, quantile=0.1, stride=8, least=1.0, most=4.0)} if sizes else {}
 
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""

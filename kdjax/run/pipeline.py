@@ -15,7 +15,8 @@ from kdjax.errors import UserError
 from kdjax.paths import local_path
 from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
 from kdjax.report import Row, summary_table, write_json
-from kdjax.run.data import Splits, open_splits
+from kdjax.run.data import Splits
+from kdjax.run.fit import opened
 from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_predictions
 from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
@@ -42,7 +43,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """
     plan = resolve(config, devices=device_count())
     workdir = _usable(local_path(workdir))
-    splits = open_splits(plan)
+    plan, splits = opened(config, plan)
     _check_batches(plan, splits)
     if not plan.run.seeds:
         return _run(plan, workdir, splits, _claims(plan, workdir, splits))

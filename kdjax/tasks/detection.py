@@ -11,12 +11,12 @@ from kdjax.data import statistics
 from kdjax.data.examples import Example, ObjectSource, Segmentation
 from kdjax.data.masks import mask_grid, rasterize
 from kdjax.data.objects import moved
-from kdjax.data.sizing import Size
+from kdjax.data.sizing import Size, Sizing
 from kdjax.data.transforms import Geometry
 from kdjax.errors import UserError
 from kdjax.losses import ClassStatistics
 from kdjax.tasks.average_precision import AveragePrecision, ImageDetections
-from kdjax.types import Batch, Masks, Targets
+from kdjax.types import Batch, Masks, Suggestion, Targets
 from kdjax.visualize import Mark, save_predictions, truth_marks
 
 _GREY = (128, 128, 128)
@@ -109,6 +109,14 @@ class Detection:
             for caption, entries in columns.items()
         }
         save_predictions(path, source, found)
+
+    def remarks(self, source: ObjectSource, sizing: Sizing) -> list[str]:
+        """How large boxes are once scaled."""
+        return statistics.sizes_in_words(source, sizing)
+
+    def suggest(self, source: ObjectSource) -> Suggestion | None:
+        """Images of about the embedded data's area, larger where objects would be too small; and what augments them."""
+        return statistics.suggest(source)
 
     def statistics(self, source: ObjectSource) -> ClassStatistics:
         """What the boxes of a source look like, class by class."""

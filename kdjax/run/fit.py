@@ -1,0 +1,86 @@
+"""What a config leaves open about data of somebody's own is chosen from the training split, and said.
+
+The configs that come with kdjax say what suits the embedded data. On other data, keys that are still as those have them
+are chosen by the task from the images and what they show: how large images are, how they are changed, the room for
+objects, the sizes that detectors look for. Whatever a config or a flag says otherwise is left as it is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kdjax.config.schema import Data
+from kdjax.devices import device_count
+from kdjax.models import model_class
+from kdjax.options import defaults
+from kdjax.plan import Plan, resolve
+from kdjax.run.data import Splits, is_open, open_splits
+from kdjax.types import Source
+
+_EVALUATIONS = 5
+"""Of a stage that is trained, one at its end."""
+
+
+def opened(config: ConfigDict, plan: Plan) -> tuple[Plan, Splits]:
+    """The plan of a config with what is chosen from the data, which is printed, and its splits, checked.
+
+    Raises:
+        UserError: the config or the data cannot be used.
+    """
+    splits = open_splits(plan)
+    if keys := chosen(plan, splits.train):
+        print(in_words(keys), flush=True)
+        plan = resolve(with_keys(config, keys), devices=device_count())
+    print("\n".join(plan.task.remarks(splits.train, plan.data.sizing)), flush=True)
+    return plan, splits
+
+
+def chosen(plan: Plan, train: Source) -> dict[str, Any]:
+    """Keys of a config to what the training split suggests for them, where they are open; {} where none is.
+
+    Detectors look for other sizes only where none of them knows anything yet: weights of a file, of a folder or of a
+    teacher from elsewhere belong to the sizes that they were trained with.
+    """
+    suggestion = plan.task.suggest(train) if is_open(plan.data) else None
+    if suggestion is None:
+        return {}
+    usual = defaults(Data)
+    keys = {
+        f"data.{key}": value
+        for key, value in suggestion.data.items()
+        if getattr(plan.data, key) == usual[key] and value != usual[key]
+    }
+    stages = [plan[name] for name in plan.run.stages]
+    from_elsewhere = [
+        origin
+        for stage in stages
+        for origin in (stage.options.weights, stage.options.init, stage.options.teacher)
+        if origin and origin not in plan
+    ]
+    for stage in stages:
+        head = model_class(stage.options.model["name"]).suited(suggestion.sizes)
+        if not from_elsewhere:
+            keys |= {f"{stage.name}.model.head.{field}": value for field, value in head.items()}
+        if stage.steps and not stage.eval_every:
+            keys[f"{stage.name}.eval_every"] = max(1, stage.options.steps // _EVALUATIONS)
+    return keys
+
+
+def with_keys(config: ConfigDict, keys: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a config with other values of some keys, which are named by dotted paths."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked(), changed.ignore_type():
+        for path, value in keys.items():
+            *sections, key = path.split(".")
+            section = changed
+            for name in sections:
+                section = section[name]
+            section[key] = value
+    return changed
+
+
+def in_words(keys: Mapping[str, Any]) -> str:
+    """What was chosen, as flags that say the same."""
+    flags = " ".join(f'--config.{path}="{value}"' for path, value in keys.items())
+    return f"Chosen from the data, as these flags would say (config.data.fit=False chooses nothing): {flags}"
