@@ -15,7 +15,6 @@ from kdjax.checkpoint import describe, load_method, load_student, load_variables
 from kdjax.data.check import compare_classes
 from kdjax.errors import UserError
 from kdjax.models import build_model, class_outputs, complete
-from kdjax.optim import paths
 from kdjax.paths import local_path
 from kdjax.plan import StagePlan
 from kdjax.run.record import Finished
@@ -24,7 +23,6 @@ from kdjax.types import Model
 from kdjax.weights import (
     COCO_NAMES,
     Imported,
-    LoadReport,
     count_classes,
     expected_model,
     import_state_dict,
@@ -74,8 +72,8 @@ def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mappin
     teacher = None
     if options.teacher:
         teacher = _load(folder(options.teacher), class_names, options.dtype)
-        report = LoadReport(tuple(jax.tree.leaves(paths(teacher.variables))), (), (), ())
-        print(f"[{name}] teacher {folder(options.teacher)}: {report}", flush=True)
+        arrays = len(jax.tree.leaves(teacher.variables))
+        print(f"[{name}] teacher: {folder(options.teacher)}, all its {arrays} arrays read.", flush=True)
 
     model, imported = options.model, None
     if options.weights:
@@ -95,7 +93,9 @@ def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mappin
             print(f"[{name}] starts from {origin}: {report}", flush=True)
         if teacher and options.inherit:
             variables, report = inherit(variables, teacher.variables, options.inherit)
-            print(f"[{name}] inherits {', '.join(options.inherit)} from the teacher: {report}", flush=True)
+            print(
+                f"[{name}] inherits {', '.join(options.inherit)} from the teacher: {report.as_inherited()}", flush=True
+            )
         return variables
 
     given = {

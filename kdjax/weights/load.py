@@ -33,8 +33,31 @@ class LoadReport(NamedTuple):
         for name in ("missing", "unexpected", "mismatched"):
             paths = getattr(self, name)
             if paths:
-                line += f"; {name}: {', '.join(paths[:5])}" + (f" and {len(paths) - 5} more" * (len(paths) > 5))
+                line += f"; {name}: {_first(paths)}"
         return line
+
+    def as_inherited(self) -> str:
+        """The same of parts that are taken over where shapes match: what does not is no flaw.
+
+        >>> print(LoadReport(("neck/out", "neck/p3"), (), (), ("neck/in (5,) for (3,)",)).as_inherited())
+        2 of 3 arrays taken; 1 of 3 differs in width, as it should: neck/in (5,) for (3,)
+        """
+        wanted = len(self.matched) + len(self.missing) + len(self.mismatched)
+        line = f"{len(self.matched)} of {wanted} arrays taken"
+        if count := len(self.mismatched):
+            words = "differs in width, as it should" if count == 1 else "differ in width, as they should"
+            line += f"; {count} of {wanted} {words}: {_first(self.mismatched)}"
+        if self.missing:
+            line += f"; {len(self.missing)} of {wanted} only the student has: {_first(self.missing)}"
+        if self.unexpected:
+            line += f"; {len(self.unexpected)} more only the teacher has: {_first(self.unexpected)}"
+        return line
+
+
+def _first(paths: Sequence[str], count: int = 5) -> str:
+    """The first of some paths, and how many more there are."""
+    shown = ", ".join(paths[:count])
+    return f"{shown} and {len(paths) - count} more" if len(paths) > count else shown
 
 
 def load_into(target: Tree, source: Tree, *, origin: str, strict: bool = True) -> tuple[Tree, LoadReport]:

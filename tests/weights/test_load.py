@@ -58,6 +58,16 @@ def test_inherit_takes_the_named_parts_where_shapes_match():
     assert report.matched == ("params/neck/out",)
     assert report.mismatched == ("params/neck/in (5,) for (3,)",)
     assert student["params"]["neck"]["out"].sum() == 0
+    words = "1 of 2 arrays taken; 1 of 2 differs in width, as it should: params/neck/in (5,) for (3,)"
+    assert report.as_inherited() == words
+
+
+def test_what_only_one_side_has_is_told_apart_from_what_differs_in_width():
+    student = {"params": {"neck": {"p3": np.zeros(4), "p7": np.zeros(2), "a": np.zeros(2), "b": np.zeros(2)}}}
+    teacher = {"params": {"neck": {"p3": np.ones(4), "p2": np.ones(2), "a": np.ones(3), "b": np.ones(3)}}}
+    words = inherit(student, teacher, ("neck",))[1].as_inherited()
+    assert "1 of 4 arrays taken; 2 of 4 differ in width, as they should" in words
+    assert words.endswith("; 1 of 4 only the student has: params/neck/p7; 1 more only the teacher has: params/neck/p2")
 
 
 def test_inherit_names_the_parts_that_there_are():
