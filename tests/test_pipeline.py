@@ -104,6 +104,15 @@ def test_a_teacher_by_path_is_evaluated_too(teacher, data_dir, tmp_path, capsys)
     assert summary["teacher"]["AP"] == json.loads((teacher / "summary.json").read_text())["student"]["AP"]
 
 
+def test_a_sink_that_is_not_installed_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(pipeline, "open_splits", pytest.fail)
+    config = tiny_config(base_config())
+    config.sinks = ("tensorboard", "wandb")
+    with pytest.raises(UserError, match="the package wandb cannot be imported"):
+        pipeline.run(config, tmp_path)
+
+
 def test_a_mistake_found_late_can_be_corrected_in_the_same_workdir(teacher, data_dir, tmp_path):
     config = tiny(ROOT / "configs" / "mimic.py", data_dir)
     workdir = with_teacher(teacher, tmp_path)
@@ -231,7 +240,7 @@ def test_a_run_killed_in_the_middle_continues_as_if_never_stopped(teacher, data_
 
     def curve(workdir):
         stage = rows(workdir / "stages" / "student")
-        return [{key: row[key] for key in row.keys() - {"images_per_second", "waited"}} for row in stage]
+        return [{key: row[key] for key in row.keys() - {"images_per_second", "waited", "wall_time"}} for row in stage]
 
     assert curve(killed) == curve(reference)
     arrays = [kdjax.load_student(workdir / "student")[1] for workdir in (killed, reference)]

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,20 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from kdjax import report
-from kdjax.report import MetricWriter, Row, Throughput, parameter_table, progress_line, summary_table, write_json
+from kdjax.config.schema import Run
+from kdjax.errors import UserError
+from kdjax.options import declared
+from kdjax.report import (
+    SINKS,
+    MetricWriter,
+    Row,
+    Throughput,
+    check_sinks,
+    parameter_table,
+    progress_line,
+    summary_table,
+    write_json,
+)
 from kdjax.tasks import Detection
 
 
@@ -30,14 +45,15 @@ def events(workdir) -> list[Event]:
 
 
 def test_rows_are_flat_and_in_order(tmp_path):
-    with MetricWriter(tmp_path / "run") as writer:
+    with MetricWriter(tmp_path / "run", clock=Clock()) as writer:
         writer.write(5, {"loss": {"box": np.float32(0.5), "cls": jnp.ones(())}, "lr": 0.01})
         # Before the writer closes: a killed run has its rows.
-        assert rows(tmp_path / "run") == [{"step": 5, "loss/box": 0.5, "loss/cls": 1.0, "lr": 0.01}]
+        assert rows(tmp_path / "run") == [{"step": 5, "wall_time": 100.0, "loss/box": 0.5, "loss/cls": 1.0, "lr": 0.01}]
         writer.write(np.int32(10), {"eval": {"AP": 31.25, "per_class": {"cat": 30, "dog": math.nan}}, "loss": math.inf})
     assert next(iter(rows(tmp_path / "run")[0])) == "step"
     assert rows(tmp_path / "run")[1] == {
         "step": 10,
+        "wall_time": 100.0,
         "eval/AP": 31.25,
         "eval/per_class/cat": 30.0,
         "eval/per_class/dog": None,
@@ -55,7 +71,7 @@ def test_events_hold_the_same_scalars(tmp_path):
 
 def test_a_resumed_run_reads_as_one_never_stopped(tmp_path):
     def record(workdir, step, steps):
-        with MetricWriter(workdir, step) as writer:
+        with MetricWriter(workdir, step, clock=Clock()) as writer:
             for s in range(step + 1, steps + 1):
                 writer.write(s, {"loss": 1 / s})
 
@@ -77,6 +93,96 @@ def test_a_resumed_run_reads_as_one_never_stopped(tmp_path):
             shown[event.step] = value.simple_value
     assert shown == {s: pytest.approx(1 / s) for s in range(1, 10)}
     assert len(list((tmp_path / "parts").glob("events*"))) == 3
+
+
+class Service(types.ModuleType):
+    """Stands in for wandb and for mlflow: keeps what it is told."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.started, self.recorded, self.ended = [], [], 0
+        self.info = types.SimpleNamespace(run_id="of the server")
+
+    def init(self, **options):
+        self.started.append(options)
+        return self
+
+    def start_run(self, **options):
+        self.started.append(options)
+        return self
+
+    def log(self, scalars, step):
+        self.recorded.append((step, scalars))
+
+    def log_metrics(self, scalars, step):
+        self.recorded.append((step, scalars))
+
+    def finish(self):
+        self.ended += 1
+
+    def end_run(self):
+        self.ended += 1
+
+
+@pytest.fixture
+def services(monkeypatch):
+    found = {name: Service(name) for name in ("wandb", "mlflow")}
+    for name, service in found.items():
+        monkeypatch.setitem(sys.modules, name, service)
+    return found
+
+
+def test_every_chosen_sink_gets_the_scalars_and_no_other_does(services, tmp_path):
+    folder = tmp_path / "first" / "stages" / "student"
+    with MetricWriter(folder, sinks=("wandb", "mlflow")) as writer:
+        writer.write(np.int32(5), {"eval": {"per_class": {"a<b": 1.0, "dog": math.nan}}, "loss": 0.5})
+    assert [step for step, _ in services["wandb"].recorded] == [5]
+    recorded = services["wandb"].recorded[0][1]
+    assert recorded == {
+        "eval/per_class/a<b": 1.0,
+        "eval/per_class/dog": pytest.approx(math.nan, nan_ok=True),
+        "loss": 0.5,
+    }
+    assert services["mlflow"].recorded == [(5, {"eval/per_class/a_b": 1.0, "loss": 0.5})]
+    assert [service.ended for service in services.values()] == [1, 1]
+    assert services["wandb"].started[0]["name"] == services["mlflow"].started[0]["run_name"] == "first/student"
+    assert not events(folder)
+    assert len(rows(folder)) == 1
+
+
+def test_a_resumed_stage_goes_on_in_its_run_and_a_new_one_gets_another(services, tmp_path):
+    for step in (0, 4, 0):
+        with MetricWriter(tmp_path, step, sinks=("wandb", "mlflow")):
+            pass
+    first, resumed, new = (options["id"] for options in services["wandb"].started)
+    assert first == resumed != new
+    assert [options["run_id"] for options in services["mlflow"].started] == [None, "of the server", None]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_missing_package_is_one_sentence(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    check_sinks(["tensorboard"])
+    with pytest.raises(UserError, match=rf"^config.sinks has '{name}', but the package {name} cannot be imported"):
+        check_sinks(["tensorboard", name])
+
+
+def test_a_service_that_does_not_start_is_one_sentence_and_leaves_nothing_open(services, tmp_path, monkeypatch):
+    def refuses(**_):
+        raise RuntimeError("no API key.\nLog in.")
+
+    monkeypatch.setattr(services["mlflow"], "start_run", refuses)
+    with pytest.raises(UserError, match=r"config.sinks has 'mlflow', which does not start: no API key. Log in.$"):
+        MetricWriter(tmp_path, sinks=("wandb", "mlflow"))
+    assert services["wandb"].ended == 1
+
+
+def test_the_rule_of_the_key_is_about_the_sinks_that_there_are():
+    rule = declared(Run)["sinks"].rule
+    assert rule.holds(tuple(SINKS))
+    assert rule.holds(())
+    for wrong in (("tensorboard", "tensorboard"), ("comet",), "wandb", (3,), [], ([],)):
+        assert not rule.holds(wrong), wrong
 
 
 def test_a_new_run_starts_empty(tmp_path):

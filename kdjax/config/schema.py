@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 from kdjax.data.sizing import Augmentation, Sizing
 from kdjax.options import FLAG, OPTIMIZERS, SCHEDULES, TEXT, WITHOUT_EFFECT, Rule, choice, number, tuple_of, whole
+from kdjax.report import SINKS
 from kdjax.weights import SOURCES
 
 _NAMES = tuple_of(str, "texts, such as ('neck', 'head')")
@@ -47,6 +48,10 @@ _SEED = Rule("a whole number from 0 to 2**32 - 1", lambda value: type(value) is 
 _SEEDS = Rule(
     "a tuple of different whole numbers from 0 to 2**32 - 1",
     lambda value: isinstance(value, tuple) and all(map(_SEED.holds, value)) and len(set(value)) == len(value),
+)
+_SINK_NAMES = Rule(
+    f"a tuple of different names out of {', '.join(SINKS)}",
+    lambda value: isinstance(value, tuple) and all(value.count(x) == 1 and x in tuple(SINKS) for x in value),
 )
 LOSS_WEIGHT = number(0)
 """What the weight of a loss term may be."""
@@ -283,6 +288,12 @@ class Run:
     ] = False
     eval_batch_size: Annotated[int, whole(1), "Images of one batch of an evaluation on all devices together."] = 16
     pictures: Annotated[int, whole(0), "Validation images drawn with their predictions into predictions.png."] = 8
+    sinks: Annotated[
+        tuple[str, ...],
+        _SINK_NAMES,
+        'Where losses and metrics go besides metrics.jsonl, such as ("tensorboard", "wandb"); () for nowhere else.',
+        WITHOUT_EFFECT,
+    ] = ("tensorboard",)
 
 
 def placeholder(default: Any) -> Any:

@@ -14,7 +14,7 @@ from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.paths import local_path
 from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
-from kdjax.report import Row, summary_table, write_json
+from kdjax.report import Row, check_sinks, summary_table, write_json
 from kdjax.run.data import Splits
 from kdjax.run.fit import opened
 from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_predictions
@@ -42,6 +42,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         NumericError: a loss is not finite.
     """
     plan = resolve(config, devices=device_count())
+    check_sinks(plan.run.sinks)
     workdir = _usable(local_path(workdir))
     plan, splits = opened(config, plan)
     _check_batches(plan, splits)

@@ -160,7 +160,10 @@ class _Loop:
             # Placed once: what comes from one device is broadcast again at every step.
             key = replicate(stage_key(self._plan.run.seed, stage))
             teacher_variables = teacher_variables and replicate(teacher_variables)
-            with MetricWriter(self._folder, first) as writer, Prefetch(batches, parts=options.accumulate) as placed:
+            with (
+                MetricWriter(self._folder, first, self._plan.run.sinks) as writer,
+                Prefetch(batches, parts=options.accumulate) as placed,
+            ):
                 for done in range(first + 1, stage.steps + 1):
                     state = self._step(state, teacher_variables, placed, key)
                     if done == first + 1:
