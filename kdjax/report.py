@@ -331,6 +331,9 @@ def progress_line(
     images_per_second: float,
     waited: float,
     eta: float,
+    *,
+    epochs: tuple[float, float],
+    later: float = 0.0,
 ) -> str:
     """One line of training progress.
 
@@ -342,15 +345,19 @@ def progress_line(
         images_per_second: NaN where not known yet.
         waited: share of the time that the devices waited for data; NaN where not known yet.
         eta: seconds left; NaN where not known yet.
+        epochs: how often the data have been seen, and will have been after the last step.
+        later: seconds that the stages which follow take, about; 0 where none follows.
 
-    >>> progress_line(120, 800, {"box": 0.41, "cls": 0.62, "mgd": 0.2}, 0.01, 31.24, 0.02, 192)
-    'step 120/800  loss 1.230 (box 0.410 cls 0.620 mgd 0.200)  lr 0.0100  31.2 img/s  data 2%  ETA 3:12'
+    >>> progress_line(120, 800, {"box": 0.41}, 0.01, 31.24, 0.02, 192, epochs=(0.4, 2.6667), later=60)
+    'step 120/800  epoch 0.4/2.7  loss 0.410 (box 0.410)  lr 0.0100  31.2 img/s  data 2%  ETA 3:12, all stages 4:12'
     """
+    seen, whole = epochs
+    rest = f", all stages {duration(eta + later)}" if later else ""
     terms = " ".join(f"{name} {_number(value, 3)}" for name, value in losses.items())
     return (
-        f"step {step:{len(str(steps))}}/{steps}  loss {_number(sum(losses.values()), 3)} ({terms})"
-        f"  lr {_number(learning_rate, 4)}  {known(images_per_second, '.1f')} img/s"
-        f"  data {known(waited, '.0%')}  ETA {_duration(eta)}"
+        f"step {step:{len(str(steps))}}/{steps}  epoch {seen:.1f}/{whole:.1f}"
+        f"  loss {_number(sum(losses.values()), 3)} ({terms})  lr {_number(learning_rate, 4)}"
+        f"  {known(images_per_second, '.1f')} img/s  data {known(waited, '.0%')}  ETA {duration(eta)}{rest}"
     )
 
 
@@ -365,8 +372,8 @@ def known(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def _duration(seconds: float) -> str:
-    """Hours, minutes and seconds: 3:12 or 1:03:12."""
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 3:12 or 1:03:12; a dash for NaN."""
     if math.isnan(seconds):
         return "-"
     minutes, second = divmod(round(seconds), 60)
@@ -390,12 +397,17 @@ def summary_table(rows: Sequence[Row], columns: Mapping[str, str], baseline: Row
 
     Args:
         rows: the models in order, the student last.
-        columns: headings to metrics; a metric that no model has is left out.
+        columns: headings to metrics; a metric that no model has, or of which nothing can be said, is left out.
         baseline: the same student trained without a teacher: one more row, and below it what the teacher was worth.
     """
-    columns = {heading: name for heading, name in columns.items() if any(name in row.metrics for row in rows)}
+    models = [*rows, *([baseline] if baseline else [])]
+    columns = {
+        heading: name
+        for heading, name in columns.items()
+        if not all(math.isnan(model.metrics.get(name, math.nan)) for model in models)
+    }
     table = [["model", *columns, "params"]]
-    for model, metrics, parameters in [*rows, *([baseline] if baseline else [])]:
+    for model, metrics, parameters in models:
         values = [known(metrics.get(name, math.nan), ".1f") for name in columns.values()]
         table.append([model, *values, f"{parameters / 1e6:.2f} M"])
     if baseline:

@@ -39,9 +39,18 @@ def test_comparing_later_trains_only_the_baseline_which_starts_as_the_student_di
     summary = pipeline.run(config, workdir)
     shown = capsys.readouterr().out
     assert "[student] finished earlier" in shown
-    assert "gain" in shown
+    assert re.search(r"^baseline +\d.*\ngain ", shown, re.MULTILINE)
+    assert "[baseline] stage 3 of 3: 2 steps of 8 images, 0.5 epochs of 32." in shown
+    assert re.search(r"^\[baseline\] stage 3 of 3 took \d+:\d\d\.$", shown, re.MULTILINE)
+    assert re.search(r"^\d+:\d\d in all. Everything is in", shown, re.MULTILINE)
+    flags = f"--config.data.name=shapes/tiny --config.data.data_dir={data_dir}"
+    assert f"python -m kdjax.evaluate --model={workdir / 'student'} {flags}\n" in shown
+    assert f"python -m kdjax.evaluate --model={workdir / 'stages' / 'baseline' / 'model'} {flags}\n" in shown
+    assert f"kdjax.load_student('{workdir / 'student'}')" in shown
     assert summary["baseline"].keys() == summary["student"].keys()
     student, baseline = (rows(workdir / "stages" / name)[0] for name in ("student", "baseline"))
+    assert student["epoch"] == 0.5
+    assert student["wall_time"] < baseline["wall_time"]
     assert "raw/mimic" in student
     assert "raw/mimic" not in baseline
     plan = resolve(config, devices=8)
@@ -111,6 +120,17 @@ def test_a_sink_that_is_not_installed_is_refused_before_the_data_are_read(tmp_pa
     config.sinks = ("tensorboard", "wandb")
     with pytest.raises(UserError, match="the package wandb cannot be imported"):
         pipeline.run(config, tmp_path)
+
+
+def test_a_term_that_is_nearly_all_of_the_first_loss_is_explained_once(teacher, data_dir, tmp_path, capsys):
+    config = tiny(ROOT / "configs" / "mimic.py", data_dir)
+    config.student.loss_weights.mimic = 1e4
+    config.student.log_every, config.sinks = 1, ()
+    workdir = with_teacher(teacher, tmp_path)
+    pipeline.run(config, workdir)
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"\[student\] mimic is \d+% of the loss: .*config.student.loss_weights.mimic", shown)) == 1
+    assert not list((workdir / "stages" / "student").glob("events*"))
 
 
 def test_a_mistake_found_late_can_be_corrected_in_the_same_workdir(teacher, data_dir, tmp_path):

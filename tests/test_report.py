@@ -295,25 +295,33 @@ def test_throughput_counts_pauses_that_end_in_an_error():
     ("arguments", "line"),
     [
         (
-            (120, 800, {"box": 0.4, "cls": 0.62, "mgd": 0.2}, 0.01, 31.24, 0.034, 192),
-            "step 120/800  loss 1.220 (box 0.400 cls 0.620 mgd 0.200)  lr 0.0100  31.2 img/s  data 3%  ETA 3:12",
+            (120, 800, {"box": 0.4, "mgd": 0.2}, 0.01, 31.24, 0.034, 192),
+            "step 120/800  epoch 0.5/3.0  loss 0.600 (box 0.400 mgd 0.200)  lr 0.0100  31.2 img/s  data 3%  ETA 3:12",
         ),
         (
             (1, 90_000, {"cls": 0.00123}, 1e-5, math.nan, math.nan, math.nan),
-            "step     1/90000  loss 1.2e-03 (cls 1.2e-03)  lr 1.0e-05  - img/s  data -  ETA -",
+            "step     1/90000  epoch 0.5/3.0  loss 1.2e-03 (cls 1.2e-03)  lr 1.0e-05  - img/s  data -  ETA -",
         ),
         (
-            (7, 10, {"cls": math.nan, "box": 0.0}, 0.5, 1234.56, 1.0, 3.6e5 + 59.6),
-            "step  7/10  loss nan (cls nan box 0.000)  lr 0.5000  1234.6 img/s  data 100%  ETA 100:01:00",
+            (7, 10, {"c": math.nan, "box": 0.0}, 0.5, 1234.56, 1.0, 3.6e5 + 59.6),
+            "step  7/10  epoch 0.5/3.0  loss nan (c nan box 0.000)  lr 0.5000  1234.6 img/s  data 100%  ETA 100:01:00",
         ),
         (
             (7, 10, {"cls": 2.5e7}, 0.5, 8, 0, 0),
-            "step  7/10  loss 2.5e+07 (cls 2.5e+07)  lr 0.5000  8.0 img/s  data 0%  ETA 0:00",
+            "step  7/10  epoch 0.5/3.0  loss 2.5e+07 (cls 2.5e+07)  lr 0.5000  8.0 img/s  data 0%  ETA 0:00",
         ),
     ],
 )
 def test_progress_line(arguments, line):
-    assert progress_line(*arguments) == line
+    assert progress_line(*arguments, epochs=(0.5, 3)) == line
+
+
+@pytest.mark.parametrize(
+    ("eta", "later", "words"), [(192, 60, "4:12"), (0, 3600, "1:00:00"), (math.nan, math.nan, "-")]
+)
+def test_a_line_says_when_all_stages_end_where_others_follow(eta, later, words):
+    line = progress_line(7, 10, {"cls": 0.5}, 0.01, 8, 0, eta, epochs=(0.5, 3), later=later)
+    assert line.endswith(f", all stages {words}")
 
 
 def metrics(*values: float) -> dict[str, float]:
@@ -322,22 +330,22 @@ def metrics(*values: float) -> dict[str, float]:
 
 def test_summary_table():
     nan = math.nan
-    # Nobody has masks here: their column is left out.
+    # Nobody has masks here, and there are no large objects: their columns are left out.
     columns = Detection.columns
     teacher = Row("teacher", metrics(48.06, 70, 50.5, 20, 45, nan), 12_345_678)
     student = Row("student (mgd)", metrics(40.2, 60, 44, 15.0, 41, nan), 1_300_000)
-    baseline = Row("baseline (none)", metrics(36.8, 61.5, 40, 10, nan, nan), 1_300_000)
+    baseline = Row("baseline", metrics(36.8, 61.5, 40, 10, nan, nan), 1_300_000)
     assert summary_table([teacher, student], columns, baseline).splitlines() == [
-        "model              AP  AP50  AP75   APs   APm  APl   params",
-        "-----------------------------------------------------------",
-        "teacher          48.1  70.0  50.5  20.0  45.0    -  12.35 M",
-        "student (mgd)    40.2  60.0  44.0  15.0  41.0    -   1.30 M",
-        "baseline (none)  36.8  61.5  40.0  10.0     -    -   1.30 M",
-        "gain             +3.4  -1.5  +4.0  +5.0     -    -",
+        "model            AP  AP50  AP75   APs   APm   params",
+        "----------------------------------------------------",
+        "teacher        48.1  70.0  50.5  20.0  45.0  12.35 M",
+        "student (mgd)  40.2  60.0  44.0  15.0  41.0   1.30 M",
+        "baseline       36.8  61.5  40.0  10.0     -   1.30 M",
+        "gain           +3.4  -1.5  +4.0  +5.0     -",
     ]
     assert summary_table([teacher, student], columns).splitlines()[2:] == [
-        "teacher        48.1  70.0  50.5  20.0  45.0    -  12.35 M",
-        "student (mgd)  40.2  60.0  44.0  15.0  41.0    -   1.30 M",
+        "teacher        48.1  70.0  50.5  20.0  45.0  12.35 M",
+        "student (mgd)  40.2  60.0  44.0  15.0  41.0   1.30 M",
     ]
 
 

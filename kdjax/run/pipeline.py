@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import shlex
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kdjax.checkpoint import replacing
+from kdjax.config.schema import Data, Run
 from kdjax.devices import device_count
 from kdjax.errors import UserError
+from kdjax.options import defaults
 from kdjax.paths import local_path
 from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
-from kdjax.report import Row, check_sinks, summary_table, write_json
+from kdjax.report import Row, check_sinks, duration, summary_table, write_json
 from kdjax.run.data import Splits
 from kdjax.run.fit import opened
 from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_predictions
@@ -41,16 +45,24 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: the config, the workdir or something that the config names cannot be used.
         NumericError: a loss is not finite.
     """
-    plan = resolve(config, devices=device_count())
+    plan, started = resolve(config, devices=device_count()), time.monotonic()
     check_sinks(plan.run.sinks)
     workdir = _usable(local_path(workdir))
     plan, splits = opened(config, plan)
     _check_batches(plan, splits)
     if not plan.run.seeds:
-        return _run(plan, workdir, splits, _claims(plan, workdir, splits))
+        summary = _run(plan, workdir, splits, _claims(plan, workdir, splits))
+        print(_closing(plan, workdir, workdir, time.monotonic() - started), flush=True)
+        return summary
     plans = {seed: with_seed(plan, seed) for seed in plan.run.seeds}
-    identities = {seed: _claims(one, workdir / f"seed_{seed}", splits) for seed, one in plans.items()}
-    return _repeat(plans, workdir, splits, identities)
+    identities = {seed: _claims(one, _seed_folder(workdir, seed), splits) for seed, one in plans.items()}
+    summary = _repeat(plans, workdir, splits, identities)
+    print(_closing(plan, workdir, _seed_folder(workdir, plan.run.seeds[0]), time.monotonic() - started), flush=True)
+    return summary
+
+
+def _seed_folder(workdir: Path, seed: int) -> Path:
+    return workdir / f"seed_{seed}"
 
 
 def _check_batches(plan: Plan, splits: Splits) -> None:
@@ -79,9 +91,9 @@ def _repeat(
 ) -> dict[str, Any]:
     """One run for each seed, in a folder of its own, and what they say together of the student and its twin."""
     summaries = {}
-    for seed, plan in plans.items():
-        print(f"Seed {seed}:", flush=True)
-        summaries[seed] = _run(plan, workdir / f"seed_{seed}", splits, identities[seed])
+    for number, (seed, plan) in enumerate(plans.items(), start=1):
+        print(f"Seed {seed}, {number} of {len(plans)}:", flush=True)
+        summaries[seed] = _run(plan, _seed_folder(workdir, seed), splits, identities[seed])
     task = next(iter(plans.values())).task
     found = {role: [summary[role][task.primary] for summary in summaries.values()] for role in ("student", "baseline")}
     verdict = judge(found["student"], found["baseline"], task.primary, higher_is_better=task.higher_is_better)
@@ -119,7 +131,6 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
     _report_data(workdir, splits)
     _draw(plan, workdir, splits)
     print(_table(plan, results))
-    print(f"Everything is in {workdir}: the student alone in student/, pictures in predictions.png.")
     return summary
 
 
@@ -171,7 +182,56 @@ def _table(plan: Plan, results: Mapping[str, dict[str, Any]]) -> str:
     *earlier, student = plan.run.stages
     rows = [row(name, name) for name in earlier]
     rows.append(row(student, f"{student} ({_methods(plan)})"))
-    return summary_table(rows, plan.task.columns, row(BASELINE, f"{student} (none)") if plan.baseline else None)
+    return summary_table(rows, plan.task.columns, row(BASELINE, BASELINE) if plan.baseline else None)
+
+
+def _closing(plan: Plan, workdir: Path, folder: Path, seconds: float) -> str:
+    """Where everything is, and what to do with it: the commands that come next.
+
+    Args:
+        plan: of one seed or several.
+        workdir: of the run.
+        folder: of one seed, where the student is.
+        seconds: that this command took.
+    """
+    pictures = ", pictures in predictions.png" if plan.run.pictures else ""
+    lines = [f"{duration(seconds)} in all. Everything is in {workdir}: the student alone in student/{pictures}."]
+    if folder != workdir:
+        lines[0] = f"{duration(seconds)} in all. Everything is in {workdir}, each seed in a folder of its own."
+    lines += ["What comes next:", *_commands(plan, folder)]
+    lines.append(f"  in Python:  student, variables = kdjax.load_student({str(folder / 'student')!r})")
+    return "\n".join(lines)
+
+
+def _commands(plan: Plan, folder: Path) -> list[str]:
+    """How to measure the student, and to find out what the method was worth."""
+
+    def evaluation(model: Path) -> str:
+        return shlex.join(["python", "-m", "kdjax.evaluate", f"--model={model}", *_data_flags(plan)])
+
+    lines = [f"  all numbers, also by class:  {evaluation(folder / 'student')}"]
+    if plan.baseline:
+        lines.append(f"  those of the baseline:  {evaluation(_folder(folder, plan.baseline) / 'model')}")
+    elif plan[plan.student].methods:
+        lines.append(
+            "  what the method was worth:  the same command with --config.compare=True, which also trains the "
+            "identical student without it"
+        )
+    return lines
+
+
+_OF_EVALUATION = ("name", "data_dir", "eval_split", "lenient", "short_sides", "long_side")
+"""Keys of the data that an evaluation needs; the student knows the size of its images."""
+
+
+def _data_flags(plan: Plan) -> list[str]:
+    """What of the data and the task has to be said to evaluate on them, as flags."""
+    usual, task = defaults(Data), defaults(Run)["task"]
+    keys = [*_OF_EVALUATION, *(["image_size"] if len(plan.data.sizing.shapes) > 1 else [])]
+    said = {f"data.{key}": getattr(plan.data, key) for key in keys if getattr(plan.data, key) != usual[key]}
+    if plan.run.task != task:
+        said["task"] = plan.run.task
+    return [f"--config.{key}={value}" for key, value in said.items()]
 
 
 def _draw(plan: Plan, workdir: Path, splits: Splits) -> None:

@@ -22,7 +22,7 @@ from kdjax.errors import NumericError, UserError
 from kdjax.evaluation import evaluate, make_predict
 from kdjax.methods import method_class
 from kdjax.plan import Plan, StagePlan
-from kdjax.report import MetricWriter, Throughput, parameter_table, progress_line, write_json
+from kdjax.report import MetricWriter, Throughput, duration, parameter_table, progress_line, write_json
 from kdjax.run.build import Built, Facts, build, first_state, stage_key
 from kdjax.run.data import Splits, open_batches
 from kdjax.run.record import RESULT_FILE, Finished, claim, export, finished_result
@@ -68,6 +68,8 @@ def train_stage(
         found = _in_words(plan.task, done_before["metrics"], 1)
         print(f"[{stage.name}] finished earlier: {found}. Nothing to do.", flush=True)
         return done_before
+    started, number = time.monotonic(), f"stage {plan.stages.index(stage) + 1} of {len(plan.stages)}"
+    print(f"[{stage.name}] {number}: {_extent(stage, len(splits.train))}.", flush=True)
     class_names, sizing = splits.train.class_names, plan.data.sizing
     evaluation = functools.partial(
         evaluate, source=splits.evaluation, task=plan.task, batch_size=plan.run.eval_batch_size, image_size=sizing
@@ -91,7 +93,21 @@ def train_stage(
     }
     # Last: it marks the stage as finished.
     write_json(folder / RESULT_FILE, result)
+    print(f"[{stage.name}] {number} took {duration(time.monotonic() - started)}.", flush=True)
     return result
+
+
+def _extent(stage: StagePlan, images: int) -> str:
+    """How long a stage is, in words."""
+    if not stage.steps:
+        return "no steps, the weights are taken over as they are"
+    size = stage.options.batch_size
+    return f"{stage.steps} steps of {size} images, {_epochs(stage, stage.steps, images):.1f} epochs of {images}"
+
+
+def _epochs(stage: StagePlan, steps: int, images: int) -> float:
+    """How often ``steps`` of a stage see each of so many images."""
+    return steps * stage.options.batch_size / images
 
 
 def _facts(plan: Plan, stage: StagePlan, splits: Splits, origins: Origins) -> Facts:
@@ -132,6 +148,8 @@ class _Loop:
         self.throughput = Throughput(stage.steps, stage.options.batch_size)
         self._plan, self._stage, self._built, self._folder = plan, stage, built, folder
         self._evaluate = functools.partial(evaluation, make_predict(built.student))
+        self._images = 0
+        self._explained = False
         self._recent: list[dict[str, jax.Array]] = []
         self._compiled: set[tuple[int, int]] = set()
 
@@ -140,7 +158,7 @@ class _Loop:
     ) -> tuple[TrainState, Metrics, Judge]:
         """From the state of step 0, or the newest checkpoint, to the last state and what it is worth."""
         stage, options, state = self._stage, self._stage.options, begin()
-        task = self._plan.task
+        task, self._images = self._plan.task, len(splits.train)
         opened = Checkpoints(
             self._folder / "checkpoints",
             keep=options.keep_checkpoints,
@@ -154,6 +172,7 @@ class _Loop:
                 state = checkpoints.restore(like)
                 print(f"[{stage.name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
             first = int(state.step)
+            self._explained = first > 0
             if first == stage.steps:
                 return state, *self._evaluate(state.student())
             batches = open_batches(self._plan, stage, splits.train, first)
@@ -226,10 +245,20 @@ class _Loop:
         rate = self.throughput.measure(done)
         learning_rate = float(self._built.learning_rate(done - 1))
         shares = {key.removeprefix("loss/"): x for key, x in means.items() if key.startswith("loss/")}
-        line = progress_line(done, self._stage.steps, shares, learning_rate, *rate)
-        print(f"[{self._stage.name}] {line}", flush=True)
+        stage, stages = self._stage, self._plan.stages
+        epoch, epochs = (_epochs(stage, steps, self._images) for steps in (done, stage.steps))
+        images = sum(x.steps * x.options.batch_size for x in stages[stages.index(stage) + 1 :])
+        # As if an image of theirs took as long as one of this stage.
+        later = images / self.throughput.images_per_second if images else 0.0
+        line = progress_line(done, stage.steps, shares, learning_rate, *rate, epochs=(epoch, epochs), later=later)
+        print(f"[{stage.name}] {line}", flush=True)
+        if not self._explained:
+            self._explained = True
+            methods = {term: x for term, x in shares.items() if term not in self._built.student.terms}
+            print("".join(f"[{stage.name}] {x}\n" for x in _heavy(stage.name, methods, sum(shares.values()))), end="")
         return {
             **means,
+            "epoch": epoch,
             "learning_rate": learning_rate,
             "images_per_second": rate.images_per_second,
             "waited": rate.waited,
@@ -243,6 +272,24 @@ def _due(step: int, every: int) -> bool:
 def _means(recent: list[dict[str, jax.Array]]) -> dict[str, float]:
     values = jax.device_get(recent)
     return {name: float(np.mean([x[name] for x in values])) for name in values[0]}
+
+
+_HEAVY = 0.9
+"""Share of the loss from which on a method's term is explained."""
+
+
+def _heavy(name: str, terms: Mapping[str, float], loss: float) -> list[str]:
+    """A sentence on each of a stage's terms of methods that is nearly all of its first loss.
+
+    >>> _heavy("student", {"mgd": 99.0}, 100.0)[0].partition(":")[0]
+    'mgd is 99% of the loss'
+    """
+    return [
+        f"{term} is {x / loss:.0%} of the loss: a sum over positions, as some methods' terms are, starts large and "
+        f"falls as the student learns; if it does not fall, config.{name}.loss_weights.{term} weighs it."
+        for term, x in terms.items()
+        if x > _HEAVY * loss > 0
+    ]
 
 
 def _in_words(task: Task, metrics: Metrics, count: int | None = None) -> str:
