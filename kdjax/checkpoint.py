@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,14 @@ def _items(state: TrainState) -> dict[str, Any]:
     """A state in the two parts in which it is saved."""
     student = {"params": state.params["student"], "batch_stats": state.batch_stats}
     return {STUDENT: student, REST: state.replace(params={"method": state.params["method"]}, batch_stats={})}
+
+
+class Best(NamedTuple):
+    """The best checkpoint."""
+
+    step: int
+    value: float
+    """Of the metric."""
 
 
 def _merit(metrics: Mapping[str, float], *, metric: str, sign: int) -> float:
@@ -80,6 +88,13 @@ class Checkpoints:
         """The newest committed step, or None."""
         return self._manager.latest_step()
 
+    def best(self) -> "Best | None":
+        """The best of the steps that were saved with a metric; None without one."""
+        self._manager.wait_until_finished()
+        step = self._manager.best_step()
+        metrics = None if step is None else self._manager.metrics(step)
+        return Best(step, metrics[self._metric]) if step is not None and metrics else None
+
     def save(self, state: TrainState, value: float | None = None) -> None:
         """Starts saving ``state`` under its step; with the value of its metric it is a candidate for the best."""
         # A metric of nothing is NaN, which must not count as the best.
@@ -87,14 +102,16 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
-    def restore(self, state: TrainState) -> TrainState:
-        """The newest saved state, placed as the arrays of ``state`` are, of which :func:`abstract` suffices.
+    def restore(self, state: TrainState, step: int | None = None) -> TrainState:
+        """The saved state of a step, by default the newest, placed as the arrays of ``state`` are.
+
+        Of ``state``, :func:`abstract` suffices.
 
         Raises:
             UserError: if what was saved cannot be read, or has other parameters or shapes than ``state``.
         """
         self._manager.wait_until_finished()
-        step, wanted = self.latest(), _items(abstract(state))
+        step, wanted = self.latest() if step is None else step, _items(abstract(state))
         what = f"The checkpoint of step {step} in {self._manager.directory}"
         advice = "move the folder of that step away"
         with _orbax(what, advice):

@@ -56,12 +56,13 @@ def test_photographs_have_their_own_shape_augmentation_room_and_anchors():
     # Images are scaled by a quarter; a tenth of the boxes is below 55 / 4 pixels, 1.75 strides of P3.
     assert keys["teacher.model.head.anchor_scale"] == keys["student.model.head.anchor_scale"] == 1.75
     assert (keys["teacher.eval_every"], keys["student.eval_every"]) == (160, 140)
+    assert keys["teacher.export"] == keys["student.export"] == "best"
 
 
 def test_the_printed_flags_say_the_same_as_what_was_chosen():
     keys = keys_of(config_of())
     flags = dict(re.findall(r'--config\.(\S+?)="([^"]*)"', in_words(keys)))
-    read = {path: ast.literal_eval(value) for path, value in flags.items()}
+    read = {path: value if path.endswith("export") else ast.literal_eval(value) for path, value in flags.items()}
     assert read == keys
     said = resolve(config_of(**read, **{"data.fit": False}), devices=1)
     found = resolve(with_keys(config_of(), keys), devices=1)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import kdjax
-from kdjax.checkpoint import Checkpoints
+from kdjax.checkpoint import Checkpoints, load_variables
 from kdjax.config import load_config, method_config
 from kdjax.data.sizing import Augmentation
 from kdjax.errors import UserError
@@ -164,7 +164,7 @@ def test_the_judge_of_the_truth_is_perfect_and_halves_merge_to_the_whole():
     assert perfect.merge([perfect.state()]) == {"top1": 100.0}
 
 
-METRIC = re.compile(r"\bm?AP(50|75|_small|_medium|_large)?\b|\bmIoU\b|\btop.?1\b", re.IGNORECASE)
+METRIC = re.compile(r"\bm?AP(50|75|_small|_medium|_large)?\b|\bmIoU\b|\btop-?1\b")
 SPEAKERS = ["run/*.py", "checkpoint.py", "distill.py", "evaluation.py", "report.py", "devices.py", "main.py"]
 
 
@@ -192,3 +192,22 @@ def test_targets_follow_the_geometry_that_the_pixels_follow():
     targets = task.targets(3)
     task.fill(targets, 1, Stripes("train")[2], Augmentation())
     assert targets.label.tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize("export", ["last", "best"])
+def test_the_best_checkpoint_is_kept_where_that_is_asked_for_and_overfitting_is_named(export, tmp_path, monkeypatch):
+    """The judge is made to say that every evaluation is worse than the one before."""
+    said = iter([90.0, 70.0, 50.0] + [90.0] * 9)
+    monkeypatch.setattr(Top1, "merge", lambda self, states: {"top1": next(said)})
+    config = load_config(str(CONFIG))
+    config.stages = ("teacher",)
+    config.teacher.update(steps=6, eval_every=2, export=export, keep_checkpoints=1)
+    shown = run(config, tmp_path)
+    kept = "keeps the best checkpoint, of step 2" if export == "best" else "keeps the last"
+    assert f"[teacher] top1 was best, 90.0, at step 2, and is 50.0 at the end: {kept}" in shown
+    assert "[teacher] It overfits: from step 2 on" in shown
+    result = json.loads((tmp_path / "stages" / "teacher" / "result.json").read_text())
+    assert result["metrics"]["top1"] == (90.0 if export == "best" else 50.0)
+    step = load_variables(tmp_path / "stages" / "teacher" / "checkpoints" / ("2" if export == "best" else "6"))
+    _, student = kdjax.load_student(tmp_path / "student")
+    jax.tree.map(np.testing.assert_array_equal, step, student)

@@ -163,6 +163,11 @@ class Stage:
     keep_checkpoints: Annotated[
         int, whole(1), "Newest checkpoints that are kept, besides the best.", WITHOUT_EFFECT
     ] = 2
+    export: Annotated[
+        str,
+        choice("last", "best"),
+        'Weights that a finished stage keeps: the "last", or the "best" of its evaluations by the primary metric.',
+    ] = "last"
     log_every: Annotated[int, whole(1), "Steps between lines of progress.", WITHOUT_EFFECT] = 20
     teacher_floor: Annotated[
         float | None,

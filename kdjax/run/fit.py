@@ -64,6 +64,7 @@ def chosen(plan: Plan, train: Source) -> dict[str, Any]:
             keys |= {f"{stage.name}.model.head.{field}": value for field, value in head.items()}
         if stage.steps and not stage.eval_every:
             keys[f"{stage.name}.eval_every"] = max(1, stage.options.steps // _EVALUATIONS)
+            keys[f"{stage.name}.export"] = "best"
     return keys
 
 

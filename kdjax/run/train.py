@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.checkpoint import Checkpoints, abstract, describe_model
+from kdjax.checkpoint import Best, Checkpoints, abstract, describe_model
 from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
 from kdjax.errors import NumericError, UserError
@@ -33,6 +33,9 @@ from kdjax.weights import COCO_NAMES
 
 Evaluation = Callable[..., tuple[Metrics, Judge]]
 """From a predict function and variables to the metrics on the evaluation split, and the judge that found them."""
+
+_OVERFITTING = 0.05
+"""Share of the best value of the primary metric by which the last one must be worse for overfitting to be named."""
 
 # Forced CPU devices abort when too many steps are in flight.
 _MOST_STEPS_IN_FLIGHT = 20
@@ -156,8 +159,8 @@ class _Loop:
     def run(
         self, begin: Callable[[], TrainState], teacher_variables: Variables | None, splits: Splits
     ) -> tuple[TrainState, Metrics, Judge]:
-        """From the state of step 0, or the newest checkpoint, to the last state and what it is worth."""
-        stage, options, state = self._stage, self._stage.options, begin()
+        """From the state of step 0, or the newest checkpoint, to the state that is kept and what it is worth."""
+        options = self._stage.options
         task, self._images = self._plan.task, len(splits.train)
         opened = Checkpoints(
             self._folder / "checkpoints",
@@ -166,30 +169,69 @@ class _Loop:
             higher_is_better=task.higher_is_better,
         )
         with opened as checkpoints:
-            if checkpoints.latest() is not None:
-                like = abstract(state)
-                del state
-                state = checkpoints.restore(like)
-                print(f"[{stage.name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
-            first = int(state.step)
-            self._explained = first > 0
-            if first == stage.steps:
-                return state, *self._evaluate(state.student())
-            batches = open_batches(self._plan, stage, splits.train, first)
-            # Placed once: what comes from one device is broadcast again at every step.
-            key = replicate(stage_key(self._plan.run.seed, stage))
-            teacher_variables = teacher_variables and replicate(teacher_variables)
-            with (
-                MetricWriter(self._folder, first, self._plan.run.sinks) as writer,
-                Prefetch(batches, parts=options.accumulate) as placed,
-            ):
-                for done in range(first + 1, stage.steps + 1):
-                    state = self._step(state, teacher_variables, placed, key)
-                    if done == first + 1:
-                        self.throughput.measure(done)
-                    evaluated = self._between(done, state, writer, checkpoints)
+            state, evaluated = self._train(begin, teacher_variables, splits, checkpoints)
+            best = checkpoints.best()
+            if best is None or best.step == int(state.step):
+                return state, *evaluated
+            self._compare(best, evaluated[0])
+            if options.export == "last":
+                return state, *evaluated
+            like = abstract(state)
+            del state
+            state = checkpoints.restore(like, best.step)
+            return state, *self._evaluate(state.student())
+
+    def _train(
+        self,
+        begin: Callable[[], TrainState],
+        teacher_variables: Variables | None,
+        splits: Splits,
+        checkpoints: Checkpoints,
+    ) -> tuple[TrainState, tuple[Metrics, Judge]]:
+        """The last state and what it is worth."""
+        stage, state = self._stage, begin()
+        if checkpoints.latest() is not None:
+            like = abstract(state)
+            del state
+            state = checkpoints.restore(like)
+            print(f"[{stage.name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
+        first = int(state.step)
+        self._explained = first > 0
+        if first == stage.steps:
+            return state, self._evaluate(state.student())
+        batches = open_batches(self._plan, stage, splits.train, first)
+        # Placed once: what comes from one device is broadcast again at every step.
+        key = replicate(stage_key(self._plan.run.seed, stage))
+        teacher_variables = teacher_variables and replicate(teacher_variables)
+        with (
+            MetricWriter(self._folder, first, self._plan.run.sinks) as writer,
+            Prefetch(batches, parts=stage.options.accumulate) as placed,
+        ):
+            for done in range(first + 1, stage.steps + 1):
+                state = self._step(state, teacher_variables, placed, key)
+                if done == first + 1:
+                    self.throughput.measure(done)
+                evaluated = self._between(done, state, writer, checkpoints)
         assert evaluated is not None  # The last step is evaluated.
-        return state, *evaluated
+        return state, evaluated
+
+    def _compare(self, best: Best, last: Metrics) -> None:
+        """Says what is kept where the best checkpoint is not the last, and names overfitting where it is seen."""
+        stage, task = self._stage, self._plan.task
+        value = last[task.primary]
+        kept = f"keeps the best checkpoint, of step {best.step}" if stage.options.export == "best" else "keeps the last"
+        print(
+            f"[{stage.name}] {task.primary} was best, {best.value:.1f}, at step {best.step}, and is {value:.1f} at the "
+            f"end: {kept}, as config.{stage.name}.export says.",
+            flush=True,
+        )
+        if abs(best.value - value) > _OVERFITTING * abs(best.value):
+            print(
+                f"[{stage.name}] It overfits: from step {best.step} on it learns its images by heart. More images, "
+                "more augmentation (config.data.jitter, config.data.color), fewer steps or a pretrained backbone "
+                f"(config.{stage.name}.weights) help.",
+                flush=True,
+            )
 
     def _step(self, state: TrainState, teacher_variables: Any, placed: Prefetch, key: jax.Array) -> TrainState:
         """One step; the first one of each shape compiles, which is said and not measured."""
