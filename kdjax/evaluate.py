@@ -26,7 +26,7 @@ from kdjax.tasks import build_task
 from kdjax.types import Metrics
 
 _MODEL = flags.DEFINE_string("model", "", "Folder of a model, or one step in the checkpoints of a stage.")
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file for the numbers, if wanted.")
+_JSON = flags.DEFINE_string("json", "", "JSON file for the numbers, if wanted.")
 PLAIN = "none"
 """The config that takes the place of a missing one."""
 
@@ -83,8 +83,8 @@ def main(_: Sequence[str]) -> int:
         if not _MODEL.value:
             raise UserError("--model is missing; name a folder, such as --model=runs/first/student.")
         metrics = measure(with_size(CONFIG.value, _MODEL.value), _MODEL.value)
-        if _OUTPUT.value:
-            _write(_OUTPUT.value, metrics)
+        if _JSON.value:
+            _write(_JSON.value, metrics)
     except UserError as error:
         return refuse(error)
     print(tables(metrics))
@@ -95,7 +95,7 @@ def _write(path: str, metrics: Metrics) -> None:
     try:
         write_json(local_path(path), metrics)
     except OSError as error:
-        raise UserError(f"--output={path} cannot be written ({error.strerror}).") from error
+        raise UserError(f"--json={path} cannot be written ({error.strerror}).") from error
 
 
 def with_size(config: ConfigDict, model: str) -> ConfigDict:

@@ -23,7 +23,7 @@ def flags(teacher, data_dir):
 
 
 def test_a_model_has_the_numbers_of_its_run_at_its_own_size(flags, teacher, tmp_path):
-    done = run(*flags, f"--output={tmp_path / 'numbers.json'}")
+    done = run(*flags, f"--json={tmp_path / 'numbers.json'}")
     assert done.returncode == 0, done.stderr
     known = json.loads((teacher / "summary.json").read_text())["student"]
     assert json.loads((tmp_path / "numbers.json").read_text()) == known
@@ -48,7 +48,7 @@ def test_another_split_and_a_checkpoint_are_measured_as_well(flags, teacher):
         (["--config.data.eval_split=holiday"], "holiday"),
         (["--config.eval_batch_size=0"], "config.eval_batch_size is 0; it must be a whole number of at least 1"),
         (["--config.task=segmentation"], "There is no task 'segmentation'; choose one of detection"),
-        (["--output=/no/such/file.json"], "--output=/no/such/file.json cannot be written"),
+        (["--json=/no/such/file.json"], "--json=/no/such/file.json cannot be written"),
         (["--config.data.image_siz=3"], "perhaps config.data.image_size is meant"),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",

@@ -111,7 +111,7 @@ def test_the_method_may_have_an_optimiser_and_a_clipped_norm_of_its_own():
     params = {"student": {"kernel": jnp.array([3.0, 4.0])}, "method": {"query": {"kernel": jnp.array([6.0, 8.0])}}}
     student = make_optimizer(lambda step: 0.1, momentum=0.0, clip_norm=1.0)
     method = make_optimizer(lambda step: 1.0, momentum=0.0, clip_norm=0.01)
-    optimizer = by_part(student, method=method)
+    optimizer = by_part(student, own={"method": method})
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_allclose(updates["student"]["kernel"], [-0.06, -0.08], rtol=1e-5)
     np.testing.assert_allclose(updates["method"]["query"]["kernel"], [-0.006, -0.008], rtol=1e-5)

@@ -92,7 +92,7 @@ def test_its_student_loads_and_says_classes(finished):
 @pytest.mark.parametrize("program", ["evaluate", "inspect", "benchmark"])
 def test_every_program_takes_it(program, finished, tmp_path):
     flags = {
-        "evaluate": [f"--model={finished[0] / 'student'}", f"--output={tmp_path / 'numbers.json'}"],
+        "evaluate": [f"--model={finished[0] / 'student'}", f"--json={tmp_path / 'numbers.json'}"],
         "inspect": [f"--picture={tmp_path / 'seen.png'}"],
         "benchmark": ["--rounds=1"],
     }[program]

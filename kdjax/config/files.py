@@ -50,8 +50,8 @@ def find_config(spec: str) -> tuple[Path, list[str]]:
 def load_config(spec: str) -> ConfigDict:
     """The config that ``name``, ``path``, ``name:variant`` or ``path:variant`` stands for, before any override.
 
-    >>> load_config("mgd:tiny").student.method.name
-    'mgd'
+    >>> list(load_config("mgd:tiny").student.methods)
+    ['mgd']
 
     Raises:
         UserError: there is no such config, file or variant, or the file fails.
