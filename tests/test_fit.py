@@ -80,8 +80,11 @@ def test_the_embedded_data_and_what_somebody_said_are_left_alone(changes):
 
 
 def test_each_key_that_somebody_said_is_left_alone():
-    keys = keys_of(config_of(**{"data.color": 0.1, "student.eval_every": 50}))
+    said = {"data.color": 0.1, "student.eval_every": 50, "teacher.model.head.anchor_scale": 3.0}
+    keys = keys_of(config_of(**said))
     assert "data.color" not in keys
+    assert "teacher.model.head.anchor_scale" not in keys
+    assert "student.model.head.anchor_scale" in keys
     assert "student.eval_every" not in keys
     assert "data.jitter" in keys
 

@@ -5,11 +5,12 @@ are chosen by the task from the images and what they show: how large images are,
 objects, the sizes that detectors look for. Whatever a config or a flag says otherwise is left as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from kdjax.config import fcos, retinanet
 from kdjax.config.schema import Data
 from kdjax.devices import device_count
 from kdjax.models import model_class
@@ -32,7 +33,8 @@ def opened(config: ConfigDict, plan: Plan) -> tuple[Plan, Splits]:
     if keys := chosen(plan, splits.train):
         print(in_words(keys), flush=True)
         plan = resolve(with_keys(config, keys), devices=device_count())
-    print("\n".join(plan.task.remarks(splits.train, plan.data.sizing)), flush=True)
+    for line in plan.task.remarks(splits.train, plan.data.sizing):
+        print(line, flush=True)
     return plan, splits
 
 
@@ -59,13 +61,25 @@ def chosen(plan: Plan, train: Source) -> dict[str, Any]:
         if origin and origin not in plan
     ]
     for stage in stages:
-        head = model_class(stage.options.model["name"]).suited(suggestion.sizes)
         if not from_elsewhere:
-            keys |= {f"{stage.name}.model.head.{field}": value for field, value in head.items()}
+            suited = _suited(stage.options.model, suggestion.sizes)
+            keys |= {f"{stage.name}.model.head.{field}": value for field, value in suited.items()}
         if stage.steps and not stage.eval_every:
             keys[f"{stage.name}.eval_every"] = max(1, stage.options.steps // _EVALUATIONS)
             keys[f"{stage.name}.export"] = "best"
     return keys
+
+
+def _suited(model: Mapping[str, Any], sizes: Sequence[float]) -> dict[str, Any]:
+    """Fields of a model's head that suit objects of these sizes, where they are as the presets or the model has them."""
+    kind, head = model_class(model["name"]), model.get("head", {})
+    presets = [preset.head for preset in (retinanet(18, 1.0), fcos(18, 1.0)) if preset.name == model["name"]]
+    usual = [defaults(kind), *presets]
+    return {
+        field: value
+        for field, value in kind.suited(sizes).items()
+        if head.get(field, usual[0][field]) in [known[field] for known in usual if field in known]
+    }
 
 
 def with_keys(config: ConfigDict, keys: Mapping[str, Any]) -> ConfigDict:
