@@ -42,7 +42,7 @@ def chosen(plan: Plan, train: Source) -> dict[str, Any]:
     """Keys of a config to what the training split suggests for them, where they are open; {} where none is.
 
     Detectors look for other sizes only where none of them knows anything yet: weights of a file, of a folder or of a
-    teacher from elsewhere belong to the sizes that they were trained with.
+    teacher from elsewhere belong to the sizes that they were trained with. Nor where somebody chose them for one stage.
     """
     suggestion = plan.task.suggest(train) if is_open(plan.data) else None
     if suggestion is None:
@@ -60,26 +60,29 @@ def chosen(plan: Plan, train: Source) -> dict[str, Any]:
         for origin in (stage.options.weights, stage.options.init, stage.options.teacher)
         if origin and origin not in plan
     ]
+    heads = {stage.name: _suited(stage.options.model, suggestion.sizes) for stage in stages}
+    if not from_elsewhere and None not in heads.values():
+        keys |= {f"{name}.model.head.{field}": x for name, head in heads.items() for field, x in (head or {}).items()}
     for stage in stages:
-        if not from_elsewhere:
-            suited = _suited(stage.options.model, suggestion.sizes)
-            keys |= {f"{stage.name}.model.head.{field}": value for field, value in suited.items()}
         if stage.steps and not stage.eval_every:
             keys[f"{stage.name}.eval_every"] = max(1, stage.options.steps // _EVALUATIONS)
             keys[f"{stage.name}.export"] = "best"
     return keys
 
 
-def _suited(model: Mapping[str, Any], sizes: Sequence[float]) -> dict[str, Any]:
-    """Fields of a model's head that suit objects of these sizes, where they are as the presets or the model has them."""
+def _suited(model: Mapping[str, Any], sizes: Sequence[float]) -> dict[str, Any] | None:
+    """Fields of a model's head that suit objects of these sizes; None where one is as neither preset nor model has it.
+
+    Then somebody chose it, and heads that inherit from each other must go on looking for the same sizes.
+    """
     kind, head = model_class(model["name"]), model.get("head", {})
     presets = [preset.head for preset in (retinanet(18, 1.0), fcos(18, 1.0)) if preset.name == model["name"]]
     usual = [defaults(kind), *presets]
-    return {
-        field: value
-        for field, value in kind.suited(sizes).items()
-        if head.get(field, usual[0][field]) in [known[field] for known in usual if field in known]
-    }
+    suited = kind.suited(sizes)
+    for field in suited:
+        if head.get(field, usual[0][field]) not in [known[field] for known in usual if field in known]:
+            return None
+    return suited
 
 
 def with_keys(config: ConfigDict, keys: Mapping[str, Any]) -> ConfigDict:
