@@ -54,8 +54,9 @@ def made(name: str, head: dict) -> Case:
     return Case(build_model({"name": name, **tiny, "head": tiny.get("head", {}) | head}, CLASSES), ideal, moving)
 
 
-EVERY = pytest.mark.parametrize("name", [*MODELS, *OURS])
-WITH_CONVENTIONS = pytest.mark.parametrize("name", [*MODELS, *OURS, *CONVENTIONS])
+EVERYONE = (*MODELS, *OURS)
+EVERY = pytest.mark.parametrize("name", EVERYONE)
+WITH_CONVENTIONS = pytest.mark.parametrize("name", [*EVERYONE, *CONVENTIONS])
 
 
 def test_every_model_has_ideal_predictions():
@@ -87,7 +88,14 @@ def test_the_loss_falls_on_the_way_to_ideal_predictions(name):
     contract.check_progress(case(name))
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "name",
+    # Cascade Mask R-CNN has all the parts of the slow ones.
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("mask_rcnn", "cascade_rcnn") else name
+        for name in EVERYONE
+    ],
+)
 def test_every_parameter_moves_unless_it_is_declared_still(name):
     contract.check_gradients(case(name))
 
