@@ -116,7 +116,8 @@ def icd_row() -> str:
     params, loss, teacher = _method("icd")
     student = pyramid(0)
     compiled = jax.jit(jax.value_and_grad(loss)).lower((params, student), teacher).compile()
-    temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
+    memory: Any = compiled.memory_analysis()
+    temporary = memory.temp_size_in_bytes / 2**20
     positions = sum(x.shape[1] * x.shape[2] for x in student.values())
     tensor = 8 * 300 * positions * 4 / 2**20
     return f"icd: {temporary:.0f} MiB of temporaries; one attention tensor (8, 300, {positions}): {tensor:.0f} MiB"

@@ -33,14 +33,15 @@ def measure(functions: Sequence[Callable[..., Any]], arguments: Sequence[Any], r
     seconds: list[list[tuple[float, float]]] = [[] for _ in functions]
     for round_ in range(rounds + 1):
         for times, function in zip(seconds, compiled, strict=True):
-            start = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(function(*arguments))
             if round_:  # The first call warms up.
-                times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+                times.append((time.perf_counter() - wall, time.process_time() - cpu))
     costs = []
     for times, function, spent in zip(seconds, compiled, compile_s, strict=True):
         ms, cpu_ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-        costs.append(Cost(ms, cpu_ms, function.memory_analysis().temp_size_in_bytes / 2**20, spent))
+        memory: Any = function.memory_analysis()
+        costs.append(Cost(ms, cpu_ms, memory.temp_size_in_bytes / 2**20, spent))
     return costs
 
 

@@ -119,6 +119,11 @@ def nms_row() -> str:
     return row(f"NMS, {CANDIDATES} candidates, {CLASSES} classes", ours, plain, (boxes, scores, labels))
 
 
+def stride_of(level: str) -> int:
+    """The levels here are called by their strides: "p3" is 8."""
+    return 2 ** int(level[1:])
+
+
 def roi_align_rows() -> list[str]:
     """Forward, and forward with backward."""
     rng = np.random.default_rng(1)
@@ -126,11 +131,12 @@ def roi_align_rows() -> list[str]:
         level: rng.standard_normal((1, *size, CHANNELS), np.float32) for level, size in sizes(range(2, 6)).items()
     }
     boxes = jnp.asarray(random_boxes(rng, ROIS))
-    levels = roi_levels(boxes, 2, 5, convention="torchvision")
+    levels = roi_levels(boxes, 2, 5, nudge_side=False)
     upstream = rng.standard_normal((ROIS, BINS, BINS, CHANNELS), np.float32)
 
     def ours(features: dict[str, jax.Array], *_: Any) -> jax.Array:
-        return roi_align(features, boxes[None], levels[None], output_size=BINS, sampling_ratio=2, aligned=False)[0]
+        maps = {stride_of(level): x for level, x in features.items()}
+        return roi_align(maps, boxes[None], levels[None], output_size=BINS, sampling_ratio=2, aligned=False)[0]
 
     def plain(features: dict[str, jax.Array], *_: Any) -> jax.Array:
         return plain_roi_align(features, boxes, levels)
@@ -146,8 +152,10 @@ def roi_align_rows() -> list[str]:
 
 def assign_row() -> str:
     """All anchors of RetinaNet."""
+    maps = sizes(range(3, 8))
+    strides = {level: stride_of(level) for level in maps}
     anchors = jnp.concatenate(
-        list(pyramid_anchors(sizes(range(3, 8)), scale=4.0, octaves=3, ratios=(0.5, 1.0, 2.0)).values())
+        list(pyramid_anchors(maps, strides, scale=4.0, octaves=3, ratios=(0.5, 1.0, 2.0)).values())
     )
     boxes = random_boxes(np.random.default_rng(2), OBJECTS)
 

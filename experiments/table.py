@@ -72,7 +72,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
         row = [f"`{method}`", str(len(own)), *(spread([run[role] for run in own]) for role in ("teacher", "student"))]
-        bases = [alone.get(run["seed"]) if run["baseline"] is None else run["baseline"] for run in own]
+        bases: list[Any] = [alone.get(run["seed"]) if run["baseline"] is None else run["baseline"] for run in own]
         if method != "none" and None not in bases:
             verdict = judge([run["student"] for run in own], bases, "AP")
             interval = f" ({verdict.interval[0]:+.1f} to {verdict.interval[1]:+.1f})" if verdict.interval else ""
