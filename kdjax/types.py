@@ -263,6 +263,9 @@ class Source(Protocol):
     def image_id(self, index: int) -> int:
         """The id of the image at ``index``, without decoding it."""
 
+    def name(self, index: int) -> str:
+        """What a person knows the image at ``index`` by: its file's name."""
+
     def report_lines(self) -> list[str]:
         """What was found when it was opened, in a few lines for a person."""
 
@@ -294,6 +297,15 @@ class Judge(Protocol):
 
     def kept(self, count: int) -> list[Any]:
         """Of the source's first images what the task draws, as plain JSON."""
+
+
+class Column(NamedTuple):
+    """What one model said of a source's first images, to be drawn."""
+
+    kept: list[Any]
+    """What :meth:`Judge.kept` gave."""
+    metrics: Metrics
+    """What the judge says of the model."""
 
 
 class Task(Protocol):
@@ -333,10 +345,10 @@ class Task(Protocol):
     def judge(self, source: Any) -> Judge:
         """A judge of models on a source."""
 
-    def draw(self, path: str | os.PathLike[str], source: Any, columns: Mapping[str, list[Any]]) -> None:
+    def draw(self, path: str | os.PathLike[str], source: Any, columns: Mapping[str, Column]) -> None:
         """Saves a picture of the first images of a source with their truth and what each model said of them.
 
-        ``columns`` has captions to what :meth:`Judge.kept` gave.
+        ``columns`` has names of the models to what they said.
         """
 
     def remarks(self, source: Any, sizing: Any) -> list[str]:

@@ -1,14 +1,18 @@
 """Pictures of what detectors found, beside the ground truth; Pillow alone draws them."""
 
 import colorsys
+import io
+import itertools
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from kdjax.data.examples import ObjectSource
+from kdjax.data.examples import Example, ObjectSource
+from kdjax.lettering import shortened, width, write
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -20,6 +24,14 @@ _GAP = 14
 _TITLE, _TEXT = 19, 13
 """Font sizes of the captions and of everything else, in pixels."""
 _INK, _FAINT, _PAPER = (25, 25, 25), (110, 110, 110), (255, 255, 255)
+TRUTH, HIT, MISS, FALSE_ALARM, IGNORED = (90, 165, 255), (60, 205, 95), (255, 160, 0), (205, 20, 50), (128, 128, 128)
+"""Colours of boxes; those of hits and of false alarms differ in brightness too."""
+
+MOST_BYTES = 500_000
+"""Of a picture of predictions: small enough for a mail or a ticket."""
+_HIT_IOU = 0.5
+_SAME_IOU = 0.6
+"""Of two detections that overlap more, of whatever classes, only the better one is drawn."""
 
 
 class Found(Protocol):
@@ -45,6 +57,7 @@ class Mark(NamedTuple):
     """(4,) xyxy in pixels of the image."""
     text: str
     colour: Colour
+    dashed: bool = False
 
 
 def save_predictions(
@@ -55,6 +68,9 @@ def save_predictions(
     score_threshold: float = 0.3,
 ) -> None:
     """Saves a PNG: a row for each of the first images of a source, a column for the truth and for each detector.
+
+    Hits, misses and false alarms have a colour each, which a legend explains. Photographs lose detail, but boxes and
+    text none, until the file has at most ``MOST_BYTES``.
 
     Args:
         path: of the picture.
@@ -70,22 +86,75 @@ def save_predictions(
     if len(set(counts.values())) > 1:
         raise ValueError(f"every column needs the same number of images, not {counts}")
 
-    rows = []
-    for i, row in enumerate(zip(*predictions.values(), strict=True)):
+    rows, seen = [], {caption: np.zeros(3, int) for caption in predictions}
+    for i, found in enumerate(zip(*predictions.values(), strict=True)):
         example = source[i]
-        truth = truth_marks(example.boxes, example.labels, example.crowd, source.class_names)
-        found = [
-            [
-                Mark(box, f"{source.class_names[label]} {score:.2f}", _colour(label))
-                for box, score, label in zip(f.boxes, f.scores.tolist(), f.labels.tolist(), strict=True)
-                if score >= score_threshold
-            ]
-            for f in row
-        ]
-        rows.append((f"image {example.image_id}", [draw_boxes(example.image, marks) for marks in [truth, *found]]))
+        if example.image_id != source.image_id(i):  # It cannot be decoded, and the detectors saw nothing.
+            continue
+        cells = [_objects(example, source.class_names)]
+        for caption, detections in zip(predictions, found, strict=True):
+            marks = _judged(example, detections, source.class_names, score_threshold)
+            seen[caption] += [sum(mark.colour == colour for mark in marks) for colour in (HIT, MISS, FALSE_ALARM)]
+            cells.append(marks)
+        rows.append((source.name(i), example.image, cells))
 
-    captions = {"ground truth": ""} | dict.fromkeys(predictions, f"score {score_threshold:g} or more")
-    _sheet(captions, rows).save(path, "PNG")
+    captions = {"ground truth": ""}
+    captions |= {name: "{} found, {} missed, {} false alarms".format(*seen[name]) for name in predictions}
+    _save_small(path, captions, rows, _legend(score_threshold))
+
+
+def _legend(score_threshold: float) -> list[Mark]:
+    """What the colours mean; the boxes are drawn beside the words."""
+    box = np.zeros(4)
+    return [
+        Mark(box, "object", TRUTH),
+        Mark(box, f"found: right class, IoU {_HIT_IOU:g} or more", HIT),
+        Mark(box, "missed", MISS, dashed=True),
+        Mark(box, f"false alarm of score {score_threshold:g} or more", FALSE_ALARM),
+        Mark(box, "crowd, not counted", IGNORED),
+    ]
+
+
+def _objects(example: Example, class_names: Sequence[str]) -> list[Mark]:
+    """The truth, of one colour: those of the other columns say what was found."""
+    marks = truth_marks(example.boxes, example.labels, example.crowd, class_names)
+    return [mark._replace(colour=IGNORED if crowd else TRUTH) for mark, crowd in zip(marks, example.crowd, strict=True)]
+
+
+def _judged(example: Example, found: Found, class_names: Sequence[str], score_threshold: float) -> list[Mark]:
+    """The hits, false alarms and misses of a detector in one image, as boxes to draw.
+
+    Every detection, the best first, takes the object of its class that it fits best and that is not taken.
+    """
+    order = [k for k in np.argsort(-found.scores, kind="stable").tolist() if found.scores[k] >= score_threshold]
+    drawn: list[int] = []
+    for k in order:
+        if not drawn or _overlaps(found.boxes[[k]], found.boxes[drawn]).max() <= _SAME_IOU:
+            drawn.append(k)
+    boxes, labels = found.boxes[drawn], found.labels[drawn]
+    overlap = _overlaps(boxes, example.boxes) * (labels[:, None] == example.labels)
+    inside = _overlaps(boxes, example.boxes, of_first=True) * (labels[:, None] == example.labels)
+    free, marks = ~example.crowd, []
+    for row, k in enumerate(drawn):
+        fits = overlap[row] * free
+        if fits.size and fits.max() >= _HIT_IOU:
+            free[fits.argmax()] = False
+            colour = HIT
+        else:
+            crowded = (inside[row] * example.crowd).max(initial=0) >= _HIT_IOU
+            colour = IGNORED if crowded else FALSE_ALARM
+        marks.append(Mark(found.boxes[k], f"{class_names[found.labels[k]]} {found.scores[k]:.2f}", colour))
+    missed = [Mark(example.boxes[k], class_names[example.labels[k]], MISS, True) for k in np.flatnonzero(free)]
+    return sorted(marks, key=lambda mark: mark.colour == IGNORED) + missed
+
+
+def _overlaps(boxes: np.ndarray, others: np.ndarray, of_first: bool = False) -> np.ndarray:
+    """IoU (n, m) of boxes (n, 4) and (m, 4); ``of_first`` is the share of each of the first that is covered."""
+    low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=-1)
+    mine, theirs = ((x[:, 2:] - x[:, :2]).prod(axis=-1) for x in (boxes, others))
+    whole = mine[:, None] + (0 if of_first else theirs - shared)
+    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
 
 def save_contact_sheet(
@@ -102,13 +171,13 @@ def save_contact_sheet(
     rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
     heights = [max(picture.height for _, picture in row) + _TEXT + _GAP + 4 for row in rows]
     size = _GAP + min(columns, len(drawn)) * (_PANEL + _GAP), _GAP + sum(heights)
-    sheet, font, y = Image.new("RGB", size, _PAPER), ImageFont.load_default(_TEXT), _GAP
+    sheet, y = Image.new("RGB", size, _PAPER), _GAP
     draw = ImageDraw.Draw(sheet)
     for row, height in zip(rows, heights, strict=True):
         for column, (caption, picture) in enumerate(row):
             x = _GAP + column * (_PANEL + _GAP)
             sheet.paste(picture, (x, y))
-            draw.text((x, y + picture.height + 2), caption, _FAINT, font)
+            write(draw, (x, y + picture.height + 2), caption, _FAINT, _TEXT)
         y += height
     sheet.save(path, "PNG")
 
@@ -121,32 +190,51 @@ def truth_marks(boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, class_
     ]
 
 
-def draw_boxes(image: np.ndarray, marks: Sequence[Mark]) -> Image.Image:
+def draw_boxes(image: np.ndarray, marks: Sequence[Mark], blocks: int = 1) -> Image.Image:
     """An image with boxes and their labels, the first marks on top.
 
     Args:
         image: (H, W, 3) uint8, RGB; scaled to a readable size.
         marks: what to draw.
+        blocks: side in pixels of the squares of one colour that the image is made of.
     """
-    height, width = image.shape[:2]
-    scale = _PANEL / max(height, width)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    longest = max(image.shape[:2])
+    scale = _PANEL / longest
+    width_, height = (max(round(side * scale), 1) for side in (image.shape[1], image.shape[0]))
+    picture = Image.fromarray(image).resize((-(-width_ // blocks), -(-height // blocks)), Image.Resampling.BICUBIC)
+    if blocks > 1:
+        whole = picture.resize((picture.width * blocks, picture.height * blocks), Image.Resampling.NEAREST)
+        picture = whole.crop((0, 0, width_, height))
     draw = ImageDraw.Draw(picture)
     boxes: list[Rectangle] = [tuple((mark.box * scale).tolist()) for mark in marks]
-    for (x1, y1, x2, y2), mark in reversed(list(zip(boxes, marks, strict=True))):
-        # A dark line outside and inside the coloured one: visible on any background.
-        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_INK, width=4)
-        draw.rectangle((x1, y1, x2, y2), outline=mark.colour, width=2)
+    for box, mark in reversed(list(zip(boxes, marks, strict=True))):
+        _outline(draw, box, mark)
 
-    font = ImageFont.load_default(_TEXT)
     taken: list[Rectangle] = []
     for box, mark in zip(boxes, marks, strict=True):
-        spot = _place(box, (draw.textlength(mark.text, font) + 6, _TEXT + 4), size, taken)
+        text = shortened(mark.text, _TEXT, width_ - 6)
+        spot = _place(box, (width(text, _TEXT) + 6, _TEXT + 4), (width_, height), taken)
         draw.rectangle(spot, fill=mark.colour)
-        draw.text((spot[0] + 3, spot[1] + 1), mark.text, _readable_on(mark.colour), font)
+        write(draw, (spot[0] + 3, spot[1] + 1), text, _readable_on(mark.colour), _TEXT)
         taken.append(spot)
     return picture
+
+
+def _outline(draw: ImageDraw.ImageDraw, box: Rectangle, mark: Mark) -> None:
+    """A box, with a dark line outside and inside the coloured one: visible on any background."""
+    x1, y1, x2, y2 = box
+    if not mark.dashed:
+        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_INK, width=4)
+        draw.rectangle(box, outline=mark.colour, width=2)
+        return
+    corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]
+    for start, end in itertools.pairwise(corners):
+        length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
+        dashes = max(round(length / 14), 2)
+        ends = np.linspace(start, end, 2 * dashes)
+        for a, b in zip(ends[::2], ends[1::2], strict=True):
+            draw.line([*a, *b], _INK, 4)
+            draw.line([*a, *b], mark.colour, 2)
 
 
 def _place(box: Rectangle, text: tuple[float, float], size: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle:
@@ -177,21 +265,76 @@ def _readable_on(colour: Colour) -> Colour:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else (255, 255, 255)
 
 
-def _sheet(captions: Mapping[str, str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Puts pictures of equal size in each row under their columns' captions, which are titles and remarks."""
-    title, small = ImageFont.load_default(_TITLE), ImageFont.load_default(_TEXT)
-    head = _GAP + _TITLE + _TEXT + 10
-    pitch = [pictures[0].height + _TEXT + _GAP + 4 for _, pictures in rows]
-    sheet = Image.new("RGB", (_GAP + len(captions) * (_PANEL + _GAP), head + sum(pitch)), _PAPER)
+Rows = Sequence[tuple[str, np.ndarray, Sequence[Sequence[Mark]]]]
+"""Name, image (H, W, 3) uint8 and, column by column, boxes."""
+
+_RENDERINGS = (
+    *((1, 0), (1, 256), (2, 0), (2, 256), (3, 256), (4, 256), (4, 96), (6, 96)),
+    *((8, 64), (12, 48), (16, 32), (32, 32), (64, 32), (448, 32)),
+)
+"""Blocks of the photographs and colours of the picture, 0 for all, from the best to the smallest."""
+
+
+def _save_small(path: str | os.PathLike[str], captions: Mapping[str, str], rows: Rows, legend: Sequence[Mark]) -> None:
+    """Saves the best rendering of a sheet that is small enough, or else the smallest."""
+    largest = 0
+    for blocks, colours in _RENDERINGS:
+        # What is hopeless is not tried: a byte stands for a pixel of few colours, three for any other.
+        if largest / (blocks**2 * (4 if colours else 1)) > 2 * MOST_BYTES:
+            continue
+        sheet = _sheet(captions, rows, legend, blocks)
+        file = io.BytesIO()
+        (_with_colours(sheet, colours) if colours else sheet).save(file, "PNG")
+        if file.tell() <= MOST_BYTES:
+            break
+        largest = largest or file.tell()
+    Path(path).write_bytes(file.getvalue())
+
+
+def _with_colours(sheet: Image.Image, count: int) -> Image.Image:
+    """The sheet in so many colours: those of boxes and text as they are, and what describes the photographs best.
+
+    The same pixel is of the same colour in every column, which is what makes columns beside each other cheap.
+    """
+    fixed = [*(x for x in (TRUTH, HIT, MISS, FALSE_ALARM, IGNORED, _INK, _FAINT, _PAPER)), (0, 0, 0), (180, 180, 180)]
+    found = sheet.quantize(count - len(fixed), Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for colour in fixed for part in colour] + found[: 3 * (count - len(fixed))])
+    return sheet.quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+def _sheet(captions: Mapping[str, str], rows: Rows, legend: Sequence[Mark], blocks: int) -> Image.Image:
+    """Puts rows of pictures under their columns' captions, which are titles and remarks, and these under a legend."""
+    across = _GAP + len(captions) * (_PANEL + _GAP)
+    lines = _lines([width(mark.text, _TEXT) + 2 * _GAP + 28 for mark in legend], across - _GAP)
+    top = _GAP + (lines[-1][1] + 1) * (_TEXT + 8) + 6
+    head = top + _TITLE + _TEXT + 12
+    drawn = [(name, [draw_boxes(image, marks, blocks) for marks in cells]) for name, image, cells in rows]
+    pitch = [pictures[0].height + _TEXT + _GAP + 6 for _, pictures in drawn]
+    sheet = Image.new("RGB", (across, head + sum(pitch)), _PAPER)
     draw = ImageDraw.Draw(sheet)
+    for (x, line), mark in zip(lines, legend, strict=True):
+        y = _GAP + line * (_TEXT + 8)
+        _outline(draw, (_GAP + x, y, _GAP + x + 20, y + _TEXT), mark)
+        write(draw, (_GAP + x + 28, y - 1), mark.text, _INK, _TEXT)
     for column, (caption, remark) in enumerate(captions.items()):
-        x = _GAP + column * (_PANEL + _GAP)
-        draw.text((x, _GAP - 4), caption, _INK, title)
-        draw.text((x, _GAP + _TITLE), remark, _FAINT, small)
-        y = head
-        for (name, pictures), step in zip(rows, pitch, strict=True):
+        x, y = _GAP + column * (_PANEL + _GAP), head
+        write(draw, (x, top), shortened(caption, _TITLE, _PANEL), _INK, _TITLE)
+        write(draw, (x, top + _TITLE + 4), remark, _FAINT, _TEXT)
+        for (name, pictures), step in zip(drawn, pitch, strict=True):
             sheet.paste(pictures[column], (x, y))
             if column == 0:
-                draw.text((x, y + pictures[column].height + 2), name, _FAINT, small)
+                write(draw, (x, y + pictures[0].height + 2), shortened(name, _TEXT, _PANEL), _FAINT, _TEXT)
             y += step
     return sheet
+
+
+def _lines(widths: Sequence[float], room: float) -> list[tuple[int, int]]:
+    """Where things of these widths go, one behind the other: how far to the right, and in which line."""
+    places, x, line = [], 0.0, 0
+    for wide in widths:
+        if x and x + wide > room:
+            x, line = 0.0, line + 1
+        places.append((round(x), line))
+        x += wide
+    return places

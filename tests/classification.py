@@ -45,6 +45,9 @@ class Stripes:
     def image_id(self, index: int) -> int:
         return index
 
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index}"
+
     def __getitem__(self, index: int) -> Image:
         rng = np.random.default_rng([len(self.split), index])
         height, width = self.size(index)
@@ -121,9 +124,9 @@ class Classification:
         return Top1(source)
 
     def draw(self, path, source, columns) -> None:
-        models = ", ".join(columns)
-        rows = enumerate(zip(*columns.values(), strict=True))
-        said = [(k, f"{CLASSES[source[k].label]}; {models}: {', '.join(row)}") for k, row in rows]
+        models = ", ".join(f"{name} ({column.metrics['top1']:.1f})" for name, column in columns.items())
+        rows = enumerate(zip(*(column.kept for column in columns.values()), strict=True))
+        said = [(k, f"{source.name(k)}, {CLASSES[source[k].label]}; {models}: {', '.join(row)}") for k, row in rows]
         save_contact_sheet(path, [(text, source[k].image, []) for k, text in said])
 
     def remarks(self, source, sizing) -> list[str]:

@@ -43,6 +43,9 @@ class ListSource(list):
     def image_id(self, index: int) -> int:
         return self.objects(index).image_id
 
+    def name(self, index: int) -> str:
+        return f"{self.image_id(index)}.png"
+
 
 def example(image_id, boxes, labels, crowd=None, area=None, image=None, segmentation=None) -> Example:
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)

@@ -6,13 +6,30 @@ from PIL import Image, ImageChops
 
 from kdjax.data.examples import Example
 from kdjax.tasks.average_precision import ImageDetections
-from kdjax.visualize import Mark, draw_boxes, save_predictions
+from kdjax.visualize import (
+    FALSE_ALARM,
+    HIT,
+    IGNORED,
+    MISS,
+    MOST_BYTES,
+    TRUTH,
+    Mark,
+    _judged,
+    draw_boxes,
+    save_predictions,
+)
 
 RED, BLUE = (255, 64, 64), (64, 64, 255)
 
 
 class ListSource(list):
     class_names = ("cat", "dog")
+
+    def image_id(self, index):
+        return 7
+
+    def name(self, index):
+        return f"images/{index}.jpg"
 
 
 def example(height=60, width=80, crowd=False) -> Example:
@@ -26,9 +43,18 @@ def example(height=60, width=80, crowd=False) -> Example:
     )
 
 
-def found(scores, boxes=None) -> ImageDetections:
-    boxes = np.tile(np.array([[20, 20, 50, 40]], np.float32), (len(scores), 1)) if boxes is None else np.asarray(boxes)
-    return ImageDetections(7, boxes, np.asarray(scores, np.float32), np.ones(len(scores), np.int32))
+def found(scores, boxes=None, labels=None) -> ImageDetections:
+    boxes = (
+        np.tile(np.array([[20, 20, 50, 40]], np.float32), (len(scores), 1))
+        if boxes is None
+        else np.array(boxes, np.float32)
+    )
+    return ImageDetections(
+        7,
+        boxes,
+        np.asarray(scores, np.float32),
+        np.ones(len(scores), np.int32) if labels is None else np.asarray(labels),
+    )
 
 
 def pixels(picture: Image.Image, colour) -> np.ndarray:
@@ -93,24 +119,98 @@ def test_a_picture_has_a_row_for_each_image_and_a_column_for_each_detector(tmp_p
     assert differs(picture.crop((column, 0, column + narrow.width, picture.height)), narrow) is not None
 
 
-def test_detections_below_the_threshold_are_not_drawn(tmp_path):
-    source = ListSource([example()])
-    for name, scores in ("none", []), ("low", [0.29]), ("high", [0.31]):
-        save_predictions(tmp_path / f"{name}.png", source, {"student": [found(scores)]}, score_threshold=0.3)
-    none, low, high = (saved(tmp_path / f"{name}.png") for name in ("none", "low", "high"))
-    assert differs(none, low) is None
-    left, top, right, bottom = differs(none, high)
-    # Only the student's column, and only the box with its label, differ.
-    assert left > none.width / 2
-    assert (right - left) / (none.width / 2) == pytest.approx(30 / 80, abs=0.05)
-    assert bottom - top > 20 / 80 * (right - left)
+BOX, AWAY = [20, 20, 50, 40], [60, 0, 75, 15]
+
+
+@pytest.mark.parametrize(
+    ("detections", "colours"),
+    [
+        (found([]), [MISS]),
+        (found([0.29]), [MISS]),
+        (found([0.31]), [HIT]),
+        (found([0.9], [[20, 20, 50, 31]]), [HIT]),
+        (found([0.9], [[20, 20, 50, 29]]), [FALSE_ALARM, MISS]),
+        (found([0.9], labels=[0]), [FALSE_ALARM, MISS]),
+        (found([0.9, 0.8], [BOX, AWAY]), [HIT, FALSE_ALARM]),
+        # Of what overlaps, only the best is drawn, whatever its class; a worse one of the right class is no hit then.
+        (found([0.8, 0.9], labels=[0, 1]), [HIT]),
+        (found([0.8, 0.9], labels=[1, 0]), [FALSE_ALARM, MISS]),
+        # One object is found once.
+        (found([0.9, 0.8], [BOX, [20, 20, 50, 31]]), [HIT, FALSE_ALARM]),
+    ],
+)
+def test_hits_misses_and_false_alarms(detections, colours):
+    assert [mark.colour for mark in _judged(example(), detections, ("cat", "dog"), 0.3)] == colours
+
+
+def test_what_is_found_in_a_crowd_counts_for_nothing_and_a_crowd_is_not_missed():
+    crowd = example(crowd=True)
+    assert [mark.colour for mark in _judged(crowd, found([0.9], [[22, 22, 30, 30]]), ("cat", "dog"), 0.3)] == [IGNORED]
+    assert _judged(crowd, found([]), ("cat", "dog"), 0.3) == []
+
+
+def near(picture: Image.Image, colour) -> np.ndarray:
+    """(n, 2) x, y of the pixels that are nearly of a colour."""
+    return np.argwhere((np.abs(np.asarray(picture).astype(int) - colour) < 5).all(axis=-1))[:, ::-1]
+
+
+def test_colours_stand_in_their_columns_and_in_the_legend(tmp_path):
+    predictions = {"good  AP 50.0": [found([0.9])], "bad  AP 1.0": [found([0.9], [AWAY])]}
+    save_predictions(tmp_path / "a.png", ListSource([example()]), predictions)
+    picture = saved(tmp_path / "a.png")
+    column, legend = picture.width / 3, 35
+    for colour, columns in ((TRUTH, {0}), (HIT, {1}), (MISS, {2}), (FALSE_ALARM, {2})):
+        places = near(picture, colour)
+        assert (places[:, 1] < legend).any()
+        assert set((places[places[:, 1] > 100, 0] // column).astype(int).tolist()) == columns
+
+
+def test_an_image_that_cannot_be_decoded_is_left_out(tmp_path):
+    other = example()._replace(image_id=8)
+    save_predictions(tmp_path / "a.png", ListSource([example(), other]), {"student": [found([0.9])] * 2})
+    save_predictions(tmp_path / "b.png", ListSource([example()]), {"student": [found([0.9])]})
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(("images", "size"), [(8, (480, 640)), pytest.param(32, (300, 200), marks=pytest.mark.slow)])
+def test_noisy_photographs_make_a_small_file_whose_boxes_are_sharp(images, size, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = [example()._replace(image=rng.integers(0, 256, (*size, 3), np.uint8)) for _ in range(images)]
+    columns = {name: [found([0.9])] * images for name in ("teacher", "student", "baseline")}
+    save_predictions(tmp_path / "a.png", ListSource(noise), columns)
+    assert (tmp_path / "a.png").stat().st_size <= MOST_BYTES
+    picture = saved(tmp_path / "a.png")
+    assert picture.width > 1800
+    assert len(near(picture, HIT)) > 200 * images
+
+
+def test_small_pictures_keep_all_their_colours(tmp_path):
+    save_predictions(tmp_path / "a.png", ListSource([example()]), {"student": [found([0.9])]})
+    with Image.open(tmp_path / "a.png") as file:
+        assert file.mode == "RGB"
+
+
+def test_a_name_that_is_too_long_keeps_its_end(tmp_path):
+    class Long(ListSource):
+        def name(self, index):
+            return "valid/" + "x" * 300 + ".jpg"
+
+    for kind in (ListSource, Long):
+        save_predictions(tmp_path / f"{kind.__name__}.png", kind([example()]), {"student": [found([])]})
+    _, _, right, _ = differs(*(saved(tmp_path / f"{name}.png") for name in ("ListSource", "Long")))
+    assert right < 14 + 448 + 14
 
 
 def test_the_truth_comes_first_and_names_crowds(tmp_path):
     for name, crowd in ("object", False), ("crowd", True):
         save_predictions(tmp_path / f"{name}.png", ListSource([example(crowd=crowd)]), {"student": [found([])]})
-    left, _, right, _ = differs(*(saved(tmp_path / f"{name}.png") for name in ("object", "crowd")))
-    assert 0 < left < right < saved(tmp_path / "crowd.png").width / 2
+    one, other = (saved(tmp_path / f"{name}.png") for name in ("object", "crowd"))
+    truth = 0, 35, one.width // 2, one.height
+    assert differs(one.crop(truth), other.crop(truth)) is not None
+    # In the other column an object is missed, and a crowd is not.
+    student = one.width // 2, 100, one.width, one.height
+    assert len(near(one.crop(student), MISS))
+    assert not len(near(other.crop(student), MISS))
 
 
 def test_columns_of_different_lengths_are_refused(tmp_path):

@@ -122,6 +122,10 @@ class IndexedSource:
         """The id of the image at a position."""
         return int(self.images.identity[range(len(self))[index]])
 
+    def name(self, index: int) -> str:
+        """The name of the file of the image at a position."""
+        return self.images.names[range(len(self))[index]]
+
     def report_lines(self) -> list[str]:
         """What was found, in a few lines for a person."""
         objects, empty = len(self.annotations.image), np.count_nonzero(np.diff(self._first) == 0)

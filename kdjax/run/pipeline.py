@@ -24,6 +24,7 @@ from kdjax.run.fit import opened
 from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_predictions
 from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
+from kdjax.types import Column
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
     write_json(workdir / "summary.json", summary)
     # Again, for images that could not be decoded.
     _report_data(workdir, splits)
-    _draw(plan, workdir, splits)
+    _draw(plan, workdir, splits, finished)
     print(_table(plan, results))
     return summary
 
@@ -234,10 +235,13 @@ def _data_flags(plan: Plan) -> list[str]:
     return [f"--config.{key}={value}" for key, value in said.items()]
 
 
-def _draw(plan: Plan, workdir: Path, splits: Splits) -> None:
+def _draw(plan: Plan, workdir: Path, splits: Splits, finished: Mapping[str, Finished]) -> None:
     """Predictions of every stage beside the ground truth, as ``predictions.png``."""
     if not plan.run.pictures:
         return
 
-    columns = {stage.name: kept_predictions(_folder(workdir, stage))[: plan.run.pictures] for stage in plan.stages}
+    columns = {
+        name: Column(kept_predictions(stage.folder)[: plan.run.pictures], stage.metrics)
+        for name, stage in finished.items()
+    }
     plan.task.draw(workdir / "predictions.png", splits.evaluation, columns)

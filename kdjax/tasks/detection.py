@@ -1,6 +1,7 @@
 """Detection: boxes, and masks where detectors learn them, judged by COCO's average precision."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,8 +16,9 @@ from kdjax.data.sizing import Size, Sizing
 from kdjax.data.transforms import Geometry
 from kdjax.errors import UserError
 from kdjax.losses import ClassStatistics
+from kdjax.report import known
 from kdjax.tasks.average_precision import AveragePrecision, ImageDetections
-from kdjax.types import Batch, Masks, Suggestion, Targets
+from kdjax.types import Batch, Column, Masks, Suggestion, Targets
 from kdjax.visualize import Mark, save_predictions, truth_marks
 
 _GREY = (128, 128, 128)
@@ -92,21 +94,19 @@ class Detection:
         """COCO's average precision on a source."""
         return AveragePrecision(source)
 
-    def draw(
-        self, path: str | os.PathLike[str], source: ObjectSource, columns: Mapping[str, list[Mapping[str, Any]]]
-    ) -> None:
-        """Draws the ground truth and each column's detections."""
+    def draw(self, path: str | os.PathLike[str], source: ObjectSource, columns: Mapping[str, Column]) -> None:
+        """Draws the ground truth, and what each model found, missed and made up."""
         found = {
-            caption: [
+            f"{name}  {self.primary} {known(column.metrics.get(self.primary, math.nan), '.1f')}": [
                 ImageDetections(
                     position=position,
                     boxes=np.asarray(entry["boxes"], np.float32).reshape(-1, 4),
                     scores=np.asarray(entry["scores"], np.float32),
                     labels=np.asarray(entry["labels"], np.int32),
                 )
-                for position, entry in enumerate(entries)
+                for position, entry in enumerate(column.kept)
             ]
-            for caption, entries in columns.items()
+            for name, column in columns.items()
         }
         save_predictions(path, source, found)
 

@@ -49,6 +49,9 @@ class Marks:
     def image_id(self, index: int) -> int:
         return self.objects(index).image_id
 
+    def name(self, index: int) -> str:
+        return f"{self.image_id(index)}.png"
+
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
