@@ -4,11 +4,13 @@ Sections ``model`` and ``method`` are declared by the detectors and methods them
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from ml_collections import config_dict
 
+from kdjax.data.images import MOST_PIXELS, Reading
 from kdjax.data.sizing import Augmentation, Sizing
 from kdjax.options import FLAG, OPTIMIZERS, SCHEDULES, TEXT, WITHOUT_EFFECT, Rule, choice, number, tuple_of, whole
 from kdjax.report import SINKS
@@ -36,6 +38,10 @@ _SHORT_SIDES = Rule(
 _JITTER = Rule(
     "an empty tuple or a pair of numbers above 0, the smaller one first",
     lambda value: value == () or (_is_pair(value, number(0, above=True)) and value[0] <= value[1]),
+)
+_VALUES = Rule(
+    "an empty tuple or a pair of numbers, the smaller one first",
+    lambda value: value == () or (_is_pair(value, number(-math.inf)) and value[0] < value[1]),
 )
 _MILESTONES = Rule(
     "a tuple of numbers between 0 and 1, fractions of the run",
@@ -219,6 +225,31 @@ class Data:
         "Leave out images whose file is unusable and annotations of unknown images or classes, instead of refusing "
         "them.",
     ] = False
+    follow_links: Annotated[
+        bool,
+        FLAG,
+        "Take images of coco_json that are links to files outside of their folder, as caches and stores make them.",
+        WITHOUT_EFFECT,
+    ] = False
+    max_json_bytes: Annotated[
+        int,
+        whole(1),
+        "Bytes of the largest annotation file that is read; it takes several times the memory.",
+        WITHOUT_EFFECT,
+    ] = 10**9
+    max_pixels: Annotated[int, whole(1), "Pixels of the largest image that is decoded.", WITHOUT_EFFECT] = MOST_PIXELS
+    upright: Annotated[
+        bool,
+        FLAG,
+        "Turn images as their orientation mark (EXIF) says, for boxes of images as viewers show them; False leaves "
+        "pixels as they are stored.",
+    ] = False
+    value_range: Annotated[
+        tuple[float, float] | tuple[()],
+        _VALUES,
+        "Values that become black and white in images of more than 8 bits, such as (0, 4095) for 12 bits in 16; () "
+        "takes the upper 8 of 16 bits.",
+    ] = ()
     skip_empty: Annotated[bool, FLAG, "Leave images without objects out of the training."] = False
     image_size: Annotated[
         tuple,
@@ -242,6 +273,12 @@ class Data:
         WITHOUT_EFFECT,
     ] = True
     max_objects: Annotated[int, whole(1), "Room for objects in an image; of more, the largest are kept."] = 16
+    max_detections: Annotated[
+        int,
+        whole(10),
+        "Detections of an image that are judged, the best ones; models must return as many, see max_detections of "
+        "their heads.",
+    ] = 100
     masks: Annotated[
         bool, FLAG, "Also make batches of the objects' masks, as grids of mask_size x mask_size cells."
     ] = False
@@ -261,6 +298,11 @@ class Data:
         """How large images are."""
         shapes = (self.image_size,) if _is_size(self.image_size) else self.image_size
         return Sizing(shapes, self.short_sides, self.long_side)
+
+    @property
+    def reading(self) -> Reading:
+        """How image files are read."""
+        return Reading(upright=self.upright, value_range=self.value_range or None, most_pixels=self.max_pixels)
 
     @property
     def augmentation(self) -> Augmentation:

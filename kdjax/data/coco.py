@@ -12,6 +12,9 @@ import json
 import os
 import re
 import stat
+import unicodedata
+import urllib.parse
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -19,15 +22,21 @@ from typing import Any
 import numpy as np
 
 from kdjax.data import check
-from kdjax.data.check import Annotations, Checks, DataReport, check_images, check_objects, describe_object
+from kdjax.data.check import (
+    Annotations,
+    Checks,
+    DataReport,
+    check_images,
+    check_objects,
+    same_files,
+    settle_objects,
+    united,
+)
 from kdjax.data.images import Header, ImageError, for_all, read_header
-from kdjax.data.indexed import IndexedSource, check_counts
-from kdjax.data.outlines import PolygonStore, usable_outlines
+from kdjax.data.indexed import IndexedSource, check_counts, check_values
+from kdjax.data.outlines import PolygonStore, outline_boxes, usable_outlines
 from kdjax.errors import UserError
 from kdjax.paths import local_path
-
-MOST_JSON_BYTES = 10**9
-"""A larger annotation file is refused: parsed, it would take several times as much memory."""
 
 _SPLITS = {
     "train": ("train", "training"),
@@ -40,8 +49,18 @@ _LONGEST_NAME = 255
 """Bytes in one part of a path, which file systems allow."""
 
 
+_IGNORED = ("ignore", "ignored", "difficult", "is_difficult")
+"""What converters call the mark of an object that is neither to be found nor to be missed."""
+_ANGLES = ("angle", "theta", "rotation_angle")
+"""Names of rotations whose unit and sense tools do not agree on."""
+
+
 class _OutsideError(ImageError):
     """A file that lies elsewhere."""
+
+
+class _MissingError(ImageError):
+    """A file that is not there."""
 
 
 def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = check.DEFAULT) -> IndexedSource:
@@ -65,7 +84,7 @@ def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = check
     file, stem = _annotation_file(folder, name)
     report = DataReport(str(file), checks)
     store = PolygonStore()
-    content = _parsed(file, store)
+    content = _parsed(file, store, checks)
     class_names, category_ids, categories = _categories(content, report)
     identity, names, annotated = _image_entries(content, report)
     annotations, segmentations = _annotation_entries(content, identity, names, categories, report)
@@ -75,20 +94,22 @@ def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = check
     identity, names, annotated = identity[rows], [names[row] for row in rows.tolist()], annotated[rows]
     annotations, segmentations = _of_images(annotations, segmentations, rows)
     root = _image_folder(folder, file, name, stem, names)
-    allowed = [os.path.realpath(path) for path in (folder, root)]
-    found = for_all(lambda row: _file_header(root, names[row], allowed), len(names))
-    _settle_escapes(identity, names, found, report)
+    names, found = _headers(folder, root, identity, names, report)
     images, rows = check_images(identity, names, annotated, found, report)
     annotations, segmentations = _of_images(annotations, segmentations, rows)
+    first = same_files(images, annotations, lambda row: (root / images.names[row]).read_bytes(), report)
+    images, _, annotations, rows = united(images, annotations, first)
+    segmentations = [segmentations[row] for row in rows.tolist()]
 
-    kept, rows = check_objects(images, annotations, report)
+    boxes = outline_boxes(segmentations, store, images.size[annotations.image])
+    kept, rows = check_objects(images, annotations, report, boxes)
     segmentations = [segmentations[row] for row in rows.tolist()]
     outlines, boxed = usable_outlines(segmentations, store, kept.boxes, images.size[kept.image])
     if outlines:
-        report.settle(check.NO_OUTLINE, kept.identity[boxed], lambda k: describe_object(images, kept, int(boxed[k])))
+        settle_objects(check.NO_OUTLINE, boxed, images, kept, report)
     images, annotations, _ = check_counts(images, kept, report)
     paths = images.names
-    return IndexedSource(
+    source = IndexedSource(
         images=images,
         annotations=annotations,
         outlines=outlines,
@@ -97,12 +118,15 @@ def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = check
         read=lambda row: (root / paths[row]).read_bytes(),
         report=report,
     )
+    check_values(source)
+    return source
 
 
 def _sliced(split: str) -> tuple[str, Callable[[int], slice]]:
     """The name of a split, and the slice of its images by their number."""
-    match = re.fullmatch(r"(?P<name>[^\[\]]+)(\[(?P<low>-?\d+%?)?:(?P<high>-?\d+%?)?\])?", split)
-    if not match:
+    match = re.fullmatch(r"(?P<name>.+?)(\[(?P<low>-?\d+%?)?:(?P<high>-?\d+%?)?\])?", split)
+    # What has a colon between brackets at its end is meant as a slice.
+    if not match or re.search(r"\[[^\[\]]*:[^\[\]]*\]$", match["name"]):
         raise UserError(f"{split!r} is no split; it must be a name, or a name and a slice such as train[:100].")
 
     def bound(text: str | None, length: int) -> int | None:
@@ -166,15 +190,98 @@ def _image_folder(folder: Path, file: Path, split: str, stem: str, names: Sequen
     places = [place for place in dict.fromkeys(usual) if place.is_dir()]
     probes = [names[row] for row in np.linspace(0, len(names) - 1, min(len(names), 16), dtype=int)] if names else []
     # Of equals, the first.
-    return max(places, key=lambda place: sum((place / name).exists() for name in probes))
+    return max(places, key=lambda place: sum(any((place / x).exists() for x in _spellings(name)) for name in probes))
 
 
-def _parsed(file: Path, store: PolygonStore) -> dict[str, Any]:
+def _spellings(name: str) -> tuple[str, ...]:
+    """What a file of that name may be called that was written on another system, or for the web."""
+    plain = urllib.parse.unquote(name).replace("\\", "/")
+    return name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
+
+
+def _headers(
+    folder: Path, root: Path, identity: np.ndarray, names: Sequence[str], report: DataReport
+) -> tuple[list[str], list[Header | ImageError]]:
+    """The names of the files that are there, and their headers or what is wrong with them."""
+    names, checks = list(names), report.checks
+    allowed = [os.path.realpath(path) for path in (folder, root)]
+
+    def headers(rows: Sequence[int]) -> list[Header | ImageError]:
+        return for_all(lambda k: _file_header(root, names[rows[k]], allowed, checks), len(rows))
+
+    found = headers(range(len(names)))
+    missing = [row for row, header in enumerate(found) if isinstance(header, _MissingError)]
+    others = _other_names(root, [names[row] for row in missing]) if missing else []
+    renamed = {row: other for row, other in zip(missing, others, strict=True) if isinstance(other, str)}
+    for row, other in zip(missing, others, strict=True):
+        if isinstance(other, ImageError):
+            found[row] = other
+    rows = list(renamed)
+    report.settle(
+        check.OTHER_NAME,
+        identity[rows],
+        lambda k: f"{names[rows[k]]!r} (image {identity[rows[k]]}) for {renamed[rows[k]]!r}{_how(names[rows[k]])}",
+        list(renamed.values()),
+    )
+    for row, other in renamed.items():
+        names[row] = other
+    for row, header in zip(rows, headers(rows), strict=True):
+        found[row] = header
+    _settle_links(identity, names, found, report)
+    return names, found
+
+
+def _how(name: str) -> str:
+    """What is special about a name that no file has, for a sentence."""
+    if "\\" in name:
+        return ", with a backslash instead of a slash"
+    return ", with percent escapes" if urllib.parse.unquote(name) != name else ""
+
+
+def _other_names(root: Path, names: Sequence[str]) -> list[str | ImageError]:
+    """For each name that no file in a folder has, the one file whose name means the same, or what is wrong.
+
+    Backslashes, percent escapes, Unicode's forms and the case of letters mean nothing, nor do folders before a name
+    that are not there.
+    """
+    there: dict[str, list[str]] = defaultdict(list)
+    stems: dict[str, list[str]] = defaultdict(list)
+    for place, _, files in os.walk(root):
+        for file in files:
+            path = os.path.relpath(os.path.join(place, file), root)
+            there[_plain(path)].append(path)
+            stems[os.path.splitext(_plain(path))[0]].append(path)
+
+    def other(name: str) -> str | ImageError:
+        parts = _plain(name).split("/")
+        for k in range(len(parts)):
+            match there["/".join(parts[k:])]:
+                case [path]:
+                    return path
+                case [path, second, *_]:
+                    return ImageError(f"is missing, and {path!r} and {second!r} are both much the same name")
+        near = stems[os.path.splitext(_plain(name))[0]]
+        return ImageError(f"is missing{f', unlike {near[0]}' if near else ''}{_how(name)}")
+
+    return [other(name) for name in names]
+
+
+def _plain(name: str) -> str:
+    """What names that mean the same file have in common."""
+    text = unicodedata.normalize("NFKC", urllib.parse.unquote(name).replace("\\", "/")).casefold()
+    parts = [part.strip() for part in text.replace("+", " ").split("/")]
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def _parsed(file: Path, store: PolygonStore, checks: Checks) -> dict[str, Any]:
     """The content of an annotation file; its polygons are in the store."""
     try:
         size = file.stat().st_size
-        if size > MOST_JSON_BYTES:
-            raise UserError(f"{file} has {size:,} bytes, more than the {MOST_JSON_BYTES:,} that are read.")
+        if size > checks.most_json_bytes:
+            raise UserError(
+                f"{file} has {size:,} bytes, more than the {checks.most_json_bytes:,} that are read; "
+                "config.data.max_json_bytes raises that limit."
+            )
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from error
@@ -270,7 +377,10 @@ def _categories(content: dict[str, Any], report: DataReport) -> tuple[tuple[str,
             labels[names[row]] = len(labels)
             category_ids.append(int(identity[row]))
     report.settle(
-        check.SAME_NAME, identity[repeated], lambda k: f"category {identity[repeated[k]]}, {names[repeated[k]]!r}"
+        check.SAME_NAME,
+        identity[repeated],
+        lambda k: f"category {identity[repeated[k]]}, {names[repeated[k]]!r}",
+        [names[row] for row in repeated],
     )
     table = np.stack([identity[order], [labels[names[row]] for row in order.tolist()]], axis=1)
     return tuple(labels), tuple(category_ids), table
@@ -284,24 +394,29 @@ def _image_entries(content: dict[str, Any], report: DataReport) -> tuple[np.ndar
     order = np.argsort(identity)
     identity, entries = identity[order], [entries[row] for row in order.tolist()]
 
-    def describe(row: int) -> str:
-        return f"image {identity[row]}"
+    names = _column(entries, "file_name", (str,), report, lambda row: f"image {identity[row]}")
 
-    names = _column(entries, "file_name", (str,), report, describe)
+    def describe(row: int) -> str:
+        return f"{names[row]!r} (image {identity[row]})"
+
     unsafe = {row: reason for row, name in enumerate(names) if (reason := _unsafe(name))}
     rows = list(unsafe)
     report.settle(
         check.UNSAFE_NAME,
         identity[rows],
         lambda k: f"image {identity[rows[k]]}, {names[rows[k]][:60]!r} {unsafe[rows[k]]}",
+        [names[row] for row in rows],
     )
-    sides = []
+    sides, unsaid = [], np.zeros(len(entries), bool)
     for key in ("height", "width"):
         values = _column(entries, key, (int, type(None)), report, describe)
         side = np.array([0 if value is None else min(max(value, -1), 2**31) for value in values], np.int64)
-        if wrong := [row for row, value in enumerate(values) if value is not None and value < 1]:
+        if wrong := [row for row, value in enumerate(values) if value is not None and value < -1]:
             raise UserError(f"{report.origin}: {describe(wrong[0])} has {key} {values[wrong[0]]}; it must be positive.")
-        sides.append(side)
+        unsaid |= np.array([value in (0, -1) for value in values], bool)
+        sides.append(np.maximum(side, 0))
+    rows = np.flatnonzero(unsaid).tolist()
+    report.settle(check.NO_SIZE, identity[rows], lambda k: describe(rows[k]), [names[row] for row in rows])
     return identity, names, np.stack(sides, axis=1)
 
 
@@ -345,12 +460,20 @@ def _annotation_entries(
     label = np.searchsorted(categories[:, 0], of_category)
     foreign = ~unknown & ~np.isin(of_category, categories[:, 0])
 
-    def settle(flaw: check.Flaw, chosen: np.ndarray, key: str, values: np.ndarray) -> None:
-        rows = np.flatnonzero(chosen)
-        report.settle(flaw, identity[rows], lambda k: f"annotation {identity[rows[k]]} has {key} {values[rows[k]]}")
-
-    settle(check.UNKNOWN_IMAGE, unknown, "image_id", of_image)
-    settle(check.UNKNOWN_CATEGORY, foreign, "category_id", of_category)
+    rows = np.flatnonzero(unknown)
+    report.settle(
+        check.UNKNOWN_IMAGE,
+        identity[rows],
+        lambda k: f"annotation {identity[rows[k]]} has image_id {of_image[rows[k]]}",
+    )
+    strange = np.flatnonzero(foreign)
+    files = [names[row] for row in image[strange].tolist()]
+    report.settle(
+        check.UNKNOWN_CATEGORY,
+        identity[strange],
+        lambda k: f"annotation {identity[strange[k]]} has category_id {of_category[strange[k]]} in {files[k]}",
+        files,
+    )
     known = np.flatnonzero(~unknown & ~foreign)
     order = known[np.lexsort((identity[known], image[known]))]
     image, identity, label = image[order], identity[order], label[order]
@@ -363,17 +486,87 @@ def _annotation_entries(
     if wrong := set(crowd) - {0, 1}:
         row = next(row for row, value in enumerate(crowd) if value in wrong)
         raise UserError(f"{report.origin}: {describe(row)} has iscrowd {crowd[row]}; it must be 0 or 1.")
+
+    def settle(flaw: check.Flaw, rows: Sequence[int]) -> None:
+        report.settle(flaw, identity[rows], lambda k: describe(rows[k]), [names[row] for row in image[rows].tolist()])
+
+    ignored, unread = _marks(entries, _IGNORED)
+    settle(check.UNREAD_FLAG, unread)
+    crowds = np.array(crowd, bool)
+    settle(check.IGNORED, [row for row in ignored if not crowds[row]])
+    crowds[ignored] = True
     boxes = _boxes(entries, report, describe)
     area = _column(entries, "area", (int, float, type(None)), report, describe)
+    areas = _areas(area, np.abs(boxes[:, 2] * boxes[:, 3]))
+    angles, unread = _rotations(entries)
+    settle(check.UNREAD_ROTATION, unread)
+    turned = list(angles)
+    settle(check.ROTATED, turned)
+    boxes[turned] = _around(boxes[turned], np.array(list(angles.values()), float))
     annotations = Annotations(
         image=image,
         identity=identity,
         boxes=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
         labels=categories[label, 1].astype(np.int32),
-        crowd=np.array(crowd, bool),
-        area=_areas(area, np.abs(boxes[:, 2] * boxes[:, 3])),
+        crowd=crowds,
+        area=areas,
     )
     return annotations, [entry.get("segmentation") for entry in entries]
+
+
+def _marks(entries: Sequence[dict[str, Any]], keys: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The positions of the entries that have one of some marks, and of those whose marks cannot be read."""
+    marked, unread = [], []
+    for key in keys:
+        for row, value in _said(entries, key):
+            if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+                unread.append(row)
+            elif value:
+                marked.append(row)
+    return sorted(set(marked)), sorted(set(unread))
+
+
+def _said(entries: Sequence[dict[str, Any]], key: str) -> Iterator[tuple[int, Any]]:
+    """The position of every entry that says something under a key, or in its attributes, and what."""
+    for row, entry in enumerate(entries):
+        if key in entry:
+            value = entry[key]
+        elif "attributes" in entry and isinstance(entry["attributes"], dict):
+            value = entry["attributes"].get(key)
+        else:
+            continue
+        if value is not None:
+            yield row, value
+
+
+def _rotations(entries: Sequence[dict[str, Any]]) -> tuple[dict[int, float], list[int]]:
+    """Degrees by which boxes are turned, by their position, and the positions of those that cannot be read.
+
+    Where there is an outline, the box is held against that instead.
+    """
+    angles: dict[int, float] = {}
+    unread: list[int] = []
+    for row, value in _said(entries, "rotation"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < check.LARGEST:
+            unread.append(row)
+        elif value % 180 and not _is_outline(entries[row].get("segmentation")):
+            angles[row] = float(value)
+    for key in _ANGLES:
+        unread += [row for row, value in _said(entries, key) if value]
+    return angles, sorted(set(unread))
+
+
+def _is_outline(segmentation: Any) -> bool:
+    """Whether a segmentation, as its polygons' store leaves it, says anything."""
+    return isinstance(segmentation, dict) or (isinstance(segmentation, tuple) and len(segmentation) > 1)
+
+
+def _around(boxes: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """The upright boxes around boxes (m, 4) that are turned about their centres; x, y, width and height."""
+    cosine, sine = np.abs(np.cos(np.deg2rad(degrees)))[:, None], np.abs(np.sin(np.deg2rad(degrees)))[:, None]
+    side = np.abs(boxes[:, 2:])
+    around = cosine * side + sine * side[:, ::-1]
+    return np.concatenate([boxes[:, :2] + (boxes[:, 2:] - around) / 2, around], axis=1)
 
 
 def _boxes(entries: Sequence[dict[str, Any]], report: DataReport, describe: Callable[[int], str]) -> np.ndarray:
@@ -405,31 +598,38 @@ def _of_images(annotations: Annotations, segmentations: list[Any], rows: np.ndar
     return kept._replace(image=np.searchsorted(rows, kept.image)), list(itertools.compress(segmentations, chosen))
 
 
-def _file_header(root: Path, name: str, allowed: Sequence[str]) -> Header | ImageError:
+def _file_header(root: Path, name: str, allowed: Sequence[str], checks: Checks) -> Header | ImageError:
     """What the header of an image file says, or why the file cannot be used."""
     path = os.path.join(root, name)
     try:
-        if stat.S_ISLNK(os.lstat(path).st_mode) or "/" in name:
+        linked = stat.S_ISLNK(os.lstat(path).st_mode)
+        if linked or "/" in name:
             real = os.path.realpath(path)
-            if not any(os.path.commonpath([real, place]) == place for place in allowed):
+            inside = any(os.path.commonpath([real, place]) == place for place in allowed)
+            if not inside and not checks.follow_links:
                 return _OutsideError(f"is a link to {real}")
+            if linked and not os.path.exists(real):
+                return ImageError(f"is a link to {real}, which is missing")
         # Opening anything else may wait for ever.
         if not stat.S_ISREG(mode := os.stat(path).st_mode):
             return ImageError("is a folder" if stat.S_ISDIR(mode) else "is no file")
         with open(path, "rb") as file:
-            return read_header(file)
+            return read_header(file, checks.reading)
     except ImageError as error:
         return error
     except FileNotFoundError:
-        return ImageError("is missing")
+        return _MissingError("is missing")
     except OSError as error:
         return ImageError(f"cannot be read ({error.strerror})")
 
 
-def _settle_escapes(
+def _settle_links(
     identity: np.ndarray, names: Sequence[str], found: Sequence[Header | ImageError], report: DataReport
 ) -> None:
     rows = [row for row, header in enumerate(found) if isinstance(header, _OutsideError)]
     report.settle(
-        check.UNSAFE_NAME, identity[rows], lambda k: f"image {identity[rows[k]]}, {names[rows[k]]!r} {found[rows[k]]}"
+        check.LINKED,
+        identity[rows],
+        lambda k: f"image {identity[rows[k]]}, {names[rows[k]]!r} {found[rows[k]]}",
+        [names[row] for row in rows],
     )

@@ -1,5 +1,6 @@
 """Encoded images: what their headers say, whether they are whole, and their pixels as RGB. Pillow reads them."""
 
+import hashlib
 import io
 import os
 import warnings
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 MOST_PIXELS = 50_000_000
-"""An image of more is not decoded: a file of 100 kB can hold one that fills the memory."""
+"""An image of more is not decoded by default: a file of 100 kB can hold one that fills the memory."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What is tried; whatever a file is called. Pillow's other formats are rare, slow to refuse, or run other programs."""
@@ -21,6 +22,24 @@ _TAIL = 64
 """Bytes at the end of a file among which its format's end mark must be."""
 _END = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings the stored pixels of each orientation mark upright."""
+_BACK = _TURNS | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+"""And what brings them back."""
+_TIFF_SIZE = 0x0100, 0x0101
+"""The tags of the width and the height of stored pixels."""
+_BLOCK, _BLOCKS = 4096, 4
+"""Of a file of more bytes than all blocks together, a digest sees these blocks, from its beginning to its end."""
+_LIMIT_KEY = "config.data.max_pixels raises that limit"
+_RANGE_KEY = "config.data.value_range"
 _THREADS, _CHUNK = 16, 64
 """Storage answers many requests at once; chunks keep the bookkeeping small."""
 
@@ -35,18 +54,47 @@ class UndecodableError(ImageError):
     """An image's header is sound, but its pixels are not there."""
 
 
+class Reading(NamedTuple):
+    """How image files are read."""
+
+    upright: bool = False
+    """Turn images as their orientation mark (EXIF) says, instead of leaving pixels as they are stored."""
+    value_range: tuple[float, float] | None = None
+    """Values of more than 8 bits that become black and white; None takes the upper 8 of 16 bits."""
+    most_pixels: int = MOST_PIXELS
+    """An image of more is not decoded."""
+
+
+READING = Reading()
+
+
 class Header(NamedTuple):
     """What an image file says about itself."""
 
     size: tuple[int, int]
-    """Height and width in pixels, as stored: a camera's orientation mark is not applied."""
-    turned: bool
-    """Whether an orientation mark (EXIF) asks viewers to swap height and width."""
+    """Height and width in pixels, as :func:`decode` makes it."""
+    orientation: int
+    """The mark (EXIF) by which viewers turn it: 1 is upright, from 5 on height and width change places."""
     animated: bool
     """Whether it has several pictures, of which the first counts."""
+    digest: int
+    """64 bits of a digest of the file's length and bytes: all of a small file, some of a large one."""
 
 
-def read_header(file: IO[bytes]) -> Header:
+class Values(NamedTuple):
+    """The values of an image."""
+
+    wide: bool
+    """Whether they have more than 8 bits."""
+    low: float
+    high: float
+    darkest: int
+    """Of 256 levels, the lowest that they become."""
+    brightest: int
+    """And the highest."""
+
+
+def read_header(file: IO[bytes], reading: Reading = READING) -> Header:
     """Reads the header of an encoded image, and checks that the file is whole.
 
     A file without its format's end mark, or with values of more than 16 bits, is decoded once, here, to know; every
@@ -54,6 +102,7 @@ def read_header(file: IO[bytes]) -> Header:
 
     Args:
         file: open at any position; images of JPEG, PNG, WebP, BMP, TIFF and GIF, whatever their name.
+        reading: how it is going to be decoded.
 
     Raises:
         ImageError: empty, no image, or too large to be decoded safely.
@@ -62,18 +111,39 @@ def read_header(file: IO[bytes]) -> Header:
     length = file.seek(0, os.SEEK_END)
     if not length:
         raise ImageError("is empty")
-    file.seek(max(length - _TAIL, 0))
-    tail = file.read()
-    with _open(file) as image:
+    blocks = _blocks(file, length)
+    digest = hashlib.blake2b(b"%d " % length + blocks, digest_size=8).digest()
+    with _open(file, reading) as image:
         width, height = image.size
-        try:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        except Exception:  # Pillow raises whatever a broken EXIF block leads it to; pixels do not depend on it.
-            turned = False
-        header = Header((height, width), turned, image.format in _ANIMATED and getattr(image, "is_animated", False))
-        if image.mode in ("F", "I") or _END.get(image.format or "", b"") not in tail:
-            _pixels(image)
-    return header
+        if image.format == "TIFF":  # Pillow may have turned its size already.
+            width, height = (getattr(image, "tag_v2")[tag] for tag in _TIFF_SIZE)  # noqa: B009
+        orientation = _orientation(image)
+        if reading.upright and orientation >= 5:
+            width, height = height, width
+        animated = image.format in _ANIMATED and getattr(image, "is_animated", False)
+        if image.mode in ("F", "I") or _END.get(image.format or "", b"") not in blocks[-_TAIL:]:
+            _pixels(image, reading)
+    return Header((height, width), orientation, animated, int.from_bytes(digest, "little", signed=True))
+
+
+def _blocks(file: IO[bytes], length: int) -> bytes:
+    """All bytes of a small file; of a large one equally spaced blocks, the first and the last among them."""
+    if length <= _BLOCKS * _BLOCK:
+        file.seek(0)
+        return file.read()
+    found = []
+    for k in range(_BLOCKS):
+        file.seek(k * (length - _BLOCK) // (_BLOCKS - 1))
+        found.append(file.read(_BLOCK))
+    return b"".join(found)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        mark = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises whatever a broken EXIF block leads it to; pixels do not depend on it.
+        return 1
+    return mark if mark in _TURNS else 1
 
 
 def for_all(function: Callable[[int], T], count: int) -> list[T]:
@@ -88,48 +158,89 @@ def for_all(function: Callable[[int], T], count: int) -> list[T]:
         return [result for results in pool.map(chunk, range(0, count, _CHUNK)) for result in results]
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, reading: Reading = READING) -> np.ndarray:
     """The pixels of an encoded image, (H, W, 3) uint8, RGB.
 
-    Grey and palette images and CMYK are converted, 16 bits a channel become the upper 8, transparency is left out, and
-    a camera's orientation mark is not applied: boxes are those of the stored pixels.
+    Grey and palette images and CMYK are converted, 16 bits a channel become the upper 8 unless a range is given, and
+    transparency is left out. A camera's orientation mark is applied where that is asked for; otherwise boxes are those
+    of the stored pixels.
 
     Raises:
         ImageError: no image, or too large.
         UndecodableError: its pixels cannot be read.
     """
-    with _open(io.BytesIO(data)) as image:
-        return _pixels(image)
+    with _open(io.BytesIO(data), reading) as image:
+        return _pixels(image, reading)
 
 
-def _open(file: IO[bytes]) -> Image.Image:
+def measure(data: bytes, reading: Reading = READING) -> Values:
+    """The lowest and the highest value of an encoded image, and what they become when it is decoded.
+
+    Raises:
+        ImageError: as :func:`decode`.
+    """
+    with _open(io.BytesIO(data), reading) as image:
+        wide = _is_wide(image)
+        pixels = _pixels(image, reading)
+        values = np.asarray(image) if wide else pixels
+    return Values(wide, float(np.nanmin(values)), float(np.nanmax(values)), int(pixels.min()), int(pixels.max()))
+
+
+def _open(file: IO[bytes], reading: Reading) -> Image.Image:
     """The image with its header read."""
+    limit = reading.most_pixels
+    if Image.MAX_IMAGE_PIXELS and limit > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = limit  # Pillow has one of its own, for all images.
+    file.seek(0)
     try:
         image = Image.open(file, formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"has more than the {MOST_PIXELS:,} pixels that are decoded") from error
+        raise ImageError(f"has more than the {limit:,} pixels that are decoded ({_LIMIT_KEY})") from error
     except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to.
         file.seek(0)
         raise ImageError(f"is no image that can be read (it begins with {file.read(12)!r})") from error
     width, height = image.size
-    if width * height > MOST_PIXELS:
+    if width * height > limit:
         image.close()
-        raise ImageError(f"has {width} x {height} pixels, more than the {MOST_PIXELS:,} that are decoded")
+        raise ImageError(f"has {width} x {height} pixels, more than the {limit:,} that are decoded ({_LIMIT_KEY})")
     return image
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: Image.Image, reading: Reading) -> np.ndarray:
     """Decodes to (H, W, 3) uint8."""
     try:
-        if image.mode.startswith("I"):  # 16 bits: Pillow would cut off what is above 255.
-            wide = np.asarray(image)
-            if wide.min() < 0 or wide.max() >= 2**16:
-                raise ValueError("its values are not of 16 bits")
-            return np.repeat((wide >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        if image.mode == "F":
-            raise ValueError("it has floating-point pixels, whose range is not known")
-        if "transparency" in image.info:
-            image = image.convert("RGBA")
-        return np.asarray(image.convert("RGB"))
+        before = _orientation(image) if image.format == "TIFF" else 1
+        image.load()
+        mark = _orientation(image)
+        applied = mark != before != 1  # By Pillow, which does so with TIFF alone.
+        if _is_wide(image):
+            pixels = Image.fromarray(_narrow(image, reading))
+        else:
+            pixels = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+        if applied and not reading.upright:
+            pixels = pixels.transpose(_BACK[before])
+        if mark != 1 and not applied and reading.upright:
+            pixels = pixels.transpose(_TURNS[mark])
+        array = np.asarray(pixels)
+        return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
     except Exception as error:  # As above.
         raise UndecodableError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Whether its values have more than 8 bits: Pillow would cut off what is above 255."""
+    return image.mode.startswith(("I", "F"))
+
+
+def _narrow(image: Image.Image, reading: Reading) -> np.ndarray:
+    """The values of a wide image in 8 bits, (H, W) uint8."""
+    wide = np.asarray(image)
+    if reading.value_range:
+        low, high = reading.value_range
+        share = np.nan_to_num((wide.astype(np.float64) - low) / (high - low))
+        return (np.clip(share, 0, 1) * 255).round().astype(np.uint8)
+    if image.mode == "F":
+        raise ValueError(f"it has floating-point pixels, whose range is not known; {_RANGE_KEY} says it")
+    if wide.min() < 0 or wide.max() >= 2**16:
+        raise ValueError(f"its values are not of 16 bits; {_RANGE_KEY} says their range")
+    return (wide >> 8).astype(np.uint8)

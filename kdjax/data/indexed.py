@@ -1,5 +1,6 @@
 """A source whose objects are all in memory, checked, and whose images are decoded when they are asked for."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,15 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data.check import CROWDED, CUT_OFF, Annotations, DataReport, Images, compare_classes
+from kdjax.data import check
+from kdjax.data.check import CUT_OFF, Annotations, DataReport, Flaw, Images, compare_classes, settle_objects
 from kdjax.data.examples import Example, Objects
-from kdjax.data.images import ImageError, UndecodableError, decode
+from kdjax.data.images import ImageError, UndecodableError, Values, decode, measure
 from kdjax.data.outlines import Outlines, OutlinesOf
 from kdjax.errors import UserError
 
 _SKIPPING = threading.Lock()
 _MOST_SKIPPED = 100
 """Images that follow one another and cannot be decoded: of more, the disk is at fault, not the images."""
+_MEASURED = 16
+"""Images whose values are measured when a source is opened."""
+_TINY = 2.0
+"""Pixels on a side of an image that a detector sees; of less it learns nothing."""
+_FEW_LEVELS = 64
+"""Of 256: images of a whole source that use fewer are not what was meant, or can hardly be seen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +49,8 @@ class IndexedSource:
     read: Callable[[int], bytes]
     """The encoded image at a position; raises OSError or ValueError where the storage fails."""
     report: DataReport
+    generated: bool = False
+    """Made by this package: pixels are a function of the rest."""
     _first: np.ndarray = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +80,7 @@ class IndexedSource:
         except OSError as error:
             raise UserError(f"{self.images.describe(row)} cannot be read any more ({error.strerror}).") from error
         try:
-            return decode(data)
+            return decode(data, self.report.checks.reading)
         except UndecodableError:
             raise
         except ImageError as error:
@@ -81,7 +91,8 @@ class IndexedSource:
         with _SKIPPING:
             if identity in self.report.flaws.get(CUT_OFF, ()):
                 return
-            self.report.settle(CUT_OFF, [identity], lambda _: f"{self.images.describe(row)} {error}")
+            file = self.images.names[row]
+            self.report.settle(CUT_OFF, [identity], lambda _: f"{self.images.describe(row)} {error}", [file])
         message = f"kdjax: {self.images.describe(row)} {error}; the next image takes its place wherever it comes up."
         print(message, file=sys.stderr, flush=True)
 
@@ -102,9 +113,10 @@ class IndexedSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of ids, sizes, objects and classes: what a run's order of examples depends on."""
+        """Hexadecimal digest of ids, sizes, files, objects and classes: what a run's examples and order depend on."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
-        for column in (self.images.identity, self.images.size, *self.annotations):
+        files = () if self.generated else (self.images.digest,)
+        for column in (self.images.identity, self.images.size, *files, *self.annotations):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
@@ -134,10 +146,15 @@ class IndexedSource:
             f"{self.report.origin}: {len(self)} images, {empty} of them without objects; {objects} objects of "
             f"{len(self.class_names)} classes, {crowds} of them crowds."
         ]
-        for flaw, ids in self.report.flaws.items():
-            shown = ", ".join(map(str, ids[:3])) + ", ..." * (len(ids) > 3)
-            lines.append(f"  {self.report.outcome(flaw)}: {len(ids)} {flaw.what} ({flaw.of} {shown})")
-        return lines
+        sizing = self.report.checks.sizing
+        if sizing and not self.annotations.crowd.all():
+            side = check.scaled_sides(self.images, self.annotations, sizing)[~self.annotations.crowd]
+            low, middle, high = np.quantile(side.min(axis=1), [0, 0.5, 1])
+            lines.append(
+                f"  once images are scaled, the shorter side of boxes is {low:.3g} to {high:.3g} pixels, median "
+                f"{middle:.3g}"
+            )
+        return lines + self.report.lines()
 
     def report_dict(self) -> dict[str, Any]:
         """What was found, as plain JSON, with the ids of everything that was left out or repaired."""
@@ -150,7 +167,14 @@ class IndexedSource:
             "classes": dict(zip(self.class_names, self.category_ids, strict=True)),
             "fingerprint": self.fingerprint,
             "flaws": [
-                {"what": flaw.what, "outcome": self.report.outcome(flaw), "of": flaw.of, "count": len(ids), "ids": ids}
+                {
+                    "what": flaw.what,
+                    "outcome": self.report.outcome(flaw),
+                    "of": flaw.of,
+                    "count": len(ids),
+                    "ids": ids,
+                    "files": self.report.files[flaw],
+                }
                 for flaw, ids in self.report.flaws.items()
             ],
         }
@@ -159,26 +183,117 @@ class IndexedSource:
 def check_counts(
     images: Images, annotations: Annotations, report: DataReport
 ) -> tuple[Images, Annotations, np.ndarray]:
-    """Refuses a split without images or objects; leaves out images without objects where that is asked for.
+    """Refuses a split without images or objects to find; leaves out images without objects where that is asked for.
+
+    Counts what a run cannot do justice to: more objects than it has room for or judges, and objects that are too small.
 
     Returns:
         what remains, and the positions of the remaining images.
 
     Raises:
-        UserError: no image, or no object.
+        UserError: no image, or no object but crowds.
     """
     if not len(images.identity):
         raise UserError(f"{report.origin} has no image.")
     if not len(annotations.image):
         raise UserError(f"{report.origin} has no object in any of its {len(images.identity)} images.")
-    count, most = np.bincount(annotations.image, minlength=len(images.identity)), report.checks.max_objects
-    if most is not None:
-        rows = np.flatnonzero(count > most)
-        report.settle(
-            CROWDED, images.identity[rows], lambda k: f"{images.describe(int(rows[k]))} has {count[rows[k]]} of {most}"
+    crowds = np.count_nonzero(annotations.crowd)
+    if crowds == len(annotations.image):
+        raise UserError(
+            f"{report.origin} has no object to find: all {crowds} are crowds (iscrowd 1, or marked to be ignored); of "
+            "ordinary objects iscrowd is 0."
         )
+    if 2 * crowds > len(annotations.image):
+        settle_objects(check.MOSTLY_CROWDS, annotations.crowd, images, annotations, report)
+    count, checks = np.bincount(annotations.image, minlength=len(images.identity)), report.checks
+    ordinary = np.bincount(annotations.image[~annotations.crowd], minlength=len(images.identity))
+    for flaw, found, most in (
+        (check.CROWDED, count, checks.max_objects),
+        (check.UNREACHABLE, ordinary, checks.max_detections),
+    ):
+        if most is not None:
+            _settle_counts(flaw, images, found, most, report)
+    if checks.sizing:
+        tiny = (check.scaled_sides(images, annotations, checks.sizing) < _TINY).any(axis=1) & ~annotations.crowd
+        settle_objects(check.TINY, tiny, images, annotations, report)
     kept = np.flatnonzero(count) if report.checks.skip_empty else np.arange(len(count))
     return images.take(kept), annotations._replace(image=np.searchsorted(kept, annotations.image)), kept
+
+
+def _settle_counts(flaw: Flaw, images: Images, count: np.ndarray, most: int, report: DataReport) -> None:
+    """Counts or refuses the images that have more objects than ``most``."""
+    rows = np.flatnonzero(count > most)
+    files = [images.names[row] for row in rows.tolist()]
+    report.settle(
+        flaw, images.identity[rows], lambda k: f"{images.describe(int(rows[k]))} has {count[rows[k]]} of {most}", files
+    )
+
+
+def check_values(source: IndexedSource) -> None:
+    """Measures the values of some images, and counts or refuses them where they are a small part of what is possible.
+
+    Images of 12 bits in files of 16 are nearly black, for one.
+    """
+    measured: dict[int, Values] = {}
+    for row in dict.fromkeys(np.linspace(0, len(source) - 1, _MEASURED, dtype=int).tolist()):
+        # What cannot be read is said where it is met.
+        with contextlib.suppress(OSError, ImageError):
+            measured[row] = measure(source.read(row), source.report.checks.reading)
+    for wide in (False, True):
+        found = {row: values for row, values in measured.items() if values.wide == wide}
+        if not found or (wide and source.report.checks.reading.value_range):
+            continue
+        levels = max(x.brightest for x in found.values()) - min(x.darkest for x in found.values()) + 1
+        if levels < _FEW_LEVELS:
+            low, high = min(x.low for x in found.values()), max(x.high for x in found.values())
+            _settle_levels(source, list(found), wide, levels, (low, high))
+
+
+def _settle_levels(
+    source: IndexedSource, rows: list[int], wide: bool, levels: int, values: tuple[float, float]
+) -> None:
+    low, high = values
+    what = f"images of {'more than 8' if wide else '8'} bits with values from {low:g} to {high:g}"
+    hint = "save them with their whole range of values"
+    if wide:
+        bits = max(8, int(high).bit_length())
+        hint = (
+            f"config.data.value_range=(0, {2**bits - 1}) takes them for {bits} bits, and ({low:g}, {high:g}) spreads "
+            "them as far as they go"
+        )
+    images = source.images
+    source.report.settle(
+        Flaw(f"{what}, which use {levels} of 256 levels (of {len(rows)} that were measured)", "image", "kept", hint),
+        images.identity[rows],
+        lambda k: images.describe(rows[k]),
+        [images.names[row] for row in rows],
+    )
+
+
+def check_shared(train: IndexedSource, evaluation: IndexedSource) -> None:
+    """Counts, in the report of the split that is evaluated, the images whose files the training split holds too.
+
+    Raises:
+        UserError: there are some, and its checks are strict.
+    """
+    common = np.intersect1d(train.images.digest, evaluation.images.digest)
+
+    def rows_by_file(source: IndexedSource) -> dict[bytes, int]:
+        found = {}
+        for row in np.flatnonzero(np.isin(source.images.digest, common)).tolist():
+            with contextlib.suppress(OSError):
+                found[hashlib.sha256(source.read(row)).digest()] = row
+        return found
+
+    seen = rows_by_file(train)
+    pairs = [(row, seen[file]) for file, row in rows_by_file(evaluation).items() if file in seen]
+    ours, theirs = evaluation.images, train.images
+    evaluation.report.settle(
+        check.SHARED_FILE,
+        ours.identity[[row for row, _ in pairs]],
+        lambda k: f"{ours.describe(pairs[k][0])} is {theirs.describe(pairs[k][1])} of {train.origin}",
+        [ours.names[row] for row, _ in pairs],
+    )
 
 
 def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
@@ -195,7 +310,7 @@ def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
         if difference := compare_classes(*names):
             raise UserError(f"{difference}.")
         for flaw, ids in part.report.flaws.items():
-            report.settle(flaw, ids, str)
+            report.settle(flaw, ids, str, part.report.files[flaw])
 
     identity = np.concatenate([part.images.identity for part in parts])
     if len(np.unique(identity)) != len(identity):
@@ -211,6 +326,7 @@ def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
             identity,
             [name for part in parts for name in part.images.names],
             np.concatenate([part.images.size for part in parts]),
+            np.concatenate([part.images.digest for part in parts]),
         ),
         annotations=Annotations(*map(np.concatenate, zip(*moved, strict=True))),
         outlines=None,

@@ -104,6 +104,80 @@ def usable_outlines(
     Returns:
         the outlines, None where no object has a usable one; and the rows of the objects that got their boxes.
     """
+    points, (start, stop, owner) = np.frombuffer(store.points), _usable_polygons(segmentations, store, sizes)
+    runs = _usable_runs(segmentations, sizes)
+    missing = np.bincount(owner, minlength=len(segmentations)) == 0
+    missing[list(runs)] = False
+    rows = np.flatnonzero(missing)
+    if len(rows) == len(segmentations):
+        return None, rows
+    if len(rows):
+        corners = boxes[rows][:, [0, 1, 2, 1, 2, 3, 0, 3]].astype(np.float64).ravel()
+        begin = len(points) + 8 * np.arange(len(rows))
+        points = np.concatenate([points, corners])
+        start, stop = np.concatenate([start, begin]), np.concatenate([stop, begin + 8])
+        owner = np.concatenate([owner, rows])
+        order = np.argsort(owner, kind="stable")
+        start, stop, owner = start[order], stop[order], owner[order]
+    first = np.searchsorted(owner, np.arange(len(segmentations) + 1))
+    return Outlines(points, start, stop, first, runs), rows
+
+
+def outline_boxes(segmentations: Sequence[Any], store: PolygonStore, sizes: np.ndarray) -> np.ndarray:
+    """The boxes around usable segmentations, (m, 4) float64, xyxy in pixels; NaN for an object without one.
+
+    Arguments as those of :func:`usable_outlines`.
+    """
+    found = np.full((len(segmentations), 4), np.nan)
+    points, (start, stop, owner) = np.frombuffer(store.points), _usable_polygons(segmentations, store, sizes)
+    boxes = np.empty((len(start), 4))
+    for parity in (0, 1):
+        chosen = np.flatnonzero(start % 2 == parity)
+        chosen = chosen[np.argsort(start[chosen])]
+        for axis in (0, 1):
+            # Of points that begin at an odd place, x stands at the odd places, and y at the even ones.
+            place = (parity + axis) // 2
+            values, bounds = points[(parity + axis) % 2 :: 2], np.stack([start[chosen], stop[chosen]], axis=1) // 2
+            for side, reduce in ((axis, np.minimum), (axis + 2, np.maximum)):
+                boxes[chosen, side] = _reduced(reduce, values, bounds + place)
+    if len(owner):
+        first = np.flatnonzero(np.diff(owner, prepend=-1))
+        found[owner[first], :2] = np.minimum.reduceat(boxes[:, :2], first)
+        found[owner[first], 2:] = np.maximum.reduceat(boxes[:, 2:], first)
+    for row, value in _usable_runs(segmentations, sizes).items():
+        found[row] = _box_of_runs(value)
+    return found
+
+
+def _reduced(reduce: np.ufunc, values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Reduces ``values`` between each of ``bounds`` (k, 2), which ascend: (k,)."""
+    flat = bounds.ravel()
+    if not len(flat):
+        return np.zeros(0)
+    # The end of all values is the one bound that may not be named.
+    return reduce.reduceat(values, flat[:-1] if flat[-1] == len(values) else flat)[::2]
+
+
+def _box_of_runs(runs: dict[str, Any]) -> list[float]:
+    """The box around the pixels that sound run lengths cover, xyxy; NaN where they cover none."""
+    counts, height = runs["counts"], runs["size"][0]
+    lengths = _uncompressed(counts) if isinstance(counts, str) else np.array(counts, np.int64)
+    ends = np.cumsum([] if lengths is None else lengths)
+    first, last = ends[0 : len(ends) // 2 * 2 : 2], ends[1::2] - 1
+    first, last = first[first <= last], last[first <= last]
+    if not len(first):
+        return [np.nan] * 4
+    column, row = np.divmod(first, height)
+    last_column, last_row = np.divmod(last, height)
+    tall = (column != last_column).any()
+    top, bottom = (0, height) if tall else (row.min(), last_row.max() + 1)
+    return [column.min(), top, last_column.max() + 1, bottom]
+
+
+def _usable_polygons(
+    segmentations: Sequence[Any], store: PolygonStore, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where in the store each polygon that can be drawn begins and ends, and the object that it is of, ascending."""
     points = np.frombuffer(store.points)
     spans = [value if type(value) is tuple else (0,) for value in segmentations]
     start, stop = (
@@ -116,28 +190,16 @@ def usable_outlines(
     bad = np.flatnonzero(~((points > -far) & (points < far)))
     near = np.searchsorted(bad, start) == np.searchsorted(bad, stop)
     usable = near & (stop - start >= 6) & ((stop - start) % 2 == 0)
-    start, stop, owner = start[usable], stop[usable], owner[usable]
+    return start[usable], stop[usable], owner[usable]
 
-    runs = {
+
+def _usable_runs(segmentations: Sequence[Any], sizes: np.ndarray) -> dict[int, dict[str, Any]]:
+    """The run lengths that can be drawn, by the positions of their objects."""
+    return {
         row: value
         for row, value in enumerate(segmentations)
         if type(value) is dict and _sound_runs(value, sizes[row].tolist())
     }
-    missing = np.bincount(owner, minlength=len(spans)) == 0
-    missing[list(runs)] = False
-    rows = np.flatnonzero(missing)
-    if len(rows) == len(spans):
-        return None, rows
-    if len(rows):
-        corners = boxes[rows][:, [0, 1, 2, 1, 2, 3, 0, 3]].astype(np.float64).ravel()
-        begin = len(points) + 8 * np.arange(len(rows))
-        points = np.concatenate([points, corners])
-        start, stop = np.concatenate([start, begin]), np.concatenate([stop, begin + 8])
-        owner = np.concatenate([owner, rows])
-        order = np.argsort(owner, kind="stable")
-        start, stop, owner = start[order], stop[order], owner[order]
-    first = np.searchsorted(owner, np.arange(len(spans) + 1))
-    return Outlines(points, start, stop, first, runs), rows
 
 
 def _sound_runs(runs: dict[str, Any], size: list[int]) -> bool:

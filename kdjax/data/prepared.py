@@ -1,6 +1,7 @@
 """Data sets that tensorflow-datasets has prepared, and the embedded one, which it prepares here."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import sys
@@ -15,9 +16,20 @@ from etils import epath
 from tensorflow_datasets.core import constants
 
 from kdjax.data import shapes
-from kdjax.data.check import Annotations, Checks, DataReport, Flaw, Images, check_images, check_objects, describe_object
-from kdjax.data.images import Header, ImageError, for_all, read_header
-from kdjax.data.indexed import IndexedSource, check_counts, joined
+from kdjax.data.check import (
+    Annotations,
+    Checks,
+    DataReport,
+    Flaw,
+    Images,
+    check_images,
+    check_objects,
+    same_files,
+    settle_objects,
+    united,
+)
+from kdjax.data.images import Header, ImageError, Reading, for_all, read_header
+from kdjax.data.indexed import IndexedSource, check_counts, check_values, joined
 from kdjax.data.outlines import Outlines, PolygonStore, usable_outlines
 from kdjax.errors import UserError
 
@@ -70,7 +82,8 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
                         f"The data set shapes cannot be generated in {builder.data_dir} ({error.strerror or error}); "
                         "set config.data.data_dir to a folder that can be written."
                     ) from error
-        return _opened(f"shapes/{config}", builder, split, checks, "delete that folder, and it is made anew")
+        source = _opened(f"shapes/{config}", builder, split, checks, "delete that folder, and it is made anew")
+        return dataclasses.replace(source, generated=True)
 
 
 def open_prepared(
@@ -180,7 +193,7 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
                 f"{name}, {split}: record {row} in {builder.data_dir} cannot be read ({what}): {again}."
             ) from error
 
-    found = for_all(lambda row: _read(record(row)), len(records))
+    found = for_all(lambda row: _read(record(row), checks.reading), len(records))
     identity = np.array([first_id + row if r.image_id is None else r.image_id for row, r in enumerate(found)], np.int64)
     if len(np.unique(identity)) != len(identity):
         raise UserError(f"{report.origin} has several images with the same image/id; ids must be unique.")
@@ -190,19 +203,23 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
     class_names = tuple(builder.info.features["objects"].feature["label"].names)
     found = [found[row] for row in rows.tolist()]
     annotations = _annotations(found, images.size, len(class_names), report)
+    first = same_files(images, annotations, lambda row: record(int(rows[row]))["image"], report)
+    images, own, annotations, order = united(images, annotations, first)
     annotations, objects = check_objects(images, annotations, report)
-    outlines = _outlines(found, objects, images, annotations, report)
+    outlines = _outlines(found, order[objects], images, annotations, report)
     images, annotations, kept = check_counts(images, annotations, report)
-    rows = rows[kept]
-    return IndexedSource(
+    positions = rows[own[kept]]
+    source = IndexedSource(
         images=images,
         annotations=annotations,
         outlines=outlines,
         class_names=class_names,
         category_ids=tuple(range(len(class_names))),
-        read=lambda row: record(int(rows[row]))["image"],
+        read=lambda row: record(int(positions[row]))["image"],
         report=report,
     )
+    check_values(source)
+    return source
 
 
 def _check_features(name: str, features: Any) -> None:
@@ -274,10 +291,10 @@ def _check_shards(name: str, builder: Any, split: str, again: str) -> None:
                 raise UserError(f"{name}: {path} has {count} records instead of {length}: {again}.")
 
 
-def _read(record: Any) -> _Record:
+def _read(record: Any, reading: Reading) -> _Record:
     """What is needed of an example; of its image only the header."""
     try:
-        header: Header | ImageError = read_header(io.BytesIO(record["image"]))
+        header: Header | ImageError = read_header(io.BytesIO(record["image"]), reading)
     except ImageError as error:
         header = error
     objects, name = record["objects"], record.get("image/filename", "")
@@ -335,8 +352,7 @@ def _outlines(
     sizes = images.size[annotations.image]
     runs = [{"size": size, "counts": counts[row]} for size, row in zip(sizes.tolist(), rows.tolist(), strict=True)]
     outlines, bad = usable_outlines(runs, PolygonStore(), annotations.boxes, sizes)
-    cases = annotations.take(bad)
-    report.settle(_BAD_RUNS, cases.identity, lambda k: describe_object(images, cases, k))
+    settle_objects(_BAD_RUNS, bad, images, annotations, report)
     return outlines
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from kdjax.config.schema import Data
 from kdjax.data.batches import train_batches
 from kdjax.data.check import Checks, compare_classes
+from kdjax.data.indexed import IndexedSource, check_shared
 from kdjax.data.sources import open_source
 from kdjax.data.statistics import MOST_OBJECTS
 from kdjax.errors import UserError
@@ -29,10 +30,19 @@ def open_split(data: Data, task: Task, *, training: bool) -> Source:
     Raises:
         UserError: one sentence about the data or their name, or what the task lacks to train on them.
     """
-    checks = Checks(strict=data.strict, lenient=data.lenient)
+    checks = Checks(
+        strict=data.strict,
+        lenient=data.lenient,
+        sizing=None if is_open(data) else data.sizing,
+        reading=data.reading,
+        follow_links=data.follow_links,
+        most_json_bytes=data.max_json_bytes,
+    )
     if training:
         room = MOST_OBJECTS if is_open(data) else data.max_objects
         checks = checks._replace(skip_empty=data.skip_empty, max_objects=room)
+    else:
+        checks = checks._replace(max_detections=data.max_detections)
     split = data.train_split if training else data.eval_split
     source = open_source(data.name, split, data.data_dir or None, checks=checks, download=data.download)
     if training:
@@ -50,7 +60,7 @@ def open_splits(plan: Plan) -> Splits:
     """Opens both splits, and prints what was found.
 
     Raises:
-        UserError: a split cannot be used, or they differ in their classes.
+        UserError: a split cannot be used, or they differ in their classes; or strict data share images.
     """
     data, task = plan.data, plan.task
     splits = Splits(open_split(data, task, training=True), open_split(data, task, training=False))
@@ -61,6 +71,8 @@ def open_splits(plan: Plan) -> Splits:
         splits.evaluation.class_names,
     ):
         raise UserError(f"{data.name}: {difference}; both must have the same classes in the same order.")
+    if isinstance(splits.train, IndexedSource) and isinstance(splits.evaluation, IndexedSource):
+        check_shared(splits.train, splits.evaluation)
     for source in splits:
         print("\n".join(source.report_lines()), flush=True)
     return splits

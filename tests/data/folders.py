@@ -2,15 +2,16 @@
 
 import io
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 
-def encoded(height, width, mode="RGB", kind="PNG", **options):
-    """An encoded image of noise."""
-    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+def encoded(height, width, mode="RGB", kind="PNG", seed=0, **options):
+    """An encoded image of noise, another for each seed."""
+    pixels = np.random.default_rng((height * width, seed)).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(file, kind, **options)
     return file.getvalue()
@@ -38,5 +39,5 @@ def write(folder, content, file="annotations_train.json", images="train"):
     for entry in content["images"]:
         place = folder / images / entry["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(encoded(entry["height"], entry["width"]))
+        place.write_bytes(encoded(entry["height"], entry["width"], seed=zlib.crc32(f"{images}/{place.name}".encode())))
     return folder

@@ -50,14 +50,14 @@ def test_the_report_has_every_id_and_a_few_lines(tmp_path):
     tree = content()
     tree["images"] = [{"id": 5, "file_name": "5.png", "width": 40, "height": 30}]
     tree["annotations"] = [
-        {"id": k, "image_id": 5, "category_id": 1 + k % 2, "bbox": [2, 3, 10, 0 if k < 20 else 10]} for k in range(30)
+        {"id": k, "image_id": 5, "category_id": 1 + k % 2, "bbox": [k, 3, 10, 0 if k < 20 else 10]} for k in range(30)
     ]
     source = opened(write(tmp_path, tree), max_objects=8)
     assert source.report_lines() == [
         f"{tmp_path}/annotations_train.json: 1 images, 0 of them without objects; 10 objects of 2 classes, 0 of them "
         "crowds.",
-        "  left out: 20 boxes without area (annotation 0, 1, 2, ...)",
-        "  truncated: 1 images with more objects than config.data.max_objects (image 5)",
+        "  left out: 20 boxes without area (annotation 0 of 5.png, 1 of 5.png, 2 of 5.png, ...)",
+        "  truncated: 1 images with more objects than config.data.max_objects (image 5.png)",
     ]
     report = json.loads(json.dumps(source.report_dict()))
     assert report["fingerprint"] == source.fingerprint
@@ -76,6 +76,7 @@ def test_the_report_has_every_id_and_a_few_lines(tmp_path):
                 "of": "annotation",
                 "count": 20,
                 "ids": list(range(20)),
+                "files": ["5.png"] * 20,
             },
             {
                 "what": "images with more objects than config.data.max_objects",
@@ -83,6 +84,7 @@ def test_the_report_has_every_id_and_a_few_lines(tmp_path):
                 "of": "image",
                 "count": 1,
                 "ids": [5],
+                "files": ["5.png"],
             },
         ],
     }

@@ -8,7 +8,6 @@ import random
 import numpy as np
 import pytest
 
-from kdjax.data import coco
 from kdjax.data.check import Checks
 from kdjax.data.masks import rasterize
 from kdjax.data.sources import open_source
@@ -93,9 +92,15 @@ def test_what_is_no_annotation_file_is_refused(tmp_path, name):
 def test_a_huge_annotation_file_is_refused_unread(tmp_path):
     """Item 15."""
     write(tmp_path, content())
-    os.truncate(tmp_path / FILE, coco.MOST_JSON_BYTES + 1)
-    with pytest.raises(UserError, match=rf"{FILE} has 1,000,000,001 bytes, more than the 1,000,000,000 that are read"):
+    os.truncate(tmp_path / FILE, Checks().most_json_bytes + 1)
+    with pytest.raises(
+        UserError,
+        match=rf"{FILE} has 1,000,000,001 bytes, more than the 1,000,000,000 that are read; config.data.max_json_bytes",
+    ):
         opened(tmp_path)
+    write(tmp_path, content())
+    with pytest.raises(UserError, match=r"more than the 10 that are read"):
+        opened(tmp_path, most_json_bytes=10)
 
 
 REFUSED = {
@@ -108,8 +113,11 @@ REFUSED = {
     "2 image id is a text": (edited("images.1.id", "7"), "image number 2 has id '7'; it must be an integer"),
     "2 image id is too large": (edited("images.1.id", 2**64), "id 18446744073709551616 of an image is beyond 64 bits"),
     "2 no file name": (edited("images.1.file_name", del_), "image 7 has file_name missing; it must be a text"),
-    "2 height is a text": (edited("images.1.height", "30"), "image 7 has height '30'; it must be an integer or absent"),
-    "2 height is zero": (edited("images.1.height", 0), "image 7 has height 0; it must be positive"),
+    "2 height is a text": (
+        edited("images.1.height", "30"),
+        "'7.png' .image 7. has height '30'; it must be an integer or absent",
+    ),
+    "2 height is below -1": (edited("images.1.height", -2), "'7.png' .image 7. has height -2; it must be positive"),
     "2 a category without name": (edited("categories.1.name", del_), "category 2 has name missing; it must be a text"),
     "2 no category": (edited("categories", []), "has no category"),
     "2 iscrowd is two": (edited("annotations.2.iscrowd", 2), "annotation 13 of 7.png .image 7. has iscrowd 2"),
@@ -257,7 +265,7 @@ def test_images_without_objects_are_kept_or_skipped(tmp_path):
 def test_crowds_are_kept(tmp_path):
     """Item 10: an image of crowds alone, a crowd as run lengths, and iscrowd missing or a bool."""
     tree = content()
-    runs = {"size": [30, 40], "counts": [100, 20, 1080]}
+    runs = {"size": [30, 40], "counts": [0, 1200]}
     tree["annotations"][2] |= {"iscrowd": True, "segmentation": runs}
     del tree["annotations"][0]["iscrowd"]
     tree["annotations"][0]["segmentation"] = [[2, 3, 12, 3, 12, 23.125]]
@@ -275,7 +283,10 @@ def test_crowds_are_kept(tmp_path):
     for entry in tree["annotations"]:
         entry["iscrowd"] = 1
     (tmp_path / FILE).write_text(json.dumps(tree))
-    assert opened(tmp_path).annotations.crowd.all()
+    with pytest.raises(
+        UserError, match=r"has no object to find: all 3 are crowds \(iscrowd 1, or marked to be ignored"
+    ):
+        opened(tmp_path)
 
 
 UNUSABLE = {
@@ -352,7 +363,9 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "secret.png").write_bytes(encoded(30, 40))
     (folder / "train" / "7.png").unlink()
     (folder / "train" / "7.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(UserError, match=rf"{FILE} has file names .*: image 7, '7.png' is a link to .*secret.png"):
+    with pytest.raises(
+        UserError, match=rf"{FILE} has images that are links .*: image 7, '7.png' is a link to .*secret.png"
+    ):
         opened(folder)
     (folder / "train" / "7.png").unlink()
     (folder / "train" / "sub").symlink_to(tmp_path)
@@ -361,6 +374,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
     (folder / FILE).write_text(json.dumps(tree))
     with pytest.raises(UserError, match=r"image 7, 'sub/secret.png' is a link to .*secret.png"):
         opened(folder, lenient=True)
+    assert opened(folder, follow_links=True)[1].image_id == 7
 
 
 def test_the_folder_of_images_may_itself_be_a_link(tmp_path):

@@ -104,7 +104,7 @@ def coco_example(number, **image):
         for k in range(number % 3)
     ]
     return {
-        "image": encoded(30, 40, kind="JPEG"),
+        "image": encoded(30, 40, kind="JPEG", seed=number),
         "image/filename": f"{number:012d}.jpg",
         "image/id": 100 + number,
         "objects": objects,
@@ -123,7 +123,7 @@ def voc_example(number, labels):
         for k, label in enumerate(labels)
     ]
     return {
-        "image": encoded(30, 40, kind="JPEG"),
+        "image": encoded(30, 40, kind="JPEG", seed=number),
         "image/filename": f"{number:06d}.jpg",
         "objects": objects,
         "labels": labels,
@@ -426,7 +426,7 @@ def test_run_lengths_of_no_mask_are_refused(tmp_path, counts, others):
         r"objects whose run_lengths are not those of their image: annotation 7 of 0{11}4.jpg \(image 104\), x 2 to 12"
     )
     with pytest.raises(UserError, match=f"tfds:coco/2017 train has {message}") as error:
-        of_masks(tmp_path, masked(4, *((box, text) for text in [*others, counts])))
+        of_masks(tmp_path, masked(4, *(((20, 3, 30, 23), text) for text in others), (box, counts)))
     assert "\n" not in str(error.value)
 
 

@@ -91,11 +91,13 @@ def test_grey_images_and_images_without_objects_are_read(tmp_path, data_dir):
     file = io.BytesIO()
     Image.fromarray(np.full((6, 9), 77, np.uint8)).save(file, "PNG")
     features = dict(shapes.Shapes(config="tiny", data_dir=data_dir).info.features)
+    other = io.BytesIO()
+    Image.fromarray(np.full((6, 9), 177, np.uint8)).save(other, "PNG")
     example = {"image": file.getvalue(), "image/filename": "grey.png", "image/id": 7, "objects": []}
     box = tfds.features.BBox(ymin=0.0, xmin=0.0, ymax=0.5, xmax=0.5)
     # The run lengths of 54 pixels of no object.
     objects = [{"area": 9, "bbox": box, "id": 1, "is_crowd": False, "label": 0, "run_lengths": "f1"}]
-    prepare(tmp_path, features, example, example | {"image/id": 8, "objects": objects})
+    prepare(tmp_path, features, example, example | {"image": other.getvalue(), "image/id": 8, "objects": objects})
     found = open_source("tfds:other", "train", tmp_path)[0]
     np.testing.assert_array_equal(found.image, np.full((6, 9, 3), 77))
     assert found.boxes.shape == (0, 4)
