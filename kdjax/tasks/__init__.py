@@ -17,7 +17,7 @@ def build_task(name: str, data: Any) -> Task:
 
     >>> from kdjax.config.schema import Data
     >>> build_task("detection", Data(max_objects=3))
-    Detection(max_objects=3, mask_size=0)
+    Detection(max_objects=3, mask_size=0, max_detections=100)
 
     Args:
         name: a key of ``TASKS``, or package.module:Class of somebody else's.

@@ -18,11 +18,14 @@ from kdjax.data.masks import RunLengths, paste, run_lengths
 from kdjax.data.sizing import Size
 from kdjax.types import Batch, Detections
 
+COCO_DETECTIONS = 100
+"""Detections of an image that COCO's metrics are about."""
+
 _SUMMARY = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
-    *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
+    *("AR1", "AR10", "AR{}", "AR_small", "AR_medium", "AR_large"),
 )
-"""COCO's twelve numbers, in the judge's order."""
+"""COCO's twelve numbers, in the judge's order; one has the limit of detections in its name."""
 
 
 class ImageDetections(NamedTuple):
@@ -41,7 +44,10 @@ class ImageDetections(NamedTuple):
 
 
 class Metrics(TypedDict):
-    """COCO's numbers in percent, 0 to 100; NaN where the source has no object to find."""
+    """COCO's numbers in percent, 0 to 100; NaN where the source has no object to find.
+
+    Where another number of detections is judged than COCO's 100, that number stands in place of it, as in ``AR300``.
+    """
 
     AP: float
     """Mean over the IoU thresholds 0.50, 0.55, ..., 0.95, and over classes."""
@@ -83,9 +89,9 @@ class Metrics(TypedDict):
 class AveragePrecision:
     """A :class:`kdjax.types.Judge`: gathers detections by the position of their image in the source."""
 
-    def __init__(self, source: ObjectSource):
-        """Knows nothing yet of what is found in the images of a source."""
-        self._source = source
+    def __init__(self, source: ObjectSource, max_detections: int = COCO_DETECTIONS):
+        """Knows nothing yet of what is found in the images of a source; of each the best detections are judged."""
+        self._source, self._max_detections = source, max_detections
         self._found: list[ImageDetections] = []
 
     def add(self, outputs: Detections, batch: Batch) -> None:
@@ -110,7 +116,8 @@ class AveragePrecision:
 
     def merge(self, states: Sequence[Mapping[str, np.ndarray]]) -> Metrics:
         """COCO's metrics of what all processes found."""
-        return coco_metrics(self._source, [image for state in states for image in self.images(state)])
+        found = [image for state in states for image in self.images(state)]
+        return coco_metrics(self._source, found, self._max_detections)
 
     def kept(self, count: int) -> list[dict[str, Any]]:
         """The detections of the source's first images, under the data set's own ids."""
@@ -154,7 +161,9 @@ def original_pixels(output: Detections, batch: Batch, source: ObjectSource) -> I
         yield ImageDetections(int(positions[i]), clipped, scores[i][kept], labels[i][kept], pasted)
 
 
-def coco_metrics(source: ObjectSource, detections: Iterable[ImageDetections]) -> Metrics:
+def coco_metrics(
+    source: ObjectSource, detections: Iterable[ImageDetections], max_detections: int = COCO_DETECTIONS
+) -> Metrics:
     """COCO's metrics of ``detections`` against the objects of ``source``, crowds being ignore regions.
 
     Images of the source without detections count as found empty. Masks are judged as well if all detections have some
@@ -196,7 +205,7 @@ def coco_metrics(source: ObjectSource, detections: Iterable[ImageDetections]) ->
             columns |= {"segmentation": list(found.masks), "area": coco_mask.area(list(found.masks)).tolist()}
             by_mask.extend(_annotations(ranks[position], boxes, labels, columns))
 
-    judge = functools.partial(_judge, images, source.class_names, truth)
+    judge = functools.partial(_judge, images, source.class_names, truth, max_detections)
     metrics = judge(by_box, "bbox")
     if masks:
         metrics |= {f"mask_{name}": value for name, value in judge(by_mask, "segm").items()}
@@ -219,6 +228,7 @@ def _judge(
     images: Mapping[int, Size],
     class_names: Sequence[str],
     truth: Iterable[dict[str, Any]],
+    max_detections: int,
     found: Iterable[dict[str, Any]],
     kind: str,
 ) -> dict[str, Any]:
@@ -229,11 +239,14 @@ def _judge(
         iouType=kind,
         print_function=_silent,
     )
+    judge.params.maxDets = [1, 10, max_detections]
     judge.evaluate()
     judge.accumulate()
     judge.summarize()
-    metrics: dict[str, Any] = {name: _percent(judge.stats[place]) for place, name in enumerate(_SUMMARY)}
-    # (IoU thresholds, recalls, classes, areas, limits of detections): all areas, 100 detections.
+    metrics: dict[str, Any] = {
+        name.format(max_detections): _percent(judge.stats[place]) for place, name in enumerate(_SUMMARY)
+    }
+    # (IoU thresholds, recalls, classes, areas, limits of detections): all areas, the last limit.
     precision = judge.eval["precision"][:, :, :, 0, -1]
     # A class without objects is -1 throughout, and so is its mean.
     metrics["per_class"] = {name: _percent(precision[:, :, k].mean()) for k, name in enumerate(class_names)}

@@ -17,7 +17,7 @@ from kdjax.data.transforms import Geometry
 from kdjax.errors import UserError
 from kdjax.losses import ClassStatistics
 from kdjax.report import known
-from kdjax.tasks.average_precision import AveragePrecision, ImageDetections
+from kdjax.tasks.average_precision import COCO_DETECTIONS, AveragePrecision, ImageDetections
 from kdjax.types import Batch, Column, Masks, Suggestion, Targets
 from kdjax.visualize import Mark, save_predictions, truth_marks
 
@@ -32,6 +32,8 @@ class Detection:
     """Room for objects in an image; of more, those with the largest boxes are kept. Crowds take what they leave."""
     mask_size: int = 0
     """Side of the grids of masks; 0 for targets without masks."""
+    max_detections: int = 100
+    """Detections of an image that are judged."""
 
     name: ClassVar[str] = "detection"
     primary: ClassVar[str] = "AP"
@@ -52,14 +54,20 @@ class Detection:
     @classmethod
     def of(cls, data: Any) -> "Detection":
         """The task on data as the config has them."""
-        return cls(data.max_objects, data.mask_size if data.masks else 0)
+        return cls(data.max_objects, data.mask_size if data.masks else 0, data.max_detections)
 
     def check_model(self, model: Any, where: str) -> None:
-        """Raises UserError where the model learns masks and the data have none."""
+        """Raises UserError where the model learns masks and the data have none, or finds less than is judged."""
         if model.learns_masks and not self.mask_size:
             raise UserError(
                 f"config.data.masks is False, but {where}, which learns masks: set config.data.masks=True, with data "
                 "that have outlines."
+            )
+        most = getattr(model, "max_detections", None)
+        if most is not None and most < self.max_detections != COCO_DETECTIONS:
+            raise UserError(
+                f"config.data.max_detections is {self.max_detections}, but {where}, which returns {most}: set "
+                f"{where.partition(' is ')[0]}.head.max_detections={self.max_detections}."
             )
 
     def check_source(self, source: Any) -> None:
@@ -92,7 +100,7 @@ class Detection:
 
     def judge(self, source: ObjectSource) -> AveragePrecision:
         """COCO's average precision on a source."""
-        return AveragePrecision(source)
+        return AveragePrecision(source, self.max_detections)
 
     def draw(self, path: str | os.PathLike[str], source: ObjectSource, columns: Mapping[str, Column]) -> None:
         """Draws the ground truth, and what each model found, missed and made up."""
