@@ -144,7 +144,9 @@ def test_the_command_prints_and_draws(folder):
     """Eight images, as many as there are devices, for a batch; annotation 12 has no area."""
     for file in ("annotations_train.json", "annotations_val.json"):
         changed(folder, lambda tree: tree["annotations"][1].update(bbox=[1, 1, 0, 5]), file)
-        more = [{"id": k, "file_name": "5.png", "width": 40, "height": 30} for k in range(20, 25)]
+        more = [{"id": k, "file_name": f"{k}.png", "width": 20 + k, "height": 30} for k in range(20, 25)]
+        for k in range(20, 25):
+            (folder / ("val" if "val" in file else "train") / f"{k}.png").write_bytes(encoded(30, 20 + k))
         changed(folder, lambda tree, more=more: tree["images"].extend(more), file)
     arguments = f"--config.data.name=coco_json:{folder}", f"--picture={folder}/sheet.png", "--images=6"
     command = [sys.executable, "-m", "kdjax.inspect", "--config=configs/none.py:tiny", *arguments]
