@@ -155,7 +155,7 @@ def test_the_command_prints_and_draws(folder):
     for line in (
         f"{folder}/annotations_train.json: 8 images, 6 of them without objects; 2 objects of 2 classes, 0 of them "
         "crowds.",
-        "  left out: 1 boxes without area (annotation 12)",
+        "  left out: 1 boxes without area (annotation 12 of 5.png)",
         f"coco_json:{folder}, validation",
         "dog           1   50.00         1",
         f"Training images are in {folder}/sheet.png.",

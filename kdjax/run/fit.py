@@ -33,8 +33,8 @@ def opened(config: ConfigDict, plan: Plan) -> tuple[Plan, Splits]:
     if keys := chosen(plan, splits.train):
         print(in_words(keys), flush=True)
         plan = resolve(with_keys(config, keys), devices=device_count())
-    for line in plan.task.remarks(splits.train, plan.data.sizing):
-        print(line, flush=True)
+        # What opening the splits said of sizes was said before the size was chosen.
+        print("\n".join(plan.task.remarks(splits.train, plan.data.sizing)), flush=True)
     return plan, splits
 
 
