@@ -29,6 +29,8 @@ class LoadReport(NamedTuple):
         return bool(self.matched) and not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
+        if self.clean:
+            return f"all {len(self.matched)} arrays taken"
         line = ", ".join(f"{len(paths)} {name}" for name, paths in self._asdict().items())
         for name in ("missing", "unexpected", "mismatched"):
             paths = getattr(self, name)
