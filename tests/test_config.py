@@ -182,7 +182,9 @@ def test_learning_rate_scales_with_the_batch_and_steps_inversely():
         assert scaled.warmup_steps == quoted.optimizer.warmup_steps / 4
     assert stage.steps == quoted.steps / 4
     assert stage.methods["icd"].config["warmup_steps"] == 10
-    assert stage.eval_every == 0
+    assert stage.eval_every == round(quoted.eval_every / 4)
+    config.student.eval_every = 0
+    assert resolve(config, devices=1)["student"].eval_every == 0
 
 
 def test_differences_name_key_old_and_new_value():

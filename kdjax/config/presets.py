@@ -9,6 +9,10 @@ from kdjax.methods import method_options
 from kdjax.models import build_model, model_class
 from kdjax.options import defaults
 
+EVAL_EVERY = 250
+"""Steps between evaluations on the embedded data: twice or thrice on the way a person sees what is learnt, for about
+half a minute of ten."""
+
 
 def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
     """Config of a RetinaNet for images of about 128 pixels: half-sized anchors, short heads with group norm.
@@ -81,6 +85,7 @@ def base_config() -> ConfigDict:
     )
     config = ConfigDict(dict(**defaults(Run), data=defaults(Data), **stages))
     config.teacher.steps = 800
+    config.teacher.eval_every = config.student.eval_every = EVAL_EVERY
     config.student.teacher = "teacher"
     return config
 

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kdjax.config import fcos, retinanet
+from kdjax.config.presets import EVAL_EVERY
 from kdjax.config.schema import Data
 from kdjax.devices import device_count
 from kdjax.models import model_class
@@ -64,7 +65,7 @@ def chosen(plan: Plan, train: Source) -> dict[str, Any]:
     if not from_elsewhere and None not in heads.values():
         keys |= {f"{name}.model.head.{field}": x for name, head in heads.items() for field, x in (head or {}).items()}
     for stage in stages:
-        if stage.steps and not stage.eval_every:
+        if stage.steps and stage.options.eval_every in (0, EVAL_EVERY):
             keys[f"{stage.name}.eval_every"] = max(1, stage.options.steps // _EVALUATIONS)
             keys[f"{stage.name}.export"] = "best"
     return keys

@@ -328,7 +328,7 @@ def _heavy(name: str, terms: Mapping[str, float], loss: float) -> list[str]:
     """
     return [
         f"{term} is {x / loss:.0%} of the loss: a sum over positions, as some methods' terms are, starts large and "
-        f"falls as the student learns; if it does not fall, config.{name}.loss_weights.{term} weighs it."
+        f"falls, and may stay the largest; config.{name}.loss_weights.{term} weighs it where the others do not fall."
         for term, x in terms.items()
         if x > _HEAVY * loss > 0
     ]
