@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 from ml_collections import config_dict
 
-from kdjax.data.images import MOST_PIXELS, Reading
-from kdjax.data.sizing import Augmentation, Sizing
+from kdjax.data.sizing import MOST_PIXELS, Augmentation, Reading, Sizing
 from kdjax.options import FLAG, OPTIMIZERS, SCHEDULES, TEXT, WITHOUT_EFFECT, Rule, choice, number, tuple_of, whole
 from kdjax.report import SINKS
 from kdjax.weights import SOURCES

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from kdjax.data.images import READING, Header, ImageError, Reading, UndecodableError
-from kdjax.data.sizing import Sizing
+from kdjax.data.images import Header, ImageError, UndecodableError
+from kdjax.data.sizing import READING, Reading, Sizing
 from kdjax.errors import UserError
 
 

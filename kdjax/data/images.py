@@ -11,8 +11,7 @@ from typing import IO, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-MOST_PIXELS = 50_000_000
-"""An image of more is not decoded by default: a file of 100 kB can hold one that fills the memory."""
+from kdjax.data.sizing import READING, Reading
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What is tried; whatever a file is called. Pillow's other formats are rare, slow to refuse, or run other programs."""
@@ -52,20 +51,6 @@ class ImageError(ValueError):
 
 class UndecodableError(ImageError):
     """An image's header is sound, but its pixels are not there."""
-
-
-class Reading(NamedTuple):
-    """How image files are read."""
-
-    upright: bool = False
-    """Turn images as their orientation mark (EXIF) says, instead of leaving pixels as they are stored."""
-    value_range: tuple[float, float] | None = None
-    """Values of more than 8 bits that become black and white; None takes the upper 8 of 16 bits."""
-    most_pixels: int = MOST_PIXELS
-    """An image of more is not decoded."""
-
-
-READING = Reading()
 
 
 class Header(NamedTuple):

@@ -28,9 +28,10 @@ from kdjax.data.check import (
     settle_objects,
     united,
 )
-from kdjax.data.images import Header, ImageError, Reading, for_all, read_header
+from kdjax.data.images import Header, ImageError, for_all, read_header
 from kdjax.data.indexed import IndexedSource, check_counts, check_values, joined
 from kdjax.data.outlines import Outlines, PolygonStore, usable_outlines
+from kdjax.data.sizing import Reading
 from kdjax.errors import UserError
 
 _ARRAY_RECORD = "array_record"

@@ -1,4 +1,4 @@
-"""How large images are when a detector sees them, and what training changes in them: as config files say it."""
+"""How images are read, how large they are when a detector sees them, and what training changes: as configs say it."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,23 @@ import numpy as np
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+MOST_PIXELS = 50_000_000
+"""An image of more is not decoded by default: a file of 100 kB can hold one that fills the memory."""
+
+
+class Reading(NamedTuple):
+    """How image files are read."""
+
+    upright: bool = False
+    """Turn images as their orientation mark (EXIF) says, instead of leaving pixels as they are stored."""
+    value_range: tuple[float, float] | None = None
+    """Values of more than 8 bits that become black and white; None takes the upper 8 of 16 bits."""
+    most_pixels: int = MOST_PIXELS
+    """An image of more is not decoded."""
+
+
+READING = Reading()
 
 
 class Sizing(NamedTuple):

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from kdjax.data import indexed
-from kdjax.data.images import ImageError, Reading, decode, measure, read_header
+from kdjax.data.images import ImageError, decode, measure, read_header
 from kdjax.data.outlines import PolygonStore, outline_boxes
-from kdjax.data.sizing import Sizing
+from kdjax.data.sizing import Reading, Sizing
 from kdjax.errors import UserError
 from kdjax.tasks import Detection
 from kdjax.tasks.average_precision import ImageDetections, coco_metrics
@@ -540,7 +540,7 @@ def test_more_objects_than_are_judged_are_said_and_can_be_judged(tmp_path):
 
 def test_a_model_must_find_as_many_as_are_judged():
     class Model:
-        terms = ()
+        learns_masks = False
         max_detections = 100
 
     Detection().check_model(Model(), "config.student.model is 'fcos'")

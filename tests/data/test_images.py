@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from kdjax.data.batches import train_batches
-from kdjax.data.images import MOST_PIXELS, ImageError, UndecodableError, decode, read_header
+from kdjax.data.images import ImageError, UndecodableError, decode, read_header
+from kdjax.data.sizing import MOST_PIXELS
 from kdjax.errors import UserError
 from kdjax.tasks import Detection
 from tests.data.folders import content, encoded, write
