@@ -278,15 +278,15 @@ def check_shared(train: IndexedSource, evaluation: IndexedSource) -> None:
     """
     common = np.intersect1d(train.images.digest, evaluation.images.digest)
 
-    def rows_by_file(source: IndexedSource) -> dict[bytes, int]:
+    def files(source: IndexedSource) -> dict[int, bytes]:
         found = {}
         for row in np.flatnonzero(np.isin(source.images.digest, common)).tolist():
             with contextlib.suppress(OSError):
-                found[hashlib.sha256(source.read(row)).digest()] = row
+                found[row] = hashlib.sha256(source.read(row)).digest()
         return found
 
-    seen = rows_by_file(train)
-    pairs = [(row, seen[file]) for file, row in rows_by_file(evaluation).items() if file in seen]
+    seen = {file: row for row, file in files(train).items()}
+    pairs = [(row, seen[file]) for row, file in files(evaluation).items() if file in seen]
     ours, theirs = evaluation.images, train.images
     evaluation.report.settle(
         check.SHARED_FILE,

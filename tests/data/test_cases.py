@@ -321,14 +321,20 @@ def test_large_files_that_differ_in_what_no_digest_sees_are_two(tmp_path):
 
 def test_images_of_both_splits_are_said(tmp_path):
     write(tmp_path, content())
-    write(tmp_path, content(), "annotations_val.json", "val")
-    (tmp_path / "val" / "9.png").write_bytes((tmp_path / "train" / "7.png").read_bytes())
+    tree = content()
+    tree["images"].append({"id": 20, "file_name": "copy of 9.png", "width": 40, "height": 30})
+    write(tmp_path, tree, "annotations_val.json", "val")
+    for name in ("9.png", "copy of 9.png"):
+        (tmp_path / "val" / name).write_bytes((tmp_path / "train" / "7.png").read_bytes())
     train, evaluation = opened(tmp_path), opened(tmp_path, "validation")
     indexed.check_shared(train, evaluation)
-    assert flaws(evaluation) == {"images that the training split holds too": ("kept", [9])}
-    assert "image 9.png" in evaluation.report_lines()[-1]
+    assert flaws(evaluation)["images that the training split holds too"] == ("kept", [9, 20])
+    assert "image 9.png, copy of 9.png" in evaluation.report_lines()[-1]
+    write(tmp_path, content(), "annotations_val.json", "val")
+    (tmp_path / "val" / "9.png").write_bytes((tmp_path / "train" / "7.png").read_bytes())
+    strict = opened(tmp_path, "validation", strict=True)
     with pytest.raises(UserError, match=r"9\.png .image 9. is 7\.png .image 7. of .*annotations_train\.json"):
-        indexed.check_shared(train, opened(tmp_path, "validation", strict=True))
+        indexed.check_shared(train, strict)
 
 
 def turned(key, value):
