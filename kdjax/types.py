@@ -221,6 +221,10 @@ Metrics = Mapping[str, Any]
 """What a judge says: a number by name, or by name and class."""
 
 
+FILES = "; files "
+"""Between the two parts of a fingerprint."""
+
+
 class Example(Protocol):
     """One annotated image."""
 
@@ -250,7 +254,10 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what a run depends on: another one is other data."""
+        """Digest of what a run depends on: another one is other data.
+
+        What stands behind ``FILES``, if anything, is about the bytes of the files, which version 0.1 did not look into.
+        """
 
     def __len__(self) -> int: ...
 

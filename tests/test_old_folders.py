@@ -13,7 +13,8 @@ import kdjax
 from kdjax.checkpoint import describe, load_method, load_variables
 from kdjax.plan import resolve
 from kdjax.run.data import open_splits
-from kdjax.run.record import _completed, differences, identity
+from kdjax.run.record import _as_far_as, _completed, differences, identity
+from kdjax.types import FILES
 from tests.runs import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -67,3 +68,11 @@ def test_what_a_stage_of_0_1_said_of_its_method_is_where_it_is_said_today():
     assert found["task"] == "detection"
     gone = {"method", "method_init", "method_optimizer", "imitate_boxes", "levels"}
     assert not gone & found["stage"].keys()
+
+
+def test_data_that_0_1_knew_without_their_files_are_still_the_same():
+    saved = {"data": {"train": "1a"}, "from": {"teacher": {"data": {"train": "1a"}}}}
+    known = {"data": {"train": f"1a{FILES}2b"}, "from": {"teacher": {"data": {"train": f"3c{FILES}2b"}}}}
+    assert differences(saved, _as_far_as(saved, known)) == [f"from.teacher.data.train: '1a' -> '3c{FILES}2b'"]
+    # Once the files are known, others are others.
+    assert differences({"train": f"1a{FILES}2b"}, _as_far_as({"train": f"1a{FILES}2b"}, {"train": f"1a{FILES}3c"}))

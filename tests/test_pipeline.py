@@ -115,7 +115,7 @@ def test_a_teacher_by_path_is_evaluated_too(teacher, data_dir, tmp_path, capsys)
 
 def test_a_sink_that_is_not_installed_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr(pipeline, "open_splits", pytest.fail)
+    monkeypatch.setattr(pipeline, "opened", pytest.fail)
     config = tiny_config(base_config())
     config.sinks = ("tensorboard", "wandb")
     with pytest.raises(UserError, match="the package wandb cannot be imported"):

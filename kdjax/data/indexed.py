@@ -18,6 +18,7 @@ from kdjax.data.examples import Example, Objects
 from kdjax.data.images import ImageError, UndecodableError, Values, decode, measure
 from kdjax.data.outlines import Outlines, OutlinesOf
 from kdjax.errors import UserError
+from kdjax.types import FILES
 
 _SKIPPING = threading.Lock()
 _MOST_SKIPPED = 100
@@ -113,12 +114,15 @@ class IndexedSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of ids, sizes, files, objects and classes: what a run's examples and order depend on."""
+        """Digest of ids, sizes, objects and classes, and behind ``FILES`` one of the files, unless they are generated.
+
+        That is what a run's examples and their order depend on.
+        """
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
-        files = () if self.generated else (self.images.digest,)
-        for column in (self.images.identity, self.images.size, *files, *self.annotations):
+        for column in (self.images.identity, self.images.size, *self.annotations):
             digest.update(np.ascontiguousarray(column).tobytes())
-        return digest.hexdigest()
+        files = hashlib.sha256(np.ascontiguousarray(self.images.digest).tobytes())
+        return digest.hexdigest() + ("" if self.generated else FILES + files.hexdigest()[:16])
 
     @property
     def origin(self) -> str:

@@ -19,7 +19,7 @@ from kdjax.plan import Plan, StagePlan
 from kdjax.report import write_json
 from kdjax.run.data import Splits
 from kdjax.state import TrainState
-from kdjax.types import Judge
+from kdjax.types import FILES, Judge
 
 _FIRST_VERSION = "0.1.0"
 """It wrote no version beside its stages, and all stages of a run drew the same batches."""
@@ -100,7 +100,8 @@ def check_claim(folder: Path, known: Mapping[str, Any]) -> None:
         return
     saved = json.loads((folder / CONFIG_FILE).read_text())
     version = saved.pop("kdjax", _FIRST_VERSION)
-    if changed := differences(_completed(saved), known):
+    saved = _completed(saved)
+    if changed := differences(saved, _as_far_as(saved, known)):
         raise UserError(
             f"{folder} holds a run of another config ({'; '.join(changed[:5])}): choose another --workdir, or delete "
             "that folder to start it anew."
@@ -110,6 +111,15 @@ def check_claim(folder: Path, known: Mapping[str, Any]) -> None:
             f"{folder} holds a stage that kdjax {version} began, and this version, {__version__}, draws other batches: "
             "finish it with that version, or delete that folder to start it anew."
         )
+
+
+def _as_far_as(saved: Any, known: Any) -> Any:
+    """What is known, with fingerprints of data as far as a saved identity has them: that of 0.1 knows no files."""
+    if isinstance(saved, dict) and isinstance(known, dict):
+        return {key: _as_far_as(saved.get(key), value) for key, value in known.items()}
+    if isinstance(saved, str) and isinstance(known, str) and known.startswith(saved + FILES):
+        return saved
+    return known
 
 
 def check_twin(baseline: Path, twin: Path) -> None:
