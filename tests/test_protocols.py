@@ -131,6 +131,7 @@ def test_students_in_a_chain_are_compared_with_a_chain_of_baselines():
         assert plan[name].number == plan[stage].number
 
 
+@pytest.mark.slow
 def test_several_methods_share_a_stage_each_with_its_own_parameters(teacher, data_dir, tmp_path):
     """Their terms beside each other, an optimiser of one of them, a folder for each, and parts of one taken over."""
     config = tiny(FOLDER / "mgd.py", data_dir)

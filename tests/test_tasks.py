@@ -89,7 +89,7 @@ def test_its_student_loads_and_says_classes(finished):
     assert said.shape == (2, len(CLASSES))
 
 
-@pytest.mark.parametrize("program", ["evaluate", "inspect", "benchmark"])
+@pytest.mark.parametrize("program", ["evaluate", "inspect", pytest.param("benchmark", marks=pytest.mark.slow)])
 def test_every_program_takes_it(program, finished, tmp_path):
     flags = {
         "evaluate": [f"--model={finished[0] / 'student'}", f"--json={tmp_path / 'numbers.json'}"],
