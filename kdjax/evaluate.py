@@ -17,10 +17,11 @@ from kdjax.data.check import compare_classes
 from kdjax.devices import cache_compilations, device_count
 from kdjax.errors import UserError
 from kdjax.evaluation import evaluate, make_predict
+from kdjax.files import write_json
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.options import parse as parse_options
 from kdjax.paths import local_path
-from kdjax.report import align, known, write_json
+from kdjax.report import align, known
 from kdjax.run.data import open_split
 from kdjax.tasks import build_task
 from kdjax.types import Metrics

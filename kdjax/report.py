@@ -2,151 +2,19 @@
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import math
 import os
-import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from clu import parameter_overview
 from flax.traverse_util import flatten_dict
 
-from kdjax.errors import UserError, parsing
-
-
-class Sink(Protocol):
-    """Where the scalars of a stage go besides ``metrics.jsonl``; made of the stage's folder and its finished steps."""
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Records the scalars of one step by name, such as ``loss/box``; some may not be finite."""
-
-    def close(self) -> None:
-        """Ends the record."""
-
-
-class _TensorBoard:
-    """Events in the stage's folder."""
-
-    package = "tensorboardX"
-
-    def __init__(self, folder: Path, step: int):
-        from tensorboardX import SummaryWriter
-
-        # tensorboardX names a file by the second: a writer that starts within it would overwrite the last one's events.
-        suffix = f".{time.time_ns()}"
-        # TensorBoard hides the events of earlier files from ``purge_step`` on.
-        self._events = SummaryWriter(str(folder), purge_step=step + 1, filename_suffix=suffix)
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
-
-    def close(self) -> None:
-        self._events.close()
-
-
-class _WeightsAndBiases:
-    """A run of Weights & Biases for each stage; a stage that is resumed goes on in its run.
-
-    Steps that a killed process recorded after its last checkpoint are not recorded twice: W&B keeps the first.
-    """
-
-    package = "wandb"
-
-    def __init__(self, folder: Path, step: int):
-        wandb = importlib.import_module(self.package)
-        run = _known_run(folder, "wandb", step) or uuid.uuid4().hex
-        project = os.environ.get("WANDB_PROJECT", "kdjax")
-        with _starting("wandb"):
-            self._run = wandb.init(project=project, id=run, name=_title(folder), dir=str(folder), resume="allow")
-        _remember_run(folder, "wandb", run)
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._run.log(dict(scalars), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _MLflow:
-    """A run of MLflow for each stage, in the experiment that MLflow's environment names; resumed as the stage is."""
-
-    package = "mlflow"
-
-    def __init__(self, folder: Path, step: int):
-        self._mlflow = importlib.import_module(self.package)
-        with _starting("mlflow"):
-            run = self._mlflow.start_run(run_id=_known_run(folder, "mlflow", step), run_name=_title(folder))
-        _remember_run(folder, "mlflow", run.info.run_id)
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        # It refuses names with other characters, of which classes may have some, and not every store knows NaN.
-        named = {re.sub(r"[^/\w.\- ]", "_", name): x for name, x in scalars.items() if math.isfinite(x)}
-        self._mlflow.log_metrics(named, step=step)
-
-    def close(self) -> None:
-        self._mlflow.end_run()
-
-
-SINKS: Mapping[str, type[_TensorBoard | _WeightsAndBiases | _MLflow]] = {
-    "tensorboard": _TensorBoard,
-    "wandb": _WeightsAndBiases,
-    "mlflow": _MLflow,
-}
-"""What ``config.sinks`` may name; a package is imported only where it is named."""
-
-
-def check_sinks(names: Sequence[str]) -> None:
-    """Raises UserError where the package of a sink is not there."""
-    for name in names:
-        package = SINKS[name].package
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(
-                f"config.sinks has {name!r}, but the package {package} cannot be imported ({error}): install it with "
-                f"pip install {package}, or leave it out."
-            ) from error
-
-
-_RUNS_FILE = "sinks.json"
-
-
-def _known_run(folder: Path, sink: str, step: int) -> str | None:
-    """What a sink calls the run of a stage that goes on after ``step``; None of a new one."""
-    path = folder / _RUNS_FILE
-    return json.loads(path.read_text()).get(sink) if step and path.exists() else None
-
-
-def _remember_run(folder: Path, sink: str, run: str) -> None:
-    path = folder / _RUNS_FILE
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, known | {sink: run})
-
-
-def _title(folder: Path) -> str:
-    """What a person knows a stage's folder ``<workdir>/stages/<name>`` by.
-
-    >>> _title(Path("runs/first/stages/student"))
-    'first/student'
-    """
-    return "/".join(part for part in folder.parts[-3:] if part != "stages")
-
-
-@contextlib.contextmanager
-def _starting(sink: str) -> Iterator[None]:
-    """Says which sink is at fault where its service cannot be reached."""
-    try:
-        with parsing():
-            yield
-    except UserError as error:
-        raise UserError(f"config.sinks has {sink!r}, which does not start: {error}.") from error
+from kdjax.files import plain, replace_text
+from kdjax.sinks import SINKS, Sink
 
 
 class MetricWriter:
@@ -177,7 +45,7 @@ class MetricWriter:
         path = Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _replace(path, "".join(f"{line}\n" for line in path.read_text().splitlines() if _step(line) <= step))
+            replace_text(path, "".join(f"{line}\n" for line in path.read_text().splitlines() if _step(line) <= step))
         self._clock = clock
         with contextlib.ExitStack() as opened:
             self._lines = opened.enter_context(path.open("a"))
@@ -196,7 +64,7 @@ class MetricWriter:
         """
         scalars = {name: float(value) for name, value in flatten_dict(dict(metrics), sep="/").items()}
         row = {"step": step, "wall_time": self._clock(), **scalars}
-        self._lines.write(json.dumps(_plain(row), allow_nan=False) + "\n")
+        self._lines.write(json.dumps(plain(row), allow_nan=False) + "\n")
         self._lines.flush()
         for sink in self._sinks:
             sink.write(int(step), scalars)
@@ -218,34 +86,6 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return math.inf
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes ``value`` as JSON all at once: a reader, or a run killed meanwhile, finds the old file or the new one.
-
-    Arrays become lists; numbers that are not finite become null.
-    """
-    _replace(Path(path), json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Puts ``text`` in the place of a file in one move."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _plain(value: Any) -> Any:
-    """``value`` in JSON's own types."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 class Rate(NamedTuple):

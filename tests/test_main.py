@@ -57,7 +57,8 @@ def test_a_typo_is_answered_before_what_is_slow_to_import():
         "import sys\nfrom kdjax import main\n"
         "try:\n    main.parse(['main', '--config=configs/mgd.py', '--config.student.lr=1'])\n"
         "except SystemExit as end:\n    assert end.code == 78\n"
-        "print({'optax', 'orbax', 'grain', 'tensorflow_datasets', 'PIL', 'faster_coco_eval'} & sys.modules.keys())"
+        "slow = {'optax', 'orbax', 'grain', 'tensorflow_datasets', 'clu', 'PIL', 'faster_coco_eval'}\n"
+        "print(slow & sys.modules.keys())"
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "set()\n", run.stderr

@@ -13,18 +13,17 @@ from tensorboardX.proto.event_pb2 import Event
 from kdjax import report
 from kdjax.config.schema import Run
 from kdjax.errors import UserError
+from kdjax.files import write_json
 from kdjax.options import declared
 from kdjax.report import (
-    SINKS,
     MetricWriter,
     Row,
     Throughput,
-    check_sinks,
     parameter_table,
     progress_line,
     summary_table,
-    write_json,
 )
+from kdjax.sinks import SINKS, check_sinks
 from kdjax.tasks import Detection
 
 

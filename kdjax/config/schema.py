@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from kdjax.data.sizing import MOST_PIXELS, Augmentation, Reading, Sizing
 from kdjax.options import FLAG, OPTIMIZERS, SCHEDULES, TEXT, WITHOUT_EFFECT, Rule, choice, number, tuple_of, whole
-from kdjax.report import SINKS
+from kdjax.sinks import SINKS
 from kdjax.weights import SOURCES
 
 _NAMES = tuple_of(str, "texts, such as ('neck', 'head')")

@@ -15,15 +15,17 @@ from kdjax.checkpoint import replacing
 from kdjax.config.schema import Data, Run
 from kdjax.devices import device_count
 from kdjax.errors import UserError
+from kdjax.files import write_json
 from kdjax.options import defaults
 from kdjax.paths import local_path
 from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
-from kdjax.report import Row, check_sinks, duration, summary_table, write_json
+from kdjax.report import Row, duration, summary_table
 from kdjax.run.data import Splits
 from kdjax.run.fit import opened
 from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_predictions
 from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
+from kdjax.sinks import check_sinks
 from kdjax.types import Column
 
 

@@ -12,11 +12,11 @@ from kdjax.checkpoint import STAGE_FILE, describe, save_method, save_model
 from kdjax.config.schema import Data, MethodSection, Optimizer, Run, Stage
 from kdjax.distill import Applied, by_method
 from kdjax.errors import UserError
+from kdjax.files import write_json
 from kdjax.methods import method_options
 from kdjax.options import declared, defaults
 from kdjax.paths import local_path
 from kdjax.plan import Plan, StagePlan
-from kdjax.report import write_json
 from kdjax.run.data import Splits
 from kdjax.state import TrainState
 from kdjax.types import FILES, Judge

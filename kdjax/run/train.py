@@ -20,9 +20,10 @@ from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
 from kdjax.errors import NumericError, UserError
 from kdjax.evaluation import evaluate, make_predict
+from kdjax.files import write_json
 from kdjax.methods import method_class
 from kdjax.plan import Plan, StagePlan
-from kdjax.report import MetricWriter, Throughput, duration, parameter_table, progress_line, write_json
+from kdjax.report import MetricWriter, Throughput, duration, parameter_table, progress_line
 from kdjax.run.build import Built, Facts, build, first_state, stage_key
 from kdjax.run.data import Splits, open_batches
 from kdjax.run.record import RESULT_FILE, Finished, claim, export, finished_result

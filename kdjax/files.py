@@ -1,0 +1,36 @@
+"""Files that are replaced all at once: who reads one, or is killed while writing, finds the old or the new one."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes ``value`` as JSON all at once: a reader, or a run killed meanwhile, finds the old file or the new one.
+
+    Arrays become lists; numbers that are not finite become null.
+    """
+    replace_text(Path(path), json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Puts ``text`` in the place of a file in one move."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def plain(value: Any) -> Any:
+    """``value`` in JSON's own types: arrays become lists, numbers that are not finite None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
