@@ -21,6 +21,7 @@ from kdjax.files import write_json
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.options import parse as parse_options
 from kdjax.paths import local_path
+from kdjax.plan import check_eval_batch
 from kdjax.report import align, known
 from kdjax.run.data import open_split
 from kdjax.tasks import build_task
@@ -45,11 +46,7 @@ def measure(config: ConfigDict, model: str) -> Metrics:
     content = config.to_dict()
     run = parse_options(Run, {key: content[key] for key in ("task", "eval_batch_size") if key in content}, "config")
     data = parse_options(Data, content.get("data", {}), "config.data")
-    devices = device_count()
-    if run.eval_batch_size % devices:
-        raise UserError(
-            f"config.eval_batch_size is {run.eval_batch_size}; it must be a multiple of the {devices} devices."
-        )
+    check_eval_batch(run, device_count())
     task = build_task(run.task, data)
     source = open_split(data, task, training=False)
     print("\n".join(source.report_lines()), flush=True)

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -15,7 +14,7 @@ from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
 from kdjax.devices import cache_compilations
 from kdjax.errors import NumericError, UserError
 from kdjax.methods import method_class
-from kdjax.models import FPN, ResNet, build_model
+from kdjax.models import model_class
 from kdjax.options import declared, hint
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -138,15 +137,25 @@ def _words(config: ConfigDict, key: str, kind: type) -> str:
     *section, name = key.split(".")
     if section[1:] == ["loss_weights"]:
         return LOSS_WEIGHT.words
-    declaring: Any = {"data": Data, "optimizer": Optimizer, "backbone": ResNet}
-    declaring |= {"neck": FPN, "": Run}
-    found = declaring.get((section or [""])[-1], Stage)
-    if section[1:2] == ["methods"] and len(section) == 3:
-        found = method_class(config[section[0]].methods[section[2]].name)
-    elif section[1:] in (["model"], ["model", "head"]):
-        found = type(build_model(config[section[0]].model.to_dict(), num_classes=1))
-    options = declared(found)
+    options = declared(_declaring(config, section))
     return options[name].rule.words.removesuffix(", or None") if name in options else f"a number ({kind.__name__})"
+
+
+def _declaring(config: ConfigDict, section: Sequence[str]) -> type:
+    """The class that declares the keys of a section, which is given as its path."""
+    match section:
+        case []:
+            return Run
+        case ["data"]:
+            return Data
+        case [*_, "optimizer"]:
+            return Optimizer
+        case [stage, "methods", method]:
+            return method_class(config[stage].methods[method].name)
+        case [stage, "model", *part]:
+            model = model_class(config[stage].model.name)
+            return model.parts.get("".join(part), model)
+    return Stage
 
 
 def refuse(error: UserError | NumericError) -> int:

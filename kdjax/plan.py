@@ -6,9 +6,10 @@ No file is read here, but the existence of those that a config names is asked fo
 import copy
 import dataclasses
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from kdjax.config.files import config_names
@@ -148,23 +149,22 @@ def _sections(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 f"config.stages names {name!r}, but there is no stage config.{name}, a section with the section model."
             )
     sections = {key: value for key, value in content.items() if isinstance(value, dict) and "model" in value}
-    parts = [("data", content.get("data", {}))]
-    parts += [
-        (f"{name}.{part}", section[part]) for name, section in sections.items() for part in _SECTIONS if part in section
-    ]
-    for path, methods in [*parts]:
-        if path.endswith(".methods") and isinstance(methods, dict):
-            parts += [(f"{path}.{key}", method) for key, method in methods.items()]
-    for path, method in [*parts]:
-        if ".methods." in path and isinstance(method, dict) and "optimizer" in method:
-            parts.append((f"{path}.optimizer", method["optimizer"]))
-    for path, part in parts:
-        if not isinstance(part, dict):
-            raise UserError(f"config.{path} is {part!r}; it must be a section with keys of its own.")
+    _check_section("data", content.get("data", {}))
+    for name, section in sections.items():
+        for part in _SECTIONS:
+            _check_section(f"{name}.{part}", section.get(part, {}))
+        for key, method in section.get("methods", {}).items():
+            _check_section(f"{name}.methods.{key}", method)
+            _check_section(f"{name}.methods.{key}.optimizer", method.get("optimizer", {}))
     for key in declared(Run):
         if isinstance(content.get(key), dict):
             raise UserError(f"config.{key} is a section; it must be {declared(Run)[key].rule.words}.")
     return sections
+
+
+def _check_section(path: str, part: Any) -> None:
+    if not isinstance(part, dict):
+        raise UserError(f"config.{path} is {part!r}; it must be a section with keys of its own.")
 
 
 def _complete(section: dict[str, Any]) -> None:
@@ -191,7 +191,7 @@ def _check_keys(content: Mapping[str, Any], sections: Mapping[str, Mapping[str, 
             known += [f"{path}.{option}" for option in (*RESERVED[:-1], *_method_options(path, key, method))]
             known += [f"{path}.optimizer.{option}" for option in declared(Optimizer)]
     free = tuple(f"{name}.{part}." for name in sections for part in ("model", "loss_weights"))
-    for path, _ in _leaves(content):
+    for path in flatten_dict(content, sep="."):
         if path in known or path.startswith(free):
             continue
         stage, methods, key = path.partition(".methods.")
@@ -218,14 +218,6 @@ def _method_options(path: str, key: str, method: Mapping[str, Any]) -> Mapping[s
         return declared(method_class(method.get("name", key)))
     except UserError as error:
         raise UserError(f"config.{path}.name: {error}") from error
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _parse_stage(name: str, section: Mapping[str, Any]) -> Stage:
@@ -260,11 +252,7 @@ def _parse_method(path: str, key: str, section: Mapping[str, Any]) -> MethodSect
 def _check_run(run: Run, stages: Mapping[str, Stage], devices: int) -> None:
     if not run.stages:
         raise UserError("config.stages is empty; it must name at least one stage.")
-    if run.eval_batch_size % devices:
-        raise UserError(
-            f"config.eval_batch_size is {run.eval_batch_size}, which the {devices} devices cannot share evenly; it "
-            f"must be a multiple of {devices}."
-        )
+    check_eval_batch(run, devices)
     for position, name in enumerate(run.stages):
         if name in run.stages[:position] or name.startswith(BASELINE):
             raise UserError(f"config.stages is {run.stages!r}; each name must be there once, and none be '{BASELINE}'.")
@@ -272,6 +260,15 @@ def _check_run(run: Run, stages: Mapping[str, Stage], devices: int) -> None:
     compared = "config.compare is True" if run.compare else f"config.seeds is {run.seeds}" if run.seeds else ""
     if compared and not stages[last].teacher:
         raise UserError(f"{compared}, but the last stage, {last!r}, has no teacher to leave out.")
+
+
+def check_eval_batch(run: Run, devices: int) -> None:
+    """Raises UserError where as many devices cannot share the batches of an evaluation evenly."""
+    if run.eval_batch_size % devices:
+        raise UserError(
+            f"config.eval_batch_size is {run.eval_batch_size}, which the {devices} devices cannot share evenly; it "
+            f"must be a multiple of {devices}."
+        )
 
 
 def _check_stage(name: str, stage: Stage, earlier: tuple[str, ...], devices: int, task: Task) -> None:
