@@ -1,135 +1,20 @@
-"""What may be wrong with annotated images, and what becomes of it: refused, left out, repaired or kept, and counted.
+"""Holds annotated images and their objects against each other and against their files.
 
-Everything here happens when a source is opened, never in the middle of a run.
+Everything here happens when a source is opened, never in the middle of a run. What is wrong is refused, left out,
+repaired or kept, and counted, see :mod:`kdjax.data.flaws`.
 """
 
 import contextlib
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
 
 import numpy as np
 
+from kdjax.data import flaws
+from kdjax.data.flaws import DataReport, Flaw
 from kdjax.data.images import Header, ImageError, UndecodableError
-from kdjax.data.sizing import READING, Reading, Sizing
-from kdjax.errors import UserError
-
-
-class Checks(NamedTuple):
-    """How flaws are met."""
-
-    strict: bool = False
-    """Refuse the data where something would be left out or repaired."""
-    lenient: bool = False
-    """Leave out images whose file is unusable and annotations of unknown images or classes, which are refused."""
-    skip_empty: bool = False
-    """Leave out images without objects; they are kept otherwise, as scenes with nothing to find."""
-    max_objects: int | None = None
-    """Room for objects in a batch, for counting those beyond it; None where there are no batches."""
-    max_detections: int | None = None
-    """Detections of an image that are judged, for counting images with more objects; None where nobody judges."""
-    sizing: Sizing | None = None
-    """How large detectors see the images, for counting objects that are too small then; None where that is open."""
-    reading: Reading = READING
-    """How image files are read."""
-    follow_links: bool = False
-    """Take images that are links to files outside of their folder, which are refused."""
-    most_json_bytes: int = 10**9
-    """A larger annotation file is refused: parsed, it would take several times as much memory."""
-
-
-DEFAULT = Checks()
-
-
-class Flaw(NamedTuple):
-    """One thing that can be wrong."""
-
-    what: str
-    """Of several: "boxes without area"."""
-    of: Literal["image", "annotation", "category"]
-    outcome: Literal["refused", "refused unless lenient", "left out", "repaired", "truncated", "kept"]
-    """What becomes of it; "kept" is what stays as it is and is only said."""
-    hint: str = ""
-    """What would be right, where that is not plain."""
-
-
-_LENIENT = "config.data.lenient=True leaves them out"
-
-UNSAFE_NAME = Flaw("file names that could leave the folder of the images", "image", "refused")
-LINKED = Flaw(
-    "images that are links to files outside of their folder",
-    "image",
-    "refused",
-    "config.data.follow_links=True takes them",
-)
-OTHER_NAME = Flaw("file names that are spelled otherwise than the file that is there", "image", "repaired")
-NO_SIZE = Flaw("images whose height or width is 0 or -1, where nothing or a size should be", "image", "repaired")
-SAME_FILE = Flaw("images with the same file as another, whose objects join that one's", "image", "repaired")
-COPIED_FILE = Flaw("images with the same file and the same objects as another", "image", "kept", "they count twice")
-SHARED_FILE = Flaw("images that the training split holds too", "image", "kept", "what is measured on them is too good")
-TURNED = Flaw(
-    "images with an orientation mark (EXIF), which is not applied",
-    "image",
-    "kept",
-    "if boxes refer to images as viewers show them, set config.data.upright=True",
-)
-UNUSABLE_FILE = Flaw("images that cannot be used", "image", "refused unless lenient", _LENIENT)
-CUT_OFF = Flaw("images that cannot be decoded", "image", "left out")
-OTHER_SIZE = Flaw("images of another size than annotated", "image", "refused unless lenient", _LENIENT)
-ANIMATED = Flaw("animated images, of which the first picture is taken", "image", "repaired")
-CROWDED = Flaw("images with more objects than config.data.max_objects", "image", "truncated")
-UNREACHABLE = Flaw(
-    "images with more objects than config.data.max_detections, so that nobody finds all",
-    "image",
-    "kept",
-    "raise it, and max_detections of the models' heads",
-)
-UNKNOWN_IMAGE = Flaw("annotations of images that are not listed", "annotation", "refused unless lenient", _LENIENT)
-UNKNOWN_CATEGORY = Flaw(
-    "annotations of categories that are not listed", "annotation", "refused unless lenient", _LENIENT
-)
-IGNORED = Flaw(
-    "objects marked to be ignored, which are taken for crowds: neither learnt nor judged", "annotation", "repaired"
-)
-UNREAD_FLAG = Flaw("marks to ignore an object that are neither 0 nor 1, and are not read", "annotation", "kept")
-MOSTLY_CROWDS = Flaw(
-    "crowds, more than half of all objects",
-    "annotation",
-    "kept",
-    "crowds are neither learnt nor judged; of ordinary objects iscrowd is 0",
-)
-SAME_OBJECT = Flaw("objects with the image, the class and the box of another", "annotation", "left out")
-ROTATED = Flaw("boxes with a rotation, which become the upright boxes around them", "annotation", "repaired")
-UNREAD_ROTATION = Flaw(
-    "boxes with an angle that is not read",
-    "annotation",
-    "kept",
-    "degrees, clockwise or not, as the rotation of an annotation or of its attributes, are",
-)
-OTHER_OUTLINE = Flaw("objects whose box is not that of their outline", "annotation", "kept", "the box is what counts")
-OTHER_AREA = Flaw(
-    "objects whose area is larger than their box, or less than a hundredth of it",
-    "annotation",
-    "kept",
-    "COCO's size classes are made of areas",
-)
-UNKNOWN_BOX = Flaw("boxes of one negative number, which stands for an unknown box", "annotation", "left out")
-THIN = Flaw("boxes less than a pixel high or wide", "annotation", "kept")
-TINY = Flaw(
-    "objects less than 2 pixels high or wide once images are scaled",
-    "annotation",
-    "kept",
-    "a larger config.data.image_size keeps more of them",
-)
-MALFORMED_BOX = Flaw("boxes that are not four finite numbers", "annotation", "refused")
-NEGATIVE_SIZE = Flaw("boxes with a negative width or height, taken from the other corner", "annotation", "repaired")
-OUTSIDE = Flaw("boxes wholly outside their image", "annotation", "left out")
-CLIPPED = Flaw("boxes that left their image, cut at its edge", "annotation", "repaired")
-NO_AREA = Flaw("boxes without area", "annotation", "left out")
-NO_OUTLINE = Flaw("objects without a usable segmentation, whose box is taken for it", "annotation", "repaired")
-BAD_AREA = Flaw("objects without a usable area, whose box's is taken", "annotation", "repaired")
-SAME_NAME = Flaw("categories with the name of another, taken for the same class", "category", "repaired")
+from kdjax.data.sizing import Sizing
+from kdjax.data.tables import Annotations, Images, settle_objects
 
 LARGEST = 2.0**24
 """No image has so many pixels on a side; beyond it, float32 misses whole numbers."""
@@ -154,110 +39,6 @@ _READINGS: dict[str, Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]] =
     ),
 }
 """Other meanings of the numbers of boxes (4, m): from them and the heights of the images (m,) to x1, y1, x2, y2."""
-
-
-class DataReport:
-    """What was wrong with one split, flaw by flaw."""
-
-    def __init__(self, origin: str, checks: Checks = DEFAULT):
-        """Starts without flaws; ``origin`` is the file or the data set that sentences name."""
-        self.origin = origin
-        self.checks = checks
-        self.flaws: dict[Flaw, list[int]] = {}
-        """Ids of the images, annotations or categories that have each flaw."""
-        self.files: dict[Flaw, list[str]] = {}
-        """Their images' files, or the categories' names; fewer where that is not known."""
-
-    def settle(
-        self,
-        flaw: Flaw,
-        ids: Sequence[int] | np.ndarray,
-        describe: Callable[[int], str],
-        files: Sequence[str] = (),
-    ) -> None:
-        """Counts the cases of a flaw, or refuses the data for them.
-
-        Args:
-            flaw: what is wrong.
-            ids: of what has it; nothing happens where there are none.
-            describe: names a case by its position in ``ids``, for a sentence.
-            files: of the images, one for each of ``ids``, or names of the categories; empty where they are not known.
-
-        Raises:
-            UserError: the flaw is one to refuse; the first cases are named.
-        """
-        if not len(ids):
-            return
-        tolerated = self.checks.lenient or flaw.outcome != "refused unless lenient"
-        tolerated &= flaw.outcome != "refused"
-        if self.checks.strict or not tolerated:
-            more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-            cases = ", ".join(describe(k) for k in range(min(len(ids), 5)))
-            raise UserError(f"{self.origin} has {flaw.what}: {cases}{more}{'; ' * bool(flaw.hint)}{flaw.hint}.")
-        self.flaws.setdefault(flaw, []).extend(int(identity) for identity in ids)
-        self.files.setdefault(flaw, []).extend(files)
-
-    def outcome(self, flaw: Flaw) -> str:
-        """What became of a flaw that was counted: "left out", "repaired", "truncated" or "kept"."""
-        return "left out" if flaw.outcome == "refused unless lenient" else flaw.outcome
-
-    def lines(self) -> list[str]:
-        """A line for each flaw, with the first cases by their files."""
-        found = []
-        for flaw, ids in self.flaws.items():
-            files = self.files[flaw]
-            known = len(files) == len(ids)
-            if flaw.of == "annotation":
-                cases = [f"{ids[k]} of {files[k]}" if known else f"{ids[k]}" for k in range(min(3, len(ids)))]
-            else:
-                cases = files[:3] if known else list(map(str, ids[:3]))
-            hint = f"; {flaw.hint}" * bool(flaw.hint and flaw.outcome == "kept")
-            shown = ", ".join(cases) + ", ..." * (len(ids) > 3)
-            found.append(f"  {self.outcome(flaw)}: {len(ids)} {flaw.what} ({flaw.of} {shown}){hint}")
-        return found
-
-
-class Images(NamedTuple):
-    """The n images of a split."""
-
-    identity: np.ndarray
-    """(n,) int64, unique."""
-    names: Sequence[str]
-    """Of their files."""
-    size: np.ndarray
-    """(n, 2) int64: height and width in pixels."""
-    digest: np.ndarray
-    """(n,) int64: equal of files with equal bytes, and hardly ever of others."""
-
-    def describe(self, position: int) -> str:
-        """Names an image in a sentence."""
-        return f"{self.names[position]} (image {self.identity[position]})"
-
-    def take(self, rows: np.ndarray) -> "Images":
-        """Some of the images, in the order of ``rows``."""
-        names = [self.names[row] for row in rows.tolist()]
-        return Images(self.identity[rows], names, self.size[rows], self.digest[rows])
-
-
-class Annotations(NamedTuple):
-    """The m objects of all images of a split, in the order of the images."""
-
-    image: np.ndarray
-    """(m,) int64, ascending: position of each object's image."""
-    identity: np.ndarray
-    """(m,) int64: what the files know the object by."""
-    boxes: np.ndarray
-    """(m, 4), xyxy in pixels: float64 as the files have them, float32 once they are checked."""
-    labels: np.ndarray
-    """(m,) int32 in [0, classes)."""
-    crowd: np.ndarray
-    """(m,) bool."""
-    area: np.ndarray
-    """(m,) float64 or float32, pixels."""
-
-    def take(self, rows: np.ndarray) -> "Annotations":
-        """Some of the objects, in the order of ``rows``, or those for which a mask is True."""
-        return Annotations(*(column[rows] for column in self))
 
 
 def check_images(
@@ -302,16 +83,17 @@ def check_images(
         )
 
     errors = {row: header for row, header in enumerate(found) if isinstance(header, ImageError)}
-    settle(UNUSABLE_FILE, [row for row, error in errors.items() if not isinstance(error, UndecodableError)], failure)
-    settle(CUT_OFF, [row for row, error in errors.items() if isinstance(error, UndecodableError)], failure)
+    cut_off = [row for row, error in errors.items() if isinstance(error, UndecodableError)]
+    settle(flaws.UNUSABLE_FILE, [row for row in errors if row not in cut_off], failure)
+    settle(flaws.CUT_OFF, cut_off, failure)
     sound = np.array([row not in errors for row in range(len(found))], bool)
     differs = sound & ((annotated != 0) & (annotated != size)).any(axis=1)
-    settle(OTHER_SIZE, np.flatnonzero(differs), compared)
+    settle(flaws.OTHER_SIZE, np.flatnonzero(differs), compared)
     animated = [row for row, header in enumerate(found) if isinstance(header, Header) and header.animated]
-    settle(ANIMATED, animated, images.describe)
+    settle(flaws.ANIMATED, animated, images.describe)
     marked = [row for row, header in enumerate(found) if isinstance(header, Header) and header.orientation != 1]
     if not report.checks.reading.upright:
-        settle(TURNED, [row for row in marked if not differs[row]], images.describe)
+        settle(flaws.TURNED, [row for row in marked if not differs[row]], images.describe)
     rows = np.flatnonzero(sound & ~differs)
     return images.take(rows), rows
 
@@ -336,19 +118,28 @@ def same_files(
     first, of_file, copies = np.arange(count), np.arange(count), []
     _, inverse, equal = np.unique(images.digest, return_inverse=True, return_counts=True)
     seen: dict[bytes, int] = {}
-    for row in np.flatnonzero(equal[inverse] > 1).tolist():
-        with contextlib.suppress(OSError):
-            of_file[row] = other = seen.setdefault(hashlib.sha256(read(row)).digest(), row)
-            if other == row:
-                continue
-            if images.names[row] != images.names[other] and _objects(annotations, row) == _objects(annotations, other):
-                copies.append(row)
-            else:
-                first[row] = other
-    for flaw, rows in ((SAME_FILE, np.flatnonzero(first != np.arange(count)).tolist()), (COPIED_FILE, copies)):
+    for row, content in file_digests(np.flatnonzero(equal[inverse] > 1), read).items():
+        of_file[row] = other = seen.setdefault(content, row)
+        if other == row:
+            continue
+        if images.names[row] != images.names[other] and _objects(annotations, row) == _objects(annotations, other):
+            copies.append(row)
+        else:
+            first[row] = other
+    repeated = np.flatnonzero(first != np.arange(count)).tolist()
+    for flaw, rows in ((flaws.SAME_FILE, repeated), (flaws.COPIED_FILE, copies)):
         described = [f"{images.describe(row)} has that of {images.describe(int(of_file[row]))}" for row in rows[:5]]
         report.settle(flaw, images.identity[rows], described.__getitem__, [images.names[row] for row in rows])
     return first
+
+
+def file_digests(rows: np.ndarray, read: Callable[[int], bytes]) -> dict[int, bytes]:
+    """SHA-256 of the files at some positions, without those that cannot be read."""
+    found = {}
+    for row in rows.tolist():
+        with contextlib.suppress(OSError):
+            found[row] = hashlib.sha256(read(row)).digest()
+    return found
 
 
 def _objects(annotations: Annotations, image: int) -> set[tuple[float, ...]]:
@@ -392,15 +183,15 @@ def check_objects(
     def settle(flaw: Flaw, chosen: np.ndarray) -> None:
         settle_objects(flaw, chosen, images, annotations, report)
 
-    settle(MALFORMED_BOX, np.any(~(np.abs(boxes) < LARGEST), axis=1))
+    settle(flaws.MALFORMED_BOX, np.any(~(np.abs(boxes) < LARGEST), axis=1))
     corner, side = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     unknown = (np.concatenate([corner, side], axis=1) == corner[:, :1]).all(axis=1) & (corner[:, 0] < 0)
-    settle(UNKNOWN_BOX, unknown)
-    settle(NEGATIVE_SIZE, (side < 0).any(axis=1) & ~unknown)
+    settle(flaws.UNKNOWN_BOX, unknown)
+    settle(flaws.NEGATIVE_SIZE, (side < 0).any(axis=1) & ~unknown)
     low, high = np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])
     _check_convention(images, annotations, low, high, size, report)
     if outlines is not None:
-        settle(OTHER_OUTLINE, _check_outlines(images, annotations, low, high, size, outlines, report))
+        settle(flaws.OTHER_OUTLINE, _check_outlines(images, annotations, low, high, size, outlines, report))
     flat = (low == high).any(axis=1)
     outside = ~flat & ~unknown & ((high <= 0) | (low >= size)).any(axis=1)
     whole = np.prod(high - low, axis=1)
@@ -410,30 +201,21 @@ def check_objects(
     side = boxes[:, 2:] - boxes[:, :2]
     flat |= ~outside & ~unknown & (side <= 0).any(axis=1)
     sound: np.ndarray = ~flat & ~outside & ~unknown
-    settle(NO_AREA, flat)
-    settle(OUTSIDE, outside)
-    settle(CLIPPED, moved & sound)
-    settle(THIN, (side < 1).any(axis=1) & sound)
+    settle(flaws.NO_AREA, flat)
+    settle(flaws.OUTSIDE, outside)
+    settle(flaws.CLIPPED, moved & sound)
+    settle(flaws.THIN, (side < 1).any(axis=1) & sound)
     area = annotations.area.astype(np.float32)
     bad = ~(np.isfinite(area) & (area > 0)) & sound
-    settle(BAD_AREA, bad)
-    settle(OTHER_AREA, ((area > 1.1 * whole + 2) | (area < 0.01 * whole - 1)) & sound & ~bad)
+    settle(flaws.BAD_AREA, bad)
+    settle(flaws.OTHER_AREA, ((area > 1.1 * whole + 2) | (area < 0.01 * whole - 1)) & sound & ~bad)
     area = np.where(bad, np.prod(side, axis=1), area)
     checked = annotations._replace(boxes=boxes, area=area)
     rows = np.flatnonzero(sound)
     repeated = rows[_repeated(checked.take(rows))]
-    settle(SAME_OBJECT, np.isin(np.arange(len(sound)), repeated))
+    settle(flaws.SAME_OBJECT, np.isin(np.arange(len(sound)), repeated))
     rows = np.setdiff1d(rows, repeated)
     return checked.take(rows), rows
-
-
-def settle_objects(
-    flaw: Flaw, chosen: np.ndarray, images: Images, annotations: Annotations, report: DataReport
-) -> None:
-    """Counts or refuses the objects for which a mask, or of which the positions, are given."""
-    cases = annotations.take(chosen)
-    files = [images.names[image] for image in cases.image.tolist()]
-    report.settle(flaw, cases.identity, functools.partial(describe_object, images, cases), files)
 
 
 def _repeated(annotations: Annotations) -> np.ndarray:
@@ -458,19 +240,8 @@ def _repeated(annotations: Annotations) -> np.ndarray:
 
 def scaled_sides(images: Images, annotations: Annotations, sizing: Sizing) -> np.ndarray:
     """Width and height of all boxes once images are scaled as in evaluation, in pixels: (m, 2)."""
-    shapes = np.array(sizing.shapes)[sizing.choose(images.size)]
-    scale = sizing.scale(images.size, shapes)
+    scale = sizing.evaluation_scale(images.size)
     return (annotations.boxes[:, 2:] - annotations.boxes[:, :2]) * scale[annotations.image][:, None]
-
-
-def describe_object(images: Images, annotations: Annotations, row: int) -> str:
-    """Names an object in a sentence."""
-    x1, y1, x2, y2 = annotations.boxes[row].tolist()
-    height, width = images.size[annotations.image[row]].tolist()
-    return (
-        f"annotation {annotations.identity[row]} of {images.describe(int(annotations.image[row]))}, "
-        f"x {x1:g} to {x2:g}, y {y1:g} to {y2:g} in {width} x {height}"
-    )
 
 
 def _check_convention(

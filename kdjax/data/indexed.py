@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.data import check
-from kdjax.data.check import CUT_OFF, Annotations, DataReport, Flaw, Images, compare_classes, settle_objects
+from kdjax.data import flaws
+from kdjax.data.check import compare_classes, file_digests, scaled_sides
 from kdjax.data.examples import Example, Objects
+from kdjax.data.flaws import DataReport, Flaw
 from kdjax.data.images import ImageError, UndecodableError, Values, decode, measure
 from kdjax.data.outlines import Outlines, OutlinesOf
+from kdjax.data.tables import Annotations, Images, settle_objects
 from kdjax.errors import UserError
 from kdjax.types import FILES
 
@@ -90,10 +92,10 @@ class IndexedSource:
     def _skip(self, row: int, error: UndecodableError) -> None:
         identity = int(self.images.identity[row])
         with _SKIPPING:
-            if identity in self.report.flaws.get(CUT_OFF, ()):
+            if identity in self.report.flaws.get(flaws.CUT_OFF, ()):
                 return
             file = self.images.names[row]
-            self.report.settle(CUT_OFF, [identity], lambda _: f"{self.images.describe(row)} {error}", [file])
+            self.report.settle(flaws.CUT_OFF, [identity], lambda _: f"{self.images.describe(row)} {error}", [file])
         message = f"kdjax: {self.images.describe(row)} {error}; the next image takes its place wherever it comes up."
         print(message, file=sys.stderr, flush=True)
 
@@ -152,7 +154,7 @@ class IndexedSource:
         ]
         sizing = self.report.checks.sizing
         if sizing and not self.annotations.crowd.all():
-            side = check.scaled_sides(self.images, self.annotations, sizing)[~self.annotations.crowd]
+            side = scaled_sides(self.images, self.annotations, sizing)[~self.annotations.crowd]
             low, middle, high = np.quantile(side.min(axis=1), [0, 0.5, 1])
             lines.append(
                 f"  once images are scaled, the shorter side of boxes is {low:.3g} to {high:.3g} pixels, median "
@@ -208,18 +210,18 @@ def check_counts(
             "ordinary objects iscrowd is 0."
         )
     if 2 * crowds > len(annotations.image):
-        settle_objects(check.MOSTLY_CROWDS, annotations.crowd, images, annotations, report)
+        settle_objects(flaws.MOSTLY_CROWDS, annotations.crowd, images, annotations, report)
     count, checks = np.bincount(annotations.image, minlength=len(images.identity)), report.checks
     ordinary = np.bincount(annotations.image[~annotations.crowd], minlength=len(images.identity))
     for flaw, found, most in (
-        (check.CROWDED, count, checks.max_objects),
-        (check.UNREACHABLE, ordinary, checks.max_detections),
+        (flaws.CROWDED, count, checks.max_objects),
+        (flaws.UNREACHABLE, ordinary, checks.max_detections),
     ):
         if most is not None:
             _settle_counts(flaw, images, found, most, report)
     if checks.sizing:
-        tiny = (check.scaled_sides(images, annotations, checks.sizing) < _TINY).any(axis=1) & ~annotations.crowd
-        settle_objects(check.TINY, tiny, images, annotations, report)
+        tiny = (scaled_sides(images, annotations, checks.sizing) < _TINY).any(axis=1) & ~annotations.crowd
+        settle_objects(flaws.TINY, tiny, images, annotations, report)
     kept = np.flatnonzero(count) if report.checks.skip_empty else np.arange(len(count))
     return images.take(kept), annotations._replace(image=np.searchsorted(kept, annotations.image)), kept
 
@@ -281,19 +283,15 @@ def check_shared(train: IndexedSource, evaluation: IndexedSource) -> None:
         UserError: there are some, and its checks are strict.
     """
     common = np.intersect1d(train.images.digest, evaluation.images.digest)
-
-    def files(source: IndexedSource) -> dict[int, bytes]:
-        found = {}
-        for row in np.flatnonzero(np.isin(source.images.digest, common)).tolist():
-            with contextlib.suppress(OSError):
-                found[row] = hashlib.sha256(source.read(row)).digest()
-        return found
-
-    seen = {file: row for row, file in files(train).items()}
-    pairs = [(row, seen[file]) for row, file in files(evaluation).items() if file in seen]
+    theirs_by_row, ours_by_row = (
+        file_digests(np.flatnonzero(np.isin(source.images.digest, common)), source.read)
+        for source in (train, evaluation)
+    )
+    seen = {file: row for row, file in theirs_by_row.items()}
+    pairs = [(row, seen[file]) for row, file in ours_by_row.items() if file in seen]
     ours, theirs = evaluation.images, train.images
     evaluation.report.settle(
-        check.SHARED_FILE,
+        flaws.SHARED_FILE,
         ours.identity[[row for row, _ in pairs]],
         lambda k: f"{ours.describe(pairs[k][0])} is {theirs.describe(pairs[k][1])} of {train.origin}",
         [ours.names[row] for row, _ in pairs],

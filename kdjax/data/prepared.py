@@ -16,22 +16,13 @@ from etils import epath
 from tensorflow_datasets.core import constants
 
 from kdjax.data import shapes
-from kdjax.data.check import (
-    Annotations,
-    Checks,
-    DataReport,
-    Flaw,
-    Images,
-    check_images,
-    check_objects,
-    same_files,
-    settle_objects,
-    united,
-)
+from kdjax.data.check import check_images, check_objects, same_files, united
+from kdjax.data.flaws import Checks, DataReport, Flaw
 from kdjax.data.images import Header, ImageError, for_all, read_header
 from kdjax.data.indexed import IndexedSource, check_counts, check_values, joined
 from kdjax.data.outlines import Outlines, PolygonStore, usable_outlines
 from kdjax.data.sizing import Reading
+from kdjax.data.tables import Annotations, Images, settle_objects
 from kdjax.errors import UserError
 
 _ARRAY_RECORD = "array_record"

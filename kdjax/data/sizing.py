@@ -56,6 +56,10 @@ class Sizing(NamedTuple):
             factor = np.minimum(factor, self.long_side / np.max(size, axis=-1))
         return factor
 
+    def evaluation_scale(self, size: np.ndarray) -> np.ndarray:
+        """Factors (N,) by which evaluation scales images of height and width ``size`` (N, 2)."""
+        return self.scale(size, np.array(self.shapes)[self.choose(size)])
+
     def choose(self, size: np.ndarray) -> np.ndarray:
         """Which of ``shapes`` each image of height and width ``size`` (N, 2) is padded to: (N,) int."""
         factor = np.stack([self.scale(size, np.array(shape)) for shape in self.shapes], axis=-1)

@@ -4,9 +4,8 @@ import os
 import re
 from collections.abc import Callable
 
-from kdjax.data import check
-from kdjax.data.check import Checks
 from kdjax.data.coco import open_coco
+from kdjax.data.flaws import DEFAULT, Checks
 from kdjax.data.indexed import IndexedSource
 from kdjax.data.prepared import open_prepared, open_shapes
 from kdjax.errors import UserError
@@ -42,7 +41,7 @@ def open_source(
     split: str,
     data_dir: DataDir = None,
     *,
-    checks: Checks = check.DEFAULT,
+    checks: Checks = DEFAULT,
     download: bool = False,
 ) -> IndexedSource:
     """Opens one split of a data set: every annotation is read and checked, and the header of every image.

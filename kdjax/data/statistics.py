@@ -152,8 +152,7 @@ def sizes_in_words(source: ObjectSource, sizing: Sizing) -> list[str]:
     if not len(own):
         return []
     boxes = found.boxes[~found.crowd]
-    shapes = np.array(sizing.shapes)[sizing.choose(own)]
-    sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)) * sizing.scale(own, shapes)
+    sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)) * sizing.evaluation_scale(own)
     low, middle, high = np.quantile(sides, (0.05, 0.5, 0.95))
     lines = [f"Boxes are {low:.0f} to {high:.0f} pixels large once images are scaled, half of them below {middle:.0f}."]
     small = float(np.mean(sides < _TOO_SMALL))

@@ -7,7 +7,8 @@ import numpy as np
 
 from kdjax.config.schema import Data
 from kdjax.data.batches import train_batches
-from kdjax.data.check import Checks, compare_classes
+from kdjax.data.check import compare_classes
+from kdjax.data.flaws import Checks
 from kdjax.data.indexed import IndexedSource, check_shared
 from kdjax.data.sources import open_source
 from kdjax.data.statistics import MOST_OBJECTS

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from kdjax.data.check import Checks, DataReport, Flaw, compare_classes
+from kdjax.data.check import compare_classes
+from kdjax.data.flaws import Checks, DataReport, Flaw
 from kdjax.errors import UserError
 from tests.data.folders import content, write
 from tests.data.test_coco import opened

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from kdjax.data.check import Checks
+from kdjax.data.flaws import Checks
 from kdjax.data.masks import rasterize
 from kdjax.data.sources import open_source
 from kdjax.errors import UserError

@@ -10,7 +10,7 @@ from pycocotools import mask as pycocotools_mask
 
 from kdjax.data import prepared
 from kdjax.data.batches import train_batches
-from kdjax.data.check import Checks
+from kdjax.data.flaws import Checks
 from kdjax.data.sources import open_source
 from kdjax.data.statistics import class_statistics
 from kdjax.errors import UserError
