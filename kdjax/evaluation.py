@@ -15,6 +15,8 @@ from kdjax.types import Batch, Judge, Metrics, Model, Source, Task
 
 Predict = Callable[[Any, Any, Any], Any]
 """What :func:`make_predict` returns: (variables, images (D, n, H, W, 3), image_size (D, n, 2)) to (D, n, ...)."""
+Evaluation = Callable[..., tuple[Metrics, Judge]]
+"""From a predict function and variables to the metrics on one source, and the judge that found them."""
 
 
 def make_predict(model: Model) -> Predict:

@@ -207,6 +207,15 @@ def _number(value: float, decimals: int) -> str:
     return f"{value:.{decimals}f}" if fits else f"{value:.1e}"
 
 
+def spoken(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Those of the metrics that have these names, in one line.
+
+    >>> spoken({"AP": 41.04, "AP50": 60.0}, ("AP", "AP50", "mask_AP"))
+    'AP 41.0  AP50 60.0'
+    """
+    return "  ".join(f"{name} {metrics[name]:.1f}" for name in names if name in metrics)
+
+
 def known(value: float, form: str) -> str:
     """A formatted number, or a dash for NaN."""
     return "-" if math.isnan(value) else format(value, form)

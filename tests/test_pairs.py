@@ -13,7 +13,7 @@ from kdjax.methods import build_method
 from kdjax.models import build_model
 from kdjax.plan import resolve
 from kdjax.run.build import Facts, build, first_state
-from kdjax.run.train import teacher_floor
+from kdjax.run.floor import teacher_floor
 from kdjax.types import View
 from kdjax.weights import COCO_NAMES
 from tests import tiny

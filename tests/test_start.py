@@ -16,8 +16,8 @@ from kdjax.errors import UserError
 from kdjax.models import build_model
 from kdjax.optim import make_optimizer
 from kdjax.plan import resolve
+from kdjax.run.floor import teacher_floor
 from kdjax.run.start import _as_expected, _import, _saved, import_detector
-from kdjax.run.train import teacher_floor
 from kdjax.state import init_state
 from kdjax.tasks import Detection
 from kdjax.weights import COCO_NAMES, load_into

@@ -8,7 +8,7 @@ and, once finished, ``model/`` (the trained detector alone), ``method/`` (what t
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,19 @@ import numpy as np
 from kdjax.checkpoint import Best, Checkpoints, abstract, describe_model
 from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
-from kdjax.errors import NumericError, UserError
-from kdjax.evaluation import evaluate, make_predict
+from kdjax.errors import NumericError
+from kdjax.evaluation import Evaluation, evaluate, make_predict
 from kdjax.files import write_json
 from kdjax.methods import method_class
 from kdjax.plan import Plan, StagePlan
-from kdjax.report import MetricWriter, Throughput, duration, parameter_table, progress_line
+from kdjax.report import MetricWriter, Throughput, duration, parameter_table, progress_line, spoken
 from kdjax.run.build import Built, Facts, build, first_state, stage_key
 from kdjax.run.data import Splits, open_batches
+from kdjax.run.floor import check_teacher
 from kdjax.run.record import RESULT_FILE, Finished, claim, export, finished_result
-from kdjax.run.start import Origins, Teacher, load_origins
+from kdjax.run.start import Origins, load_origins
 from kdjax.state import TrainState, Variables
-from kdjax.types import Judge, Metrics, Task
-from kdjax.weights import COCO_NAMES
-
-Evaluation = Callable[..., tuple[Metrics, Judge]]
-"""From a predict function and variables to the metrics on the evaluation split, and the judge that found them."""
+from kdjax.types import Judge, Metrics
 
 _OVERFITTING = 0.05
 """Share of the best value of the primary metric by which the last one must be worse for overfitting to be named."""
@@ -69,7 +66,7 @@ def train_stage(
         NumericError: the loss is not finite.
     """
     if done_before := finished_result(folder):
-        found = _in_words(plan.task, done_before["metrics"], 1)
+        found = spoken(done_before["metrics"], plan.task.spoken[:1])
         print(f"[{stage.name}] finished earlier: {found}. Nothing to do.", flush=True)
         return done_before
     started, number = time.monotonic(), f"stage {plan.stages.index(stage) + 1} of {len(plan.stages)}"
@@ -80,7 +77,7 @@ def train_stage(
     )
     origins = load_origins(stage, class_names, earlier)
     built = build(stage, _facts(plan, stage, splits, origins))
-    teacher_metrics = _check_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
+    teacher_metrics = check_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
     description = describe_model(origins.model, class_names, sizing.shapes[0], splits.train.category_ids)
     claim(folder, identity, description)
     loop = _Loop(plan, stage, built, folder, evaluation)
@@ -275,7 +272,7 @@ class _Loop:
             with self.throughput.paused():
                 evaluated = self._evaluate(state.student())
             row["eval"] = evaluated[0]
-            print(f"[{stage.name}] step {done}: {_in_words(self._plan.task, evaluated[0])}", flush=True)
+            print(f"[{stage.name}] step {done}: {spoken(evaluated[0], self._plan.task.spoken)}", flush=True)
         writer.write(done, row)
         if not finite:
             raise _not_finite(stage.name, done, means)
@@ -333,65 +330,6 @@ def _heavy(name: str, terms: Mapping[str, float], loss: float) -> list[str]:
         for term, x in terms.items()
         if x > _HEAVY * loss > 0
     ]
-
-
-def _in_words(task: Task, metrics: Metrics, count: int | None = None) -> str:
-    """The first ``count`` of the metrics that the task speaks of; all by default."""
-    return "  ".join(f"{key} {metrics[key]:.1f}" for key in task.spoken[:count] if key in metrics)
-
-
-def _check_teacher(
-    plan: Plan,
-    stage: StagePlan,
-    earlier: Mapping[str, Finished],
-    teacher: Teacher | None,
-    evaluation: Evaluation,
-    class_names: Sequence[str],
-) -> Mapping[str, Any] | None:
-    """The teacher's metrics on the evaluation split; a teacher below the stage's floor stops the run."""
-    if teacher is None:
-        return None
-    origin = stage.options.teacher
-    if origin in earlier:
-        metrics: Mapping[str, Any] = earlier[origin].metrics
-    else:
-        metrics, _ = evaluation(make_predict(teacher.module), teacher.variables)
-        print(f"[{stage.name}] teacher: {_in_words(plan.task, metrics)}", flush=True)
-    task, floor = plan.task, teacher_floor(plan, stage, class_names)
-    value = metrics[task.primary]
-    if floor is not None and not (value >= floor if task.higher_is_better else value <= floor):
-        known = "" if stage.options.teacher_floor is not None else " (what is known of it, as the config says nothing)"
-        raise UserError(
-            f"The teacher of stage {stage.name!r}, {origin!r}, reaches {task.primary} {value:.1f}, worse than "
-            f"config.{stage.name}.teacher_floor = {floor:g}{known}: check its weights, train it longer, or lower the "
-            "floor."
-        )
-    return metrics
-
-
-_PUBLISHED_SLACK = 1.0
-
-
-def teacher_floor(plan: Plan, stage: StagePlan, class_names: Sequence[str]) -> float | None:
-    """The value of the task's primary metric that a stage's teacher must reach to teach; None for any.
-
-    Where the config says none, that is what is known of the teacher: what the task knows of the data set; one less than
-    a model zoo states of weights which are taken over as they are, on COCO's classes; and nothing elsewhere, for nobody
-    knows what a teacher reaches on somebody's own data. A floor of 0 in the config is none.
-    """
-    if stage.options.teacher_floor is not None:
-        return stage.options.teacher_floor or None
-    if plan.data.name in plan.task.floors:
-        return plan.task.floors[plan.data.name]
-    origin = stage.options.teacher
-    if (
-        origin in plan
-        and not plan[origin].steps
-        and tuple(class_names) == COCO_NAMES
-        and plan[origin].options.published
-    ):
-        return plan[origin].options.published - _PUBLISHED_SLACK
-    return None
 
 
 def _not_finite(name: str, step: int, means: Mapping[str, float]) -> NumericError:
