@@ -18,7 +18,7 @@ from kdjax.losses.reduce import masked_sum
 from kdjax.models.assign import Assignment
 from kdjax.models.detector import Detector
 from kdjax.models.nms import nms
-from kdjax.options import number, whole
+from kdjax.options import whole
 from kdjax.types import Detections, Features, PairedBoxes, Sampling, Targets, Terms
 
 NORMS = ("", "group")
@@ -52,14 +52,7 @@ class DenseDetector(Detector):
     outputs. Rows are the same NamedTuple with arrays (N, rows, size) float32, a row for each anchor or location.
     """
 
-    score_threshold: Annotated[float, number(0, 1), "Candidates scored above it go to non-maximum suppression."] = 0.05
-    candidates: Annotated[int, whole(1), "How many of them each level sends at most."] = 1000
-    iou_threshold: Annotated[
-        float,
-        number(0, 1),
-        "Overlap at which non-maximum suppression drops the lower-scored box.",
-    ] = 0.5
-    max_detections: Annotated[int, whole(1), "D, how many boxes an image returns at most."] = 100
+    candidates: Annotated[int, whole(1), "Candidates that each level sends to non-maximum suppression at most."] = 1000
 
     @property
     def drop_empty(self) -> bool:
@@ -219,11 +212,6 @@ def tower(features: Features, kind: str, *, convs: int, norm: str, bias: bool, d
 def prior_bias(prior: float) -> nn.initializers.Initializer:
     """The bias of a classifier that starts with the probability ``prior`` (Lin et al., RetinaNet, section 4.1)."""
     return nn.initializers.constant(-math.log((1 - prior) / prior))
-
-
-def join(maps: Sequence[jax.Array], size: int) -> jax.Array:
-    """Maps (N, H, W, A * size), one after another, to (N, entries of all maps, size) float32."""
-    return jnp.concatenate([x.reshape(x.shape[0], -1, size) for x in maps], axis=1).astype(jnp.float32)
 
 
 def focal_sums(logits: jax.Array, labels: jax.Array, assignment: Assignment) -> jax.Array:

@@ -1,7 +1,7 @@
 """What all detectors share: the way from images to a pyramid of features, and from there to detections."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,10 +9,11 @@ import jax
 from kdjax.models.fpn import FPN
 from kdjax.models.network import Network, Sections
 from kdjax.models.resnet import ResNet
+from kdjax.options import number, whole
 from kdjax.types import Detections, Features
 
 
-class Detector(Network):
+class Detector(Network, kw_only=True):
     """A backbone and a neck. A detector adds its heads, what they learn from targets, and what they find.
 
     Besides the attributes of :class:`kdjax.models.network.Network` it has:
@@ -22,6 +23,13 @@ class Detector(Network):
     """
 
     neck: nn.Module
+    score_threshold: Annotated[float, number(0, 1), "Candidates scored above it go to non-maximum suppression."] = 0.05
+    iou_threshold: Annotated[
+        float,
+        number(0, 1),
+        "Overlap at which non-maximum suppression drops the lower-scored box.",
+    ] = 0.5
+    max_detections: Annotated[int, whole(1), "D, how many boxes an image returns at most."] = 100
 
     task: ClassVar[str] = "detection"
     parts: ClassVar[Mapping[str, type[nn.Module]]] = {"backbone": ResNet, "neck": FPN}

@@ -94,13 +94,6 @@ class RCNN(Detector):
         "log-scales of boxes are limited from below (symmetric of kdjax.boxes.decode); and which small boxes are "
         "dropped.",
     ] = "mmdet"
-    score_threshold: Annotated[float, number(0, 1), "Candidates scored above it go to non-maximum suppression."] = 0.05
-    iou_threshold: Annotated[
-        float,
-        number(0, 1),
-        "Overlap at which non-maximum suppression drops the lower-scored box.",
-    ] = 0.5
-    max_detections: Annotated[int, whole(1), "D, how many boxes an image returns at most."] = 100
 
     part_defaults: ClassVar[Sections] = {"neck": {"min_level": 2, "max_level": 6, "extra_from": "pool"}}
     tiny: ClassVar[Sections] = {

@@ -1,7 +1,7 @@
 """The region proposal network (Ren et al., Faster R-CNN, 2015) on a feature pyramid (Lin et al., 2017)."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from kdjax.losses.detection import binary_cross_entropy
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import centres_inside
 from kdjax.models.assign import assign_by_iou
-from kdjax.models.dense import Candidates, join, suppress
+from kdjax.models.dense import Candidates, suppress
 from kdjax.models.sample import sample
 from kdjax.types import Features, Targets, Terms
 
@@ -111,10 +111,10 @@ def propose(
     """
     levels = []
     for number, level in enumerate(anchors):
-        logits = join([predictions.objectness[level]], 1)[..., 0]
+        logits = _joined([predictions.objectness[level]], 1)[..., 0]
         inside = jax.vmap(centres_inside, (None, 0))(anchors[level], image_size)
         best, index = jax.lax.top_k(jnp.where(inside, logits, -jnp.inf), min(candidates, logits.shape[1]))
-        deltas = jnp.take_along_axis(join([predictions.deltas[level]], 4), index[..., None], axis=1)
+        deltas = jnp.take_along_axis(_joined([predictions.deltas[level]], 4), index[..., None], axis=1)
         decoded = boxes.clip(boxes.decode(deltas, anchors[level][index], symmetric=limit_shrinking), image_size)
         size = decoded[..., 2:] - decoded[..., :2]
         large = jnp.all(size >= smallest if smallest else size > 0, axis=-1)
@@ -198,9 +198,9 @@ def rpn_loss(
         least: what an image counts as having of either kind at least: 1 in MMDetection, 0 in torchvision.
         axis_name: mapped axis over which the number of anchors is averaged.
     """
-    objectness = join([predictions.objectness[level] for level in anchors], 1)[..., 0]
+    objectness = _joined([predictions.objectness[level] for level in anchors], 1)[..., 0]
     logits = jnp.take_along_axis(objectness, matches.candidate, axis=1)
-    deltas = join([predictions.deltas[level] for level in anchors], 4)
+    deltas = _joined([predictions.deltas[level] for level in anchors], 4)
     deltas = jnp.take_along_axis(deltas, matches.candidate[..., None], axis=1)
     goal = boxes.encode(
         jnp.take_along_axis(targets.boxes, matches.matched[..., None], axis=1),
@@ -212,3 +212,8 @@ def rpn_loss(
         "rpn_cls": masked_sum(binary_cross_entropy(logits, matches.positive), matches.sampled) / count,
         "rpn_box": masked_sum(box_loss(deltas, goal), matches.positive[..., None]) / count,
     }
+
+
+def _joined(maps: Sequence[jax.Array], size: int) -> jax.Array:
+    """Maps (N, H, W, A * size), one after another, to (N, entries of all maps, size) float32."""
+    return jnp.concatenate([x.reshape(x.shape[0], -1, size) for x in maps], axis=1).astype(jnp.float32)
