@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from kdjax.checkpoint import MODEL_FILE, describe_model, save_model
 from kdjax.config.schema import Data
 from kdjax.errors import UserError
+from kdjax.files import writing
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.options import parse as parse_options
 from kdjax.paths import local_path
@@ -66,11 +67,9 @@ def convert(
         raise UserError(f"{weights} does not say what its classes are: name them by --class_names.")
     if difference := other_classes(weights, imported.class_names or names, "--class_names", names):
         raise UserError(f"{difference}.")
-    try:
-        image_size = parse_options(Data, config.data.to_dict(), "config.data").sizing.shapes[0]
+    image_size = parse_options(Data, config.data.to_dict(), "config.data").sizing.shapes[0]
+    with writing("output", output):
         save_model(output, imported.variables, describe_model(imported.model, names, image_size))
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error}.") from error
     return imported.report
 
 

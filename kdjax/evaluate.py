@@ -17,7 +17,7 @@ from kdjax.data.check import compare_classes
 from kdjax.devices import cache_compilations, device_count
 from kdjax.errors import UserError
 from kdjax.evaluation import evaluate, make_predict
-from kdjax.files import write_json
+from kdjax.files import write_json, writing
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.options import parse as parse_options
 from kdjax.paths import local_path
@@ -82,18 +82,12 @@ def main(_: Sequence[str]) -> int:
             raise UserError("--model is missing; name a folder, such as --model=runs/first/student.")
         metrics = measure(with_size(CONFIG.value, _MODEL.value), _MODEL.value)
         if _JSON.value:
-            _write(_JSON.value, metrics)
+            with writing("json", _JSON.value):
+                write_json(local_path(_JSON.value), metrics)
     except UserError as error:
         return refuse(error)
     print(tables(metrics))
     return 0
-
-
-def _write(path: str, metrics: Metrics) -> None:
-    try:
-        write_json(local_path(path), metrics)
-    except OSError as error:
-        raise UserError(f"--json={path} cannot be written ({error.strerror}).") from error
 
 
 def with_size(config: ConfigDict, model: str) -> ConfigDict:

@@ -1,11 +1,27 @@
 """Files that are replaced all at once: who reads one, or is killed while writing, finds the old or the new one."""
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from kdjax.errors import UserError
+
+
+@contextlib.contextmanager
+def writing(flag: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Says by which flag a path was named that turns out not to be one that can be written.
+
+    Raises:
+        UserError: in place of the operating system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--{flag}={path} cannot be written ({error.strerror or error}).") from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

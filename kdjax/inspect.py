@@ -12,6 +12,7 @@ from absl import app, flags, logging
 
 from kdjax.devices import device_count
 from kdjax.errors import UserError
+from kdjax.files import writing
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.paths import local_path
 from kdjax.plan import Plan, resolve
@@ -31,19 +32,13 @@ def main(_: Sequence[str]) -> int:
         plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
         for name, source in zip((plan.data.train_split, plan.data.eval_split), splits, strict=True):
             print("\n".join(["", f"{plan.data.name}, {name}", *plan.task.describe(source)]))
-        pictures = training_images(plan, splits.train)
-        _save(list(itertools.islice(pictures, _IMAGES.value)))
+        pictures = list(itertools.islice(training_images(plan, splits.train), _IMAGES.value))
+        with writing("picture", _PICTURE.value):
+            save_contact_sheet(local_path(_PICTURE.value), pictures)
     except UserError as error:
         return refuse(error)
     print(f"\nTraining images are in {local_path(_PICTURE.value).absolute()}.")
     return 0
-
-
-def _save(pictures: Sequence[tuple[str, np.ndarray, list[Mark]]]) -> None:
-    try:
-        save_contact_sheet(local_path(_PICTURE.value), pictures)
-    except OSError as error:
-        raise UserError(f"--picture={_PICTURE.value} cannot be written ({error.strerror}).") from error
 
 
 def training_images(plan: Plan, source: Source) -> Iterator[tuple[str, np.ndarray, list[Mark]]]:
