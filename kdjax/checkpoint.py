@@ -88,7 +88,7 @@ class Checkpoints:
         """The newest committed step, or None."""
         return self._manager.latest_step()
 
-    def best(self) -> "Best | None":
+    def best(self) -> Best | None:
         """The best of the steps that were saved with a metric; None without one."""
         self._manager.wait_until_finished()
         step = self._manager.best_step()

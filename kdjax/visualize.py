@@ -296,7 +296,7 @@ def _with_colours(sheet: Image.Image, count: int) -> Image.Image:
 
     The same pixel is of the same colour in every column, which is what makes columns beside each other cheap.
     """
-    fixed = [*(x for x in (TRUTH, HIT, MISS, FALSE_ALARM, IGNORED, _INK, _FAINT, _PAPER)), (0, 0, 0), (180, 180, 180)]
+    fixed = [TRUTH, HIT, MISS, FALSE_ALARM, IGNORED, _INK, _FAINT, _PAPER, (0, 0, 0), (180, 180, 180)]
     found = sheet.quantize(count - len(fixed), Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
     palette = Image.new("P", (1, 1))
     palette.putpalette([part for colour in fixed for part in colour] + found[: 3 * (count - len(fixed))])

@@ -106,9 +106,9 @@ def train_batches(
             size[row] = _put(image, images[row])
             task.fill(targets, row, example, geometry)
 
-        tasks = [functools.partial(fill, *task) for task in enumerate(positions[index].tolist())]
+        work = [functools.partial(fill, row, position) for row, position in enumerate(positions[index].tolist())]
         # NumPy arrays stand in for JAX's until they reach a device.
-        return cast(Any, Batch)(images, size, index, targets), tasks
+        return cast(Any, Batch)(images, size, index, targets), work
 
     return _prepared(map(batch, itertools.count(first_step)), local_size, num_threads)
 

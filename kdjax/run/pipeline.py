@@ -198,11 +198,13 @@ def _closing(plan: Plan, workdir: Path, folder: Path, seconds: float) -> str:
         seconds: that this command took.
     """
     pictures = ", pictures in predictions.png" if plan.run.pictures else ""
-    lines = [f"{duration(seconds)} in all. Everything is in {workdir}: the student alone in student/{pictures}."]
-    if folder != workdir:
-        lines[0] = f"{duration(seconds)} in all. Everything is in {workdir}, each seed in a folder of its own."
-    lines += ["What comes next:", *_commands(plan, folder)]
-    lines.append(f"  in Python:  student, variables = kdjax.load_student({str(folder / 'student')!r})")
+    there = f": the student alone in student/{pictures}" if folder == workdir else ", each seed in a folder of its own"
+    lines = [
+        f"{duration(seconds)} in all. Everything is in {workdir}{there}.",
+        "What comes next:",
+        *_commands(plan, folder),
+        f"  in Python:  student, variables = kdjax.load_student({str(folder / 'student')!r})",
+    ]
     return "\n".join(lines)
 
 

@@ -155,9 +155,7 @@ def original_pixels(output: Detections, batch: Batch, source: ObjectSource) -> I
         clipped = np.clip(original, 0, np.array([width, height, width, height], np.float32))
         pasted = None
         if masks is not None:
-            pasted = tuple(
-                paste(mask, box, (int(height), int(width))) for mask, box in zip(masks[i][kept], clipped, strict=True)
-            )
+            pasted = tuple(paste(mask, box, (height, width)) for mask, box in zip(masks[i][kept], clipped, strict=True))
         yield ImageDetections(int(positions[i]), clipped, scores[i][kept], labels[i][kept], pasted)
 
 
@@ -174,7 +172,7 @@ def coco_metrics(
     """
     detections = list(detections)
     masks = bool(detections) and all(found.masks is not None for found in detections)
-    ranks = _ranks([source.objects(i).image_id for i in range(len(source))])
+    ranks = _ranks([source.image_id(i) for i in range(len(source))])
     images: dict[int, Size] = {}
     truth: list[dict[str, Any]] = []
     for i in range(len(source)):

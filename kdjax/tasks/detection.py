@@ -32,7 +32,7 @@ class Detection:
     """Room for objects in an image; of more, those with the largest boxes are kept. Crowds take what they leave."""
     mask_size: int = 0
     """Side of the grids of masks; 0 for targets without masks."""
-    max_detections: int = 100
+    max_detections: int = COCO_DETECTIONS
     """Detections of an image that are judged."""
 
     name: ClassVar[str] = "detection"
