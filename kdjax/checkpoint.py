@@ -1,4 +1,7 @@
-"""Orbax behind one file: a run's checkpoints, and the trained model as a folder of its own."""
+"""Orbax behind one file: a run's checkpoints, and the trained model as a folder of its own.
+
+That is why the file is long: whatever Orbax raises, or leaves half done, is met in here.
+"""
 
 import contextlib
 import functools

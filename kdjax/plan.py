@@ -1,6 +1,7 @@
 """From a config to a plan: typed, frozen, checked, scaled. Nothing above this floor reads a ConfigDict.
 
-No file is read here, but the existence of those that a config names is asked for.
+No file is read here, but the existence of those that a config names is asked for. The file is long because keys that
+contradict each other, or the number of devices, have a sentence each.
 """
 
 import copy

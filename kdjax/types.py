@@ -2,7 +2,8 @@
 
 Boxes are everywhere ``(x1, y1, x2, y2)`` in pixels of the padded image, except inside ``kdjax.data`` readers and
 ``kdjax.evaluation``, which convert from and to what files and evaluators use. Images are NHWC, uint8, RGB until a
-detector normalises them.
+detector normalises them. The file is long because the contracts of models, methods, sources, tasks and judges are their
+docstrings: next to nothing is computed here.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ import unicodedata
 import urllib.parse
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
@@ -22,6 +22,8 @@ _SPLITS = {
     "test": ("test", "testing"),
 }
 """What tools call the splits."""
+_LONGEST_NAME = 255
+"""Bytes in one part of a path, which file systems allow."""
 
 
 class _OutsideError(ImageError):
@@ -85,6 +87,25 @@ def image_folder(folder: Path, file: Path, split: str, stem: str, names: Sequenc
     probes = [names[row] for row in np.linspace(0, len(names) - 1, min(len(names), 16), dtype=int)] if names else []
     # Of equals, the first.
     return max(places, key=lambda place: sum(any((place / x).exists() for x in _spellings(name)) for name in probes))
+
+
+def unsafe_name(name: str) -> str:
+    """Why a file name is not one of a file in the folder of the images; empty if it is."""
+    try:
+        longest = max(len(part.encode()) for part in name.split("/"))
+    except UnicodeEncodeError:
+        return "is no text"
+    if not name.strip("./"):
+        return "names no file"
+    if "\0" in name:
+        return "holds a NUL byte"
+    if "://" in name:
+        return "is a URL"
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
+        return "is absolute"
+    if ".." in re.split(r"[/\\]", name):
+        return "leads upwards"
+    return f"has a part of {longest} bytes" if longest > _LONGEST_NAME else ""
 
 
 def _spellings(name: str) -> tuple[str, ...]:

@@ -4,22 +4,20 @@ import contextlib
 import gc
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdjax.data import flaws
 from kdjax.data.check import LARGEST
+from kdjax.data.coco_files import unsafe_name
 from kdjax.data.flaws import Checks, DataReport, Flaw
 from kdjax.data.outlines import PolygonStore
 from kdjax.data.tables import Annotations
 from kdjax.errors import UserError
 
-_LONGEST_NAME = 255
-"""Bytes in one part of a path, which file systems allow."""
 _IGNORED = ("ignore", "ignored", "difficult", "is_difficult")
 """What converters call the mark of an object that is neither to be found nor to be missed."""
 _ANGLES = ("angle", "theta", "rotation_angle")
@@ -152,7 +150,7 @@ def images_of(content: dict[str, Any], report: DataReport) -> tuple[np.ndarray, 
     def describe(row: int) -> str:
         return f"{names[row]!r} (image {identity[row]})"
 
-    unsafe = {row: reason for row, name in enumerate(names) if (reason := _unsafe(name))}
+    unsafe = {row: reason for row, name in enumerate(names) if (reason := unsafe_name(name))}
     rows = list(unsafe)
     report.settle(
         flaws.UNSAFE_NAME,
@@ -171,25 +169,6 @@ def images_of(content: dict[str, Any], report: DataReport) -> tuple[np.ndarray, 
     rows = np.flatnonzero(unsaid).tolist()
     report.settle(flaws.NO_SIZE, identity[rows], lambda k: describe(rows[k]), [names[row] for row in rows])
     return identity, names, np.stack(sides, axis=1)
-
-
-def _unsafe(name: str) -> str:
-    """Why a file name is not one of a file in the folder of the images; empty if it is."""
-    try:
-        longest = max(len(part.encode()) for part in name.split("/"))
-    except UnicodeEncodeError:
-        return "is no text"
-    if not name.strip("./"):
-        return "names no file"
-    if "\0" in name:
-        return "holds a NUL byte"
-    if "://" in name:
-        return "is a URL"
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
-        return "is absolute"
-    if ".." in re.split(r"[/\\]", name):
-        return "leads upwards"
-    return f"has a part of {longest} bytes" if longest > _LONGEST_NAME else ""
 
 
 def annotations_of(

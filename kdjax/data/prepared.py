@@ -1,4 +1,8 @@
-"""Data sets that tensorflow-datasets has prepared, and the embedded one, which it prepares here."""
+"""Data sets that tensorflow-datasets has prepared, and the embedded one, which it prepares here.
+
+The file is long because builders, features, shards and records of tensorflow-datasets can each be other than a
+detector needs, and each is met here.
+"""
 
 import contextlib
 import dataclasses

@@ -3,7 +3,7 @@
 Every image is a pure function of (split, index), so that nothing is downloaded and every machine trains on the same
 pictures. Textures, colours, rotation and scale are drawn from the same distributions for every class, for the
 background and for the clutter: a detector has to learn outlines. The features are those of TFDS's COCO and the
-pixels of every object.
+pixels of every object. The file is long because every class, texture and clutter has its few lines.
 """
 
 import dataclasses

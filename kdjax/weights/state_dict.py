@@ -1,4 +1,7 @@
-"""PyTorch state dicts to our variables: by the table of their source, strictly, and without a framework."""
+"""PyTorch state dicts to our variables: by the table of their source, strictly, and without a framework.
+
+The file is long because a strict import has three parts that need each other: names, classes and layouts.
+"""
 
 import re
 from collections.abc import Callable, Mapping

@@ -3,7 +3,8 @@
 Such a file is a pickle, a program that builds objects by calling functions it names. Here it is not run: its
 instructions are read one by one, and only those have an effect that make plain containers, numbers, texts and tensors.
 Whatever else it names becomes a placeholder that does nothing, where weights are known to come with such things, as
-MMDetection's do with configs and histories beside their state dict; any other name is refused.
+MMDetection's do with configs and histories beside their state dict; any other name is refused. The file is long because
+PyTorch has had two formats, and because of the instructions.
 """
 
 import io
