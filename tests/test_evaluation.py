@@ -13,12 +13,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from kdjax.data.examples import Example, Objects
+from kdjax.data.examples import Example
 from kdjax.data.masks import rasterize
 from kdjax.evaluation import evaluate, make_predict, outputs
 from kdjax.tasks import Detection
 from kdjax.tasks.average_precision import AveragePrecision, ImageDetections, coco_metrics
 from kdjax.types import Batch, Detections
+from tests.sources import OfExamples
 
 SUMMARY = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -26,25 +27,12 @@ SUMMARY = (
 )
 
 
-class ListSource(list):
+class ListSource(list, OfExamples):
     """A source of examples made by hand."""
 
     def __init__(self, examples: list[Example], class_names: tuple[str, ...]):
         super().__init__(examples)
         self.class_names = class_names
-
-    def objects(self, index: int) -> Objects:
-        fields = self[index]._asdict()
-        return Objects(size=fields.pop("image").shape[:2], **fields)
-
-    def size(self, index: int) -> tuple[int, int]:
-        return self.objects(index).size
-
-    def image_id(self, index: int) -> int:
-        return self.objects(index).image_id
-
-    def name(self, index: int) -> str:
-        return f"{self.image_id(index)}.png"
 
 
 def example(image_id, boxes, labels, crowd=None, area=None, image=None, segmentation=None) -> Example:

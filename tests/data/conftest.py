@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from kdjax.data.examples import Example, Objects
+from kdjax.data.examples import Example
 from kdjax.data.sources import open_source
+from tests.sources import OfExamples
 
 
-class Marks:
+class Marks(OfExamples):
     """A source of n images of different sizes; a bright rectangle stands for every object, its value for its label.
 
     Image i has i % 4 objects; the red channel of its whole first row is i, so that an image can be recognised.
@@ -38,19 +39,6 @@ class Marks:
         return Example(
             image, 1000 + index, boxes.astype(np.float32), labels.astype(np.int32), crowd, area.astype(np.float32)
         )
-
-    def objects(self, index: int) -> Objects:
-        example = self[index]._asdict()
-        return Objects(size=example.pop("image").shape[:2], **example)
-
-    def size(self, index: int) -> tuple[int, int]:
-        return self.objects(index).size
-
-    def image_id(self, index: int) -> int:
-        return self.objects(index).image_id
-
-    def name(self, index: int) -> str:
-        return f"{self.image_id(index)}.png"
 
 
 @pytest.fixture(scope="session")
