@@ -4,24 +4,20 @@ All ids may be any integers; classes are labelled in the ascending order of thei
 of their ids and objects in that of their annotation ids, whatever the order in the file.
 """
 
-import itertools
 import os
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from kdjax.data import flaws
-from kdjax.data.check import check_images, check_objects, same_files, united
-from kdjax.data.coco_files import annotation_file, headers_of, image_folder
-from kdjax.data.coco_json import annotations_of, categories_of, images_of, parsed
+from kdjax.data.annotated import annotated_source, sliced
+from kdjax.data.coco_json import parsed
 from kdjax.data.flaws import DEFAULT, Checks, DataReport
-from kdjax.data.indexed import IndexedSource, check_counts, check_values
-from kdjax.data.outlines import PolygonStore, outline_boxes, usable_outlines
-from kdjax.data.tables import Annotations, settle_objects
+from kdjax.data.folders import no_split, other_splits, readable, spellings, split_words
+from kdjax.data.indexed import IndexedSource
+from kdjax.data.outlines import PolygonStore
 from kdjax.errors import UserError
-from kdjax.paths import local_path
 
 
 def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAULT) -> IndexedSource:
@@ -30,77 +26,90 @@ def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
     Args:
         folder: holds annotation files and images.
         split: ``train``, ``validation`` or ``test``, found by the usual names (``annotations/instances_train2017.json``
-            and ``train2017/``; ``annotations_val.json`` and ``val/``; ``valid/_annotations.coco.json``; ...); or
-            ``<json>:<images>``, an annotation file and a folder of images, relative to ``folder``. With a slice at the
-            end, such as ``train[:100]`` or ``train[50%:]``, some of its images in the order of their ids.
+            and ``train2017/``; ``annotations_val.json`` and ``val/``; ``valid/_annotations.coco.json``; ...), where a
+            folder's only annotation file is ``train`` whatever it is called; or ``<json>:<images>``, an annotation file
+            and a folder of images, relative to ``folder``. With a part at the end, see
+            :func:`kdjax.data.annotated.sliced`.
         checks: how flaws are met.
 
     Raises:
+        NoSplitError: the folder has no such split.
         UserError: one sentence with the file, the id, and what is wrong.
     """
-    folder = local_path(folder)
-    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
-        raise UserError(f"coco_json:{folder} is no folder that can be read.")
-    name, part = _sliced(split)
+    folder = readable(folder, "coco_json")
+    name, part = sliced(split)
     file, stem = annotation_file(folder, name)
-    report = DataReport(str(file), checks)
     store = PolygonStore()
     content = parsed(file, store, checks)
-    class_names, category_ids, categories = categories_of(content, report)
-    identity, names, annotated = images_of(content, report)
-    annotations, segmentations = annotations_of(content, identity, names, categories, report)
-    del content
-
-    rows = np.arange(len(identity))[part(len(identity))]
-    identity, names, annotated = identity[rows], [names[row] for row in rows.tolist()], annotated[rows]
-    annotations, segmentations = _of_images(annotations, segmentations, rows)
-    root = image_folder(folder, file, name, stem, names)
-    names, found = headers_of(folder, root, identity, names, report)
-    images, rows = check_images(identity, names, annotated, found, report)
-    annotations, segmentations = _of_images(annotations, segmentations, rows)
-    first = same_files(images, annotations, lambda row: (root / images.names[row]).read_bytes(), report)
-    images, _, annotations, rows = united(images, annotations, first)
-    segmentations = [segmentations[row] for row in rows.tolist()]
-
-    boxes = outline_boxes(segmentations, store, images.size[annotations.image])
-    kept, rows = check_objects(images, annotations, report, boxes)
-    segmentations = [segmentations[row] for row in rows.tolist()]
-    outlines, boxed = usable_outlines(segmentations, store, kept.boxes, images.size[kept.image])
-    if outlines:
-        settle_objects(flaws.NO_OUTLINE, boxed, images, kept, report)
-    images, annotations, _ = check_counts(images, kept, report)
-    paths = images.names
-    source = IndexedSource(
-        images=images,
-        annotations=annotations,
-        outlines=outlines,
-        class_names=class_names,
-        category_ids=category_ids,
-        read=lambda row: (root / paths[row]).read_bytes(),
-        report=report,
+    return annotated_source(
+        content,
+        lambda names: image_folder(folder, file, name, stem, names),
+        folder=folder,
+        part=part,
+        report=DataReport(str(file), checks),
+        store=store,
     )
-    check_values(source)
-    return source
 
 
-def _sliced(split: str) -> tuple[str, Callable[[int], slice]]:
-    """The name of a split, and the slice of its images by their number."""
-    match = re.fullmatch(r"(?P<name>.+?)(\[(?P<low>-?\d+%?)?:(?P<high>-?\d+%?)?\])?", split)
-    # What has a colon between brackets at its end is meant as a slice.
-    if not match or re.search(r"\[[^\[\]]*:[^\[\]]*\]$", match["name"]):
-        raise UserError(f"{split!r} is no split; it must be a name, or a name and a slice such as train[:100].")
+def annotation_file(folder: Path, split: str) -> tuple[Path, str]:
+    """The annotation file of a split, and the word in its name or its folder's that says so."""
+    if ":" in split or split.endswith(".json"):
+        path = folder / split.partition(":")[0]
+        if not path.is_file():
+            raise UserError(f"{path} is no file that can be read.")
+        return path, ""
+    found = _annotation_files(folder, split_words(split))
+    lone = [*folder.glob("*.json"), *(folder / "annotations").glob("*.json")]
+    if not found and split == "train" and len(lone) == 1 and not _annotation_files(folder, other_splits(split)):
+        found = {lone[0]: re.sub("^(instances_|annotations_)", "", lone[0].stem)}
+    explicit = "name the file and the folder of its images, such as annotations/my.json:images"
+    if not found:
+        others = sorted(str(path.relative_to(folder)) for path in folder.glob("*.json")) + sorted(
+            str(path.relative_to(folder)) for path in folder.glob("*/*.json")
+        )
+        there = f"; it has {', '.join(others[:5])}{', ...' * (len(others) > 5)}" if others else "; it has no json"
+        raise no_split(folder, split, f"no annotation file for the split {split!r}{there}", explicit)
+    if len(found) > 1:
+        several = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise UserError(f"{folder} has several annotation files for the split {split!r} ({several}): {explicit}.")
+    return next(iter(found.items()))
 
-    def bound(text: str | None, length: int) -> int | None:
-        if text is None:
-            return None
-        return round(int(text[:-1]) * length / 100) if text.endswith("%") else int(text)
 
-    low, high = match["low"], match["high"]
-    return match["name"], lambda length: slice(bound(low, length), bound(high, length))
+def _annotation_files(folder: Path, words: Sequence[str]) -> dict[Path, str]:
+    """The annotation files that are called by one of the words, or whose folders are, and the word that it is."""
+    word = "|".join(map(re.escape, words))
+    by_file = re.compile(rf"(?:instances_|annotations_)?((?:{word})(?:\d{{4}})?)(?:[_.](?:annotations|coco))*\.json")
+    by_folder = re.compile(rf"((?:{word})(?:\d{{4}})?)")
+    found: dict[Path, str] = {}
+    for place in (folder, folder / "annotations"):
+        for path in sorted(place.glob("*.json")):
+            if match := by_file.fullmatch(path.name):
+                found[path] = match[1]
+    for place in sorted(folder.iterdir()):
+        if match := by_folder.fullmatch(place.name):
+            for name in ("_annotations.coco.json", "annotations.json", "instances.json", "labels.json"):
+                if (place / name).is_file():
+                    found[place / name] = match[1]
+    return found
 
 
-def _of_images(annotations: Annotations, segmentations: list[Any], rows: np.ndarray) -> tuple[Annotations, list[Any]]:
-    """The objects of some images, which become the images 0, 1, ...; ``rows`` ascends."""
-    chosen = np.isin(annotations.image, rows)
-    kept = annotations.take(chosen)
-    return kept._replace(image=np.searchsorted(rows, kept.image)), list(itertools.compress(segmentations, chosen))
+def image_folder(folder: Path, file: Path, split: str, stem: str, names: Sequence[str]) -> Path:
+    """The folder that holds the images: of the usual ones, where the most of some of their names are."""
+    if ":" in split:
+        path = folder / split.partition(":")[2]
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder that can be read.")
+        return path
+    words = dict.fromkeys(filter(None, (stem, *split_words(split))))
+    usual = [
+        *(place for word in words for place in (folder / word, folder / "images" / word)),
+        *(folder / stem / inner for inner in ("images", "data")),
+        file.parent,
+        folder / "images",
+        folder / "data",
+        folder,
+    ]
+    places = [place for place in dict.fromkeys(usual) if place.is_dir()]
+    probes = [names[row] for row in np.linspace(0, len(names) - 1, min(len(names), 16), dtype=int)] if names else []
+    # Of equals, the first.
+    return max(places, key=lambda place: sum(any((place / x).exists() for x in spellings(name)) for name in probes))

@@ -12,8 +12,8 @@ import numpy as np
 
 from kdjax.data import flaws
 from kdjax.data.check import LARGEST
-from kdjax.data.coco_files import unsafe_name
 from kdjax.data.flaws import Checks, DataReport, Flaw
+from kdjax.data.folders import read_text, unsafe_name
 from kdjax.data.outlines import PolygonStore
 from kdjax.data.tables import Annotations
 from kdjax.errors import UserError
@@ -26,21 +26,8 @@ _ANGLES = ("angle", "theta", "rotation_angle")
 
 def parsed(file: Path, store: PolygonStore, checks: Checks) -> dict[str, Any]:
     """The content of an annotation file; its polygons are in the store."""
+    text = read_text(file, checks)
     try:
-        size = file.stat().st_size
-        if size > checks.most_json_bytes:
-            raise UserError(
-                f"{file} has {size:,} bytes, more than the {checks.most_json_bytes:,} that are read; "
-                "config.data.max_json_bytes raises that limit."
-            )
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
-    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{file} begins with a byte order mark; it must be plain UTF-8, saved without one.")
-    try:
-        text = data.decode()
-        del data
         with _without_collector():
             content = json.loads(text, object_hook=store.take)
     except RecursionError as error:
@@ -48,7 +35,7 @@ def parsed(file: Path, store: PolygonStore, checks: Checks) -> dict[str, Any]:
     except MemoryError as error:
         raise UserError(f"{file} does not fit into memory.") from error
     except ValueError as error:
-        raise UserError(f"{file} is not valid json in UTF-8: {error}.") from error
+        raise UserError(f"{file} is not valid json: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} holds a {type(content).__name__}; it must be an object with images and annotations.")
     for section in ("images", "annotations", "categories"):

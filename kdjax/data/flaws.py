@@ -55,6 +55,9 @@ LINKED = Flaw(
     "refused",
     "config.data.follow_links=True takes them",
 )
+OTHER_FILE = Flaw(
+    "annotation files that name another image than that of their own name, which is taken", "image", "kept"
+)
 OTHER_NAME = Flaw("file names that are spelled otherwise than the file that is there", "image", "repaired")
 NO_SIZE = Flaw("images whose height or width is 0 or -1, where nothing or a size should be", "image", "repaired")
 SAME_FILE = Flaw("images with the same file as another, whose objects join that one's", "image", "repaired")
@@ -65,6 +68,12 @@ TURNED = Flaw(
     "image",
     "kept",
     "if boxes refer to images as viewers show them, set config.data.upright=True",
+)
+UNLABELLED = Flaw(
+    "images without an annotation file, taken for scenes with nothing to find",
+    "image",
+    "kept",
+    "config.data.skip_empty=True leaves them out",
 )
 UNUSABLE_FILE = Flaw("images that cannot be used", "image", "refused unless lenient", _LENIENT)
 CUT_OFF = Flaw("images that cannot be decoded", "image", "left out")
@@ -105,6 +114,11 @@ OTHER_AREA = Flaw(
     "annotation",
     "kept",
     "COCO's size classes are made of areas",
+)
+FROM_ZERO = Flaw(
+    "boxes that begin at 0 or between pixels, so that all corners are edges from 0 and not VOC's pixels from 1",
+    "annotation",
+    "kept",
 )
 UNKNOWN_BOX = Flaw("boxes of one negative number, which stands for an unknown box", "annotation", "left out")
 THIN = Flaw("boxes less than a pixel high or wide", "annotation", "kept")

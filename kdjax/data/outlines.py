@@ -42,6 +42,15 @@ class PolygonStore:
                 entry["segmentation"] = tuple(bounds)
         return entry
 
+    def scale(self, segmentations: Sequence[Any], factor: np.ndarray) -> None:
+        """Multiplies the points of some objects' polygons by ``factor``, (m, 2): of x and of y."""
+        points = np.frombuffer(self.points)
+        for span, (x, y) in zip(segmentations, factor.tolist(), strict=True):
+            if type(span) is tuple:
+                polygons = points[span[0] : span[-1]]
+                polygons[0::2] *= x
+                polygons[1::2] *= y
+
 
 @dataclasses.dataclass(frozen=True)
 class Outlines:

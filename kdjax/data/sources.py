@@ -3,11 +3,14 @@
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from kdjax.data.coco import open_coco
 from kdjax.data.flaws import DEFAULT, Checks
 from kdjax.data.indexed import IndexedSource
 from kdjax.data.prepared import open_prepared, open_shapes
+from kdjax.data.voc import open_voc
+from kdjax.data.yolo import open_yolo
 from kdjax.errors import UserError
 from kdjax.options import imported
 from kdjax.paths import local_path
@@ -23,15 +26,19 @@ def _shapes(config: str) -> Opener:
     return lambda _, split, data_dir, checks, download: open_shapes(config, split, data_dir, checks)
 
 
-def _coco_json(folder: str, split: str, data_dir: DataDir, checks: Checks, download: bool) -> IndexedSource:
-    return open_coco(local_path(data_dir or ".") / local_path(folder), split, checks)
+def _folder(open_folder: Callable[[Path, str, Checks], IndexedSource]) -> Opener:
+    return lambda folder, split, data_dir, checks, download: open_folder(
+        local_path(data_dir or ".") / local_path(folder), split, checks
+    )
 
 
 SOURCES: dict[str, Opener] = {
     "shapes": _shapes("full"),
     "shapes/tiny": _shapes("tiny"),
     "tfds:": open_prepared,
-    "coco_json:": _coco_json,
+    "coco_json:": _folder(open_coco),
+    "yolo:": _folder(open_yolo),
+    "voc:": _folder(open_voc),
 }
 """Every data set by its name, or every kind of data set by what stands before its name."""
 
@@ -49,8 +56,10 @@ def open_source(
     Args:
         name: ``shapes`` or ``shapes/tiny`` (generated on first use); ``tfds:<name>`` for a set that TFDS has prepared
             with the features of its COCO or VOC, such as ``tfds:coco/2017`` or ``tfds:voc/2007+2012``; or
-            ``coco_json:<folder>`` for images with annotations in COCO's format (:func:`kdjax.data.coco.open_coco`); or
-            ``package.module:function`` for an :data:`Opener` of somebody else's, which gets "" for the name.
+            ``coco_json:<folder>``, ``yolo:<folder>`` or ``voc:<folder>`` for images with annotations in COCO's format
+            (:func:`kdjax.data.coco.open_coco`), in YOLO's (:func:`kdjax.data.yolo.open_yolo`) or in Pascal VOC's
+            (:func:`kdjax.data.voc.open_voc`); or ``package.module:function`` for an :data:`Opener` of somebody else's,
+            which gets "" for the name.
         split: ``train`` or ``validation`` (or what the set calls its splits), or a slice such as ``train[:100]``.
         data_dir: TFDS's data directory, None for its default (``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``); or
             where a relative ``<folder>`` is, None for the working directory.
@@ -66,7 +75,17 @@ def open_source(
         return opener(rest, split, data_dir, checks, download)
     if "." in kind and re.fullmatch(r"\w+(\.\w+)+:\w+", name):
         return imported(name, "data source")("", split, data_dir, checks, download)
-    own = f"; for the folder {name}, coco_json:{name}" if ":" not in name and local_path(name).is_dir() else ""
     raise UserError(
-        f"unknown data source {name!r}: choose shapes, shapes/tiny, tfds:<name> or coco_json:<folder of your data>{own}"
+        f"unknown data source {name!r}: choose shapes, shapes/tiny, tfds:<name>, or coco_json:<folder of your data>, "
+        f"yolo:<folder> or voc:<folder>{_as_folder(name)}"
     )
+
+
+def _as_folder(name: str) -> str:
+    """What a name that is a folder was probably meant to be, for a sentence."""
+    if ":" in name or not (folder := local_path(name)).is_dir():
+        return ""
+    of_yolo = [*folder.glob("*.y*ml"), *folder.glob("labels"), *folder.glob("*/labels"), *folder.glob("classes.txt")]
+    of_voc = [*folder.glob("*.xml"), *folder.glob("*/*.xml")]
+    kind = "voc" if of_voc else "yolo" if of_yolo and not [*folder.glob("*.json")] else "coco_json"
+    return f"; for the folder {name}, {kind}:{name}"

@@ -46,7 +46,7 @@ def test_annotation_ids_are_unique_and_positive(data_dir):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("shape", "train", "unknown data source 'shape': choose shapes, shapes/tiny, tfds:<name> or coco_json:"),
+        ("shape", "train", "unknown data source 'shape': choose shapes, shapes/tiny, tfds:<name>, or coco_json:"),
         ("shapes/huge", "train", "unknown data source 'shapes/huge'"),
         ("tfds:", "train", "unknown data source 'tfds:'"),
         ("shapes/tiny", "test", "shapes/tiny has no split 'test': choose train, validation"),

@@ -1,4 +1,4 @@
-"""Where the annotation files and the images of COCO's format lie, by the names that the usual tools give them."""
+"""Files of annotated images in folders: what tools call splits, names that mean the same file, texts and headers."""
 
 import os
 import re
@@ -15,15 +15,21 @@ from kdjax.data import flaws
 from kdjax.data.flaws import Checks, DataReport
 from kdjax.data.images import Header, ImageError, for_all, read_header
 from kdjax.errors import UserError
+from kdjax.paths import local_path
 
-_SPLITS = {
+SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid"),
     "test": ("test", "testing"),
 }
 """What tools call the splits."""
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _LONGEST_NAME = 255
 """Bytes in one part of a path, which file systems allow."""
+
+
+class NoSplitError(UserError):
+    """The folder has no such split; nothing in it is wrong."""
 
 
 class _OutsideError(ImageError):
@@ -34,59 +40,83 @@ class _MissingError(ImageError):
     """A file that is not there."""
 
 
-def annotation_file(folder: Path, split: str) -> tuple[Path, str]:
-    """The annotation file of a split, and the word in its name or its folder's that says so."""
-    if ":" in split or split.endswith(".json"):
-        path = folder / split.partition(":")[0]
-        if not path.is_file():
-            raise UserError(f"{path} is no file that can be read.")
-        return path, ""
-    words = "|".join(map(re.escape, _SPLITS.get(split, (split,))))
-    by_file = re.compile(rf"(?:instances_|annotations_)?((?:{words})(?:\d{{4}})?)(?:[_.](?:annotations|coco))*\.json")
-    by_folder = re.compile(rf"((?:{words})(?:\d{{4}})?)")
-    found: dict[Path, str] = {}
-    for place in (folder, folder / "annotations"):
-        for path in sorted(place.glob("*.json")):
-            if match := by_file.fullmatch(path.name):
-                found[path] = match[1]
-    for place in sorted(folder.iterdir()):
-        if match := by_folder.fullmatch(place.name):
-            for name in ("_annotations.coco.json", "annotations.json", "instances.json", "labels.json"):
-                if (place / name).is_file():
-                    found[place / name] = match[1]
-    explicit = "name the file and the folder of its images, such as annotations/my.json:images"
-    if not found:
-        others = sorted(str(path.relative_to(folder)) for path in folder.glob("*.json")) + sorted(
-            str(path.relative_to(folder)) for path in folder.glob("*/*.json")
-        )
-        there = f"; it has {', '.join(others[:5])}{', ...' * (len(others) > 5)}" if others else "; it has no json"
-        raise UserError(f"{folder} has no annotation file for the split {split!r}{there}: {explicit}.")
-    if len(found) > 1:
-        several = ", ".join(str(path.relative_to(folder)) for path in found)
-        raise UserError(f"{folder} has several annotation files for the split {split!r} ({several}): {explicit}.")
-    return next(iter(found.items()))
+def readable(folder: str | os.PathLike[str], kind: str) -> Path:
+    """The path of a folder of data.
+
+    Raises:
+        UserError: it is none, or cannot be read.
+    """
+    path = local_path(folder)
+    if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
+        raise UserError(f"{kind}:{path} is no folder that can be read.")
+    return path
 
 
-def image_folder(folder: Path, file: Path, split: str, stem: str, names: Sequence[str]) -> Path:
-    """The folder that holds the images: of the usual ones, where the most of some of their names are."""
-    if ":" in split:
-        path = folder / split.partition(":")[2]
-        if not path.is_dir():
-            raise UserError(f"{path} is no folder that can be read.")
-        return path
-    words = dict.fromkeys(filter(None, (stem, *_SPLITS.get(split, ()))))
-    usual = [
-        *(place for word in words for place in (folder / word, folder / "images" / word)),
-        *(folder / stem / inner for inner in ("images", "data")),
-        file.parent,
-        folder / "images",
-        folder / "data",
-        folder,
-    ]
-    places = [place for place in dict.fromkeys(usual) if place.is_dir()]
-    probes = [names[row] for row in np.linspace(0, len(names) - 1, min(len(names), 16), dtype=int)] if names else []
-    # Of equals, the first.
-    return max(places, key=lambda place: sum(any((place / x).exists() for x in _spellings(name)) for name in probes))
+def split_words(split: str) -> tuple[str, ...]:
+    """What a split may be called, itself first.
+
+    >>> split_words("validation"), split_words("holiday")
+    (('validation', 'val', 'valid'), ('holiday',))
+    """
+    return SPLITS.get(split, (split,))
+
+
+def other_splits(split: str) -> tuple[str, ...]:
+    """What the other splits may be called."""
+    return tuple(word for other in SPLITS if other != split for word in SPLITS[other])
+
+
+def pictures(root: Path, place: Path) -> list[str]:
+    """The files in a folder, and in the folders below it, that are called as images are, relative to ``root``; sorted.
+
+    Links to folders are not followed.
+    """
+    found = []
+    for parent, _, files in os.walk(place):
+        inner = os.path.relpath(parent, root)
+        found += [os.path.normpath(os.path.join(inner, x)) for x in files if x.lower().endswith(_PICTURES)]
+    return sorted(path.replace(os.sep, "/") for path in found)
+
+
+def no_split(folder: Path, split: str, lacks: str, advice: str) -> NoSplitError:
+    """The sentence about a split that is not there.
+
+    Args:
+        folder: of the data.
+        split: the one that is asked for.
+        lacks: what the folder has not.
+        advice: how to name what it has.
+    """
+    held_out = (
+        "; a part of the training split is config.data.eval_split='train[held_out]', and what remains 'train[kept]'"
+    )
+    return NoSplitError(f"{folder} has {lacks}: {advice}{held_out * (split == 'validation')}.")
+
+
+def read_text(file: Path, checks: Checks) -> str:
+    """The whole of a text file.
+
+    Raises:
+        UserError: it is too large, cannot be read, or is no plain UTF-8.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise UserError(f"{file} is no file that can be read.")
+        size = file.stat().st_size
+        if size > checks.most_json_bytes:
+            raise UserError(
+                f"{file} has {size:,} bytes, more than the {checks.most_json_bytes:,} that are read; "
+                "config.data.max_json_bytes raises that limit."
+            )
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{file} begins with a byte order mark; it must be plain UTF-8, saved without one.")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not in UTF-8: {error}.") from error
 
 
 def unsafe_name(name: str) -> str:
@@ -108,7 +138,7 @@ def unsafe_name(name: str) -> str:
     return f"has a part of {longest} bytes" if longest > _LONGEST_NAME else ""
 
 
-def _spellings(name: str) -> tuple[str, ...]:
+def spellings(name: str) -> tuple[str, ...]:
     """What a file of that name may be called that was written on another system, or for the web."""
     plain = urllib.parse.unquote(name).replace("\\", "/")
     return name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
