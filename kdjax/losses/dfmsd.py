@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses.dmkd import Generate, Pair, dual_keep, dual_reconstruction
-from kdjax.losses.features import check_aligned, hide, squared_error
+from kdjax.losses.features import check_aligned, check_known, check_maps, hide, squared_error
 from kdjax.losses.reduce import masked_mean
 from kdjax.types import Targets
 
@@ -35,7 +35,11 @@ def channel_norm(features: jax.Array, *, where: jax.Array | None = None, axis_na
 
     Returns:
         (N, H, W, C) float32; zero, without a gradient, in the padding and where a channel is constant.
+
+    Raises:
+        ValueError: ``features`` or ``where`` has another form.
     """
+    check_maps(where, features=features)
     mask = jnp.ones((*features.shape[:3], 1), bool) if where is None else where[..., None]
 
     def mean(values: jax.Array) -> jax.Array:
@@ -67,8 +71,9 @@ def stage_ratio(stage: int, *, first: float = 0.45, growth: float = 0.1) -> floa
         growth: what each stage adds.
 
     Raises:
-        ValueError: if ``stage`` is below 1.
+        ValueError: if ``stage`` is below 1, or no plain number.
     """
+    check_known("stage", stage)
     if stage < 1:
         raise ValueError(f"stage is {stage}; stages count from 1.")
     return min(first + growth * (stage - 1), 1.0)
@@ -134,7 +139,7 @@ def stage_keep(
         Bool masks (N, H, W, 1) and (N, 1, 1, C), True where kept.
 
     Raises:
-        ValueError: for another ``enhance``, or where what it needs is missing.
+        ValueError: for another ``enhance``, or where what it needs is missing or has another form.
     """
     if enhance not in ("ratio", "union", "objects"):
         raise ValueError(f'enhance is "{enhance}"; it must be "ratio", "union" or "objects".')
@@ -143,12 +148,16 @@ def stage_keep(
     if enhance == "objects":
         if objects is None:
             raise ValueError('enhance is "objects", which needs the positions of objects.')
+        if objects.shape != (*teacher.shape[:3], 1):
+            raise ValueError(f"objects has shape {objects.shape}; of {teacher.shape} it must be (N, H, W, 1).")
         emphasis = 1 + eta * objects.astype(jnp.float32)
         return dual_keep(teacher, spatial_ratio=spatial_ratio, emphasis=emphasis, where=where, **options)
     keep_spatial, keep_channel = dual_keep(teacher, spatial_ratio=spatial_ratio, where=where, **options)
     if stage > 1:
         if previous is None:
             raise ValueError(f'enhance is "union", which in stage {stage} needs the features of the teacher before.')
+        if previous.shape[:3] != teacher.shape[:3]:
+            raise ValueError(f"previous has shape {previous.shape} and teacher {teacher.shape}; N, H and W must agree.")
         keep_spatial &= dual_keep(previous, spatial_ratio=spatial_ratio, where=where, **options)[0]
     return keep_spatial, keep_channel
 
@@ -187,9 +196,9 @@ def dfmsd_loss(
         A float32 scalar.
 
     Raises:
-        ValueError: if the shapes of student and teacher differ.
+        ValueError: if the shapes of student and teacher differ, or a mask has another form.
     """
-    check_aligned(student, teacher)
+    check_aligned(student, teacher, where)
     student = channel_norm(student, where=where, axis_name=axis_name)
     teacher = channel_norm(jax.lax.stop_gradient(teacher), where=where, axis_name=axis_name)
     reconstruction = dual_reconstruction(student, keep=keep, generate=generate, fusion=fusion, where=where)
@@ -221,9 +230,9 @@ def pearson_loss(
         A float32 scalar in [0, 2].
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or ``where`` has another form.
     """
-    check_aligned(student, teacher)
+    check_aligned(student, teacher, where)
     student = channel_norm(student, where=where, axis_name=axis_name)
     teacher = channel_norm(jax.lax.stop_gradient(teacher), where=where, axis_name=axis_name)
     mask = None if where is None else where[..., None]

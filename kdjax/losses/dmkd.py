@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses.features import check_aligned, check_share, squared_error
+from kdjax.losses.features import check_aligned, check_keep, check_keys, check_maps, check_share, squared_error
 from kdjax.losses.features import hide as hide_features
 from kdjax.losses.reduce import masked_mean, masked_sum
 
@@ -42,7 +42,11 @@ def spatial_attention(features: jax.Array, *, tau: float = 0.5, where: jax.Array
 
     Returns:
         (N, H, W, 1) float32 with mean 1 over the valid positions of each image, zero elsewhere; no gradient.
+
+    Raises:
+        ValueError: ``features`` or ``where`` has another form.
     """
+    check_maps(where, features=features)
     strength = jnp.mean(jnp.abs(features.astype(jnp.float32)), axis=-1, keepdims=True)
     mask = jnp.ones(strength.shape, bool) if where is None else where[..., None]
     return _attention(strength, tau, mask, axis=(1, 2))
@@ -61,7 +65,11 @@ def channel_attention(features: jax.Array, *, tau: float = 0.5, where: jax.Array
 
     Returns:
         (N, 1, 1, C) float32 with mean 1 over the channels of each image; no gradient.
+
+    Raises:
+        ValueError: ``features`` or ``where`` has another form.
     """
+    check_maps(where, features=features)
     mask = None if where is None else where[..., None]
     strength = masked_mean(jnp.abs(features.astype(jnp.float32)), mask, axis=(1, 2))[:, None, None]
     return _attention(strength, tau, jnp.ones(strength.shape, bool), axis=(3,))
@@ -125,6 +133,7 @@ def attention_keep(
     if keep_probability < 1:
         if keys is None:
             raise ValueError(f"keep_probability is {keep_probability}; below 1 it needs keys, one per image.")
+        check_keys(keys, len(attention))
         draw = jax.vmap(lambda key: jax.random.bernoulli(key, float(keep_probability), attention.shape[1:]))
         selected &= draw(keys)
     return ~(selected & valid)
@@ -165,7 +174,13 @@ def dual_keep(
 
     Returns:
         Bool masks (N, H, W, 1) and (N, 1, 1, C), True where kept.
+
+    Raises:
+        ValueError: as :func:`attention_keep`, or an array has another form.
     """
+    check_maps(where, teacher=teacher)
+    if keys is not None:
+        check_keys(keys, len(teacher))
     fold = jax.vmap(jax.random.fold_in, (0, None))
     spatial_keys, channel_keys = (None, None) if keys is None else (fold(keys, 0), fold(keys, 1))
     spatial = spatial_attention(teacher, tau=tau, where=where)
@@ -214,7 +229,13 @@ def dual_reconstruction(
 
     Returns:
         (N, H, W, C) float32.
+
+    Raises:
+        ValueError: an array has another form.
     """
+    check_maps(where, student=student)
+    for mask in keep:
+        check_keep(mask, student)
     spatial, channel = (
         block(hide_features(student, mask, where)).astype(jnp.float32)
         for block, mask in zip(generate, keep, strict=True)
@@ -254,8 +275,8 @@ def dmkd_loss(
         A float32 scalar.
 
     Raises:
-        ValueError: if the shapes of student and teacher differ.
+        ValueError: if the shapes of student and teacher differ, or a mask has another form.
     """
-    check_aligned(student, teacher)
+    check_aligned(student, teacher, where)
     reconstruction = dual_reconstruction(student, keep=keep, generate=generate, fusion=fusion, where=where)
     return masked_sum(squared_error(reconstruction, teacher, where)) / student.shape[0]

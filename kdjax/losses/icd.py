@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses.detection import binary_cross_entropy
-from kdjax.losses.features import einsum, squared_error
+from kdjax.losses.features import check_aligned, check_keys, einsum, squared_error
 from kdjax.losses.reduce import masked_mean
 from kdjax.types import Targets
 
@@ -97,7 +97,11 @@ def sample_queries(
 
     Returns:
         Queries with ``min(max(limit, M), max(1, 6 M))`` slots, as many as any number of boxes can need.
+
+    Raises:
+        ValueError: there is not one typed key for each image.
     """
+    check_keys(keys, len(targets.boxes))
     room = targets.boxes.shape[1]
     slots = min(max(limit, room), max(1, 6 * room))
     height, width = jnp.maximum(image_size, 1).astype(jnp.float32).T[:, :, None, None]
@@ -251,7 +255,22 @@ def instance_attention(
 
     Returns:
         Attended values (N, heads, Q, D) and the instance mask m (N, heads, S), both float32, m without gradient.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
     """
+    images, _, positions, _ = key.shape if key.ndim == 4 else (0, 0, 0, 0)
+    for name, found, expected in (
+        ("key", key.shape, (*query.shape[:2], positions, query.shape[-1])),
+        ("value", value.shape[:3], key.shape[:3]),
+        ("real", real.shape, (images, *query.shape[2:3])),
+        ("where", (images, positions) if where is None else where.shape, (images, positions)),
+    ):
+        if query.ndim != 4 or found != expected:
+            raise ValueError(
+                f"{name} has shape {found} and query {query.shape}; query must be (N, heads, Q, D), key and value "
+                "(N, heads, S, D), real (N, Q) and where (N, S)."
+            )
     keep = jnp.ones((key.shape[0], 1, key.shape[2])) if where is None else where[:, None].astype(jnp.float32)
 
     @jax.checkpoint
@@ -342,8 +361,11 @@ def icd_loss(student: jax.Array, teacher: jax.Array, *, instance_mask: jax.Array
         A float32 scalar.
 
     Raises:
-        ValueError: if the shapes of student and teacher differ.
+        ValueError: if the shapes of student and teacher differ, or the mask's is not theirs without D.
     """
+    check_aligned(student, teacher)
+    if instance_mask.shape != student.shape[:3]:
+        raise ValueError(f"instance_mask has shape {instance_mask.shape}; of {student.shape} it must be (N, heads, S).")
     mask = jax.lax.stop_gradient(instance_mask.astype(jnp.float32))
     error = jnp.mean(squared_error(normalise(student), normalise(teacher)), axis=-1)
     return jnp.mean(jnp.sum(mask * error, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1e-6))

@@ -10,7 +10,7 @@ padding [recon]; without padding it changes nothing.
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses.features import check_aligned, einsum, hide, squared_error
+from kdjax.losses.features import check_aligned, check_maps, einsum, hide, squared_error
 
 
 def token_masks(features: jax.Array, tokens: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
@@ -26,7 +26,13 @@ def token_masks(features: jax.Array, tokens: jax.Array, *, where: jax.Array | No
 
     Returns:
         (N, H, W, K) float32 in [0, 1]; zero in the padding.
+
+    Raises:
+        ValueError: an array has another form.
     """
+    check_maps(where, features=features)
+    if tokens.ndim != 2 or tokens.shape[1] != features.shape[3]:
+        raise ValueError(f"tokens has shape {tokens.shape}; of features {features.shape} it must be (K, C).")
     logits = einsum("nhwc,kc->nhwk", features.astype(jnp.float32), tokens.astype(jnp.float32))
     return hide(jax.nn.sigmoid(logits), where=where)
 
@@ -58,7 +64,11 @@ def token_weights(
 
     Returns:
         (N, K) float32 that sum to one in each image.
+
+    Raises:
+        ValueError: ``features`` or ``where`` has another form.
     """
+    check_maps(where, features=features)
     images, height, width, channels = features.shape
     centre = jnp.ones((images, height, width)) if where is None else where.astype(jnp.float32)
     margin = jnp.pad(centre, ((0, 0), (1, 1), (1, 1)))
@@ -150,9 +160,9 @@ def maskd_loss(
         A float32 scalar.
 
     Raises:
-        ValueError: if the shapes of student and teacher differ.
+        ValueError: if the shapes of student and teacher differ, or another array has another form.
     """
-    check_aligned(student, teacher)
+    check_aligned(student, teacher, where)
     teacher_masks = token_masks(teacher, tokens, where=where)
     student_masks = token_masks(student, tokens, where=where)
     masks = jnp.where(jnp.asarray(step) < warmup, teacher_masks, teacher_masks * student_masks)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from kdjax.losses.features import check_aligned, check_share, hide, squared_error
+from kdjax.losses.features import check_aligned, check_keep, check_keys, check_share, hide, squared_error
 from kdjax.losses.reduce import masked_sum
 
 
@@ -31,12 +31,16 @@ def keep_mask(shape: Sequence[int], *, keys: jax.Array, mask_ratio: float, mask:
         Bool, True where kept: (N, H, W, 1) for "spatial", (N, 1, 1, C) for "channel".
 
     Raises:
-        ValueError: if ``mask`` is neither, or ``mask_ratio`` is not from 0 to 1.
+        ValueError: if ``mask`` is neither, ``mask_ratio`` is no plain number from 0 to 1, or ``shape`` or ``keys`` are
+            of another form.
     """
     check_share("mask_ratio", mask_ratio)
     if mask not in ("spatial", "channel"):
         raise ValueError(f'mask is "{mask}"; it must be "spatial" or "channel".')
-    _, height, width, channels = shape
+    if len(shape) != 4:
+        raise ValueError(f"shape is {tuple(shape)}; it must be (N, H, W, C).")
+    images, height, width, channels = shape
+    check_keys(keys, images)
     draw = (height, width, 1) if mask == "spatial" else (1, 1, channels)
     return jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - mask_ratio, draw))(keys)
 
@@ -74,8 +78,9 @@ def mgd_loss(
         A float32 scalar.
 
     Raises:
-        ValueError: if the shapes of student and teacher differ.
+        ValueError: if the shapes of student and teacher differ, or a mask has another form.
     """
-    check_aligned(student, teacher)
+    check_aligned(student, teacher, where)
+    check_keep(keep, student)
     generated = generate(hide(student, keep, where))
     return masked_sum(squared_error(generated, teacher, where)) / student.shape[0]

@@ -29,7 +29,7 @@ def mimic_loss(
         A float32 scalar.
 
     Raises:
-        ValueError: if the shapes of student and teacher differ.
+        ValueError: if the shapes of student and teacher differ, or ``where`` has another form.
     """
     mask = None if where is None else where[..., None]
     return masked_mean(squared_error(student, teacher, where), mask, axis_name=axis_name)

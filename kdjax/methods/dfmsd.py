@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from kdjax.losses import dfmsd_loss, dmkd_loss, object_positions, pearson_loss, stage_keep
 from kdjax.methods.dmkd import Branches
-from kdjax.methods.levels import Align, pair_levels
+from kdjax.methods.levels import Align, keys_of, pair_levels
 from kdjax.options import check_fields, choice, number, whole
 from kdjax.types import MethodTerms, Targets, View
 
@@ -120,7 +120,7 @@ class DFMSD(nn.Module):
                 threshold=self.threshold,
                 hide=self.hide,
                 keep_probability=self.keep_probability,
-                keys=jax.vmap(jax.random.fold_in, (0, None))(keys, index),
+                keys=keys_of(keys, len(theirs), index),
                 where=where,
             )
             reconstruction_loss: Callable[..., jax.Array] = dmkd_loss

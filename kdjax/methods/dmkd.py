@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses import dmkd_loss, dual_keep
-from kdjax.methods.levels import Align, pair_levels
+from kdjax.methods.levels import Align, keys_of, pair_levels
 from kdjax.methods.mgd import Generation
 from kdjax.options import choice, number
 from kdjax.types import MethodTerms, View
@@ -129,7 +129,7 @@ class DMKD(nn.Module):
                 threshold=self.threshold,
                 hide=self.hide,
                 keep_probability=self.keep_probability,
-                keys=jax.vmap(jax.random.fold_in, (0, None))(keys, index),
+                keys=keys_of(keys, len(theirs), index),
                 where=where,
             )
             aligned = Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from kdjax.errors import UserError
 from kdjax.losses import hide, valid_positions
+from kdjax.losses.features import check_keys, check_maps
 from kdjax.types import View
 
 
@@ -86,11 +87,15 @@ def pair_levels(student: View, teacher: View, size: jax.Array) -> list[Pair]:
 
     Raises:
         UserError: if no levels meet, see :func:`partners`.
-        ValueError: the two pyramids hold different numbers of images.
+        ValueError: the two pyramids hold different numbers of images, or see different parts of them; a level has no
+            stride, or is no map (N, H, W, C).
     """
+    for name, view in (("student", student), ("teacher", teacher)):
+        _check_maps(name, view)
     pairs = []
     for level, partner in partners(student, teacher).items():
         ours, theirs = student.features[partner], teacher.features[level]
+        _check_extent(partner, student, level, teacher)
         if len(ours) != len(theirs):
             raise ValueError(
                 f"The student's {partner} holds {len(ours)} images and the teacher's {level} {len(theirs)}: both must "
@@ -102,6 +107,41 @@ def pair_levels(student: View, teacher: View, size: jax.Array) -> list[Pair]:
             ours = jax.image.resize(ours, shape, method="bilinear", antialias=False)
         pairs.append(Pair(level, ours, theirs, valid(teacher, size)[level]))
     return pairs
+
+
+def _check_maps(name: str, view: View) -> None:
+    """Raises ValueError unless every level has a stride and is a map (N, H, W, C)."""
+    if unknown := [level for level in view.features if level not in dict(view.strides)]:
+        levels = ", ".join(level for level, _ in view.strides) or "none"
+        raise ValueError(
+            f"The {name} has features {unknown[0]!r} and strides of {levels}: name the stride of each level."
+        )
+    maps = {f"{name}'s {level}": x for level, x in view.features.items()}
+    check_maps(**maps)
+    shapes = [x.shape for x in maps.values()]
+    if (
+        len({shape[1] for shape in shapes})
+        == 1
+        < len({shape[2] for shape in shapes})
+        == len({shape[3] for shape in shapes})
+    ):
+        raise ValueError(
+            f"The {name}'s features {', '.join(map(str, shapes))} look like (N, C, H, W); they must be (N, H, W, C): "
+            "jnp.moveaxis(features, 1, -1) makes them so."
+        )
+
+
+def _check_extent(partner: str, student: View, level: str, teacher: View) -> None:
+    """Raises ValueError unless two maps cover about as many pixels."""
+    strides = student.stride(partner), teacher.stride(level)
+    shapes = student.features[partner].shape, teacher.features[level].shape
+    for axis in (1, 2):
+        ours, theirs = (shape[axis] * stride for shape, stride in zip(shapes, strides, strict=True))
+        if abs(ours - theirs) > 2 * max(strides):
+            raise ValueError(
+                f"The student's {partner} {shapes[0]} of stride {strides[0]} and the teacher's {level} {shapes[1]} of "
+                f"stride {strides[1]} cover {ours} and {theirs} pixels: both must be (N, H, W, C) of the same images."
+            )
 
 
 def describe_pairs(student: View, teacher: View) -> str:
@@ -143,6 +183,19 @@ def valid(view: View, size: jax.Array) -> dict[str, jax.Array]:
     return {
         level: valid_positions(size, (x.shape[1], x.shape[2]), view.stride(level)) for level, x in view.features.items()
     }
+
+
+def keys_of(keys: jax.Array, images: int, number: int) -> jax.Array:
+    """The keys that a level draws from, (N,), of those of the images.
+
+    >>> keys_of(jax.random.split(jax.random.key(0), 2), 2, number=3).shape
+    (2,)
+
+    Raises:
+        ValueError: there is not one typed key for each of as many images.
+    """
+    check_keys(keys, images)
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def torch_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:

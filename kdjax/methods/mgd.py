@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses import hide, keep_mask, mgd_loss
-from kdjax.methods.levels import Align, Conv, pair_levels
+from kdjax.methods.levels import Align, Conv, keys_of, pair_levels
 from kdjax.options import choice, number
 from kdjax.types import MethodTerms, View
 
@@ -69,7 +69,7 @@ class MGD(nn.Module):
         """The term "mgd" of each pair of levels; see the contract of :mod:`kdjax.methods`."""
         loss = {}
         for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, size)):
-            level_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+            level_keys = keys_of(keys, len(theirs), index)
             block = Generation(dtype=self.dtype, name=f"generation_{level}")
             loss[level] = mgd_loss(
                 Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours),
