@@ -25,7 +25,8 @@ from kdjax.main import CONFIG, parse, refuse
 from kdjax.models import build_model
 from kdjax.plan import Plan, StagePlan, resolve
 from kdjax.run.build import Facts, build, first_state, init_jit, stage_key
-from kdjax.run.data import open_batches, open_split
+from kdjax.run.data import open_batches
+from kdjax.run.fit import opened
 from kdjax.run.start import Teacher
 from kdjax.types import Batch, Source
 
@@ -118,8 +119,8 @@ def main(_: Sequence[str]) -> int:
     logging.set_verbosity(logging.ERROR)
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        plan = resolve(CONFIG.value, devices=device_count())
-        source = open_split(plan.data, plan.task, training=True)
+        plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
+        source = splits.train
         parts = compile_parts(plan, source)
     except UserError as error:
         return refuse(error)

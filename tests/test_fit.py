@@ -8,12 +8,14 @@ import pytest
 
 from kdjax.config import load_config
 from kdjax.data.examples import Objects
+from kdjax.data.folders import NoSplitError
 from kdjax.data.sizing import Sizing
 from kdjax.data.statistics import sizes_in_words, suggest
 from kdjax.models import model_class
 from kdjax.plan import resolve
-from kdjax.run.fit import chosen, in_words, with_keys
+from kdjax.run.fit import chosen, in_words, opened, with_keys
 from kdjax.tasks import Detection
+from tests.data.test_yolo import pair, put
 
 
 class Boxes:
@@ -92,6 +94,25 @@ def test_each_key_that_somebody_said_is_left_alone():
 def test_a_teacher_from_elsewhere_keeps_its_anchors_and_so_does_its_student(tmp_path):
     config = config_of(**{"student.teacher": str(tmp_path), "stages": ("student",)})
     assert not [key for key in keys_of(config) if "anchor" in key]
+
+
+def test_without_a_validation_split_a_fifth_of_the_photographs_is_held_out(tmp_path, capsys):
+    lines = {f"{stem}_jpg.rf.{copy}": "0 0.5 0.5 0.5 0.2\n" for stem in "abcdefghij" for copy in (1, 2)}
+    folder = put(tmp_path, {"classes.txt": "cat\n"} | pair("images/", "labels/", lines))
+    config = config_of(f"yolo:{folder}")
+    plan, splits = opened(config, resolve(config, devices=1))
+    parts = [{source.name(k)[7] for k in range(len(source))} for source in splits]
+    assert [len(source) for source in splits] == [16, 4]
+    assert not parts[0] & parts[1]
+    assert (plan.data.train_split, plan.data.eval_split) == ("train[kept]", "train[held_out]")
+    shown = capsys.readouterr().out
+    assert "has no validation split: a fifth of the training images is held out, drawn by their names." in shown
+    assert '--config.data.train_split="train[kept]" --config.data.eval_split="train[held_out]"' in shown
+    assert "Boxes are " in shown
+    for changes in ({"data.fit": False}, {"data.train_split": "train[:9]"}, {"data.eval_split": "holiday"}):
+        config = config_of(f"yolo:{folder}", **changes)
+        with pytest.raises(NoSplitError):
+            opened(config, resolve(config, devices=1))
 
 
 def test_small_objects_get_larger_images_up_to_twice_the_pixels():

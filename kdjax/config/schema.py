@@ -197,8 +197,8 @@ class Data:
     name: Annotated[
         str,
         TEXT,
-        "shapes, which is generated; tfds:<name>, such as tfds:coco/2017 or tfds:voc/2007+2012; or coco_json:<folder> "
-        "for images with annotations in COCO's format.",
+        "shapes, which is generated; tfds:<name>, such as tfds:coco/2017 or tfds:voc/2007+2012; or coco_json:<folder>, "
+        "yolo:<folder> or voc:<folder> for images with annotations in COCO's, YOLO's or Pascal VOC's format.",
     ] = "shapes"
     data_dir: Annotated[
         str,
@@ -209,7 +209,8 @@ class Data:
     train_split: Annotated[
         str,
         TEXT,
-        "With a slice, if wanted, such as train[:1000]; of coco_json also <json file>:<folder of its images>.",
+        "With a part, if wanted, such as train[:1000], or train[kept] without train[held_out], a fifth of it; of "
+        "coco_json also <json file>:<folder of its images>.",
     ] = "train"
     eval_split: Annotated[str, TEXT, "Likewise."] = "validation"
     download: Annotated[
@@ -227,7 +228,7 @@ class Data:
     follow_links: Annotated[
         bool,
         FLAG,
-        "Take images of coco_json that are links to files outside of their folder, as caches and stores make them.",
+        "Take images that are links to files outside of their folder, as caches and stores make them.",
         WITHOUT_EFFECT,
     ] = False
     max_json_bytes: Annotated[

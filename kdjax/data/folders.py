@@ -31,6 +31,10 @@ _LONGEST_NAME = 255
 class NoSplitError(UserError):
     """The folder has no such split; nothing in it is wrong."""
 
+    def __init__(self, sentence: str, split: str):
+        super().__init__(sentence)
+        self.split = split
+
 
 class _OutsideError(ImageError):
     """A file that lies elsewhere."""
@@ -90,7 +94,7 @@ def no_split(folder: Path, split: str, lacks: str, advice: str) -> NoSplitError:
     held_out = (
         "; a part of the training split is config.data.eval_split='train[held_out]', and what remains 'train[kept]'"
     )
-    return NoSplitError(f"{folder} has {lacks}: {advice}{held_out * (split == 'validation')}.")
+    return NoSplitError(f"{folder} has {lacks}: {advice}{held_out * (split == 'validation')}.", split)
 
 
 def read_text(file: Path, checks: Checks) -> str:

@@ -148,19 +148,11 @@ class IndexedSource:
         """What was found, in a few lines for a person."""
         objects, empty = len(self.annotations.image), np.count_nonzero(np.diff(self._first) == 0)
         crowds = np.count_nonzero(self.annotations.crowd)
-        lines = [
+        found = (
             f"{self.report.origin}: {len(self)} images, {empty} of them without objects; {objects} objects of "
             f"{len(self.class_names)} classes, {crowds} of them crowds."
-        ]
-        sizing = self.report.checks.sizing
-        if sizing and not self.annotations.crowd.all():
-            side = scaled_sides(self.images, self.annotations, sizing)[~self.annotations.crowd]
-            low, middle, high = np.quantile(side.min(axis=1), [0, 0.5, 1])
-            lines.append(
-                f"  once images are scaled, the shorter side of boxes is {low:.3g} to {high:.3g} pixels, median "
-                f"{middle:.3g}"
-            )
-        return lines + self.report.lines()
+        )
+        return [found, *self.report.lines()]
 
     def report_dict(self) -> dict[str, Any]:
         """What was found, as plain JSON, with the ids of everything that was left out or repaired."""

@@ -112,7 +112,7 @@ def pair_levels(student: View, teacher: View, size: jax.Array) -> list[Pair]:
 def _check_maps(name: str, view: View) -> None:
     """Raises ValueError unless every level has a stride and is a map (N, H, W, C)."""
     if unknown := [level for level in view.features if level not in dict(view.strides)]:
-        levels = ", ".join(level for level, _ in view.strides) or "none"
+        levels = ", ".join(dict(view.strides)) or "none"
         raise ValueError(
             f"The {name} has features {unknown[0]!r} and strides of {levels}: name the stride of each level."
         )

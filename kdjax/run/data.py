@@ -64,7 +64,9 @@ def open_splits(plan: Plan) -> Splits:
         UserError: a split cannot be used, or they differ in their classes; or strict data share images.
     """
     data, task = plan.data, plan.task
-    splits = Splits(open_split(data, task, training=True), open_split(data, task, training=False))
+    # A split that is not there is known at once, the other one perhaps after a minute.
+    evaluation = open_split(data, task, training=False)
+    splits = Splits(open_split(data, task, training=True), evaluation)
     if difference := compare_classes(
         f"the split {data.train_split!r}",
         splits.train.class_names,

@@ -2,7 +2,8 @@
 
 The configs that come with kdjax say what suits the embedded data. On other data, keys that are still as those have them
 are chosen by the task from the images and what they show: how large images are, how they are changed, the room for
-objects, the sizes that detectors look for. Whatever a config or a flag says otherwise is left as it is.
+objects, the sizes that detectors look for; and where there is no validation split, images are held out. Whatever a
+config or a flag says otherwise is left as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from kdjax.config import fcos, retinanet
 from kdjax.config.presets import EVAL_EVERY
 from kdjax.config.schema import Data
+from kdjax.data.folders import NoSplitError
 from kdjax.devices import device_count
 from kdjax.models import model_class
 from kdjax.options import defaults
@@ -20,6 +22,8 @@ from kdjax.plan import Plan, resolve
 from kdjax.run.data import Splits, is_open, open_splits
 from kdjax.types import Source
 
+HELD_OUT = {"train_split": "train[kept]", "eval_split": "train[held_out]"}
+"""Keys of the data where nobody has made a validation split."""
 _EVALUATIONS = 5
 """Of a stage that is trained, one at its end."""
 
@@ -30,12 +34,26 @@ def opened(config: ConfigDict, plan: Plan) -> tuple[Plan, Splits]:
     Raises:
         UserError: the config or the data cannot be used.
     """
-    splits = open_splits(plan)
-    if keys := chosen(plan, splits.train):
+    keys: dict[str, Any] = {}
+    try:
+        splits = open_splits(plan)
+    except NoSplitError as error:
+        usual = defaults(Data)
+        named = any(getattr(plan.data, key) != usual[key] for key in HELD_OUT)
+        if error.split != plan.data.eval_split or named or not plan.data.fit:
+            raise
+        print(
+            f"{plan.data.name} has no validation split: a fifth of the training images is held out, drawn by their "
+            "names."
+        )
+        keys = {f"data.{key}": value for key, value in HELD_OUT.items()}
+        plan = resolve(with_keys(config, keys), devices=device_count())
+        splits = open_splits(plan)
+    if keys := keys | chosen(plan, splits.train):
         print(in_words(keys), flush=True)
         plan = resolve(with_keys(config, keys), devices=device_count())
-        # What opening the splits said of sizes was said before the size was chosen.
-        print("\n".join(plan.task.remarks(splits.train, plan.data.sizing)), flush=True)
+    for line in plan.task.remarks(splits.train, plan.data.sizing):
+        print(line, flush=True)
     return plan, splits
 
 

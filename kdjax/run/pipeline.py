@@ -222,6 +222,13 @@ def _commands(plan: Plan, folder: Path) -> list[str]:
             "  what the method was worth:  the same command with --config.compare=True, which also trains the "
             "identical student without it"
         )
+    trained = [stage for stage in plan.stages if stage.steps and not stage.options.teacher]
+    if trained and not plan.data.name.startswith("shapes") and not any(stage.options.weights for stage in trained):
+        model = f"--config.{trained[0].name}"
+        lines.append(
+            f"  more from few images:  {model}.weights=resnet18-f37072fd.pth {model}.source=torchvision "
+            f"{model}.model.backbone.width=1.0, a backbone of torchvision's that knows ImageNet"
+        )
     return lines
 
 

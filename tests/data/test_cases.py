@@ -18,6 +18,7 @@ from kdjax.data.outlines import PolygonStore, outline_boxes
 from kdjax.data.sizing import Reading, Sizing
 from kdjax.errors import UserError
 from kdjax.tasks import Detection
+from kdjax.tasks import Detection
 from kdjax.tasks.average_precision import ImageDetections, coco_metrics
 from tests.data.folders import content, encoded, write
 from tests.data.test_coco import FILE, flaws, opened
@@ -575,7 +576,9 @@ def test_objects_that_are_too_small_are_said(tmp_path):
         "config.data.image_size",
         sizing=sizing,
     )
-    assert "the shorter side of boxes is 1 to 3 pixels, median 1.4" in source.report_lines()[1]
+    told, warning = Detection().remarks(source, sizing)
+    assert told.startswith("Boxes are 1 to 3 pixels large once images are scaled")
+    assert "too small to be found: a larger config.data.image_size" in warning
     assert flaws(opened(folder, sizing=Sizing(((60, 80),)), strict=True)) == {}
 
 
