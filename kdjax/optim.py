@@ -1,6 +1,7 @@
 """Learning-rate schedules and the optimiser, from optax's parts."""
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -57,8 +58,12 @@ def paths(tree: Any) -> Any:
 
 
 def under(path: str, prefixes: Sequence[str]) -> bool:
-    """Whether ``path`` is one of ``prefixes`` or lies below one."""
-    return any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in prefixes)
+    """Whether ``path`` is one of ``prefixes`` or lies below one; in them ``*`` is any text.
+
+    >>> under("student/backbone/layer1_0/bn1/scale", ["student/backbone/*bn1"]), under("student/head", ["student/he"])
+    (True, False)
+    """
+    return any(fnmatchcase(path, pattern) for prefix in prefixes for pattern in (prefix, prefix.rstrip("/") + "/*"))
 
 
 def make_optimizer(
@@ -69,9 +74,12 @@ def make_optimizer(
     beta2: float = 0.999,
     weight_decay: float = 0.0,
     decay_all: bool = False,
+    decay_bias: bool = True,
+    bias_rate: float = 1.0,
     clip_norm: float | None = None,
+    clip_value: float | None = None,
 ) -> optax.GradientTransformation:
-    """PyTorch's optimisers of those names: clip by global norm, then decay and accumulate, then scale.
+    """PyTorch's optimisers of those names: clip, then decay and accumulate, then scale.
 
     "sgd" and "adam" add the decay to the gradient (L2); "adamw" adds it to Adam's step (Loshchilov and Hutter, 2019).
 
@@ -82,7 +90,10 @@ def make_optimizer(
         beta2: of Adam's accumulated squares.
         weight_decay: factor of the parameter that is added.
         decay_all: decay normalisation scales and biases too; they are spared otherwise.
+        decay_bias: where ``decay_all``, decay biases too, but for those of norms, which are decayed as their scales.
+        bias_rate: factor of the rate of biases, but for those of norms.
         clip_norm: largest global norm of the gradient; None for no limit.
+        clip_value: largest entry of the gradient, after that; None for no limit.
 
     Raises:
         ValueError: for an unknown name.
@@ -91,15 +102,35 @@ def make_optimizer(
         raise ValueError(f"Unknown optimiser {name!r}: choose one of {', '.join(OPTIMIZERS)}.")
 
     def decays(params: Any) -> Any:
-        return jax.tree.map(lambda path: decay_all or path.rsplit("/", 1)[-1] not in ("bias", "scale"), paths(params))
+        if not decay_all:
+            return jax.tree.map(lambda path: path.rsplit("/", 1)[-1] not in ("bias", "scale"), paths(params))
+        return jax.tree.map(lambda plain: decay_bias or not plain, _plain_biases(params))
 
+    def faster_biases(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda x, plain: bias_rate * x if plain else x, updates, _plain_biases(updates))
+
+    clips = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    clips += [optax.clip(clip_value)] if clip_value else []
     decay = optax.add_decayed_weights(weight_decay, decays)
     accumulate = optax.trace(momentum) if name == "sgd" else optax.scale_by_adam(momentum, beta2)
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.chain(*clips) if len(clips) > 1 else clips[0] if clips else optax.identity(),
         *((accumulate, decay) if name == "adamw" else (decay, accumulate)),
         optax.scale_by_learning_rate(schedule),
+        # The state's tree is that of earlier checkpoints where this is not asked for.
+        *([optax.stateless(faster_biases)] if bias_rate != 1 else []),
     )
+
+
+def _plain_biases(params: Any) -> Any:
+    """Of every leaf whether it is a bias, and not one of a norm, which has a scale beside it."""
+    scaled = {path.rsplit("/", 1)[0] for path in jax.tree.leaves(paths(params)) if path.endswith("/scale")}
+
+    def plain(path: str) -> bool:
+        place, _, name = path.rpartition("/")
+        return name == "bias" and place not in scaled
+
+    return jax.tree.map(plain, paths(params))
 
 
 def by_part(
@@ -113,8 +144,8 @@ def by_part(
     Args:
         optimizer: of the student, and of the methods that have none of their own; a common global norm is clipped.
         own: optimisers of methods by the path of their parameters, such as ``"method"`` or ``"method/icd"``.
-        freeze: parameter paths such as ``"student/backbone/conv1"``: nothing at or below them moves, nor counts in the
-            global norm.
+        freeze: parameter paths such as ``"student/backbone/conv1"``, see :func:`under`: nothing at or below them moves,
+            nor counts in the global norm.
     """
 
     def label(path: str) -> str:

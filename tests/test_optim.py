@@ -71,6 +71,39 @@ def test_decay_all_reaches_norm_and_bias():
     np.testing.assert_allclose(spared - decayed, 0.1 * 0.2 * 4.0, rtol=1e-5)
 
 
+def test_biases_but_not_those_of_norms_have_a_rate_and_a_decay_of_their_own():
+    norm = {"scale": jnp.array([2.0]), "bias": jnp.array([2.0])}
+    params = {"student": {"conv": {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}, "bn": norm}}
+    optimizer = by_part(
+        make_optimizer(
+            lambda step: 0.1, weight_decay=0.5, decay_all=True, decay_bias=False, bias_rate=2.0, clip_norm=2.0
+        )
+    )
+    gradient = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    # The common clip comes first: the four ones have norm 2, and stay.
+    np.testing.assert_allclose(updates["student"]["conv"]["bias"], -0.1 * 2 * 1, rtol=1e-6)
+    for leaf in (updates["student"]["conv"]["kernel"], *updates["student"]["bn"].values()):
+        np.testing.assert_allclose(leaf, -0.1 * (1 + 0.5 * 2), rtol=1e-6)
+
+
+def test_the_state_of_the_optimiser_keeps_its_tree_where_biases_are_as_all():
+    trees = [
+        jax.tree.structure(by_part(make_optimizer(lambda step: 0.1, weight_decay=0.1, **options)).init(PARAMS))
+        for options in ({}, {"clip_norm": 1.0}, {"clip_value": 1.0}, {"decay_all": True, "decay_bias": False})
+    ]
+    assert len(set(trees)) == 1
+
+
+def test_entries_are_clipped_after_the_norm():
+    optimizer = make_optimizer(lambda step: 1.0, momentum=0.0, clip_value=0.5)
+    updates, _ = optimizer.update(x := {"kernel": jnp.array([-3.0, 0.25])}, optimizer.init(x), x)
+    np.testing.assert_allclose(updates["kernel"], [0.5, -0.25])
+    optimizer = make_optimizer(lambda step: 1.0, momentum=0.0, clip_norm=1.0, clip_value=0.7)
+    updates, _ = optimizer.update(x := {"kernel": jnp.array([3.0, 4.0])}, optimizer.init(x), x)
+    np.testing.assert_allclose(updates["kernel"], [-0.6, -0.7], rtol=1e-6)
+
+
 def test_frozen_paths_do_not_move_even_by_decay_and_do_not_count_in_the_clipped_norm():
     frozen = run(2, weight_decay=0.5, clip_norm=1.0, freeze=("student/backbone",))
     np.testing.assert_array_equal(

@@ -79,7 +79,10 @@ class Optimizer:
     beta2: Annotated[float, number(0, 1, below=True), "Of Adam's accumulated squares."] = 0.99
     weight_decay: Annotated[float, number(0), "Factor of the parameters that is added to the gradient or step."] = 1e-4
     decay_norm_and_bias: Annotated[bool, FLAG, "Decay scales of normalisation and biases too."] = False
+    decay_bias: Annotated[bool, FLAG, "Of these, decay biases too, but for those of normalisation."] = True
+    bias_rate: Annotated[float, number(0), "Factor of the rate of biases, but for those of normalisation."] = 1.0
     clip_norm: Annotated[float, number(0), "Largest global norm of the gradient; 0 for no limit."] = 10.0
+    clip_value: Annotated[float, number(0), "Largest entry of the gradient, after that; 0 for no limit."] = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

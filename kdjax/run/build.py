@@ -165,7 +165,10 @@ def _optimizer(options: Optimizer, steps: int) -> tuple[optax.Schedule, optax.Gr
         beta2=options.beta2,
         weight_decay=options.weight_decay,
         decay_all=options.decay_norm_and_bias,
+        decay_bias=options.decay_bias,
+        bias_rate=options.bias_rate,
         clip_norm=options.clip_norm or None,
+        clip_value=options.clip_value or None,
     )
     return learning_rate, optimizer
 

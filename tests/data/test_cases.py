@@ -18,7 +18,6 @@ from kdjax.data.outlines import PolygonStore, outline_boxes
 from kdjax.data.sizing import Reading, Sizing
 from kdjax.errors import UserError
 from kdjax.tasks import Detection
-from kdjax.tasks import Detection
 from kdjax.tasks.average_precision import ImageDetections, coco_metrics
 from tests.data.folders import content, encoded, write
 from tests.data.test_coco import FILE, flaws, opened
