@@ -86,14 +86,16 @@ def save_predictions(
     if len(set(counts.values())) > 1:
         raise ValueError(f"every column needs the same number of images, not {counts}")
 
+    # Where there is one class, its name on every box says nothing.
+    class_names = source.class_names if len(source.class_names) > 1 else ("",)
     rows, seen = [], {caption: np.zeros(3, int) for caption in predictions}
     for i, found in enumerate(zip(*predictions.values(), strict=True)):
         example = source[i]
         if example.image_id != source.image_id(i):  # It cannot be decoded, and the detectors saw nothing.
             continue
-        cells = [_objects(example, source.class_names)]
+        cells = [_objects(example, class_names)]
         for caption, detections in zip(predictions, found, strict=True):
-            marks = _judged(example, detections, source.class_names, score_threshold)
+            marks = _judged(example, detections, class_names, score_threshold)
             seen[caption] += [sum(mark.colour == colour for mark in marks) for colour in (HIT, MISS, FALSE_ALARM)]
             cells.append(marks)
         rows.append((source.name(i), example.image, cells))
@@ -143,7 +145,7 @@ def _judged(example: Example, found: Found, class_names: Sequence[str], score_th
         else:
             crowded = (inside[row] * example.crowd).max(initial=0) >= _HIT_IOU
             colour = IGNORED if crowded else FALSE_ALARM
-        marks.append(Mark(found.boxes[k], f"{class_names[found.labels[k]]} {found.scores[k]:.2f}", colour))
+        marks.append(Mark(found.boxes[k], f"{class_names[found.labels[k]]} {found.scores[k]:.2f}".lstrip(), colour))
     missed = [Mark(example.boxes[k], class_names[example.labels[k]], MISS, True) for k in np.flatnonzero(free)]
     return sorted(marks, key=lambda mark: mark.colour == IGNORED) + missed
 
@@ -191,7 +193,7 @@ def truth_marks(boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, class_
 
 
 def draw_boxes(image: np.ndarray, marks: Sequence[Mark], blocks: int = 1) -> Image.Image:
-    """An image with boxes and their labels, the first marks on top.
+    """An image with boxes and, where there is room, their labels, the first marks on top.
 
     Args:
         image: (H, W, 3) uint8, RGB; scaled to a readable size.
@@ -212,8 +214,12 @@ def draw_boxes(image: np.ndarray, marks: Sequence[Mark], blocks: int = 1) -> Ima
 
     taken: list[Rectangle] = []
     for box, mark in zip(boxes, marks, strict=True):
+        if not mark.text:
+            continue
         text = shortened(mark.text, _TEXT, width_ - 6)
         spot = _place(box, (width(text, _TEXT) + 6, _TEXT + 4), (width_, height), taken)
+        if _hides(spot, taken, [other for other in boxes if other is not box]):
+            continue
         draw.rectangle(spot, fill=mark.colour)
         write(draw, (spot[0] + 3, spot[1] + 1), text, _readable_on(mark.colour), _TEXT)
         taken.append(spot)
@@ -246,6 +252,13 @@ def _place(box: Rectangle, text: tuple[float, float], size: tuple[int, int], tak
         left, top = max(min(x, size[0] - width), 0), max(min(y, size[1] - height), 0)
         spots.append((left, top, left + width, top + height))
     return min(spots, key=lambda spot: sum(_overlap(spot, other) for other in taken))
+
+
+def _hides(spot: Rectangle, labels: Sequence[Rectangle], boxes: Sequence[Rectangle]) -> bool:
+    """Whether a label would make others unreadable, or take most of a box away: many small objects have no room."""
+    return any(_overlap(spot, other) > 0.25 * _overlap(other, other) for other in labels) or any(
+        _overlap(spot, other) > 0.5 * _overlap(other, other) for other in boxes
+    )
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> float:
