@@ -57,7 +57,8 @@ def test_photographs_have_their_own_shape_augmentation_room_and_anchors():
     assert keys["data.max_objects"] == 20
     # Images are scaled by a quarter; a tenth of the boxes is below 55 / 4 pixels, 1.75 strides of P3.
     assert keys["teacher.model.head.anchor_scale"] == keys["student.model.head.anchor_scale"] == 1.75
-    assert (keys["teacher.eval_every"], keys["student.eval_every"]) == (160, 140)
+    assert keys["teacher.steps"] == 1600
+    assert (keys["teacher.eval_every"], keys["student.eval_every"]) == (320, 140)
     assert keys["teacher.export"] == keys["student.export"] == "best"
 
 

@@ -13,6 +13,9 @@ EVAL_EVERY = 250
 """Steps between evaluations on the embedded data: twice or thrice on the way a person sees what is learnt, for about
 half a minute of ten."""
 
+TEACHER_STEPS = 800
+"""Of a teacher on the embedded data."""
+
 
 def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
     """Config of a RetinaNet for images of about 128 pixels: half-sized anchors, short heads with group norm.
@@ -84,7 +87,7 @@ def base_config() -> ConfigDict:
         teacher=base_stage(retinanet(depth=18, width=0.5)), student=base_stage(retinanet(depth=18, width=0.125))
     )
     config = ConfigDict(dict(**defaults(Run), data=defaults(Data), **stages))
-    config.teacher.steps = 800
+    config.teacher.steps = TEACHER_STEPS
     config.teacher.eval_every = config.student.eval_every = EVAL_EVERY
     config.student.teacher = "teacher"
     return config

@@ -2,8 +2,8 @@
 
 The configs that come with kdjax say what suits the embedded data. On other data, keys that are still as those have them
 are chosen by the task from the images and what they show: how large images are, how they are changed, the room for
-objects, the sizes that detectors look for; and where there is no validation split, images are held out. Whatever a
-config or a flag says otherwise is left as it is.
+objects, the sizes that detectors look for, how long a teacher learns; and where there is no validation split, images
+are held out. Whatever a config or a flag says otherwise is left as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kdjax.config import fcos, retinanet
-from kdjax.config.presets import EVAL_EVERY
+from kdjax.config.presets import EVAL_EVERY, TEACHER_STEPS
 from kdjax.config.schema import Data
 from kdjax.data.folders import NoSplitError
 from kdjax.devices import device_count
@@ -24,6 +24,9 @@ from kdjax.types import Source
 
 HELD_OUT = {"train_split": "train[kept]", "eval_split": "train[held_out]"}
 """Keys of the data where nobody has made a validation split."""
+_TEACHER_STEPS = 1600
+"""Of a teacher: a student gains what its teacher is ahead. On 160 photographs that was 1 AP after 800 steps, 7 after
+these."""
 _EVALUATIONS = 5
 """Of a stage that is trained, one at its end."""
 
@@ -82,9 +85,13 @@ def chosen(plan: Plan, train: Source) -> dict[str, Any]:
     heads = {stage.name: _suited(stage.options.model, suggestion.sizes) for stage in stages}
     if not from_elsewhere and None not in heads.values():
         keys |= {f"{name}.model.head.{field}": x for name, head in heads.items() for field, x in (head or {}).items()}
+    taught_by = {stage.options.teacher for stage in stages}
     for stage in stages:
+        steps = stage.options.steps
+        if stage.name in taught_by and not stage.options.teacher and steps == TEACHER_STEPS:
+            keys[f"{stage.name}.steps"] = steps = _TEACHER_STEPS
         if stage.steps and stage.options.eval_every in (0, EVAL_EVERY):
-            keys[f"{stage.name}.eval_every"] = max(1, stage.options.steps // _EVALUATIONS)
+            keys[f"{stage.name}.eval_every"] = max(1, steps // _EVALUATIONS)
             keys[f"{stage.name}.export"] = "best"
     return keys
 
