@@ -17,7 +17,7 @@ from kdjax.models import build_model
 from kdjax.optim import make_optimizer
 from kdjax.plan import resolve
 from kdjax.run.floor import teacher_floor
-from kdjax.run.start import _as_expected, _import, _saved, import_detector
+from kdjax.run.start import Teacher, _as_expected, _import, _inherited, _saved, import_detector
 from kdjax.state import init_state
 from kdjax.tasks import Detection
 from kdjax.weights import COCO_NAMES, load_into
@@ -210,3 +210,25 @@ def test_a_teacher_from_a_folder_has_no_floor_on_own_data(tmp_path):
     config.stages, config.data.name, config.student.teacher = ("student",), "coco_json:photos", str(tmp_path)
     plan = resolve(config, devices=1)
     assert teacher_floor(plan, plan["student"], COCO_NAMES) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "words"),
+    [
+        ("retinanet", {}, ""),
+        ("retinanet", {"anchor_scale": 2.0}, "; not its head, which means something else: anchor_scale is 4.0 there"),
+        ("fcos", {}, "; not its head, which means something else: a retinanet is no fcos"),
+    ],
+)
+def test_a_head_is_only_inherited_where_it_means_the_same(tmp_path, name, head, words):
+    sections = {"backbone": {"depth": 10, "width": 0.125}, "neck": {"channels": 16}}
+    theirs, ours = {"name": "retinanet", **sections}, {"name": name, "head": head, **sections}
+    save_model(tmp_path, variables := drawn(theirs, 2), describe_model(theirs, ("cat", "dog"), (64, 64)))
+    fresh = jax.tree.map(np.negative, drawn(ours, 2))
+    taken, told = _inherited(fresh, Teacher(build_model(theirs, 2), variables), ("neck", "head"), ours, tmp_path)
+    assert words in told if words else "means" not in told
+    assert told.startswith("neck from the teacher" if words else "neck, head from the teacher")
+    same = fresh if words else variables
+    assert jax.tree.all(jax.tree.map(np.array_equal, taken["params"]["head"], same["params"]["head"]))
+    _, told = _inherited(fresh, Teacher(build_model(theirs, 2), variables), ("head",), ours, tmp_path)
+    assert told.startswith("nothing from the teacher; not its head" if words else "head from the teacher")

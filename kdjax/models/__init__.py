@@ -31,6 +31,7 @@ __all__ = [
     "class_outputs",
     "complete",
     "model_class",
+    "other_meaning",
 ]
 
 MODELS: dict[str, Callable[..., Network]] = {
@@ -125,6 +126,23 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         part = module if section == "head" else getattr(module, section)
         filled[section] = {option: getattr(part, option) for option in options}
     return {"name": config["name"], **filled}
+
+
+def other_meaning(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Why arrays of one model's heads would mean something else in another model, in words; empty if they would not.
+
+    >>> other_meaning({"name": "fcos", "head": {"norm_on_box": True}}, {"name": "fcos"})
+    'norm_on_box is False there and True here'
+
+    Args:
+        ours: config of the model that would take the arrays.
+        theirs: config of the model that has them.
+    """
+    if ours["name"] != theirs["name"]:
+        return f"a {theirs['name']} is no {ours['name']}"
+    here, there = (complete(config)["head"] for config in (ours, theirs))
+    differing = [option for option in model_class(ours["name"]).decisive if here[option] != there[option]]
+    return ", ".join(f"{option} is {there[option]!r} there and {here[option]!r} here" for option in differing)
 
 
 def class_outputs(config: Mapping[str, Any]) -> frozenset[str]:

@@ -209,6 +209,7 @@ class FCOS(DenseDetector):
 
     terms: ClassVar[tuple[str, ...]] = ("cls", "box", "centerness")
     """Names of the loss terms."""
+    decisive: ClassVar[tuple[str, ...]] = ("norm_on_box", "centerness_on_box", "range_scale", "convention")
     tiny: ClassVar[Sections] = {**DenseDetector.tiny, "head": {"convs": 1}}
 
     @property

@@ -54,6 +54,8 @@ class Network(nn.Module, kw_only=True):
     """What makes it so small that a step takes a moment, for checks of an installation or a config."""
     has_proposals: ClassVar[bool] = False
     """Whether its heads look at regions that it proposes itself: a detector of two stages."""
+    decisive: ClassVar[tuple[str, ...]] = ()
+    """Options of its heads that decide what their arrays mean, though no shape shows it."""
     still: ClassVar[tuple[str, ...]] = ()
     """Names in the paths of parameters that rightly get no gradient from any term."""
 

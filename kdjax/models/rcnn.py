@@ -96,6 +96,7 @@ class RCNN(Detector):
     ] = "mmdet"
 
     part_defaults: ClassVar[Sections] = {"neck": {"min_level": 2, "max_level": 6, "extra_from": "pool"}}
+    decisive: ClassVar[tuple[str, ...]] = ("anchor_scale", "anchor_ratios", "convention")
     tiny: ClassVar[Sections] = {
         **Detector.tiny,
         "head": {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from kdjax.checkpoint import describe, load_method, load_student, load_variables
 from kdjax.data.check import compare_classes
 from kdjax.errors import UserError
-from kdjax.models import build_model, class_outputs, complete
+from kdjax.models import build_model, class_outputs, complete, other_meaning
 from kdjax.paths import local_path
 from kdjax.plan import StagePlan
 from kdjax.run.record import Finished
@@ -92,10 +92,8 @@ def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mappin
             variables, report = load_into(variables, saved, origin=str(origin), strict=options.init_strict)
             print(f"[{name}] starts from {origin}: {report}", flush=True)
         if teacher and options.inherit:
-            variables, report = inherit(variables, teacher.variables, options.inherit)
-            print(
-                f"[{name}] inherits {', '.join(options.inherit)} from the teacher: {report.as_inherited()}", flush=True
-            )
+            variables, words = _inherited(variables, teacher, options.inherit, model, folder(options.teacher))
+            print(f"[{name}] inherits {words}", flush=True)
         return variables
 
     given = {
@@ -104,6 +102,22 @@ def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mappin
         if method.init
     }
     return Origins(model, start, teacher, given)
+
+
+def _inherited(
+    variables: Variables, teacher: Teacher, parts: Sequence[str], model: Mapping[str, Any], folder: Path
+) -> tuple[Variables, str]:
+    """A student's variables with parts of its teacher's, and what was taken, in words.
+
+    Not the head where it means something else: its arrays may have the same shapes, and would be nonsense.
+    """
+    difference = other_meaning(model, describe(folder)["model"]) if "head" in parts else ""
+    taken = [part for part in parts if part != "head" or not difference]
+    words = f"{', '.join(taken) or 'nothing'} from the teacher"
+    if taken:
+        variables, report = inherit(variables, teacher.variables, taken)
+        words += f": {report.as_inherited()}"
+    return variables, words + f"; not its head, which means something else: {difference}" * bool(difference)
 
 
 def import_detector(model: Mapping[str, Any], weights: str, source: str, num_classes: int | None = None) -> Imported:
