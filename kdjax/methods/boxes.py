@@ -4,24 +4,27 @@ MasKD's configs for RetinaNet and for two-stage detectors have such a term, of w
 https://arxiv.org/abs/2205.14589, the authors' configs).
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from kdjax.losses import masked_mean
-from kdjax.losses.detection import smooth_l1_loss
+from kdjax.losses.detection import l1_loss, smooth_l1_loss
+from kdjax.options import choice
 from kdjax.types import MethodTerms, Targets, TeacherHeads, View
 
 
 class BoxImitation(nn.Module):
-    """Smooth L1 (beta 1) between the box regression of student and teacher, in maps or on the student's RoIs.
+    """L1 or smooth L1 (beta 1) between the box regression of student and teacher, in maps or on the student's RoIs.
 
-    Maps are averaged over their valid positions and summed over common levels; RoIs are averaged over all sampled ones.
-    That is our reconstruction. What can be compared is said by :meth:`kdjax.types.BoxPredictions.paired_boxes`.
+    Maps are averaged over their valid positions, where the authors average over the padding too, and summed over common
+    levels; RoIs are averaged over all sampled ones [code]. What can be compared is said by
+    :meth:`kdjax.types.BoxPredictions.paired_boxes`.
     """
 
+    loss: Annotated[str, choice("smooth_l1", "l1"), 'Of each number: "smooth_l1" with beta 1, or "l1".'] = "smooth_l1"
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -40,6 +43,10 @@ class BoxImitation(nn.Module):
         )
         loss = {}
         for name, pair in pairs.items():
-            error = smooth_l1_loss(pair.student, jax.lax.stop_gradient(pair.teacher), beta=1.0)
+            teacher_boxes = jax.lax.stop_gradient(pair.teacher)
+            if self.loss == "l1":
+                error = l1_loss(pair.student, teacher_boxes)
+            else:
+                error = smooth_l1_loss(pair.student, teacher_boxes, beta=1.0)
             loss[name] = masked_mean(error, pair.where, axis_name=self.axis_name)
         return {"box_imitation": loss}

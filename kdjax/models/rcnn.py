@@ -26,7 +26,7 @@ from kdjax.models.rcnn_head import BOX_BINS, MASK_BINS, RCNNHead
 from kdjax.models.roi import STAGES, RCNNPredictions, RoIDeltas, RoIPredictions, decode_rois, of_class, roi_loss
 from kdjax.models.roi_align import roi_align, roi_levels
 from kdjax.models.rpn import Matches, Proposals, RPNPredictions, match, propose, rpn_loss
-from kdjax.options import RATIOS, choice, number, whole
+from kdjax.options import FLAG, RATIOS, choice, number, whole
 from kdjax.types import Detections, Features, Sampling, Targets, Terms
 
 POSITIVE_ROIS = 0.25
@@ -50,6 +50,9 @@ class RCNN(Detector):
 
     stages: int = 1
     masks: bool = False
+    class_agnostic: Annotated[
+        bool, FLAG, "Regress one box for all classes, as the stages of a cascade do, not one for each."
+    ] = False
     head_channels: Annotated[int, whole(1), "Width of the box heads."] = 1024
     anchor_scale: Annotated[
         float,
@@ -145,6 +148,7 @@ class RCNN(Detector):
             anchors=len(self.anchor_ratios),
             stages=self.stages,
             masks=self.masks,
+            class_agnostic=self.class_agnostic or self.stages > 1,
             channels=self.head_channels,
             dtype=self.dtype,
         )
@@ -303,7 +307,7 @@ class RCNN(Detector):
 
         n, r, _ = scores.shape
         deltas = last.deltas.reshape(n, r, -1, 4)
-        if self.stages == 1:
+        if deltas.shape[2] > 1:
             deltas = jnp.take_along_axis(deltas, labels[..., None], axis=2)
         rois, deltas = (jnp.broadcast_to(x, (n, r, most, 4)).reshape(n, -1, 4) for x in (last.rois[:, :, None], deltas))
         found = boxes.clip(self._boxes(self.stages - 1, deltas, rois), image_size)

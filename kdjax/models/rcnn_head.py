@@ -74,6 +74,7 @@ class RCNNHead(nn.Module):
         anchors: number of anchors at a location.
         stages: number of stages.
         masks: whether there are mask heads.
+        class_agnostic: whether an RoI gets one box for all classes, not one for each.
         channels: width of the box heads.
         dtype: of the computation; parameters are float32.
     """
@@ -82,12 +83,13 @@ class RCNNHead(nn.Module):
     anchors: int
     stages: int
     masks: bool
+    class_agnostic: bool
     channels: int
     dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Names the heads ``rpn``, ``box_<stage>`` and ``mask_<stage>``."""
         self.rpn = RPNHead(self.anchors, dtype=self.dtype)
-        regressors = self.num_classes if self.stages == 1 else 1
+        regressors = 1 if self.class_agnostic else self.num_classes
         self.box = [BoxHead(self.num_classes, regressors, self.channels, dtype=self.dtype) for _ in range(self.stages)]
         self.mask = [MaskHead(self.num_classes, dtype=self.dtype) for _ in range(self.stages if self.masks else 0)]

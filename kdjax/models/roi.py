@@ -73,28 +73,22 @@ class RCNNPredictions(NamedTuple):
     ) -> dict[str, PairedBoxes]:
         """See :class:`kdjax.types.BoxPredictions`: the first stage's deltas of the RoIs that it was trained by.
 
-        MasKD's configs for two-stage detectors compare those: the teacher's RoI head is given the student's proposals.
-        Where one detector has a box for each class and the other one for all (a cascade's first stage), the boxes of
-        the positive RoIs' class are compared. That is our reconstruction.
+        MasKD's configs for two-stage detectors compare those of all sampled RoIs: the teacher's RoI head is given the
+        student's proposals. A cascade's first stage has a box for all classes, and so must its student.
         """
-        del strides, image_size
+        del strides, image_size, targets
         rois = self.stages[0]
         ours = rois.deltas
         if not isinstance(theirs, RoIDeltas):
             raise UserError("The box regression of RoIs can be imitated of a teacher with proposals only; it has none.")
         given = theirs.deltas
-        if ours.shape == given.shape:
-            return {"rois": PairedBoxes(ours, given, rois.valid[..., None])}
-        if 4 not in (ours.shape[-1], given.shape[-1]):
+        if ours.shape != given.shape:
+            counts = [f"{x.shape[-1] // 4} box{'es' * (x.shape[-1] > 4)}" for x in (ours, given)]
             raise UserError(
-                f"The student regresses boxes for {ours.shape[-1] // 4} classes and the teacher for "
-                f"{given.shape[-1] // 4}: box regression can be imitated where both have the same classes."
+                f"The student regresses {counts[0]} of an RoI and the teacher {counts[1]}: box regression can be "
+                "imitated where both regress as many; head.class_agnostic decides whether one is for all classes."
             )
-        if rois.matches is None:
-            raise ValueError("Boxes are imitated in training, by predictions that were made with `sampling`.")
-        labels = jnp.take_along_axis(targets.labels, rois.matches.matched, axis=1)
-        pair = boxes_of_class(ours, labels), boxes_of_class(given, labels)
-        return {"rois": PairedBoxes(*pair, rois.matches.positive[..., None])}
+        return {"rois": PairedBoxes(ours, given, rois.valid[..., None])}
 
 
 class RoIDeltas(NamedTuple):

@@ -52,6 +52,16 @@ def test_value_is_the_sum_over_common_levels_of_the_mean_over_valid_positions():
     np.testing.assert_allclose(loss(ours, theirs), expected, rtol=1e-5)
 
 
+def test_the_distance_may_be_absolute():
+    ours, theirs = predictions(0, "p3"), predictions(1, "p3")
+    views = View({}, STRIDES, ours), View({}, STRIDES)
+    given = {"size": SIZES, "targets": tiny.batch(2).targets, "teacher_heads": lambda _: theirs}
+    terms = BoxImitation(loss="l1").apply({}, *views, **given)
+    distance = np.abs(ours.deltas["p3"] - theirs.deltas["p3"])
+    expected = np.concatenate([distance[0].ravel(), distance[1, :4].ravel()]).mean()
+    np.testing.assert_allclose(terms["box_imitation"]["p3"], expected, rtol=1e-5)
+
+
 def test_the_teacher_gets_no_gradient():
     ours, theirs = predictions(0, "p3"), predictions(1, "p3")
     moved, fixed = jax.grad(loss, (0, 1))(ours, theirs)

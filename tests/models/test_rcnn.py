@@ -214,7 +214,7 @@ def test_eight_devices_give_the_global_loss(run):
         np.testing.assert_allclose(terms[name], value, rtol=1e-5, err_msg=name)
 
 
-def random_rois(images=2, rois=6, stages=1, seed=0):
+def random_rois(images=2, rois=6, stages=1, seed=0, agnostic=False):
     """Predictions of inference, made up."""
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 30, (images, rois, 2))
@@ -226,17 +226,21 @@ def random_rois(images=2, rois=6, stages=1, seed=0):
             boxes + stage,
             valid,
             rng.normal(0, 1.5, (images, rois, CLASSES + 1)).astype(np.float32),
-            rng.normal(0, 0.5, (images, rois, 4 * (CLASSES if stages == 1 else 1))).astype(np.float32),
+            rng.normal(0, 0.5, (images, rois, 4 * (1 if agnostic or stages > 1 else CLASSES))).astype(np.float32),
         )
         for stage in range(stages)
     ]
     return RCNNPredictions(RPNPredictions({}, {}), Proposals(boxes, valid, valid), tuple(made))
 
 
-@pytest.mark.parametrize(("stages", "convention"), [(1, "mmdet"), (3, "mmdet"), (1, "torchvision")])
-def test_decoding_scores_every_class_of_every_region(stages, convention):
-    kind = detector(stages=stages, convention=convention, iou_threshold=1.0, max_detections=18, score_threshold=0.1)
-    predictions = random_rois(stages=stages)
+@pytest.mark.parametrize(
+    ("stages", "convention", "agnostic"),
+    [(1, "mmdet", False), (1, "mmdet", True), (3, "mmdet", True), (1, "torchvision", False)],
+)
+def test_decoding_scores_every_class_of_every_region(stages, convention, agnostic):
+    most = {"iou_threshold": 1.0, "max_detections": 18, "score_threshold": 0.1}
+    kind = detector(stages=stages, convention=convention, class_agnostic=agnostic, **most)
+    predictions = random_rois(stages=stages, agnostic=agnostic)
     found = jax.tree.map(np.asarray, jax.jit(kind.decode)(predictions, IMAGE_SIZE))
     last = predictions.stages[-1]
     logits = np.mean([stage.logits for stage in predictions.stages], axis=0, dtype=np.float64)
@@ -247,7 +251,7 @@ def test_decoding_scores_every_class_of_every_region(stages, convention):
             scores = np.exp(logits[image, i]) / np.exp(logits[image, i]).sum()
             x1, y1, x2, y2 = last.rois[image, i].astype(np.float64)
             for label in range(CLASSES):
-                deltas = last.deltas[image, i].reshape(-1, 4)[label if stages == 1 else 0] * scale
+                deltas = last.deltas[image, i].reshape(-1, 4)[0 if agnostic else label] * scale
                 centre = np.array([x1 + x2, y1 + y2]) / 2 + deltas[:2] * [x2 - x1, y2 - y1]
                 half = np.array([x2 - x1, y2 - y1]) * np.exp(deltas[2:]) / 2
                 box = np.clip([*(centre - half), *(centre + half)], 0, [width, height, width, height])
@@ -344,18 +348,6 @@ def test_imitation_is_the_mean_over_sampled_regions():
     np.testing.assert_allclose(imitate(ours, RoIDeltas(theirs)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("swap", [False, True], ids=["cascade teaches", "cascade learns"])
-def test_imitation_of_one_box_for_all_classes_is_of_the_positive_regions_class(swap):
-    per_class, shared = sampled_rois(12), sampled_rois(4, seed=1)
-    theirs = np.asarray(shared.stages[0].deltas)
-    ours = np.asarray(per_class.stages[0].deltas).reshape(2, 4, CLASSES, 4)
-    # Regions 0 and 1 of the first image have objects 1 and 0, of classes 1 and 0; the second image's is of class 2.
-    places = [(0, 0, 1), (0, 1, 0), (1, 0, 2)]
-    expected = np.mean([smooth(ours[i, k, label], theirs[i, k]) for i, k, label in places])
-    student, teacher = (shared, per_class) if swap else (per_class, shared)
-    np.testing.assert_allclose(imitate(student, RoIDeltas(teacher.stages[0].deltas)), expected, rtol=1e-5)
-
-
 def test_the_teacher_sees_the_students_regions_and_gets_no_gradient(run, variables):
     (_, predictions, _, features), _ = run(some_targets(), keys())
     teach = jax.jit(functools.partial(DETECTOR.apply, method="heads_at"))
@@ -369,8 +361,8 @@ def test_the_teacher_sees_the_students_regions_and_gets_no_gradient(run, variabl
 
 
 def test_teachers_that_cannot_be_compared_are_refused_in_words(variables):
-    with pytest.raises(ValueError, match="regresses boxes for 3 classes and the teacher for 5"):
-        imitate(sampled_rois(12), RoIDeltas(jnp.zeros((2, 4, 20))))
+    with pytest.raises(ValueError, match=r"regresses 3 boxes of an RoI and the teacher 1 box: .*head.class_agnostic"):
+        imitate(sampled_rois(12), RoIDeltas(jnp.zeros((2, 4, 4))))
     with pytest.raises(ValueError, match="of a teacher with proposals only"):
         imitate(sampled_rois(12), {"p3": jnp.zeros((2, 8, 8, 36))})
     with pytest.raises(ValueError, match="this student has none"):
@@ -393,6 +385,12 @@ def test_teachers_that_cannot_be_compared_are_refused_in_words(variables):
 )
 def test_terms_are_known_before_anything_runs(fields, names):
     assert set(detector(**fields).terms) == {"rpn_cls", "rpn_box"} | names
+
+
+@pytest.mark.parametrize(("fields", "boxes"), [({}, 3), ({"class_agnostic": True}, 1), ({"stages": 2}, 1)])
+def test_an_rois_boxes_are_one_for_each_class_or_for_all(fields, boxes):
+    shapes = jax.eval_shape(detector(**fields).init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
+    assert shapes["params"]["head"]["box_0"]["deltas"]["bias"].shape == (4 * boxes,)
 
 
 def test_computing_in_bfloat16_leaves_parameters_losses_and_detections_in_float32():
