@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from kdjax.errors import UserError
-from kdjax.weights import files, read_weights, torch_file
+from kdjax.weights import files, pickles, read_weights, torch_file
 from tests.weights.pickles import op_dict, op_int, op_name, op_tensor, op_text, op_texts, write_pth, write_zip
 
 FILES = Path(__file__).parent / "files"
@@ -219,9 +219,9 @@ def test_the_classes_that_a_file_names_are_read(path, meta, names):
 
 
 def test_long_texts_are_not_kept_and_too_long_pickles_not_read(path, monkeypatch):
-    monkeypatch.setattr(torch_file, "_LONGEST_TEXT", 100)
-    found = torch_file._interpret(io.BytesIO(op_dict(log=op_text("x" * 101), name=op_text("x" * 100)) + b"."))
-    assert found == {"log": torch_file._Placeholder("str"), "name": "x" * 100}
+    monkeypatch.setattr(pickles, "LONGEST_KEPT", 100)
+    found = pickles.interpret(io.BytesIO(op_dict(log=op_text("x" * 101), name=op_text("x" * 100)) + b"."))
+    assert found == {"log": pickles.Block(start=15, length=101, utf8=True), "name": "x" * 100}
     monkeypatch.setattr(torch_file, "MOST_PICKLE_BYTES", 100)
     with pytest.raises(UserError, match="its pickle is longer than 100 bytes"):
         read_zip(path, op_dict(weight=GOOD, log=op_text("x" * 100)))
@@ -248,7 +248,7 @@ BROKEN = {
     "a tensor without arguments": (op_name("torch._utils", "_rebuild_tensor_v2") + b")R", r"cannot be read"),
     "a tensor of a number": (
         op_name("torch._utils", "_rebuild_tensor_v2") + b"(" + op_int(1) + op_int(0) + b"))tR",
-        r"its pickle is broken",
+        r"it keeps tensors in a way that this version does not know",
     ),
     "an extension": (b"\x82\x01", r"instruction EXT1"),
     "a call with keywords": (op_name("torch", "device") + b")}\x92", r"instruction NEWOBJ_EX"),
@@ -284,7 +284,7 @@ def test_a_broken_pickle_is_refused_in_one_sentence(path, kind):
 
 
 def test_too_many_instructions_are_refused(path, monkeypatch):
-    monkeypatch.setattr(torch_file, "MOST_INSTRUCTIONS", 100)
+    monkeypatch.setattr(pickles, "MOST_INSTRUCTIONS", 100)
     with pytest.raises(UserError, match="more than 100 instructions"):
         read_zip(path, b"N0" * 100 + op_dict(weight=GOOD))
 
@@ -344,8 +344,8 @@ def test_the_oldest_format_and_other_files_are_refused(tmp_path):
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "cut.pth").write_bytes((FILES / "torch_2_13_legacy.pth").read_bytes()[:-100])
     (tmp_path / "folder.pth").mkdir()
-    for name in ("tar", "page", "empty"):
-        with pytest.raises(UserError, match="does not begin as a file of torch"):
+    for name, what in (("tar", "it is a tar archive"), ("page", "it is a web page"), ("empty", "its 0 bytes are none")):
+        with pytest.raises(UserError, match=what):
             read_weights(tmp_path / f"{name}.pth")
     with pytest.raises(UserError, match="it is cut off"):
         read_weights(tmp_path / "cut.pth")
@@ -353,8 +353,6 @@ def test_the_oldest_format_and_other_files_are_refused(tmp_path):
         read_weights(tmp_path / "folder.pth")
     with pytest.raises(UserError, match="No such file"):
         read_weights(tmp_path / "absent.pth")
-    with pytest.raises(UserError, match=r"must end in one of \.safetensors, \.npz, \.pth, \.pt, \.bin"):
-        read_weights(tmp_path / "model.pkl")
 
 
 def npy(header, data=b""):
