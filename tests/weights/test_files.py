@@ -5,6 +5,7 @@ beside things that training leaves in checkpoints.
 """
 
 import io
+import json
 import os
 import pickle
 import random
@@ -445,3 +446,106 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path, index):
         except UserError:
             refused += 1
     assert refused > 20
+
+
+ANY_NAME = ("epoch=3.ckpt", "model_best.pth.tar", "model_final.pkl", "weights", "checkpoint.npz", "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ANY_NAME)
+def test_a_file_is_known_by_its_content_whatever_its_name(tmp_path, name):
+    path, plain = tmp_path / name, {"a": counted(0, 2, 3), "b": counted(9, 4)}
+    for kind in ("zip", "legacy"):
+        path.write_bytes((FILES / f"torch_2_13_{kind}.pth").read_bytes())
+        assert_states(read_weights(path).tensors, WRITTEN)
+    path.write_bytes(pickle.dumps(plain))
+    assert_states(read_weights(path).tensors, plain)
+    with path.open("wb") as file:
+        np.savez(file, **plain)
+    assert_states(read_weights(path).tensors, plain)
+    save_file(plain, path)
+    assert_states(read_weights(path).tensors, plain)
+
+
+OTHERS = {
+    "a text": (b"hello", "its 5 bytes are none of safetensors, the index of several, .npz, a file of torch.save, a pi"),
+    "a page": (b"\n<html><body>Sign in", "it is a web page instead of the file"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is a pointer of Git LFS"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(20), "it is compressed by gzip: unpack it"),
+    "an array": (b"\x93NUMPY\x01\x00", "it is a single array of NumPy"),
+    "keras": (b"\x89HDF\r\n\x1a\n", "it is a file of HDF5, as Keras writes"),
+    "no index": (b'{"weights": {}}', "it is JSON without a weight_map"),
+    "no JSON": (b'{"weights', "Unterminated string"),
+    "deep JSON": (b'{"a":' * 10**5, "recursion"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_else_files_turn_out_to_be_is_said(path, kind):
+    content, words = OTHERS[kind]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"cannot be read: .*{words}"):
+        read_weights(path)
+
+
+def test_a_torchscript_program_is_called_one(path):
+    module = op_name("__torch__.torchvision.models.resnet", "ResNet") + b")\x81}(" + op_text("conv") + GOOD + b"ub"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("data.pkl", "constants.pkl"):
+            archive.writestr(f"model/{name}", b"\x80\x02" + module + b".")
+        archive.writestr("model/code/__torch__/torchvision/models/resnet.py", "class ResNet(Module): ...")
+    with pytest.raises(UserError, match=r"is a TorchScript program, which would have to be run; save model\.state_dic"):
+        read_weights(path)
+
+
+SHARDS = {"model-00001-of-00002.safetensors": ("a", "b"), "model-00002-of-00002.safetensors": ("c",)}
+
+
+@pytest.fixture
+def index(tmp_path):
+    """The index of two files of safetensors, and the tensors in them."""
+    plain = {name: counted(place, 2, 3) for place, name in enumerate("abc")}
+    for shard, names in SHARDS.items():
+        save_file({name: plain[name] for name in names}, tmp_path / shard)
+    places = {name: shard for shard, names in SHARDS.items() for name in names}
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {"total_size": 72}, "weight_map": places}, indent=2))
+    return path, plain
+
+
+def test_weights_in_several_files_are_read_by_their_index(index):
+    path, plain = index
+    assert_states(read_weights(path).tensors, plain)
+
+
+def test_a_part_that_is_missing_elsewhere_or_too_much_is_refused(index, monkeypatch):
+    path, _ = index
+    text = path.read_text()
+    for name in ("../model-00002-of-00002.safetensors", str(path), ""):
+        path.write_text(text.replace("model-00002-of-00002.safetensors", name))
+        with pytest.raises(UserError, match="which is no file beside it"):
+            read_weights(path)
+    path.write_text(text.replace("model-00002-of", "model-00003-of"))
+    with pytest.raises(UserError, match=r"its part model-00003-of-00002\.safetensors: there is no such file"):
+        read_weights(path)
+    path.write_text(text.replace("model-00002-of", "model-00001-of"))
+    with pytest.raises(UserError, match=r"its part model-00001-of-00002\.safetensors has no tensor 'c'"):
+        read_weights(path)
+    path.write_text(text)
+    monkeypatch.setattr(files, "MOST_BYTES", 200)
+    with pytest.raises(UserError, match=r"its part model-00002-of-00002\.safetensors: it has more than \d+ bytes"):
+        read_weights(path)
+    monkeypatch.setattr(files, "MOST_INDEX_BYTES", 10)
+    with pytest.raises(UserError, match="it has more than 10 bytes"):
+        read_weights(path)
+
+
+def test_too_many_tensors_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_TENSORS", 2)
+    np.savez(tmp_path / "x.npz", a=np.zeros(1), b=np.zeros(1), c=np.zeros(1))
+    with pytest.raises(UserError, match=r"x\.npz are 3 tensors, more than 2"):
+        read_weights(tmp_path / "x.npz")
+
+
+def test_a_tensor_of_many_dimensions_is_refused(path):
+    with pytest.raises(UserError, match="'weight' has an impossible shape"):
+        read_zip(path, op_dict(weight=op_tensor("0", 4, (1,) * 70, (1,) * 70)))
