@@ -23,7 +23,7 @@ class Rule(NamedTuple):
     Groups of the pattern fill the path. Some are counted differently by the two sides: ``level`` is the index of a
     level of the pyramid, 0 being the finest; ``fpn`` too, but of a layer that may be an output or an extra level;
     ``half`` and ``third`` count the modules of a sequence in which every second or third is a convolution; ``more``
-    counts one more than we do.
+    counts one more than we do; ``letter`` counts from "a".
     """
 
     pattern: str
@@ -82,7 +82,9 @@ def merged(config: Sections, expected: Sections) -> dict[str, Any]:
 
 SKIPPED = {
     r"(.*\.)?num_batches_tracked": "a counter that inference does not use",
-    r"fc\.(weight|bias)": "the classifier of ImageNet's classes",
+    r"(fc|head\.fc)\.(weight|bias)|fc1000_[wb]": "the classifier of ImageNet's classes",
+    r"\w+_momentum": "what an optimiser remembers",
+    r"conv1_b": "a bias that Detectron2 does not use either",
     r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d": "anchors, which are computed here",
     r"pixel_(mean|std)": "preprocessing, which is the detector's config here",
 }
@@ -235,10 +237,21 @@ _MMDET = Source(
 # --- Detectron2.
 
 _BLOCK = r"backbone\.bottom_up\.res(?P<more>\d)\.(?P<block>\d+)\."
+_CAFFE2_BLOCK = r"res(?P<more>\d)_(?P<block>\d+)_branch"
 _DETECTRON2_RPN = (
     Rule(r"proposal_generator\.rpn_head\.conv", "head/rpn/conv"),
     Rule(r"proposal_generator\.rpn_head\.objectness_logits", "head/rpn/objectness"),
     Rule(r"proposal_generator\.rpn_head\.anchor_deltas", "head/rpn/deltas"),
+)
+
+# Its backbones from Caffe2, whose names have dots for the last underscore here.
+_CAFFE2 = (
+    Rule(r"conv1", "backbone/conv1", "stem"),
+    Rule(r"res_conv1_bn", "backbone/bn1"),
+    Rule(_CAFFE2_BLOCK + "1", "backbone/layer{more}_{block}/downsample_conv"),
+    Rule(_CAFFE2_BLOCK + "1_bn", "backbone/layer{more}_{block}/downsample_bn"),
+    Rule(_CAFFE2_BLOCK + "2(?P<letter>[abc])", "backbone/layer{more}_{block}/conv{letter}"),
+    Rule(_CAFFE2_BLOCK + "2(?P<letter>[abc])_bn", "backbone/layer{more}_{block}/bn{letter}"),
 )
 
 
@@ -259,6 +272,7 @@ _DETECTRON2 = Source(
         Rule(_BLOCK + r"conv(?P<index>\d)\.norm", "backbone/layer{more}_{block}/bn{index}"),
         Rule(_BLOCK + r"shortcut", "backbone/layer{more}_{block}/downsample_conv"),
         Rule(_BLOCK + r"shortcut\.norm", "backbone/layer{more}_{block}/downsample_bn"),
+        *_CAFFE2,
     ),
     neck=(
         Rule(r"backbone\.fpn_lateral(?P<index>\d)", "neck/lateral_c{index}"),

@@ -232,7 +232,7 @@ def test_a_config_takes_on_what_the_weights_expect_and_keeps_the_rest(source):
 )
 def test_what_a_source_decides_and_no_tensor_shows_is_carried_and_said(source, detector, section, values):
     """Detectron2's and torchvision's P7 is made of P6 after a ReLU."""
-    state = {"backbone.x": np.zeros(1)}
+    state = {"bbox_head.retina_cls.bias": np.zeros(1)}
     other = dict.fromkeys(values, False)
     expected = expected_model(complete({"name": detector, section: other}), source, state)
     assert {key: expected.model[section][key] for key in values} == values
@@ -250,7 +250,7 @@ def test_what_a_source_decides_and_no_tensor_shows_is_carried_and_said(source, d
 
 
 def test_what_is_unusual_for_a_source_is_said():
-    state = {"backbone.x": np.zeros(1)}
+    state = {"bbox_head.retina_cls.bias": np.zeros(1)}
     small = complete({"name": "retinanet", "head": {"anchor_scale": 2.5}, "neck": {"extra_relu": True}})
     assert expected_model(small, "torchvision", state).changes == (
         "head.anchor_scale is 2.5 by the config, and 4.0 in a retinanet of torchvision unless it was trained otherwise",
