@@ -123,8 +123,8 @@ class Stage:
     weights_key: Annotated[
         str,
         TEXT,
-        'Which entry of that file is taken where it holds several state dicts, such as "model_ema"; "" for "state_dict", '
-        '"model" or the only one.',
+        'Which entry of that file is taken where it holds several state dicts, such as "model_ema"; "" for the usual '
+        "one.",
     ] = ""
     source: Annotated[str, choice("", *SOURCES), "Where that file is from."] = ""
     init: Annotated[

@@ -426,12 +426,13 @@ def samples(folder):
     np.savez(folder / "a.npz", **plain)
     yield from ((folder / name).read_bytes() for name in ("a.safetensors", "a.npz"))
     yield from ((FILES / f"torch_2_13_{kind}.pth").read_bytes() for kind in ("zip", "legacy"))
+    yield from (pickle.dumps({"model": plain}, protocol) for protocol in (2, 5))
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(6))
 def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path, index):
     content = list(samples(tmp_path))[index]
-    path = tmp_path / ("x.safetensors", "x.npz", "x.pth", "x.pth")[index]
+    path = tmp_path / ("x.safetensors", "x.npz", "x.pth", "x.pth", "x.pkl", "x.pkl")[index]
     rng = random.Random(index)
     refused = 0
     for _ in range(100):
