@@ -27,7 +27,7 @@ MOST_TENSORS = 2**16
 MOST_INDEX_BYTES = 2**24
 """Of the JSON that names the parts of weights in several files."""
 
-FORMATS = ("safetensors", "the index of several", ".npz", "a file of torch.save", "a pickle")
+FORMATS = ("safetensors", "an index of several", ".npz", "a file of torch.save", "a pickle")
 """What can be read, in words."""
 
 _OTHERS: dict[bytes, str] = {
@@ -101,7 +101,7 @@ def _read(path: Path, most_bytes: int, key: str) -> WeightFile:
     if start.lstrip().startswith(b"{"):
         return _read_index(path, most_bytes, key)
     what = next((what for known, what in _OTHERS.items() if known in start), None)
-    raise UserError(f"it is {what}" if what else f"its {path.stat().st_size} bytes are none of {', '.join(FORMATS)}")
+    raise UserError(f"it is {what or ('empty' if not start else 'none of ' + ', '.join(FORMATS))}")
 
 
 def _has_arrays(path: Path) -> bool:
