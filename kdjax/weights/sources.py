@@ -136,6 +136,8 @@ _ANCHORS: dict[str, Sections] = {"retinanet": _ANCHORS_OF_4, **dict.fromkeys(_TW
 # P7 is made of P6 after a ReLU; MMDetection's RetinaNets leave it out, its FCOS do not.
 _RELU: Sections = {"neck": {"extra_relu": True}}
 
+_IMPROVED_FCOS: Sections = {"head": {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}}
+
 _TORCHVISION = Source(
     backbone=_resnet(r"(backbone\.body\.)?"),
     neck=(
@@ -170,7 +172,7 @@ _TORCHVISION = Source(
     convention="torchvision",
     fixed={
         "retinanet": _RELU,
-        "fcos": merged(_RELU, {"head": {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}}),
+        "fcos": merged(_RELU, _IMPROVED_FCOS),
     },
     usual=_ANCHORS,
 )
@@ -237,6 +239,7 @@ _MMDET = Source(
 # --- Detectron2.
 
 _BLOCK = r"backbone\.bottom_up\.res(?P<more>\d)\.(?P<block>\d+)\."
+_FCOS = r"proposal_generator\.fcos_head\."
 _CAFFE2_BLOCK = r"res(?P<more>\d)_(?P<block>\d+)_branch"
 _DETECTRON2_RPN = (
     Rule(r"proposal_generator\.rpn_head\.conv", "head/rpn/conv"),
@@ -286,6 +289,17 @@ _DETECTRON2 = Source(
             Rule(r"head\.cls_score", "head/cls_logits", "sizes_first"),
             Rule(r"head\.bbox_pred", "head/box_deltas", "sizes_first"),
         ),
+        # AdelaiDet's, which is built on Detectron2.
+        "fcos": (
+            Rule(_FCOS + r"cls_tower\.(?P<third>0|3|6|9)", "head/cls_conv_{third}"),
+            Rule(_FCOS + r"cls_tower\.(?P<third>1|4|7|10)", "head/cls_norm_{third}"),
+            Rule(_FCOS + r"bbox_tower\.(?P<third>0|3|6|9)", "head/box_conv_{third}"),
+            Rule(_FCOS + r"bbox_tower\.(?P<third>1|4|7|10)", "head/box_norm_{third}"),
+            Rule(_FCOS + r"cls_logits", "head/cls_logits"),
+            Rule(_FCOS + r"bbox_pred", "head/box_distances"),
+            Rule(_FCOS + r"ctrness", "head/centerness"),
+            Rule(_FCOS + r"scales\.(?P<level>\d)", "head/scale_p{level}", "single"),
+        ),
         "faster_rcnn": _DETECTRON2_RPN + _detectron2_boxes("", "0"),
         "mask_rcnn": (
             *_DETECTRON2_RPN,
@@ -299,7 +313,7 @@ _DETECTRON2 = Source(
     bgr=True,
     pixel_std=(1.0, 1.0, 1.0),
     style="caffe",
-    fixed={"retinanet": _RELU},
+    fixed={"retinanet": _RELU, "fcos": merged(_RELU, _IMPROVED_FCOS)},
     usual=_ANCHORS,
 )
 

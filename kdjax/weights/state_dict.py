@@ -376,6 +376,11 @@ def _flattened(array: np.ndarray, context: _Context) -> np.ndarray:
     return array.reshape(outputs, -1, _ROI_SIZE, _ROI_SIZE).transpose(2, 3, 1, 0).reshape(-1, outputs)
 
 
+def _single(array: np.ndarray, context: _Context) -> np.ndarray:
+    """A list of one number becomes the number."""
+    return array.reshape(()) if array.size == 1 else array
+
+
 def _transposed(array: np.ndarray, context: _Context) -> np.ndarray:
     """(in, out, H, W) of ConvTranspose2d to Flax's, whose transposed convolution slides the kernel unflipped."""
     return array.transpose(2, 3, 0, 1)[::-1, ::-1] if array.ndim == 4 else array
@@ -422,6 +427,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray, _Context], np.ndarray]] = {
     "": _plain,
     "stem": _stem,
     "flattened": _flattened,
+    "single": _single,
     "transposed": _transposed,
     "classes": _classes,
     "class_boxes": _class_boxes,

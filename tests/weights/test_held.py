@@ -64,6 +64,30 @@ def test_a_detector_of_detectron2s_model_zoo(tmp_path, protocol):
     assert_variables(load(read_weights(path).tensors, "detectron2", "faster_rcnn", ROI, variables), variables)
 
 
+def adelaidet_names():
+    names, head = naming.detectron2_names("fcos", DENSE), "proposal_generator.fcos_head"
+    for ours, theirs in (("cls", "cls_tower"), ("box", "bbox_tower")):
+        for index in range(4):
+            names[f"head/{ours}_conv_{index}"] = f"{head}.{theirs}.{3 * index}"
+            names[f"head/{ours}_norm_{index}"] = f"{head}.{theirs}.{3 * index + 1}"
+    names |= {"head/cls_logits": f"{head}.cls_logits", "head/box_distances": f"{head}.bbox_pred"}
+    names["head/centerness"] = f"{head}.ctrness"
+    return names | {f"head/scale_p{level}": f"{head}.scales.{level - 3}" for level in DENSE}
+
+
+def test_an_fcos_of_adelaidet(tmp_path):
+    """Its convolutions have a bias beside the normalisation, and its scales are lists of one number."""
+    variables = random_variables("fcos", DENSE, norm=True, scales=True)
+    for path in [path for path in variables if "_conv_" in path and path.startswith("params/head/")]:
+        variables[path.replace("kernel", "bias")] = np.arange(naming.CHANNELS, dtype=np.float32) + len(path)
+    state = to_state_dict(variables, adelaidet_names())
+    state[STEM] = turned(state[STEM])
+    state = {name: x[None] if name.endswith(".scale") else x for name, x in state.items()}
+    write_pth(tmp_path / "FCOS_R_50_1x.pth", state)
+    imported = load(read_weights(tmp_path / "FCOS_R_50_1x.pth").tensors, "detectron2", "fcos", DENSE, variables)
+    assert_variables(imported, variables)
+
+
 def caffe2_names():
     names = {"backbone/conv1": "conv1", "backbone/bn1": "res_conv1_bn"}
     for layer, blocks in enumerate(naming.BLOCKS, start=1):

@@ -226,6 +226,8 @@ def test_a_config_takes_on_what_the_weights_expect_and_keeps_the_rest(source):
     [
         ("torchvision", "retinanet", "neck", {"extra_relu": True}),
         ("detectron2", "retinanet", "neck", {"extra_relu": True}),
+        ("detectron2", "fcos", "neck", {"extra_relu": True}),
+        ("detectron2", "fcos", "head", {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}),
         ("torchvision", "fcos", "head", {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}),
         ("torchvision", "fcos", "neck", {"extra_relu": True}),
     ],
@@ -380,9 +382,9 @@ def test_unknown_sources_and_detectors_are_refused_with_what_there_is():
     with pytest.raises(UserError, match="no source of weights 'keras'; choose one of torchvision, "):
         load(state, "keras", "retinanet", DENSE, variables)
     with pytest.raises(
-        ValueError, match="cannot be those of a fcos; this source has the detectors: retinanet, faster_"
+        ValueError, match="cannot be those of a cascade_mask_rcnn; this source has the detectors: retinanet, fcos"
     ):
-        load(state, "detectron2", "fcos", DENSE, variables)
+        load(state, "detectron2", "cascade_mask_rcnn", DENSE, variables)
     with pytest.raises(UserError, match="this source has the detectors: none"):
         load(state, "timm", "retinanet", DENSE, variables)
 
