@@ -22,7 +22,12 @@ from kdjax.paths import local_path
 from kdjax.run.start import import_detector, other_classes
 from kdjax.weights import SOURCES, ImportReport
 
-_WEIGHTS = flags.DEFINE_string("weights", "", "File of weights: .safetensors, .npz, or .pth of torch.save.")
+_WEIGHTS = flags.DEFINE_string("weights", "", "File of weights: of torch.save, .pkl, .safetensors or .npz.")
+_KEY = flags.DEFINE_string(
+    "weights_key",
+    "",
+    "Entry of the file to take where it holds several state dicts, such as model_ema; by default the usual one.",
+)
 _SOURCE = flags.DEFINE_string("source", "", f"Whose weights they are: {', '.join(SOURCES)}.")
 _OUTPUT = flags.DEFINE_string("output", "", "Folder to write; one that exists is replaced.")
 _STAGE = flags.DEFINE_string("stage", "teacher", "Stage of the config whose detector it is.")
@@ -35,7 +40,14 @@ _CLASS_NAMES = flags.DEFINE_string(
 
 
 def convert(
-    config: ConfigDict, stage: str, weights: str, source: str, class_names: tuple[str, ...] | None, output: Path
+    config: ConfigDict,
+    stage: str,
+    weights: str,
+    source: str,
+    class_names: tuple[str, ...] | None,
+    output: Path,
+    *,
+    key: str = "",
 ) -> ImportReport:
     """Imports a file of weights and writes the model folder.
 
@@ -47,6 +59,7 @@ def convert(
         class_names: in the order of the file's classes, without a background; None for those that the file names, or
             COCO's where it has 80.
         output: the folder.
+        key: of the state dict in a file that holds several; "" for the usual ones.
 
     Raises:
         UserError: one sentence says what does not fit.
@@ -56,7 +69,7 @@ def convert(
     if output.exists() and not (output / MODEL_FILE).is_file():
         raise UserError(f"--output={output} exists and is no model folder; name one, or a new folder.")
     number = len(class_names) if class_names else None
-    imported = import_detector(config[stage].model.to_dict(), weights, source, number)
+    imported = import_detector(config[stage].model.to_dict(), weights, source, number, key=key)
     if imported.report.untouched:
         raise UserError(
             f"{weights} holds a backbone alone, which is no detector; start the training of one from it by "
@@ -99,7 +112,8 @@ def main(argv: Sequence[str]) -> int:
             if not flag.value:
                 raise UserError(f"--{flag.name} is missing; it names {meaning}.")
         names = read_class_names(_CLASS_NAMES.value)
-        report = convert(CONFIG.value, _STAGE.value, _WEIGHTS.value, _SOURCE.value, names, local_path(_OUTPUT.value))
+        output = local_path(_OUTPUT.value)
+        report = convert(CONFIG.value, _STAGE.value, _WEIGHTS.value, _SOURCE.value, names, output, key=_KEY.value)
     except UserError as error:
         return refuse(error)
     print(f"{_OUTPUT.value}: {report}.")

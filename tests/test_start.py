@@ -1,6 +1,7 @@
 """A stage that starts from a file: whose classes it knows, and what it takes over where they are not the data's."""
 
 import json
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from kdjax.state import init_state
 from kdjax.tasks import Detection
 from kdjax.weights import COCO_NAMES, load_into
 from tests.test_config import CONFIGS, load
-from tests.weights.naming import mmdet_names, to_state_dict, torchvision_names
+from tests.weights.naming import mmdet_names, resnet_names, to_state_dict, torchvision_names
 from tests.weights.pickles import op_texts, write_pth
 
 MGD = next(path for path in CONFIGS if path.stem == "mgd")
@@ -101,6 +102,42 @@ def test_what_does_not_depend_on_classes_starts_a_detector_of_others(stage, tmp_
     for path, array in flatten_dict(filled, sep="/").items():
         expected = fresh if "cls_logits" in path else source
         np.testing.assert_array_equal(array, flatten_dict(expected, sep="/")[path], err_msg=path)
+
+
+def test_the_state_dict_that_a_config_names_is_taken_and_the_report_says_so(stage, tmp_path):
+    """Of torchvision's checkpoints, the averaged weights, which have a prefix and a counter."""
+    arrays, other = (drawn(stage.model.to_dict(), 2) for _ in range(2))
+    arrays = jax.tree.map(lambda x: x + 1, arrays)
+    names = torchvision_names("retinanet", range(3, 7), norm=True)
+    averaged = {f"module.{name}": x for name, x in to_state_dict(flatten_dict(arrays, sep="/"), names).items()}
+    content = {"model": to_state_dict(flatten_dict(other, sep="/"), names), "model_ema": averaged}
+    content["model_ema"]["n_averaged"] = np.array(9)
+    stage.weights = str(tmp_path / "model_25.pkl")
+    (tmp_path / "model_25.pkl").write_bytes(pickle.dumps(content))
+    for key, expected in (("", other), ("model_ema", arrays)):
+        stage.weights_key = key
+        imported = _import(planned(stage), ("cat", "dog"))
+        jax.tree.map(np.testing.assert_array_equal, imported.variables, expected)
+        assert imported.report.changes[0] == (
+            "its entry model_ema is taken, not model" if key else "its entry model is taken, not model_ema"
+        )
+    assert any(words.startswith("module. was taken off") for words in imported.report.changes)
+    stage.weights_key = "state_dict"
+    with pytest.raises(UserError, match="it has no dict of tensors 'state_dict'; it has model, model_ema"):
+        _import(planned(stage), ("cat", "dog"))
+
+
+def test_a_backbone_inside_a_classifier_of_images_starts_a_student(stage, tmp_path):
+    """As MMPretrain keeps it, with a prefix of its own."""
+    variables = drawn(stage.model.to_dict(), 2)
+    backbone = {path: x for path, x in flatten_dict(variables, sep="/").items() if "/backbone/" in path}
+    state = to_state_dict(backbone, resnet_names("backbone.")) | {"head.fc.weight": np.zeros((10, 4), np.float32)}
+    stage.update(weights=str(tmp_path / "resnet.pth"), source="mmdet")
+    write_pth(stage.weights, state)
+    imported = _import(planned(stage), ("cat", "dog"))
+    filled, report = load_into(variables, imported.variables, origin="resnet.pth", strict=False)
+    assert set(report.matched) == backbone.keys()
+    jax.tree.map(np.testing.assert_array_equal, filled, variables)
 
 
 def test_the_classes_that_a_file_names_decide_what_is_taken_over(stage, tmp_path):

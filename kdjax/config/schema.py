@@ -123,6 +123,12 @@ class Stage:
     weights: Annotated[
         str, TEXT, "File of a PyTorch detector's weights, or of a backbone's alone, to start from; \"\" for none."
     ] = ""
+    weights_key: Annotated[
+        str,
+        TEXT,
+        'Which entry of that file is taken where it holds several state dicts, such as "model_ema"; "" for the usual '
+        "one.",
+    ] = ""
     source: Annotated[str, choice("", *SOURCES), "Where that file is from."] = ""
     init: Annotated[
         str,

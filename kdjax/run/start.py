@@ -120,7 +120,9 @@ def _inherited(
     return variables, words + f"; not its head, which means something else: {difference}" * bool(difference)
 
 
-def import_detector(model: Mapping[str, Any], weights: str, source: str, num_classes: int | None = None) -> Imported:
+def import_detector(
+    model: Mapping[str, Any], weights: str, source: str, num_classes: int | None = None, *, key: str = ""
+) -> Imported:
     """The weights in a file, as those of a detector.
 
     Args:
@@ -128,11 +130,12 @@ def import_detector(model: Mapping[str, Any], weights: str, source: str, num_cla
         weights: path of the file.
         source: a key of ``kdjax.weights.SOURCES``.
         num_classes: how many classes it must tell apart, without a background; None for as many as it does.
+        key: of the state dict in a file that holds several; "" for the usual ones.
 
     Raises:
         UserError: one sentence says what does not fit.
     """
-    file = read_weights(weights)
+    file = read_weights(weights, key)
     expected = expected_model(complete(model), source, file.tensors, origin=weights)
 
     def like(classes: int) -> Any:
@@ -145,7 +148,7 @@ def import_detector(model: Mapping[str, Any], weights: str, source: str, num_cla
     imported = import_state_dict(
         file.tensors, source, model=expected.model, like=like(num_classes), num_classes=num_classes, origin=weights
     )
-    report = imported.report._replace(changes=(*expected.changes, *imported.report.changes))
+    report = imported.report._replace(changes=(*file.notes, *expected.changes, *imported.report.changes))
     return imported._replace(report=report, class_names=file.class_names or imported.class_names)
 
 
@@ -156,14 +159,14 @@ def _import(stage: StagePlan, class_names: tuple[str, ...]) -> Imported:
         f"config.{stage.name}.init_strict=False takes over what does not depend on classes, in a stage that trains"
     )
     if not options.init_strict:
-        imported = import_detector(model, options.weights, options.source)
+        imported = import_detector(model, options.weights, options.source, key=options.weights_key)
         kept = _of_classes(imported.variables, imported.model, imported.class_names, class_names)
         if len(jax.tree.leaves(kept)) < len(jax.tree.leaves(imported.variables)):
             changes = (*imported.report.changes, "what depends on its classes, which are not the data's, starts afresh")
             imported = imported._replace(report=imported.report._replace(changes=changes))
         return imported._replace(variables=kept)
     try:
-        imported = import_detector(model, options.weights, options.source, len(class_names))
+        imported = import_detector(model, options.weights, options.source, len(class_names), key=options.weights_key)
     except UserError as error:
         if len(class_names) == len(COCO_NAMES):
             raise

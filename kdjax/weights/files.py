@@ -1,9 +1,9 @@
 """Files of weights to a dict of arrays; no file is ever executed."""
 
+import json
 import math
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,33 @@ from safetensors import SafetensorError, deserialize
 
 from kdjax.errors import UserError, parsing
 from kdjax.paths import local_path
-from kdjax.weights.torch_file import WeightFile, read_torch_file
+from kdjax.weights.torch_file import WeightFile, read_pickle, read_torch_zip
 
 MOST_BYTES = 2**30
 """A file's tensors may have as many bytes together; the largest detector here has 6e8."""
 
 MOST_CHARACTERS = 256
 """Of a tensor's name; messages repeat names."""
+
+MOST_TENSORS = 2**16
+"""In a file; the largest detector here has 1500."""
+
+MOST_INDEX_BYTES = 2**24
+"""Of the JSON that names the parts of weights in several files."""
+
+FORMATS = ("safetensors", "an index of several", ".npz", "a file of torch.save", "a pickle")
+"""What can be read, in words."""
+
+_OTHERS: dict[bytes, str] = {
+    b"<html": "a web page instead of the file",
+    b"<!DOCTYPE": "a web page instead of the file",
+    b"version https://git-lfs": "a pointer of Git LFS instead of the file: fetch it by git lfs pull",
+    b"\x1f\x8b\x08": "compressed by gzip: unpack it",
+    b"ustar": "a tar archive: unpack it, or, if it is of torch.save before 0.1.10, save it again",
+    b"\x93NUMPY": "a single array of NumPy: save all tensors by name by numpy.savez",
+    b"\x89HDF": "a file of HDF5, as Keras writes",
+}
+"""What else files of weights turn out to be, by something at their beginning."""
 
 _SAFETENSORS_TYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -35,37 +55,64 @@ _SAFETENSORS_TYPES: dict[str, Any] = {
 }
 
 
-def read_weights(path: str | os.PathLike) -> WeightFile:
+def read_weights(path: str | os.PathLike, key: str = "") -> WeightFile:
     """The tensors in a file, and the names of their classes where it has them.
 
+    What a file is shows in its content, whatever its name ends in: safetensors, or the index of several such files
+    beside it; ``.npz``, one array for each tensor; what ``torch.save`` wrote, in its zip format or the one before
+    PyTorch 1.6; or a pickle of NumPy's arrays, such as those of Detectron2. The last two are a state dict, or a dict
+    that holds one, as "state_dict", "model" or another key.
+
     Args:
-        path: ``.safetensors``; ``.npz``, one array for each tensor; or ``.pth``, ``.pt`` or ``.bin``, written by
-            ``torch.save`` in its zip format or the one before PyTorch 1.6: a state dict, or a dict that holds one as
-            "state_dict" or "model".
+        path: of the file.
+        key: of the state dict in a file that holds several; "" for the usual ones.
 
     Raises:
         UserError: one sentence says what is wrong with the file.
     """
     path = local_path(path)
-    if path.suffix not in READERS:
-        raise UserError(f"{path} cannot be read as weights; its name must end in one of {', '.join(READERS)}.")
-    if path.exists() and not path.is_file():
-        # Reading from a pipe would wait for ever.
-        raise UserError(f"The weights in {path} cannot be read: it is {'a folder' if path.is_dir() else 'no file'}.")
     try:
-        file = READERS[path.suffix](path, MOST_BYTES)
+        file = _read(path, MOST_BYTES, key)
     except (UserError, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise UserError(f"The weights in {path} cannot be read: {reason}.") from error
     if not file.tensors:
         raise UserError(f"The weights in {path} cannot be read: it has no tensors.")
+    if len(file.tensors) > MOST_TENSORS:
+        raise UserError(f"The weights in {path} are {len(file.tensors)} tensors, more than {MOST_TENSORS}.")
     for name in file.tensors:
         if not name.isprintable() or len(name) > MOST_CHARACTERS:
             raise UserError(f"The weights in {path} have a tensor with the impossible name {name[:MOST_CHARACTERS]!r}.")
     return file
 
 
-def _read_safetensors(path: Path, most_bytes: int) -> WeightFile:
+def _read(path: Path, most_bytes: int, key: str) -> WeightFile:
+    if path.exists() and not path.is_file():
+        # Reading from a pipe would wait for ever.
+        raise UserError(f"it is {'a folder' if path.is_dir() else 'no file'}")
+    with path.open("rb") as file:
+        start = file.read(300)
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return (_read_npz if _has_arrays(path) else read_torch_zip)(path, most_bytes, key)
+    if start.startswith(b"\x80"):
+        return read_pickle(path, most_bytes, key)
+    if start[4:9] == b"\0\0\0\0{":
+        return _read_safetensors(path, most_bytes, key)
+    if start.lstrip().startswith(b"{"):
+        return _read_index(path, most_bytes, key)
+    what = next((what for known, what in _OTHERS.items() if known in start), None)
+    raise UserError(f"it is {what or ('empty' if not start else 'none of ' + ', '.join(FORMATS))}")
+
+
+def _has_arrays(path: Path) -> bool:
+    """Whether a zip archive is one of ``numpy.savez``."""
+    with parsing(), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _read_safetensors(path: Path, most_bytes: int, key: str) -> WeightFile:
+    _refuse_key(key)
     if path.stat().st_size > most_bytes:
         raise UserError(f"it has more than {most_bytes} bytes")
     state = {}
@@ -82,7 +129,45 @@ def _read_safetensors(path: Path, most_bytes: int) -> WeightFile:
     return WeightFile(state)
 
 
-def _read_npz(path: Path, most_bytes: int) -> WeightFile:
+def _read_index(path: Path, most_bytes: int, key: str) -> WeightFile:
+    """The tensors in several files of safetensors, of which the index in JSON says who has what."""
+    _refuse_key(key)
+    if path.stat().st_size > MOST_INDEX_BYTES:
+        raise UserError(f"it has more than {MOST_INDEX_BYTES} bytes")
+    with parsing():
+        index = json.loads(path.read_text(encoding="utf-8"))
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(x, str) for x in places.values()):
+        raise UserError("it is JSON without a weight_map, which names the file of each tensor")
+    tensors: dict[str, np.ndarray] = {}
+    for name in dict.fromkeys(places.values()):
+        if Path(name).name != name:
+            raise UserError(f"its weight_map names {name!r}, which is no file beside it")
+        shard = path.parent / name
+        try:
+            found = _read_shard(shard, most_bytes - sum(x.nbytes for x in tensors.values()))
+        except (UserError, OSError) as error:
+            raise UserError(f"its part {name}: {error}") from error
+        wanted = {key for key, place in places.items() if place == name}
+        if wanted - found.keys():
+            raise UserError(f"its part {name} has no tensor {min(wanted - found.keys())!r}")
+        tensors |= {key: found[key] for key in wanted}
+    return WeightFile(tensors)
+
+
+def _read_shard(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError("there is no such file")
+    return _read_safetensors(path, most_bytes, "").tensors
+
+
+def _refuse_key(key: str) -> None:
+    if key:
+        raise UserError(f"it holds one set of tensors and no entries, such as {key!r}")
+
+
+def _read_npz(path: Path, most_bytes: int, key: str) -> WeightFile:
+    _refuse_key(key)
     with parsing():
         archive = zipfile.ZipFile(path)
     with archive:
@@ -112,11 +197,3 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
-
-READERS: dict[str, Callable[[Path, int], WeightFile]] = {
-    ".safetensors": _read_safetensors,
-    ".npz": _read_npz,
-    **dict.fromkeys((".pth", ".pt", ".bin"), read_torch_file),
-}
-"""By the end of the file's name."""

@@ -23,7 +23,7 @@ class Rule(NamedTuple):
     Groups of the pattern fill the path. Some are counted differently by the two sides: ``level`` is the index of a
     level of the pyramid, 0 being the finest; ``fpn`` too, but of a layer that may be an output or an extra level;
     ``half`` and ``third`` count the modules of a sequence in which every second or third is a convolution; ``more``
-    counts one more than we do.
+    counts one more than we do; ``letter`` counts from "a".
     """
 
     pattern: str
@@ -82,7 +82,9 @@ def merged(config: Sections, expected: Sections) -> dict[str, Any]:
 
 SKIPPED = {
     r"(.*\.)?num_batches_tracked": "a counter that inference does not use",
-    r"fc\.(weight|bias)": "the classifier of ImageNet's classes",
+    r"(fc|head\.fc)\.(weight|bias)|fc1000_[wb]": "the classifier of ImageNet's classes",
+    r"\w+_momentum": "what an optimiser remembers",
+    r"conv1_b": "a bias that Detectron2 does not use either",
     r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d": "anchors, which are computed here",
     r"pixel_(mean|std)": "preprocessing, which is the detector's config here",
 }
@@ -134,6 +136,8 @@ _ANCHORS: dict[str, Sections] = {"retinanet": _ANCHORS_OF_4, **dict.fromkeys(_TW
 # P7 is made of P6 after a ReLU; MMDetection's RetinaNets leave it out, its FCOS do not.
 _RELU: Sections = {"neck": {"extra_relu": True}}
 
+_IMPROVED_FCOS: Sections = {"head": {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}}
+
 _TORCHVISION = Source(
     backbone=_resnet(r"(backbone\.body\.)?"),
     neck=(
@@ -168,7 +172,7 @@ _TORCHVISION = Source(
     convention="torchvision",
     fixed={
         "retinanet": _RELU,
-        "fcos": merged(_RELU, {"head": {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}}),
+        "fcos": merged(_RELU, _IMPROVED_FCOS),
     },
     usual=_ANCHORS,
 )
@@ -235,10 +239,22 @@ _MMDET = Source(
 # --- Detectron2.
 
 _BLOCK = r"backbone\.bottom_up\.res(?P<more>\d)\.(?P<block>\d+)\."
+_FCOS = r"proposal_generator\.fcos_head\."
+_CAFFE2_BLOCK = r"res(?P<more>\d)_(?P<block>\d+)_branch"
 _DETECTRON2_RPN = (
     Rule(r"proposal_generator\.rpn_head\.conv", "head/rpn/conv"),
     Rule(r"proposal_generator\.rpn_head\.objectness_logits", "head/rpn/objectness"),
     Rule(r"proposal_generator\.rpn_head\.anchor_deltas", "head/rpn/deltas"),
+)
+
+# Its backbones from Caffe2, whose names have dots for the last underscore here.
+_CAFFE2 = (
+    Rule(r"conv1", "backbone/conv1", "stem"),
+    Rule(r"res_conv1_bn", "backbone/bn1"),
+    Rule(_CAFFE2_BLOCK + "1", "backbone/layer{more}_{block}/downsample_conv"),
+    Rule(_CAFFE2_BLOCK + "1_bn", "backbone/layer{more}_{block}/downsample_bn"),
+    Rule(_CAFFE2_BLOCK + "2(?P<letter>[abc])", "backbone/layer{more}_{block}/conv{letter}"),
+    Rule(_CAFFE2_BLOCK + "2(?P<letter>[abc])_bn", "backbone/layer{more}_{block}/bn{letter}"),
 )
 
 
@@ -259,6 +275,7 @@ _DETECTRON2 = Source(
         Rule(_BLOCK + r"conv(?P<index>\d)\.norm", "backbone/layer{more}_{block}/bn{index}"),
         Rule(_BLOCK + r"shortcut", "backbone/layer{more}_{block}/downsample_conv"),
         Rule(_BLOCK + r"shortcut\.norm", "backbone/layer{more}_{block}/downsample_bn"),
+        *_CAFFE2,
     ),
     neck=(
         Rule(r"backbone\.fpn_lateral(?P<index>\d)", "neck/lateral_c{index}"),
@@ -271,6 +288,17 @@ _DETECTRON2 = Source(
             Rule(r"head\.bbox_subnet\.(?P<half>\d)", "head/box_conv_{half}"),
             Rule(r"head\.cls_score", "head/cls_logits", "sizes_first"),
             Rule(r"head\.bbox_pred", "head/box_deltas", "sizes_first"),
+        ),
+        # AdelaiDet's, which is built on Detectron2.
+        "fcos": (
+            Rule(_FCOS + r"cls_tower\.(?P<third>0|3|6|9)", "head/cls_conv_{third}"),
+            Rule(_FCOS + r"cls_tower\.(?P<third>1|4|7|10)", "head/cls_norm_{third}"),
+            Rule(_FCOS + r"bbox_tower\.(?P<third>0|3|6|9)", "head/box_conv_{third}"),
+            Rule(_FCOS + r"bbox_tower\.(?P<third>1|4|7|10)", "head/box_norm_{third}"),
+            Rule(_FCOS + r"cls_logits", "head/cls_logits"),
+            Rule(_FCOS + r"bbox_pred", "head/box_distances"),
+            Rule(_FCOS + r"ctrness", "head/centerness"),
+            Rule(_FCOS + r"scales\.(?P<level>\d)", "head/scale_p{level}", "single"),
         ),
         "faster_rcnn": _DETECTRON2_RPN + _detectron2_boxes("", "0"),
         "mask_rcnn": (
@@ -285,7 +313,7 @@ _DETECTRON2 = Source(
     bgr=True,
     pixel_std=(1.0, 1.0, 1.0),
     style="caffe",
-    fixed={"retinanet": _RELU},
+    fixed={"retinanet": _RELU, "fcos": merged(_RELU, _IMPROVED_FCOS)},
     usual=_ANCHORS,
 )
 

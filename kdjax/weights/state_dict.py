@@ -3,7 +3,6 @@
 The file is long because a strict import has three parts that need each other: names, classes and layouts.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,12 +12,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from kdjax.errors import UserError
 from kdjax.weights.coco import COCO_IDS, COCO_NAMES
 from kdjax.weights.load import Tree
-from kdjax.weights.sources import SKIPPED, SOURCES, Rule, Source, merged
+from kdjax.weights.misfit import why_misfit
+from kdjax.weights.names import backbone_alone, indices, layer_paths, plain_names, rules_for, why_skipped
+from kdjax.weights.sources import SOURCES, Rule, Source, merged
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """What parameters may be stored as; they become float32."""
 
 _DENSE_CLASSES = "params/head/cls_logits/bias"
+_DENSE_BOXES = ("params/head/box_deltas/bias", "params/head/box_distances/bias")
 _ROI_CLASSES = "params/head/box_0/classes/bias"
 _COCO_PLACES = 91
 """torchvision's detectors have a place for the background and for every category id up to 90."""
@@ -117,7 +119,8 @@ def expected_model(
         UserError: an unknown source, or a detector that it has no table for.
     """
     table = _table(source)
-    detector = None if _backbone_alone(_without_prefix(state)) else model["name"]
+    alone = backbone_alone(plain_names(state, table, model["name"]).state)
+    detector = None if alone else model["name"]
     if detector and detector not in table.heads:
         raise _no_table(detector, source, origin)
     expected = merged(model, table.expects(detector))
@@ -144,14 +147,21 @@ def count_classes(
         like: the variables of that detector with ``num_classes`` classes; shapes suffice.
         num_classes: of ``like``.
     """
-    table, state, wanted = _table(source), _without_prefix(state), flatten_dict(like, sep="/")
-    rules, index = table.backbone + table.neck + table.heads.get(model["name"], ()), _indices(wanted)
+    table, wanted = _table(source), flatten_dict(like, sep="/")
+    state, rules, index = (
+        plain_names(state, table, model["name"]).state,
+        rules_for(table, model["name"]),
+        indices(wanted),
+    )
     paths = {place[0]: name for name in state if (place := _place(name, rules, index, wanted))}
     path = next((path for path in (_DENSE_CLASSES, _ROI_CLASSES) if path in paths), None)
     if path is None:
         return None
-    anchors = wanted[path].shape[0] // num_classes if path == _DENSE_CLASSES else 1
-    count = state[paths[path]].size // anchors
+    anchors = 1
+    if path == _DENSE_CLASSES:
+        boxes = next((paths[path] for path in _DENSE_BOXES if path in paths), None)
+        anchors = state[boxes].size // 4 if boxes else wanted[path].shape[0] // num_classes
+    count = state[paths[path]].size // max(anchors, 1)
     if table.background and count == _COCO_PLACES:
         return len(COCO_IDS)
     return count if path == _DENSE_CLASSES else count - 1
@@ -169,7 +179,7 @@ def import_state_dict(
     """A state dict of PyTorch to the variables of the detector that is the same.
 
     Every tensor is used or named as skipped, every array of the model is filled, every shape is checked. A file of a
-    backbone alone, whose names do not begin with "backbone.", fills the backbone.
+    backbone alone, with or without a classifier of images, fills the backbone.
 
     Args:
         state: name to array, in PyTorch's layout, of any of ``FLOATS``; arrays that are skipped may be of any kind.
@@ -185,39 +195,38 @@ def import_state_dict(
             does not fit.
     """
     where, table = f"The {source} weights of {origin}", _table(source)
-    state = _without_prefix(state)
-    backbone_alone = _backbone_alone(state)
-    rules = table.backbone
-    if not backbone_alone:
-        if model["name"] not in table.heads:
-            raise _no_table(model["name"], source, origin)
-        rules += table.neck + table.heads[model["name"]]
+    state, changes = plain_names(state, table, model["name"])
+    alone = backbone_alone(state)
+    if not alone and model["name"] not in table.heads:
+        raise _no_table(model["name"], source, origin)
+    rules = table.backbone if alone else rules_for(table, model["name"])
     paths = flatten_dict(like, sep="/")
-    wanted = {path: array for path, array in paths.items() if not backbone_alone or path.split("/")[1] == "backbone"}
+    wanted = {path: array for path, array in paths.items() if not alone or path.split("/")[1] == "backbone"}
 
-    skipped = {name: why for name in sorted(state) if (why := _why_skipped(name))}
-    places = _places([name for name in sorted(state) if name not in skipped], rules, wanted, where)
+    skipped = {name: why for name in sorted(state) if (why := why_skipped(name))}
+    found = None if alone else count_classes(state, source, model=model, like=like, num_classes=num_classes)
+    why = why_misfit(state, table, model["name"], wanted, (found, num_classes))
+    places = _places([name for name in sorted(state) if name not in skipped], rules, wanted, where, why)
     classes = _NO_CLASSES
-    if table.background and not backbone_alone:
+    if table.background and not alone:
         classes = _classes_in(state, places, wanted, num_classes, where)
-    variables = _fill(state, places, wanted, _Context(table.bgr, classes, _anchors(model)), where)
-    changes = []
+    variables = _fill(state, places, wanted, _Context(table.bgr, classes, _anchors(model)), where, why)
     if classes.number > num_classes:
-        changes.append(f"{classes.number} outputs, the first a background, became {num_classes} classes")
+        changes += (f"{classes.number} outputs, the first a background, became {num_classes} classes",)
     if table.bgr:
-        changes.append("the first convolution takes red, green, blue instead of blue, green, red")
+        changes += ("the first convolution takes red, green, blue instead of blue, green, red",)
     dtypes = {state[name].dtype.name for name, _ in places.values()}
-    changes.extend(f"{dtype} became float32" for dtype in sorted(dtypes - {"float32"}))
-    is_coco = not backbone_alone and num_classes == len(COCO_NAMES) and classes.number in (0, _COCO_PLACES)
+    changes += tuple(f"{dtype} became float32" for dtype in sorted(dtypes - {"float32"}))
+    is_coco = not alone and num_classes == len(COCO_NAMES) and classes.number in (0, _COCO_PLACES)
     return Imported(
         variables=unflatten_dict(variables, sep="/"),
         report=ImportReport(
             taken=tuple((name, path) for path, (name, _) in sorted(places.items())),
             skipped=tuple(skipped.items()),
             untouched=tuple(sorted(paths.keys() - wanted.keys())),
-            changes=tuple(changes),
+            changes=changes,
         ),
-        model=merged(model, table.expects(None if backbone_alone else model["name"])),
+        model=merged(model, table.expects(None if alone else model["name"])),
         class_names=COCO_NAMES if is_coco else None,
     )
 
@@ -235,17 +244,6 @@ def _no_table(detector: str, source: str, origin: str) -> UserError:
     )
 
 
-def _without_prefix(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The state dict without the "module." that data-parallel training puts before every name."""
-    if state and all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): array for name, array in state.items()}
-    return state
-
-
-def _backbone_alone(state: Mapping[str, np.ndarray]) -> bool:
-    return not any(name.startswith("backbone.") for name in state)
-
-
 def _differences(config: Mapping[str, Any], expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Path, value and expected value of what a config says otherwise; it need not say everything."""
     found = []
@@ -258,20 +256,16 @@ def _differences(config: Mapping[str, Any], expected: Mapping[str, Any]) -> list
     return found
 
 
-def _why_skipped(name: str) -> str | None:
-    return next((why for pattern, why in SKIPPED.items() if re.fullmatch(pattern, name)), None)
-
-
 def _places(
-    names: list[str], rules: tuple[Rule, ...], wanted: Mapping[str, Any], where: str
+    names: list[str], rules: tuple[Rule, ...], wanted: Mapping[str, Any], where: str, why: str
 ) -> dict[str, tuple[str, Rule]]:
-    """Every path of ``wanted`` to the name of its tensor and the rule that says so.
+    """Every path of ``wanted`` to the name of its tensor and the rule that says so; ``why`` they may not fit.
 
     Raises:
         UserError: if a name has no path, or a path no name.
     """
     places: dict[str, tuple[str, Rule]] = {}
-    unknown, index = [], _indices(wanted)
+    unknown, index = [], indices(wanted)
     for name in names:
         place = _place(name, rules, index, wanted)
         if place is None or place[0] in places:
@@ -281,7 +275,7 @@ def _places(
     if unknown or len(places) < len(wanted):
         missing = sorted(wanted.keys() - places.keys())
         raise UserError(
-            f"{where} do not fit the model: {len(places)} of {len(names)} tensors have a place in it; "
+            f"{where} do not fit the model: {why}{len(places)} of {len(names)} tensors have a place in it; "
             f"without one: {_some(unknown)}; arrays of the model without a tensor: {_some(missing)}."
         )
     return places
@@ -293,6 +287,7 @@ def _fill(
     wanted: Mapping[str, Any],
     context: _Context,
     where: str,
+    why: str,
 ) -> dict[str, np.ndarray]:
     """Every path to its array, arranged as ours is.
 
@@ -307,41 +302,20 @@ def _fill(
             misfits.append(f"{name} {list(array.shape)}, which {path} {list(wanted[path].shape)} cannot take")
         filled[path] = np.asarray(arranged, order="C")  # Keeps a scalar a scalar, as ascontiguousarray does not.
     if misfits:
-        raise UserError(f"{where} have other shapes than the model: {_some(misfits)}.")
+        raise UserError(f"{where} have other shapes than the model: {why}{_some(misfits)}.")
     return filled
 
 
 def _place(
-    name: str, rules: tuple[Rule, ...], index: Mapping[str, Callable[[int], Any]], wanted: Mapping[str, Any]
+    name: str, rules: tuple[Rule, ...], index: Mapping[str, Callable[[str], Any]], wanted: Mapping[str, Any]
 ) -> tuple[str, Rule] | None:
     """The path that a tensor goes to and the rule that says so, or None."""
-    layer, _, leaf = name.rpartition(".")
-    for rule in rules:
-        match = re.fullmatch(rule.pattern, layer)
-        if match:
-            groups = {key: index[key](int(x)) if key in index else x for key, x in match.groupdict().items()}
-            for path in _LEAVES.get(leaf, ()):
-                if path.format(rule.path.format(**groups)) in wanted:
-                    return path.format(rule.path.format(**groups)), rule
+    leaf = name.rpartition(".")[2]
+    for layer, rule in layer_paths(name, rules, index):
+        for path in _LEAVES.get(leaf, ()):
+            if path.format(layer) in wanted:
+                return path.format(layer), rule
     return None
-
-
-def _indices(wanted: Mapping[str, Any]) -> dict[str, Callable[[int], Any]]:
-    """How the groups of a :class:`Rule` count, in a detector with these paths."""
-    levels = [int(match[1]) for path in wanted if (match := re.fullmatch(r"params/neck/output_p(\d+)/kernel", path))]
-    finest = min(levels, default=3)
-
-    def fpn(index: int) -> str:
-        level = finest + index
-        return f"output_p{level}" if level <= 5 else f"extra_p{level}"
-
-    return {
-        "level": lambda index: finest + index,
-        "fpn": fpn,
-        "half": lambda index: index // 2,
-        "third": lambda index: index // 3,
-        "more": lambda index: index - 1,
-    }
 
 
 def _anchors(model: Mapping[str, Any]) -> tuple[int, int]:
@@ -402,6 +376,11 @@ def _flattened(array: np.ndarray, context: _Context) -> np.ndarray:
     return array.reshape(outputs, -1, _ROI_SIZE, _ROI_SIZE).transpose(2, 3, 1, 0).reshape(-1, outputs)
 
 
+def _single(array: np.ndarray, context: _Context) -> np.ndarray:
+    """A list of one number becomes the number."""
+    return array.reshape(()) if array.size == 1 else array
+
+
 def _transposed(array: np.ndarray, context: _Context) -> np.ndarray:
     """(in, out, H, W) of ConvTranspose2d to Flax's, whose transposed convolution slides the kernel unflipped."""
     return array.transpose(2, 3, 0, 1)[::-1, ::-1] if array.ndim == 4 else array
@@ -448,6 +427,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray, _Context], np.ndarray]] = {
     "": _plain,
     "stem": _stem,
     "flattened": _flattened,
+    "single": _single,
     "transposed": _transposed,
     "classes": _classes,
     "class_boxes": _class_boxes,

@@ -45,11 +45,17 @@ def op_texts(*texts):
     return b"(" + b"".join(map(op_text, texts)) + b"t"
 
 
-def write_pth(path, arrays, **meta):
-    """A checkpoint of MMDetection: a state dict of float32 arrays, and what else is known of it, in pickle's terms."""
+def op_state(arrays):
+    """A state dict of float32 arrays in pickle's terms, and the data of its storages."""
     data = {str(place): np.ascontiguousarray(x, "<f4").tobytes() for place, x in enumerate(arrays.values())}
     tensors = {}
     for place, (name, x) in enumerate(arrays.items()):
         strides = [int(np.prod(x.shape[axis + 1 :])) for axis in range(x.ndim)]
         tensors[name] = op_tensor(str(place), x.size, x.shape, strides)
-    write_zip(path, op_dict(meta=op_dict(**meta), state_dict=op_dict(**tensors)), data)
+    return op_dict(**tensors), data
+
+
+def write_pth(path, arrays, **meta):
+    """A checkpoint of MMDetection: a state dict of float32 arrays, and what else is known of it, in pickle's terms."""
+    state, data = op_state(arrays)
+    write_zip(path, op_dict(meta=op_dict(**meta), state_dict=state), data)

@@ -226,13 +226,15 @@ def test_a_config_takes_on_what_the_weights_expect_and_keeps_the_rest(source):
     [
         ("torchvision", "retinanet", "neck", {"extra_relu": True}),
         ("detectron2", "retinanet", "neck", {"extra_relu": True}),
+        ("detectron2", "fcos", "neck", {"extra_relu": True}),
+        ("detectron2", "fcos", "head", {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}),
         ("torchvision", "fcos", "head", {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}),
         ("torchvision", "fcos", "neck", {"extra_relu": True}),
     ],
 )
 def test_what_a_source_decides_and_no_tensor_shows_is_carried_and_said(source, detector, section, values):
     """Detectron2's and torchvision's P7 is made of P6 after a ReLU."""
-    state = {"backbone.x": np.zeros(1)}
+    state = {"bbox_head.retina_cls.bias": np.zeros(1)}
     other = dict.fromkeys(values, False)
     expected = expected_model(complete({"name": detector, section: other}), source, state)
     assert {key: expected.model[section][key] for key in values} == values
@@ -250,7 +252,7 @@ def test_what_a_source_decides_and_no_tensor_shows_is_carried_and_said(source, d
 
 
 def test_what_is_unusual_for_a_source_is_said():
-    state = {"backbone.x": np.zeros(1)}
+    state = {"bbox_head.retina_cls.bias": np.zeros(1)}
     small = complete({"name": "retinanet", "head": {"anchor_scale": 2.5}, "neck": {"extra_relu": True}})
     assert expected_model(small, "torchvision", state).changes == (
         "head.anchor_scale is 2.5 by the config, and 4.0 in a retinanet of torchvision unless it was trained otherwise",
@@ -380,9 +382,9 @@ def test_unknown_sources_and_detectors_are_refused_with_what_there_is():
     with pytest.raises(UserError, match="no source of weights 'keras'; choose one of torchvision, "):
         load(state, "keras", "retinanet", DENSE, variables)
     with pytest.raises(
-        ValueError, match="cannot be those of a fcos; this source has the detectors: retinanet, faster_"
+        ValueError, match="cannot be those of a cascade_mask_rcnn; this source has the detectors: retinanet, fcos"
     ):
-        load(state, "detectron2", "fcos", DENSE, variables)
+        load(state, "detectron2", "cascade_mask_rcnn", DENSE, variables)
     with pytest.raises(UserError, match="this source has the detectors: none"):
         load(state, "timm", "retinanet", DENSE, variables)
 
