@@ -28,8 +28,10 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     student = config.student
     student.methods.dmkd = dmkd = method_config("dmkd")
     if pair is None:
-        # What is right for MGD, whose term has the same size.
+        # A sum over positions and channels, which grows with the teacher's features: how large it is besides the
+        # student's own loss differs from data to data by a factor of a hundred, and is what counts.
         student.loss_weights.dmkd = 2e-5
+        student.method_share = 3.0
         student.inherit = ("neck", "head")
     elif pair.teacher.two_stage:
         dmkd.spatial_ratio = 0.45

@@ -36,10 +36,10 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     student = config.student
     student.methods.mgd = mgd = method_config("mgd")
     if pair is None:
-        # The paper's alpha. The loss is a sum over positions and channels, of which an image here has 260 times fewer
-        # than on COCO, and features of a few hundred steps are larger: the term starts at a few times the student's own
-        # loss. From 5e-6 to 5e-5 students are alike, at 5e-4 worse (experiments/2026-11-26-own-data.md).
+        # A sum over positions and channels, which grows with the teacher's features: how large it is besides the
+        # student's own loss differs from data to data by a factor of a hundred, and is what counts.
         student.loss_weights.mgd = 2e-5
+        student.method_share = 3.0
         student.inherit = ("neck", "head")
     elif pair.teacher.two_stage:
         mgd.mask_ratio = 0.45

@@ -138,10 +138,15 @@ def distill_loss(
     methods: Mapping[str, Applied],
     loss_weights: Mapping[str, float],
     statistics: ClassStatistics | None = None,
+    scale: jax.Array | None = None,
+    method_share: float = 0.0,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, tuple[Terms, Any]]:
     """Loss of one device's images: the student's own terms and those of the methods, each unweighted by name.
 
-    The teacher, where there is one, runs without gradient, its heads only where a method asks for them.
+    The teacher, where there is one, runs without gradient, its heads only where a method asks for them. With a scale,
+    the methods' weighted terms are multiplied by it; at step 0 by what makes them ``method_share`` times the student's
+    own loss together, on all devices, which is the metric "method_scale" from then on.
 
     Returns:
         the weighted total (float32 scalar), and (metrics, new batch statistics).
@@ -181,12 +186,27 @@ def distill_loss(
             "statistics": statistics,
         },
     )
-    terms |= sums(distilled)
     total, weighted = weighted_sum(terms, loss_weights)
-    metrics = {"loss": total}
-    metrics |= {f"raw/{name}": value for name, value in {**terms, **_parts(distilled)}.items()}
-    metrics |= {f"loss/{name}": value for name, value in weighted.items()}
+    taught_terms = sums(distilled)
+    taught_total, taught_weighted = weighted_sum(taught_terms, loss_weights)
+    metrics = {}
+    if scale is not None:
+        first = _share_of(total, taught_total, method_share, axis_name)
+        scale = jax.lax.stop_gradient(jnp.where(step == 0, first, scale))
+        taught_total, taught_weighted = jax.tree.map(lambda x: scale * x, (taught_total, taught_weighted))
+        metrics["method_scale"] = scale
+    total += taught_total
+    metrics["loss"] = total
+    metrics |= {f"raw/{name}": value for name, value in {**terms, **taught_terms, **_parts(distilled)}.items()}
+    metrics |= {f"loss/{name}": value for name, value in {**weighted, **taught_weighted}.items()}
     return total, (metrics, new_stats)
+
+
+def _share_of(own: jax.Array, theirs: jax.Array, share: float, axis_name: str | None) -> jax.Array:
+    """What makes ``theirs`` as large as ``share`` times ``own``, both averaged over devices; 0 where theirs is none."""
+    if axis_name is not None:
+        own, theirs = jax.lax.pmean((own, theirs), axis_name)
+    return jnp.where(theirs > 0, share * own / jnp.where(theirs > 0, theirs, 1), 0)
 
 
 def accumulated(value_and_grad: Callable[..., Any], count: int) -> Callable[..., Any]:
@@ -238,6 +258,7 @@ def distill_step(
     axis_name: str | None = None,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    method_share: float = 0.0,
     norm: Callable[[Any], jax.Array] = optax.tree.norm,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimisation step of the student (and of what the method learns) on one device's part of the batch.
@@ -256,11 +277,13 @@ def distill_step(
         axis_name: mapped axis over which losses and gradients are averaged; None on a single device.
         accumulate: number of parts the batch is worked through in; divides N / devices.
         ema_decay: decay of the moving average per step, where the state keeps one.
+        method_share: where the state has a scale, what the methods' terms are together at the first step, as a multiple
+            of the student's own loss.
         norm: of the gradient, for the metrics (of its trained part, where paths are frozen).
 
     Returns:
         the new state, and float32 scalars: "loss", "raw/<term>", "raw/<term>/<level>" of terms that are sums over
-        levels, "loss/<term>" (weighted), "grad_norm".
+        levels, "loss/<term>" (weighted), "grad_norm", and "method_scale" where the state has a scale.
     """
     keys = image_keys(key, state.step, batch.index)
 
@@ -272,6 +295,9 @@ def distill_step(
             methods=methods,
             loss_weights=loss_weights,
             statistics=statistics,
+            scale=state.scale,
+            method_share=method_share,
+            axis_name=axis_name,
         )
 
     value_and_grad = accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)
@@ -287,4 +313,4 @@ def distill_step(
         variables = {"params": params["student"], "batch_stats": batch_stats}
         ema = optax.incremental_update(variables, ema, 1.0 - ema_decay)
     metrics["grad_norm"] = norm(gradient)
-    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema, metrics.get("method_scale")), metrics

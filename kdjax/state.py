@@ -23,6 +23,9 @@ class TrainState(struct.PyTreeNode):
     opt_state: optax.OptState
     ema: Variables | None
     """Exponential moving average of the student's variables; None without one."""
+    scale: jax.Array | None = None
+    """float32 scalar: what the methods' terms are multiplied by, found at the first step; None where they are as their
+    weights say."""
 
     def student(self) -> Variables:
         """The student's variables for inference: the moving average where one is kept."""
@@ -30,7 +33,11 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(
-    student: Variables, method: Variables, optimizer: optax.GradientTransformation, ema: bool = False
+    student: Variables,
+    method: Variables,
+    optimizer: optax.GradientTransformation,
+    ema: bool = False,
+    scaled: bool = False,
 ) -> TrainState:
     """The state of step 0 from the variables of the student and of the method."""
     params = {"student": student["params"], "method": method.get("params", {})}
@@ -38,4 +45,5 @@ def init_state(
     average = {"params": params["student"], "batch_stats": batch_stats} if ema else None
     # A step donates its state: the average must not share buffers with what it averages.
     average = jax.tree.map(jnp.copy, average)
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), average)
+    scale = jnp.ones(()) if scaled else None
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), average, scale)

@@ -120,6 +120,12 @@ class Stage:
     loss_weights: Mapping[str, float]
     """Weight of each loss term by name; 1 where absent."""
 
+    method_share: Annotated[
+        float,
+        number(0),
+        "Above 0, what the terms of the methods are together at the first step, as a multiple of the student's own "
+        "loss: one factor scales all their weights so. 0 leaves the weights as they are.",
+    ] = 0.0
     weights: Annotated[
         str, TEXT, "File of a PyTorch detector's weights, or of a backbone's alone, to start from; \"\" for none."
     ] = ""

@@ -99,6 +99,7 @@ def build(stage: StagePlan, facts: Facts) -> Built:
         axis_name=AXIS,
         accumulate=options.accumulate,
         ema_decay=options.ema_decay,
+        method_share=options.method_share,
         norm=functools.partial(trained_norm, freeze=(*freeze, *own)),
     )
     mapped = parallel(step, in_axes=(None, None, 0, None), replicated=True)
@@ -135,7 +136,8 @@ def first_state(
         print(f"[{stage.name}] {name}'s {', '.join(parts)} from {origin}: {report}", flush=True)
         learnt[name] = learnt[name] | filled
     params = {"params": together(learnt)}
-    state = init_state(variables, params, built.optimizer, ema=options.ema_decay > 0)
+    scaled = options.method_share > 0 and bool(built.methods)
+    state = init_state(variables, params, built.optimizer, ema=options.ema_decay > 0, scaled=scaled)
     for prefix in options.freeze:
         if not any(under(path, (prefix,)) for path in jax.tree.leaves(paths(state.params))):
             raise UserError(f"config.{stage.name}.freeze has {prefix!r}, below which there are no parameters.")

@@ -295,7 +295,13 @@ class _Loop:
         if not self._explained:
             self._explained = True
             methods = {term: x for term, x in shares.items() if term not in self._built.student.terms}
-            print("".join(f"[{stage.name}] {x}\n" for x in _heavy(stage.name, methods, sum(shares.values()))), end="")
+            lines = _heavy(stage.name, methods, sum(shares.values()))
+            if scale := means.get("method_scale"):
+                lines.append(
+                    f"what the methods add is scaled by {scale:.3g}, which made it {stage.options.method_share:g} times the "
+                    f"student's own loss at the first step, as config.{stage.name}.method_share says."
+                )
+            print("".join(f"[{stage.name}] {x}\n" for x in lines), end="")
         return {
             **means,
             "epoch": epoch,
