@@ -1,7 +1,7 @@
 """Deformable convolution has the values and gradients of its definition, tap by tap, as a loop.
 
-The loop is from the paper, with MMCV's borders; on such cases the function agreed with torchvision 0.29's deform_conv2d,
-values and gradients, to 1e-6 of the largest entry.
+The loop is from the paper, with MMCV's borders; on such cases the function agreed with deform_conv2d of torchvision
+0.29, values and gradients, to 1e-6 of the largest entry.
 """
 
 import functools
