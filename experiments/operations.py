@@ -196,8 +196,8 @@ def deformable_row(title: str, level: str, channels: int, groups: int, *, backwa
         """By x and the kernel; the plain one has none by the offsets."""
         return lambda x, offsets, kernel: jax.vjp(lambda x, kernel: function(x, offsets, kernel), x, kernel)[1](x)
 
-    pair = [gradient(ours), gradient(plain)] if backward else [ours, plain]
-    return row(title, *pair, (x, offsets, kernel), agreeing=(x, np.zeros_like(offsets), kernel))
+    own, others = (gradient(ours), gradient(plain)) if backward else (ours, plain)
+    return row(title, own, others, (x, offsets, kernel), agreeing=(x, np.zeros_like(offsets), kernel))
 
 
 def deformable_rows() -> list[str]:

@@ -175,7 +175,7 @@ class ResNet(nn.Module):
         x = max_pool(x)
         maps = {}
         for layer, count in enumerate(repeats, start=1):
-            own = {"deformable": True} if self.deformable and layer > 1 else {}
+            own: dict[str, Any] = {"deformable": True} if self.deformable and layer > 1 else {}
             for index in range(count):
                 x = kind(
                     channels=self._channels(32 * 2**layer),
