@@ -1,8 +1,9 @@
 """A detector's operations against torchvision's formulas written plainly: ``python -m experiments.operations``.
 
 One image of 800x1344: suppression of 1000 candidates of each of 5 levels, 80 classes; RoIAlign of 1000 RoIs from P2..P5
-with 256 channels, and its gradient; assignment of all anchors to 100 objects. Both sides run in turn, in one process,
-and must have the same result.
+with 256 channels, and its gradient; assignment of all anchors to 100 objects; the deformable 3x3 convolutions of
+ResNeXt-101 32x4d and of RepPoints' head beside plain ones of the same shape. Both sides run in turn, in one process,
+and must have the same result, a deformable convolution where its offsets are zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from experiments.measure import check_agree, measure
 from kdjax.boxes import pairwise_iou
 from kdjax.models.anchors import pyramid_anchors
 from kdjax.models.assign import assign_by_iou
+from kdjax.models.deformable import deformable_conv
 from kdjax.models.nms import nms
 from kdjax.models.roi_align import roi_align, roi_levels
 
@@ -88,10 +90,16 @@ def plain_assign(anchors: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.A
     return matched, positive, ~positive & (best < 0.4)
 
 
-def row(title: str, ours: Callable[..., Any], plain: Callable[..., Any], arguments: Sequence[Any]) -> str:
-    """A row of the table; both must have the same result."""
+def row(
+    title: str,
+    ours: Callable[..., Any],
+    plain: Callable[..., Any],
+    arguments: Sequence[Any],
+    agreeing: Sequence[Any] | None = None,
+) -> str:
+    """A row of the table; both must have the same result of ``agreeing``, by default of ``arguments``."""
     own, others = measure([ours, plain], arguments, _ROUNDS.value)
-    check_agree([ours, plain], arguments)
+    check_agree([ours, plain], agreeing or arguments)
     return (
         f"| {title} | {own.ms:.0f} | {others.ms:.0f} | {own.cpu_ms:.0f} | {others.cpu_ms:.0f} "
         f"| {own.mib:.0f} | {others.mib:.0f} | {own.compile_s:.1f} | {others.compile_s:.1f} |"
@@ -166,13 +174,53 @@ def assign_row() -> str:
     return row(f"IoU assignment, {len(anchors)} anchors, {OBJECTS} objects", ours, plain_assign, (anchors, boxes))
 
 
+def deformable_row(title: str, level: str, channels: int, groups: int, *, backward: bool = False) -> str:
+    """Samples lie two cells or so from where a plain convolution has them."""
+    rng = np.random.default_rng(3)
+    height, width = sizes(range(3, 6))[level]
+    x = rng.standard_normal((1, height, width, channels), np.float32)
+    offsets = 2 * rng.standard_normal((1, height, width, 18), np.float32)
+    kernel = rng.standard_normal((3, 3, channels // groups, channels), np.float32)
+
+    def ours(x: jax.Array, offsets: jax.Array, kernel: jax.Array) -> jax.Array:
+        return deformable_conv(x, offsets, kernel, groups=groups)
+
+    def plain(x: jax.Array, offsets: jax.Array, kernel: jax.Array) -> jax.Array:
+        del offsets
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=groups
+        )
+
+    def gradient(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+        """By x and the kernel; the plain one has none by the offsets."""
+        return lambda x, offsets, kernel: jax.vjp(lambda x, kernel: function(x, offsets, kernel), x, kernel)[1](x)
+
+    own, others = (gradient(ours), gradient(plain)) if backward else (ours, plain)
+    return row(title, own, others, (x, offsets, kernel), agreeing=(x, np.zeros_like(offsets), kernel))
+
+
+def deformable_rows() -> list[str]:
+    """The teacher's forward pass, and the student's both ways."""
+    teacher = [
+        deformable_row(f"Deformable 3x3 of C{level}, {channels} channels, 32 groups", f"p{level}", channels, 32)
+        for level, channels in ((3, 256), (4, 512), (5, 1024))
+    ]
+    head = f"Deformable 3x3 of P3, {CHANNELS} channels"
+    return [
+        *teacher,
+        deformable_row(head, "p3", CHANNELS, 1),
+        deformable_row(f"{head}, its gradient", "p3", CHANNELS, 1, backward=True),
+    ]
+
+
 def main(_: Sequence[str]) -> None:
     """Prints the table."""
     device = jax.devices()[0].device_kind
     print(f"One image of {HEIGHT}x{WIDTH}, float32; {device}, jax {jax.__version__}\n")
     print("| operation | ms | plain | CPU ms | plain | temp MiB | plain | compile s | plain |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for line in (nms_row(), *roi_align_rows(), assign_row()):
+    for line in (nms_row(), *roi_align_rows(), assign_row(), *deformable_rows()):
         print(line, flush=True)
 
 

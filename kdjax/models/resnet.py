@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from kdjax.errors import UserError
-from kdjax.options import Rule, check_fields, choice, number, whole
+from kdjax.models.deformable import DeformableConv
+from kdjax.options import FLAG, Rule, check_fields, choice, number, whole
 from kdjax.types import Features
 
 _he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -50,6 +51,7 @@ class Bottleneck(nn.Module):
     style: str = "pytorch"
     groups: int = 1
     base_width: int = 64
+    deformable: bool = False
     epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
@@ -62,7 +64,10 @@ class Bottleneck(nn.Module):
         strides = (1, self.stride) if self.style == "pytorch" else (self.stride, 1)
         y = conv(inner, (1, 1), strides[0], padding=0, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
-        y = conv(inner, (3, 3), strides[1], padding=1, feature_group_count=self.groups, name="conv2")(y)
+        if self.deformable:
+            y = DeformableConv(inner, strides[1], self.groups, kernel_init=_he, dtype=self.dtype, name="conv2")(y)
+        else:
+            y = conv(inner, (3, 3), strides[1], padding=1, feature_group_count=self.groups, name="conv2")(y)
         y = nn.relu(norm(name="bn2")(y))
         y = conv(4 * self.channels, (1, 1), padding=0, name="conv3")(y)
         y = norm(name="bn3")(y)
@@ -119,6 +124,12 @@ class ResNet(nn.Module):
         "Channels of a group in the first layer where groups is above 1; the 3x3 convolution of a block of C "
         "channels has int(C * base_width / 64) * groups.",
     ] = 64
+    deformable: Annotated[
+        bool,
+        FLAG,
+        "Whether the 3x3 convolutions of the bottlenecks of C3, C4 and C5 are deformable (Dai et al., 2017): "
+        "MMDetection's backbones called dconv_c3-c5, but not its mdconv.",
+    ] = False
     epsilon: Annotated[
         float,
         number(0),
@@ -129,10 +140,11 @@ class ResNet(nn.Module):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if LAYERS[self.depth][0] is BasicBlock and (self.style, self.groups, self.base_width) != ("pytorch", 1, 64):
+        of_bottlenecks = (self.style, self.groups, self.base_width, self.deformable)
+        if LAYERS[self.depth][0] is BasicBlock and of_bottlenecks != ("pytorch", 1, 64, False):
             raise UserError(
-                f"A ResNet of depth {self.depth} has no bottlenecks, which style, groups and base_width are about; "
-                "leave them out, or choose depth 50 or 101."
+                f"A ResNet of depth {self.depth} has no bottlenecks, which style, groups, base_width and deformable "
+                "are about; leave them out, or choose depth 50 or 101."
             )
         if self._channels(64) * self.base_width < 64:
             raise UserError(
@@ -163,11 +175,13 @@ class ResNet(nn.Module):
         x = max_pool(x)
         maps = {}
         for layer, count in enumerate(repeats, start=1):
+            own: dict[str, Any] = {"deformable": True} if self.deformable and layer > 1 else {}
             for index in range(count):
                 x = kind(
                     channels=self._channels(32 * 2**layer),
                     stride=2 if layer > 1 and index == 0 else 1,
                     **shared,
+                    **own,
                     name=f"layer{layer}_{index}",
                 )(x, train)
             maps[f"c{layer + 1}"] = x

@@ -206,7 +206,14 @@ def _mmdet_masks(prefix: str, stage: str) -> tuple[Rule, ...]:
 _MMDET_CASCADE = _MMDET_RPN + _mmdet_boxes(r"roi_head\.bbox_head\.(?P<stage>\d)\.", "{stage}")
 _MMDET_FASTER = _MMDET_RPN + _mmdet_boxes(r"roi_head\.bbox_head\.", "0")
 _MMDET = Source(
-    backbone=_resnet(r"(backbone\.)?"),
+    backbone=(
+        *_resnet(r"(backbone\.)?"),
+        # Of deformable convolutions; files that were made with its version 1 say "conv2_offset".
+        Rule(
+            r"(backbone\.)?layer(?P<layer>\d)\.(?P<block>\d+)\.conv2(\.conv)?_offset",
+            "backbone/layer{layer}_{block}/conv2/conv_offset",
+        ),
+    ),
     neck=(
         Rule(r"neck\.lateral_convs\.(?P<level>\d)\.conv", "neck/lateral_c{level}"),
         Rule(r"neck\.fpn_convs\.(?P<fpn>\d)\.conv", "neck/{fpn}"),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from kdjax.errors import UserError
 from kdjax.models.resnet import BasicBlock, Bottleneck, ResNet, max_pool
@@ -136,6 +137,32 @@ def test_fields_reach_every_block():
     assert strided == ["conv1"] + ["conv1", "downsample_conv"] * 3
 
 
+def test_deformable_convolutions_stand_in_c3_to_c5_and_add_their_offsets():
+    plain = ResNet(101, groups=32, base_width=4)
+    maps, variables = shapes(plain.clone(deformable=True), jnp.zeros((1, 65, 96, 3)))
+    expected_maps, expected = shapes(plain, jnp.zeros((1, 65, 96, 3)))
+    assert maps == expected_maps
+    params, others = (flatten_dict(tree["params"], sep="/") for tree in (variables, expected))
+    added = {path: params.pop(path).shape for path in params.keys() - others.keys()}
+    assert params == others
+    blocks = [(layer, block) for layer, count in ((2, 4), (3, 23), (4, 3)) for block in range(count)]
+    kernels = {f"layer{at}_{block}/conv2/conv_offset/kernel": (3, 3, 64 * 2**at, 18) for at, block in blocks}
+    biases = {f"layer{at}_{block}/conv2/conv_offset/bias": (18,) for at, block in blocks}
+    assert added == kernels | biases
+
+
+@pytest.mark.parametrize("style", ["pytorch", "caffe"])
+def test_a_deformable_bottleneck_strides_where_its_style_says(style):
+    x = np.random.default_rng(0).normal(size=(1, 5, 6, 8)).astype(np.float32)
+    block = Bottleneck(channels=16, stride=2, style=style, groups=2, base_width=8)
+    variables = block.init(jax.random.key(0), x)
+    other = block.clone(deformable=True)
+    params = variables["params"] | {"conv2": other.init(jax.random.key(1), x)["params"]["conv2"]}
+    params["conv2"]["kernel"] = variables["params"]["conv2"]["kernel"]
+    actual = other.apply(variables | {"params": params}, x)
+    np.testing.assert_allclose(actual, block.apply(variables, x), rtol=1e-5, atol=1e-5)
+
+
 @functools.cache
 def tiny():
     block = BasicBlock(channels=3, stride=1)
@@ -167,7 +194,8 @@ def test_statistics_are_those_of_all_devices():
 
 
 def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
-    maps, variables = shapes(ResNet(18, width=0.125, dtype=jnp.bfloat16), jnp.zeros((1, 32, 32, 3)))
+    module = ResNet(50, width=0.125, deformable=True, dtype=jnp.bfloat16)
+    maps, variables = shapes(module, jnp.zeros((1, 32, 32, 3)))
     assert {x.dtype for x in maps.values()} == {jnp.dtype(jnp.bfloat16)}
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
@@ -180,6 +208,8 @@ def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
         ({"style": "tensorflow"}, "style is 'tensorflow'; it must be one of pytorch, caffe"),
         ({"epsilon": float("nan")}, "epsilon is nan; it must be a number of at least 0"),
         ({"depth": 18, "groups": 32}, "depth 18 has no bottlenecks"),
+        ({"depth": 18, "deformable": True}, "depth 18 has no bottlenecks"),
+        ({"deformable": 3}, "deformable is 3; it must be True or False"),
         ({"groups": 0}, "groups is 0; it must be a whole number of at least 1"),
         ({"groups": 32, "base_width": 4, "width": 0.125}, "no channels"),
     ],

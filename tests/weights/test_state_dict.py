@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kdjax.errors import UserError
-from kdjax.models import complete
+from kdjax.models import build_model, complete
 from kdjax.weights import COCO_NAMES, SOURCES, expected_model, import_state_dict
 from kdjax.weights.coco import COCO_IDS
 from tests.weights import naming
@@ -387,6 +387,43 @@ def test_unknown_sources_and_detectors_are_refused_with_what_there_is():
         load(state, "detectron2", "cascade_mask_rcnn", DENSE, variables)
     with pytest.raises(UserError, match="this source has the detectors: none"):
         load(state, "timm", "retinanet", DENSE, variables)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_mmdets_deformable_resnext_fills_every_array(monkeypatch, old):
+    """``old``: as files of MMDetection's version 1 have them, which MMCV still reads."""
+    model = naming.config(
+        "cascade_mask_rcnn",
+        ROI,
+        backbone={"depth": 50, "width": 0.125, "groups": 4, "base_width": 16, "deformable": True},
+    )
+    model["neck"] |= {"channels": naming.CHANNELS, "extra_from": "pool"}
+    detector = build_model(model, CLASSES)
+    like = jax.eval_shape(detector.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    rng = np.random.default_rng(0)
+    shapes = {path: x.shape for path, x in flatten_dict(like, sep="/").items()}
+    variables = {path: np.asarray(rng.normal(size=shape), np.float32) for path, shape in shapes.items()}
+    monkeypatch.setattr(naming, "BLOCKS", (3, 4, 6, 3))
+    names = naming.mmdet_names("cascade_mask_rcnn", ROI)
+    offset = "conv2_offset" if old else "conv2.conv_offset"
+    for layer, blocks in enumerate(naming.BLOCKS, start=1):
+        for block in range(blocks):
+            names[f"backbone/layer{layer}_{block}/conv2/conv_offset"] = f"backbone.layer{layer}.{block}.{offset}"
+    state = to_state_dict(variables, names)
+    assert state[f"backbone.layer2.0.{offset}.weight"].shape == (18, 16, 3, 3)
+    assert state["backbone.layer2.0.conv2.weight"].shape == (16, 4, 3, 3)
+    imported = import_state_dict(state, "mmdet", model=model, like=like, num_classes=CLASSES, origin="file.pth")
+    assert_variables(imported, variables)
+    assert len(imported.report.taken) == len(state)
+    assert imported.report.untouched == imported.report.skipped == imported.report.changes == ()
+    assert imported.model["backbone"]["deformable"]
+
+
+def test_a_deformable_backbone_is_not_taken_for_a_plain_one():
+    state, variables = retinanet()
+    state["backbone.layer2.0.conv2.conv_offset.weight"] = np.zeros((18, 5, 3, 3), np.float32)
+    with pytest.raises(UserError, match=r"without one: backbone\.layer2\.0\.conv2\.conv_offset\.weight"):
+        load(state, "mmdet", "retinanet", DENSE, variables)
 
 
 def test_mmdets_old_names_of_fcos_are_known():

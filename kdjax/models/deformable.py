@@ -1,0 +1,135 @@
+"""Deformable convolution (Dai et al., Deformable Convolutional Networks, ICCV 2017), the first version, as MMCV has it.
+
+The samples of one tap are gathered at a time, whole vectors of channels, and multiplied with that tap's part of the
+kernel: memory holds the samples of a ninth of a 3x3 convolution, in the backward pass too, which gathers them again.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+
+def deformable_conv(
+    x: jax.Array, offsets: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> jax.Array:
+    """A convolution whose taps are moved, at every position by other offsets.
+
+    With p a position of the output, k a tap of the kernel and o the offset of that tap at that position (equation 2),
+
+        y(p) = sum_k W_k x(stride p + dilation (k - centre) + o(p, k)).
+
+    Between cells x is interpolated bilinearly (equations 3 and 4), where cells outside the map are zero. Samples
+    outside (-1, H) x (-1, W) are zero and have no gradient: that is so of the taps on -1 too, which an offset of zero
+    leaves there.
+
+    Args:
+        x: (N, H, W, C).
+        offsets: (N, ceil(H / stride), ceil(W / stride), 2 * kh * kw), in cells: for each tap, row by row, along y and
+            then along x.
+        kernel: (kh, kw, C / groups, F), kh and kw odd.
+        stride: cells from one position of the output to the next.
+        dilation: cells from one tap to the next; with the padding of ``dilation * (kh // 2)`` that goes with it, as in
+            MMDetection, the output has as many positions as the strides fit in.
+        groups: into which channels and outputs are divided, as in ``flax.linen.Conv``; all have the same offsets.
+
+    Returns:
+        (N, ceil(H / stride), ceil(W / stride), F) of x's dtype; sums are float32.
+    """
+    n, height, width, channels = x.shape
+    tall, wide, _, outputs = kernel.shape
+    rows, columns, taps = -(-height // stride), -(-width // stride), tall * wide
+    if offsets.shape != (n, rows, columns, 2 * taps):
+        raise ValueError(
+            f"The offsets are {offsets.shape}; a kernel of {tall}x{wide} with stride {stride} needs "
+            f"{(n, rows, columns, 2 * taps)} on a map of {x.shape}."
+        )
+    moves = jnp.moveaxis(offsets.astype(jnp.float32).reshape(n, rows, columns, taps, 2), 3, 0)
+    taps_at = dilation * (_grid(tall, wide) - jnp.array([[[tall // 2, wide // 2]]], jnp.float32))
+    places = stride * _grid(rows, columns)[None, None] + taps_at.reshape(taps, 1, 1, 1, 2) + moves
+    kernels = kernel.reshape(taps, channels // groups, groups, outputs // groups).swapaxes(1, 2)
+    bordered = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    # Without the checkpoint the backward pass would keep the samples of all taps.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def term(places: jax.Array, kernel: jax.Array) -> jax.Array:
+        samples = _sample(bordered, places).astype(x.dtype).reshape(-1, groups, channels // groups)
+        return jnp.matmul(samples.swapaxes(0, 1), kernel, preferred_element_type=jnp.float32)
+
+    total, _ = jax.lax.scan(
+        lambda total, tap: (total + term(*tap), None),
+        jnp.zeros((groups, n * rows * columns, outputs // groups)),
+        (places, kernels),
+    )
+    return total.swapaxes(0, 1).reshape(n, rows, columns, outputs).astype(x.dtype)
+
+
+class DeformableConv(nn.Module):
+    """A deformable 3x3 convolution without a bias, whose offsets are a plain 3x3 convolution of its input.
+
+    That one begins with zeros: at first this is a plain convolution. Parameters are called as in MMDetection.
+
+    Attributes:
+        features: channels of the output.
+        stride: see :func:`deformable_conv`.
+        groups: likewise.
+        kernel_init: of the kernel.
+        dtype: of the computation; parameters and the places of samples are float32.
+    """
+
+    features: int
+    stride: int = 1
+    groups: int = 1
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, C) to (N, ceil(H / stride), ceil(W / stride), features)."""
+        x = x.astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1] // self.groups, self.features))
+        offsets = nn.Conv(
+            2 * 9,
+            (3, 3),
+            self.stride,
+            padding=1,
+            kernel_init=nn.initializers.zeros,
+            dtype=self.dtype,
+            name="conv_offset",
+        )(x)
+        return deformable_conv(x, offsets, kernel.astype(self.dtype), stride=self.stride, groups=self.groups)
+
+
+def _grid(rows: int, columns: int) -> jax.Array:
+    """(rows, columns, 2) float32: the index of each cell, y first."""
+    return jnp.stack(jnp.indices((rows, columns), dtype=jnp.float32), axis=-1)
+
+
+def _sample(bordered: jax.Array, places: jax.Array) -> jax.Array:
+    """Bilinear samples of a map with a border of one cell of zeros around it.
+
+    Args:
+        bordered: (N, H + 2, W + 2, C).
+        places: (N, R, S, 2) float32, y first, counted without the border.
+
+    Returns:
+        (N, R, S, C) float32.
+    """
+    n, height, width, channels = bordered.shape
+    end = jnp.array([height - 2, width - 2], jnp.float32).reshape(1, 1, 1, 2)
+    inside = jnp.all((places > -1) & (places < end), axis=-1)
+    # Others are sampled somewhere, with the weight zero: what they are could be infinite.
+    places = jnp.where(inside[..., None], places, 0)
+    low = jnp.floor(places)
+    y, x = jnp.moveaxis(low.astype(jnp.int32) + 1, -1, 0)
+    y_share, x_share = jnp.moveaxis(places - low, -1, 0)
+    cells = bordered.reshape(-1, channels)
+    first = (jnp.arange(n)[:, None, None] * height + y) * width + x
+    total = jnp.zeros((*inside.shape, channels))
+    for down, y_weight in ((0, 1 - y_share), (1, y_share)):
+        for right, x_weight in ((0, 1 - x_share), (1, x_share)):
+            weight = inside * y_weight * x_weight
+            total += jnp.take(cells, first + (down * width + right), axis=0, mode="clip") * weight[..., None]
+    return total
