@@ -52,6 +52,7 @@ def run(
     ema: float = 0.0,
     freeze: tuple[str, ...] = (),
     twice: bool = False,
+    share: float = 0.0,
 ) -> Ran:
     """``steps`` MGD steps on ``devices`` devices, mapped as a run maps them."""
     chosen = jax.devices()[:devices]
@@ -85,13 +86,14 @@ def run(
             axis_name=AXIS,
             accumulate=accumulate,
             ema_decay=ema,
+            method_share=share,
             norm=functools.partial(trained_norm, freeze=freeze),
         ),
         in_axes=(None, None, 0, None),
         replicated=True,
         devices=chosen,
     )
-    first = init_state(variables, method_variables, optimizer, ema=ema > 0)
+    first = init_state(variables, method_variables, optimizer, ema=ema > 0, scaled=share > 0)
     state = replicate(jax.tree.map(jnp.copy, first), chosen)
     teacher_variables = replicate(teacher_variables, chosen)
     curve, compiled = [], []
@@ -118,6 +120,22 @@ def test_several_devices_give_one_devices_loss_curve_random_masks_included(devic
     one, several = run(1, 20).curve, run(devices, 20).curve
     for name in one[0]:
         np.testing.assert_allclose([x[name] for x in several], [x[name] for x in one], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_terms_of_methods_start_as_a_multiple_of_the_students_own_loss(devices):
+    ran, plain = run(devices, 3, share=4.0), run(devices, 3).curve
+    first = ran.curve[0]
+    assert ran.compiled[1:] == [0, 0]
+    np.testing.assert_allclose(first["loss/mgd"], 4 * (first["loss/cls"] + first["loss/box"]), rtol=1e-5)
+    np.testing.assert_allclose(first["raw/mgd"], plain[0]["raw/mgd"], rtol=1e-6)
+    scale = first["method_scale"]
+    assert "method_scale" not in plain[0]
+    for row in ran.curve[1:]:
+        np.testing.assert_array_equal(row["method_scale"], scale)
+        np.testing.assert_allclose(row["loss/mgd"], scale * WEIGHTS["mgd"] * row["raw/mgd"], rtol=1e-5)
+        np.testing.assert_allclose(row["loss"], row["loss/mgd"] + row["loss/cls"] + row["loss/box"], rtol=1e-5)
+    np.testing.assert_array_equal(ran.last.scale, scale)
 
 
 @pytest.mark.parametrize("devices", [1, 2])

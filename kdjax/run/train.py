@@ -298,8 +298,8 @@ class _Loop:
             lines = _heavy(stage.name, methods, sum(shares.values()))
             if scale := means.get("method_scale"):
                 lines.append(
-                    f"what the methods add is scaled by {scale:.3g}, which made it {stage.options.method_share:g} times the "
-                    f"student's own loss at the first step, as config.{stage.name}.method_share says."
+                    f"what the methods add is scaled by {scale:.3g}, which made it {stage.options.method_share:g} "
+                    f"times the student's own loss at the first step, as config.{stage.name}.method_share says."
                 )
             print("".join(f"[{stage.name}] {x}\n" for x in lines), end="")
         return {
