@@ -6,21 +6,12 @@ Trains a RetinaNet teacher on the embedded data set, then a small RetinaNet that
 to generate the teacher's features from its own with positions hidden.
 
 On COCO, ``configs/mgd.py:<pair>`` has the authors' settings of the method: alpha 2e-5, 65 % hidden, neck and head
-inherited; from two-stage teachers 5e-7, 45 %, P2 to P5, nothing inherited; gradients clipped at 35, schedule 2x. What
-they report:
-
-| pair | the student alone | distilled |
-|---|---|---|
-| ``retinanet_x101_r50`` | 37.4 | 41.0 |
-| ``cascade_mask_rcnn_x101_faster_rcnn_r50`` | 38.4 | 42.1 |
-
-Their teachers are a RetinaNet X101 of schedule 3x, 41.6 AP, where the file named here is of 1x, 41.0; and a Cascade
-Mask R-CNN with deformable convolutions, 47.3 AP, where the one here is the plain X101-32x4d, 44.3. The other pairs are
-our extrapolation. On a host with 8 GPUs or 8 TPU chips, with ``coco/2017`` prepared and the two files that the pair
-names (see ``kdjax/pairs.py``):
+inherited; from two-stage teachers 5e-7, 45 %, P2 to P5, nothing inherited; gradients clipped at 35, schedule 2x.
+``docs/papers.md`` has what they report of which pair; the other pairs are our extrapolation. On a host with 8 GPUs or 8
+TPU chips, with ``coco/2017`` prepared and the two files that the pair names (see ``kdjax/pairs.py``):
 
     python -m kdjax.main --config=configs/mgd.py:retinanet_x101_r50 --workdir=runs/mgd_coco
-        --config.teacher.weights=retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth
+        --config.teacher.weights=retinanet_x101_64x4d_fpn_mstrain_3x_coco_20210719_051838-022c2187.pth
         --config.student.weights=resnet50-0676ba61.pth
 """
 

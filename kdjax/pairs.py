@@ -15,8 +15,9 @@ from kdjax.models import build_model, model_class
 
 Model = dict[str, Any]
 
-EPOCH = 7500
-"""Steps of 16 images that a twelfth of schedule 1x has: 90000 in all, 180000 in 2x. MMDetection's 2x has 175920."""
+EPOCH = 7330
+"""Steps in which MMDetection sees the training images that have objects once, 16 at a time; schedule 2x has 24 of them.
+"""
 
 R18, R50, R101 = ({"depth": depth} for depth in (18, 50, 101))
 R50_CAFFE, R101_CAFFE = ({"depth": depth, "style": "caffe"} for depth in (50, 101))
@@ -40,12 +41,14 @@ def _two_stage(name: str, backbone: Model) -> Model:
 
 
 class Weights(NamedTuple):
-    """A detector of MMDetection's model zoo."""
+    """A detector of a model zoo, MMDetection's where nothing else is said."""
 
     model: Model
     file: str
     ap: float
     """Box AP on COCO's validation set, as the model zoo states it."""
+    source: str = "mmdet"
+    """A key of ``kdjax.weights.SOURCES``."""
 
     @property
     def two_stage(self) -> bool:
@@ -61,17 +64,36 @@ class Weights(NamedTuple):
 RETINANET_R18 = Weights(_retinanet(R18), "retinanet_r18_fpn_1x_coco_20220407_171055-614fd399.pth", 31.7)
 RETINANET_R50 = Weights(_retinanet(R50), "retinanet_r50_fpn_2x_coco_20200131-fdb43119.pth", 37.4)
 RETINANET_R101 = Weights(_retinanet(R101), "retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth", 38.9)
-RETINANET_X101 = Weights(_retinanet(X101_64X4D), "retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth", 41.0)
-FCOS_R101 = Weights(_fcos(R101_CAFFE), "fcos_r101_caffe_fpn_gn-head_mstrain_640-800_2x_coco-511424d6.pth", 40.8)
+RETINANET_X101 = Weights(
+    _retinanet(X101_64X4D), "retinanet_x101_64x4d_fpn_mstrain_3x_coco_20210719_051838-022c2187.pth", 41.6
+)
+FCOS_R101 = Weights(
+    _fcos(R101_CAFFE),
+    "fcos_r101_caffe_fpn_gn-head_mstrain_640-800_2x_coco-511424d6.pth",
+    40.8,
+    source="mmdet_detectron",
+)
 FCOS_X101 = Weights(_fcos(X101_64X4D), "fcos_x101_64x4d_fpn_gn-head_mstrain_640-800_2x_coco-ede514a8.pth", 42.6)
 FASTER_R101 = Weights(
     _two_stage("faster_rcnn", R101), "faster_rcnn_r101_fpn_2x_coco_bbox_mAP-0.398_20200504_210455-1d2dac9c.pth", 39.8
 )
-CASCADE_X101 = Weights(
-    _two_stage("cascade_mask_rcnn", X101_32X4D),
-    "cascade_mask_rcnn_x101_32x4d_fpn_1x_coco_20200201-0f411b1f.pth",
-    44.3,
+MASK_R101 = Weights(
+    _two_stage("mask_rcnn", R101),
+    "mask_rcnn_r101_fpn_2x_coco_bbox_mAP-0.408__segm_mAP-0.366_20200505_071027-14b391c7.pth",
+    40.8,
 )
+CASCADE_X101_DCN = Weights(
+    _two_stage("cascade_mask_rcnn", X101_32X4D | {"deformable": True}),
+    "cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth",
+    47.3,
+)
+"""MGD's, with deformable convolutions."""
+CASCADE_X101 = Weights(
+    _two_stage("cascade_mask_rcnn", X101_64X4D),
+    "cascade_mask_rcnn_x101_64x4d_fpn_20e_coco_20200512_161033-bdb5126a.pth",
+    45.6,
+)
+"""MasKD's."""
 
 
 COCO = {
@@ -81,6 +103,7 @@ COCO = {
     "image_size": ((800, 1344), (1344, 800)),
     "short_sides": (800,),
     "long_side": 1333,
+    "skip_empty": True,
     "max_objects": 100,
     "threads": 16,
 }
@@ -99,8 +122,8 @@ class Pair(NamedTuple):
     student: Model
     weaker: Weights = RETINANET_R50
     """DFMSD's first teacher."""
-    multi_scale: bool = False
-    """Whether images are trained with short sides of 640 to 800, as the teacher was."""
+    short_sides: tuple[int, ...] = (800,)
+    """Of the images that are trained on: one of them each time."""
 
 
 PAIRS: dict[str, Pair] = {
@@ -108,25 +131,65 @@ PAIRS: dict[str, Pair] = {
     "retinanet_r101_r50": Pair(RETINANET_R101, _retinanet(R50)),
     "retinanet_r50_r18": Pair(RETINANET_R50, _retinanet(R18), weaker=RETINANET_R18),
     "faster_rcnn_r101_r50": Pair(FASTER_R101, _two_stage("faster_rcnn", R50)),
-    "cascade_mask_rcnn_x101_faster_rcnn_r50": Pair(CASCADE_X101, _two_stage("faster_rcnn", R50)),
-    "cascade_mask_rcnn_x101_mask_rcnn_r50": Pair(CASCADE_X101, _two_stage("mask_rcnn", R50)),
+    "mask_rcnn_r101_r50": Pair(MASK_R101, _two_stage("mask_rcnn", R50)),
+    "cascade_mask_rcnn_x101_faster_rcnn_r50": Pair(CASCADE_X101_DCN, _two_stage("faster_rcnn", R50)),
+    "cascade_mask_rcnn_x101_mask_rcnn_r50": Pair(CASCADE_X101_DCN, _two_stage("mask_rcnn", R50)),
     "fcos_r101_r50": Pair(
         FCOS_R101,
-        _fcos(
-            R50_CAFFE,
-            conv_bias=True,
-            norm_on_box=True,
-            centerness_on_box=True,
-            centre_radius=1.5,
-            box_loss="giou",
-            iou_threshold=0.6,
-        ),
-        multi_scale=True,
+        _fcos(R50_CAFFE, conv_bias=True, norm_on_box=True, centre_radius=1.5, box_loss="giou", iou_threshold=0.6),
+        short_sides=(640, 800),
     ),
     "fcos_x101_retinanet_r50": Pair(FCOS_X101, _retinanet(R50)),
     "retinanet_r101_fcos_r50": Pair(RETINANET_R101, _fcos(R50_CAFFE)),
 }
 """Every pair by the name of its variant."""
+
+
+def _detectron2_retinanet(backbone: Model) -> Model:
+    return _detector("retinanet", backbone, {"extra_from": "c5", "extra_relu": True})
+
+
+def _adelaidet_fcos(backbone: Model) -> Model:
+    improved = {"conv_bias": True, "norm_on_box": True, "centerness_on_box": True, "centre_radius": 1.5}
+    return _fcos(backbone, **improved, box_loss="giou", iou_threshold=0.6)
+
+
+DETECTRON2: dict[str, Pair] = {
+    "retinanet_r101_r50": Pair(
+        Weights(_detectron2_retinanet(R101_CAFFE), "model_final_971ab9.pkl", 40.4, source="detectron2"),
+        _detectron2_retinanet(R50_CAFFE),
+    ),
+    "faster_rcnn_r101_r50": Pair(
+        Weights(_two_stage("faster_rcnn", R101_CAFFE), "model_final_f6e8b1.pkl", 42.0, source="detectron2"),
+        _two_stage("faster_rcnn", R50_CAFFE),
+    ),
+    "mask_rcnn_r101_r50": Pair(
+        Weights(_two_stage("mask_rcnn", R101_CAFFE), "model_final_a3ec72.pkl", 42.9, source="detectron2"),
+        _two_stage("mask_rcnn", R50_CAFFE),
+    ),
+    "fcos_r101_r50": Pair(
+        Weights(_adelaidet_fcos(R101_CAFFE), "FCOS_MS_R_101_2x.pth", 43.1, source="detectron2"),
+        _adelaidet_fcos(R50_CAFFE),
+    ),
+}
+"""Pairs of ICD's, whose detectors are Detectron2's and AdelaiDet's."""
+
+
+def as_detectron2(config: ConfigDict, pair: Pair) -> None:
+    """Turns a pair into one of ICD's: Detectron2's teacher, backbone, sizes and schedule 1x of 90000 steps."""
+    config.teacher = taken_over(pair.teacher)
+    config.student = _trained(pair.student)
+    config.student.update(teacher="teacher", weights="R-50.pkl", source="detectron2", steps=90_000, eval_every=10_000)
+    config.student.optimizer.update(
+        milestones=(2 / 3, 8 / 9),
+        warmup_steps=1000,
+        warmup_factor=0.001,
+        clip_norm=0.0,
+        clip_value=1.0,
+        bias_rate=1.0,
+        decay_bias=True,
+    )
+    config.data.short_sides = (640, 672, 704, 736, 768, 800)
 
 
 def start(variant: str) -> tuple[ConfigDict, Pair | None]:
@@ -150,8 +213,7 @@ def start(variant: str) -> tuple[ConfigDict, Pair | None]:
     pair = PAIRS[name]
     config = base_config()
     config.data.update(COCO)
-    if pair.multi_scale:
-        config.data.short_sides = (640, 672, 704, 736, 768, 800)
+    config.data.short_sides = pair.short_sides
     config.data.masks = build_model(pair.student, num_classes=1).learns_masks
     config.eval_batch_size = 16
     config.teacher = taken_over(pair.teacher)
@@ -169,8 +231,7 @@ def finish(config: ConfigDict, variant: str) -> ConfigDict:
 def taken_over(weights: Weights) -> ConfigDict:
     """The stage of a detector whose weights are taken over as they are; given steps, it is trained on from there."""
     stage = _as_published(weights.model)
-    source = "mmdet_detectron" if _caffe(weights.model) else "mmdet"
-    stage.update(weights=weights.file, source=source, published=weights.ap, steps=0)
+    stage.update(weights=weights.file, source=weights.source, published=weights.ap, steps=0)
     return stage
 
 
@@ -179,7 +240,7 @@ def _caffe(model: Model) -> bool:
 
 
 def set_schedule(stage: ConfigDict, epochs: int) -> None:
-    """Trains a stage for 12 epochs (schedule 1x, 90000 steps) or 24 (2x), as MMDetection does."""
+    """Trains a stage for 12 epochs (schedule 1x) or 24 (2x), as MMDetection does."""
     stage.steps = epochs * EPOCH
     stage.eval_every = 2 * EPOCH
 
@@ -196,12 +257,13 @@ def _trained(model: Model) -> ConfigDict:
 def _as_published(model: Model) -> ConfigDict:
     """The stage of a detector with the optimiser, batch and frozen layers that MMDetection trains with.
 
-    But for two of FCOS's: the doubled rate of its biases, which do not decay, and the constant rate of its warm-up.
+    Of detectors with a Caffe backbone the scales and shifts of batch norm stay as they are too.
     """
     stage = base_stage(ConfigDict(model))
     blocks = 2 if model["backbone"]["depth"] == 18 else 3
+    frozen = "conv1", "bn1", *(f"layer1_{block}" for block in range(blocks)), *(["*bn*"] if _caffe(model) else [])
     stage.update(
-        freeze=tuple(f"student/backbone/{part}" for part in ("conv1", "bn1", *(f"layer1_{i}" for i in range(blocks)))),
+        freeze=tuple(f"student/backbone/{part}" for part in frozen),
         batch_size=16,
         base_batch=16,
         checkpoint_every=2500,
@@ -216,6 +278,8 @@ def _as_published(model: Model) -> ConfigDict:
         momentum=0.9,
         weight_decay=1e-4,
         decay_norm_and_bias=True,
-        clip_norm=35.0 if model["name"] == "fcos" else 0.0,
+        clip_norm=0.0,
     )
+    if model["name"] == "fcos":
+        stage.optimizer.update(clip_norm=35.0, bias_rate=2.0, decay_bias=False, warmup_factor=1 / 3)
     return stage

@@ -1,0 +1,87 @@
+"""What papers report of the pairs that their methods have variants for: ``python -m kdjax.papers``.
+
+A pair that is not in ``REPORTS`` is an extrapolation of ours: nobody has reported it.
+"""
+
+from typing import NamedTuple
+
+from kdjax.config import load_config
+from kdjax.pairs import PAIRS
+
+
+class Report(NamedTuple):
+    """AP on COCO's validation set, in percent, as the authors state it."""
+
+    teacher: float
+    """Of the teacher's boxes, by the model zoo that its file is from."""
+    alone: float
+    """Of the student without the method."""
+    distilled: float
+    """Of the student with it."""
+    of: str = "boxes"
+    """What the student's figures are of: "boxes" or "masks"."""
+    remark: str = ""
+    """What must be known to compare with it."""
+
+
+REPORTS: dict[tuple[str, str], tuple[Report, ...]] = {
+    ("mgd", "retinanet_x101_r50"): (Report(41.6, 37.4, 41.0),),
+    ("mgd", "cascade_mask_rcnn_x101_faster_rcnn_r50"): (Report(47.3, 38.4, 42.1),),
+    ("mgd", "cascade_mask_rcnn_x101_mask_rcnn_r50"): (Report(47.3, 35.4, 38.1, "masks"),),
+    ("maskd", "retinanet_r101_r50"): (Report(38.9, 37.4, 39.9),),
+    ("maskd", "retinanet_x101_r50"): (
+        Report(41.6, 37.4, 41.0, remark="the README calls the teacher 41.0, the config has this file"),
+    ),
+    ("maskd", "faster_rcnn_r101_r50"): (
+        Report(39.8, 38.4, 41.0, remark="the tokens' config loads the R101 into an R50; here they are the teacher's"),
+    ),
+    ("maskd", "cascade_mask_rcnn_x101_faster_rcnn_r50"): (
+        Report(45.6, 38.4, 42.7, remark="alone with a box for each class, distilled with one for all"),
+    ),
+    ("maskd", "fcos_r101_r50"): (
+        Report(40.8, 38.5, 42.9, remark="alone without the changes to the head that the distilled student has"),
+    ),
+    ("icd", "retinanet_r101_r50"): (Report(40.4, 37.4, 40.7),),
+    ("icd", "faster_rcnn_r101_r50"): (Report(42.0, 37.9, 40.9),),
+    ("icd", "mask_rcnn_r101_r50"): (Report(42.9, 38.6, 41.2), Report(42.9, 35.2, 37.4, "masks")),
+    ("icd", "fcos_r101_r50"): (
+        Report(43.1, 39.4, 42.9, remark="theirs had a teacher of schedule 3x, which is not published"),
+    ),
+}
+"""Read in the authors' repositories; a test holds them to the lines that state them."""
+
+METHODS = ("mgd", "maskd", "icd", "dmkd", "dfmsd", "mimic")
+"""Configs that have every pair."""
+
+
+def table() -> list[str]:
+    """Every method and pair, with what is reported of it, in lines of a Markdown page."""
+    lines = [
+        "# What the papers report",
+        "",
+        "Made by `python -m kdjax.papers > docs/papers.md` from `kdjax/papers.py`. AP on COCO's validation set, as the",
+        "authors state it, nothing of it measured here. Every other pair of a method is ours: its settings are an",
+        "extrapolation, and no figure is known. The code of DMKD and DFMSD is not public: their settings are ours.",
+        "",
+        "| variant | teacher | the student alone | distilled | |",
+        "|---|---|---|---|---|",
+    ]
+    for (method, pair), reports in REPORTS.items():
+        for report in reports:
+            what = ", ".join(filter(None, ("AP of masks" if report.of == "masks" else "", report.remark)))
+            lines.append(f"| `{method}:{pair}` | {report.teacher} | {report.alone} | {report.distilled} | {what} |")
+    lines += ["", "| pair | reported by | ours with | files of teachers |", "|---|---|---|---|"]
+    for pair in PAIRS:
+        reported = [method for method in METHODS if (method, pair) in REPORTS]
+        others = [method for method in METHODS if method not in reported]
+        files: dict[str, list[str]] = {}
+        for method in METHODS:
+            files.setdefault(load_config(f"{method}:{pair}").teacher.weights, []).append(method)
+        usual = max(files, key=lambda file: len(files[file]))
+        named = [f"`{file}`" + f" ({', '.join(files[file])})" * (file != usual) for file in files]
+        lines.append(f"| `{pair}` | {', '.join(reported) or 'nobody'} | {', '.join(others)} | {', '.join(named)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
