@@ -103,6 +103,16 @@ def test_a_teacher_below_the_floor_stops_the_run_before_distillation_until_the_f
     assert pipeline.run(config, workdir)["steps"] == 2
 
 
+def test_nothing_is_prepared_for_a_teacher_below_the_floor(teacher, data_dir, tmp_path):
+    """MasKD's tokens would learn for 2000 steps from it."""
+    config = tiny(ROOT / "configs" / "maskd.py", data_dir)
+    config.student.teacher_floor = 99.0
+    workdir = with_teacher(teacher, tmp_path)
+    with pytest.raises(UserError, match=r"teacher of stage 'student', 'teacher', reaches AP .* worse than"):
+        pipeline.run(config, workdir)
+    assert not (workdir / "stages" / "tokens").exists()
+
+
 @pytest.mark.slow
 def test_a_teacher_by_path_is_evaluated_too(teacher, data_dir, tmp_path, capsys):
     config = tiny(ROOT / "configs" / "mimic.py", data_dir)

@@ -15,7 +15,7 @@ _PUBLISHED_SLACK = 1.0
 """By how much less than published a teacher may be."""
 
 
-def check_teacher(
+def metrics_of_teacher(
     plan: Plan,
     stage: StagePlan,
     earlier: Mapping[str, Finished],
@@ -23,25 +23,41 @@ def check_teacher(
     evaluation: Evaluation,
     class_names: Sequence[str],
 ) -> Mapping[str, Any] | None:
-    """The teacher's metrics on the evaluation split; a teacher below the stage's floor stops the run."""
+    """The metrics of a stage's teacher on the evaluation split, None where it has none.
+
+    A teacher from elsewhere is measured here, and stops the run where it is below the stage's floor.
+    """
     if teacher is None:
         return None
-    origin = stage.options.teacher
-    if origin in earlier:
-        metrics: Mapping[str, Any] = earlier[origin].metrics
-    else:
-        metrics, _ = evaluation(make_predict(teacher.module), teacher.variables)
-        print(f"[{stage.name}] teacher: {spoken(metrics, plan.task.spoken)}", flush=True)
+    if stage.options.teacher in earlier:
+        return earlier[stage.options.teacher].metrics
+    metrics, _ = evaluation(make_predict(teacher.module), teacher.variables)
+    print(f"[{stage.name}] teacher: {spoken(metrics, plan.task.spoken)}", flush=True)
+    check_floor(plan, stage, metrics, class_names)
+    return metrics
+
+
+def check_floors(plan: Plan, teacher: str, metrics: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    """Stops the run where a stage that has finished is below the floor of one that it will teach.
+
+    Before any other stage begins: one that only prepares for the teaching, as MasKD's tokens do, would be in vain.
+    """
+    for stage in plan.stages:
+        if stage.options.teacher == teacher:
+            check_floor(plan, stage, metrics, class_names)
+
+
+def check_floor(plan: Plan, stage: StagePlan, metrics: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    """Raises UserError where a teacher's metrics are below the floor of the stage that it teaches."""
     task, floor = plan.task, teacher_floor(plan, stage, class_names)
     value = metrics[task.primary]
     if floor is not None and not (value >= floor if task.higher_is_better else value <= floor):
         known = "" if stage.options.teacher_floor is not None else " (what is known of it, as the config says nothing)"
         raise UserError(
-            f"The teacher of stage {stage.name!r}, {origin!r}, reaches {task.primary} {value:.1f}, worse than "
-            f"config.{stage.name}.teacher_floor = {floor:g}{known}: check its weights, train it longer, or lower the "
-            "floor."
+            f"The teacher of stage {stage.name!r}, {stage.options.teacher!r}, reaches {task.primary} {value:.1f}, "
+            f"worse than config.{stage.name}.teacher_floor = {floor:g}{known}: check its weights, train it longer, or lower "
+            "the floor."
         )
-    return metrics
 
 
 def teacher_floor(plan: Plan, stage: StagePlan, class_names: Sequence[str]) -> float | None:

@@ -22,6 +22,7 @@ from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
 from kdjax.report import Row, duration, summary_table
 from kdjax.run.data import Splits
 from kdjax.run.fit import opened
+from kdjax.run.floor import check_floors
 from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_predictions
 from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
@@ -126,6 +127,7 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
         folder = _folder(workdir, stage)
         result = train_stage(plan, stage, splits, identities[stage.name], folder, finished)
         results[stage.name], finished[stage.name] = result, Finished(folder, result["metrics"])
+        check_floors(plan, stage.name, result["metrics"], splits.train.class_names)
     summary = _summary(plan, results)
     with replacing(workdir / "student") as partial:
         shutil.copytree(finished[plan.student].model, partial, dirs_exist_ok=True)

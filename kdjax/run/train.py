@@ -26,7 +26,7 @@ from kdjax.plan import Plan, StagePlan
 from kdjax.report import MetricWriter, Throughput, duration, parameter_table, progress_line, spoken
 from kdjax.run.build import Built, Facts, build, first_state, stage_key
 from kdjax.run.data import Splits, open_batches
-from kdjax.run.floor import check_teacher
+from kdjax.run.floor import metrics_of_teacher
 from kdjax.run.record import RESULT_FILE, Finished, claim, export, finished_result
 from kdjax.run.start import Origins, load_origins
 from kdjax.state import TrainState, Variables
@@ -77,7 +77,7 @@ def train_stage(
     )
     origins = load_origins(stage, class_names, earlier)
     built = build(stage, _facts(plan, stage, splits, origins))
-    teacher_metrics = check_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
+    teacher_metrics = metrics_of_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
     description = describe_model(origins.model, class_names, sizing.shapes[0], splits.train.category_ids)
     claim(folder, identity, description)
     loop = _Loop(plan, stage, built, folder, evaluation)
