@@ -55,8 +55,8 @@ def check_floor(plan: Plan, stage: StagePlan, metrics: Mapping[str, Any], class_
         known = "" if stage.options.teacher_floor is not None else " (what is known of it, as the config says nothing)"
         raise UserError(
             f"The teacher of stage {stage.name!r}, {stage.options.teacher!r}, reaches {task.primary} {value:.1f}, "
-            f"worse than config.{stage.name}.teacher_floor = {floor:g}{known}: check its weights, train it longer, or lower "
-            "the floor."
+            f"worse than config.{stage.name}.teacher_floor = {floor:g}{known}: check its weights, train it longer, or "
+            "lower the floor."
         )
 
 
