@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ def _held_out(names: Sequence[str]) -> np.ndarray:
     Roboflow writes a photograph several times, as ``<name>.rf.<digest>.jpg``, each changed at random: all are in one
     part, or the same photograph would be in both.
     """
-    photographs = [name.partition(".rf.")[0] for name in names]
+    photographs = [PurePosixPath(name).name.partition(".rf.")[0] for name in names]
     order = sorted(set(photographs), key=lambda name: hashlib.sha256(name.encode(errors="replace")).digest())
     chosen = set(order[: max(1, round(_HELD_OUT * len(order)))])
     return np.array([photograph in chosen for photograph in photographs], bool)

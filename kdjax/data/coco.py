@@ -46,7 +46,7 @@ def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
         lambda names: image_folder(folder, file, name, stem, names),
         folder=folder,
         part=part,
-        report=DataReport(str(file), checks),
+        report=DataReport(f"{file}{split.removeprefix(name)}", checks),
         store=store,
     )
 

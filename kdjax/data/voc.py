@@ -74,7 +74,7 @@ def open_voc(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAUL
     classes = sorted({label for file in files.values() for label, _, _ in file.objects})
     corners = [value for file in files.values() for _, box, _ in file.objects for value in box]
     from_one = all(value.is_integer() and value >= 1 for value in corners)
-    report = DataReport(f"{folder} {name}", checks)
+    report = DataReport(f"{folder} {split}", checks)
     images, renamed = _images(chosen, root, listed is None)
     report.settle(flaws.OTHER_FILE, list(renamed), lambda k: list(renamed.values())[k], list(renamed.values()))
     annotations, odd = _annotations(list(chosen.values()), classes, from_one)

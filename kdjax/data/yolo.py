@@ -77,7 +77,7 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
         lambda _: folder,
         folder=folder,
         part=part,
-        report=DataReport(f"{folder} {name}", checks),
+        report=DataReport(f"{folder} {split}", checks),
         store=store,
         fractions=True,
     )

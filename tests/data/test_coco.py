@@ -468,7 +468,7 @@ def test_a_slice_takes_images_by_id(tmp_path, part, ids):
         ),
         ("train[::2]", r"'train\[::2\]' is no split; it must be a name, or a name and a slice"),
         ("train[x:]", "is no split"),
-        ("train[3:]", "annotations_train.json has no image"),
+        ("train[3:]", r"annotations_train.json\[3:\] has no image"),
         ("none.json:train", "none.json is no file that can be read"),
         ("annotations_train.json:none", "none is no folder that can be read"),
     ],
@@ -552,3 +552,27 @@ def test_whatever_is_in_the_file_is_read_or_refused_in_a_sentence(tmp_path):
             for segmentation in example.segmentation or ():
                 rasterize(segmentation, example.image.shape[:2])
     assert min(outcomes.values()) > 30
+
+
+def test_a_fifth_is_held_out_and_photographs_stay_together(tmp_path):
+    tree = content()
+    names = [f"{folder}/photo{k}_jpg.rf.{copy}.png" for k in range(10) for copy in "ab" for folder in ("one", "two")]
+    tree["images"] = [{"id": k, "file_name": name, "width": 40, "height": 30} for k, name in enumerate(names)]
+    tree["annotations"] = [{"id": k, "image_id": k, "category_id": 1, "bbox": [1, 1, 9, 9]} for k in range(40)]
+    write(tmp_path, tree)
+    kept, held_out = (opened(tmp_path, f"train[{part}]") for part in ("kept", "held_out"))
+    assert (len(kept), len(held_out)) == (32, 8)
+    first, second = ({source.name(k)[4:10] for k in range(len(source))} for source in (kept, held_out))
+    assert not first & second
+    assert held_out.origin.endswith("annotations_train.json[held_out]")
+
+
+@pytest.mark.parametrize("file", ["result.json", "annotations/instances_default.json"])
+def test_the_only_annotation_file_of_a_folder_is_its_training_split(tmp_path, file):
+    write(tmp_path, content(), file, "images/default" if "default" in file else "images")
+    assert len(opened(tmp_path)) == 3
+    with pytest.raises(UserError, match=r"no annotation file for the split 'validation'.*train\[held_out\]"):
+        opened(tmp_path, "validation")
+    write(tmp_path, content(), "annotations_val.json", "val")
+    with pytest.raises(UserError, match="no annotation file for the split 'train'"):
+        opened(tmp_path)

@@ -195,11 +195,11 @@ def test_no_label_file_at_all_is_refused(tmp_path):
 
 @pytest.mark.parametrize("yaml", [YAML, "train: images/train\nnames: [cat, dog]\n"])
 def test_a_split_that_is_not_there_is_named(tmp_path, yaml):
-    put(tmp_path, {"data.yaml": yaml} | pair("images/train/", "labels/train/"))
+    put(tmp_path, {"data.yaml": yaml} | pair("images/train/", "labels/train/", dict.fromkeys("abcde", LINES["a"])))
     with pytest.raises(NoSplitError, match=r"has no .*val.*config.data.eval_split='train\[held_out\]'"):
         opened(tmp_path, "validation")
     parts = [opened(tmp_path, f"train[{part}]") for part in ("kept", "held_out")]
-    assert [len(part) for part in parts] == [2, 1]
+    assert [len(part) for part in parts] == [4, 1]
 
 
 def test_a_folder_is_taken_for_what_it_is(tmp_path):
