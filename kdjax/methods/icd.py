@@ -48,6 +48,16 @@ def linear(x: jax.Array, width: int, *, dtype: jnp.dtype, name: str) -> jax.Arra
     return nn.Dense(width, kernel_init=torch_uniform, bias_init=bias, dtype=dtype, name=name)(x)
 
 
+def projection(x: jax.Array, *, dtype: jnp.dtype, name: str) -> jax.Array:
+    """A projection of attention's (..., C) to (..., C), initialised as PyTorch's ``nn.MultiheadAttention`` does [code].
+
+    The kernels of query, key and value are uniform with the variance that Xavier gives a packed one of (3 C, C),
+    1 / (2 C); biases are zero. To be called as :func:`linear`.
+    """
+    kernel = nn.initializers.variance_scaling(0.5, "fan_in", "uniform")
+    return nn.Dense(x.shape[-1], kernel_init=kernel, dtype=dtype, name=name)(x)
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between them [code]: the queries' encoder (C, C, C) and the predictor (C, C, 5).
 
@@ -79,7 +89,7 @@ class Values(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps features (N, S, C) to values (N, heads, S, C / heads)."""
-        return split_heads(linear(features, features.shape[-1], dtype=self.dtype, name="value"), self.heads)
+        return split_heads(projection(features, dtype=self.dtype, name="value"), self.heads)
 
 
 class DecoderLayer(nn.Module):
@@ -120,7 +130,7 @@ class DecoderLayer(nn.Module):
         channels = features.shape[-1]
 
         def project(x: jax.Array, name: str) -> jax.Array:
-            return split_heads(linear(x, channels, dtype=self.dtype, name=name), self.heads)
+            return split_heads(projection(x, dtype=self.dtype, name=name), self.heads)
 
         def normalise(x: jax.Array, name: str) -> jax.Array:
             return nn.LayerNorm(epsilon=NORM_EPSILON, dtype=self.dtype, name=name)(x)
@@ -136,7 +146,9 @@ class DecoderLayer(nn.Module):
             temperature=self.temperature,
         )
         attended = attended.swapaxes(1, 2).reshape(queries.shape)
-        queries = normalise(queries + linear(attended, channels, dtype=self.dtype, name="out"), "norm_0")
+        # PyTorch's default kernel, and, as all biases of its attention, none at first.
+        out = nn.Dense(channels, kernel_init=torch_uniform, dtype=self.dtype, name="out")(attended)
+        queries = normalise(queries + out, "norm_0")
         hidden = nn.relu(linear(queries, 4 * channels, dtype=self.dtype, name="mlp_0"))
         queries = normalise(queries + linear(hidden, channels, dtype=self.dtype, name="mlp_1"), "norm_1")
         return queries, values, instance_mask
