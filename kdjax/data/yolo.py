@@ -65,7 +65,7 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
     for image, labels in _without_image(folder, names):
         images.append({"id": len(images) + 1, "file_name": image})
         lines.read(labels, len(images))
-    if all(image["unlabelled"] for image in images):
+    if all(image.get("unlabelled") for image in images):
         raise UserError(
             f"{folder} has no label file for any of the {len(names)} images of the split {name!r}: that of {names[0]} "
             f"would be {_label_names(names[0])[0]}."
@@ -86,20 +86,23 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
 def _yaml_file(folder: Path, checks: Checks) -> Path | None:
     """The yaml file of a folder that lists classes; None where there is none."""
     files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    found = [file for file in files if "names" in _parsed(file, checks)]
+    found = [file for file in files if isinstance(said := _yaml(file, checks), dict) and "names" in said]
     if len(found) > 1:
         several = ", ".join(file.name for file in found)
         raise UserError(f"{folder} has several yaml files with names ({several}): name one, yolo:{found[0]}.")
     return found[0] if found else None
 
 
-def _parsed(file: Path, checks: Checks) -> dict[str, Any]:
+def _yaml(file: Path, checks: Checks) -> Any:
+    text = read_text(file, checks)
     try:
-        said = yaml.safe_load(read_text(file, checks))
+        return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{file} is not valid yaml: {' '.join(str(error).split())}.") from error
+
+
+def _parsed(file: Path, checks: Checks) -> dict[str, Any]:
+    said = _yaml(file, checks)
     if not isinstance(said, dict):
         raise UserError(f"{file} holds a {type(said).__name__}; it must have names, and where the images are.")
     return said

@@ -102,6 +102,11 @@ def test_the_yaml_file_may_be_named(tmp_path):
         opened(tmp_path)
 
 
+def test_other_yaml_files_are_left_alone(tmp_path):
+    files = {"data.yaml": YAML, "hooks.yaml": "- a\n", "compose.yml": "services: {}\n"}
+    assert len(opened(put(tmp_path, files | pair("images/train/", "labels/train/")))) == 3
+
+
 def test_points_of_poses_are_not_read(tmp_path):
     yaml = YAML + "kpt_shape: [2, 3]\n"
     lines = {"a": "0 0.5 0.5 0.5 0.2 0.1 0.1 2 0.9 0.9 1\n"}
