@@ -22,7 +22,7 @@ from kdjax.plan import Plan, resolve
 from kdjax.run.data import Splits, is_open, open_splits
 from kdjax.types import Source
 
-HELD_OUT = {"train_split": "train[kept]", "eval_split": "train[held_out]"}
+_HELD_OUT = {"train_split": "train[kept]", "eval_split": "train[held_out]"}
 """Keys of the data where nobody has made a validation split."""
 _TEACHER_STEPS = 1600
 """Of a teacher: a student gains what its teacher is ahead. On 160 photographs that was 1 AP after 800 steps, 7 after
@@ -42,14 +42,14 @@ def opened(config: ConfigDict, plan: Plan) -> tuple[Plan, Splits]:
         splits = open_splits(plan)
     except NoSplitError as error:
         usual = defaults(Data)
-        named = any(getattr(plan.data, key) != usual[key] for key in HELD_OUT)
+        named = any(getattr(plan.data, key) != usual[key] for key in _HELD_OUT)
         if error.split != plan.data.eval_split or named or not plan.data.fit:
             raise
         print(
             f"{plan.data.name} has no validation split: a fifth of the training images is held out, drawn by their "
             "names."
         )
-        keys = {f"data.{key}": value for key, value in HELD_OUT.items()}
+        keys = {f"data.{key}": value for key, value in _HELD_OUT.items()}
         plan = resolve(with_keys(config, keys), devices=device_count())
         splits = open_splits(plan)
     if keys := keys | chosen(plan, splits.train):
