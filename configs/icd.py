@@ -7,12 +7,10 @@ instances look, while an auxiliary task teaches the queries where to look.
 
 On COCO, ``configs/icd.py:<pair>`` has the authors' settings: weight 8 and 300 queries, from two-stage teachers 3 and
 100, 1000 steps before the student's features feel it, neck and head inherited, AdamW at 1e-4 for what the method
-learns. The pairs with an R101 are theirs throughout: Detectron2's teachers of schedule 3x and its backbone, FCOS as
-AdelaiDet has it, short sides of 640 to 800, 90000 steps, entries of gradients clipped at 1. Two things are not: the
-loss of a RetinaNet is divided by the positives of the batch, not by their moving average, and FCOS has a teacher of
-schedule 2x. The other pairs are our extrapolation, with MMDetection's files and schedule 1x. ``docs/papers.md`` has
-what they report. On a host with 8 GPUs or 8 TPU chips, with ``coco/2017`` prepared and the two files that the pair
-names (``kdjax/pairs.py``):
+learns. The pairs with an R101 are theirs: Detectron2's teachers of schedule 3x and its backbone, FCOS as AdelaiDet has
+it, short sides of 640 to 800, 90000 steps, entries of gradients clipped at 1. The other pairs are our extrapolation,
+with MMDetection's files and schedule 1x. ``docs/papers.md`` has what they report. On a host with 8 GPUs or 8 TPU chips,
+with ``coco/2017`` prepared and the two files that the pair names (``kdjax/pairs.py``):
 
     python -m kdjax.main --config=configs/icd.py:retinanet_r101_r50 --workdir=runs/icd_coco
         --config.teacher.weights=model_final_971ab9.pkl --config.student.weights=R-50.pkl

@@ -145,8 +145,8 @@ def distill_loss(
     """Loss of one device's images: the student's own terms and those of the methods, each unweighted by name.
 
     The teacher, where there is one, runs without gradient, its heads only where a method asks for them. With a scale,
-    the methods' weighted terms are multiplied by it; at step 0 by what makes them ``method_share`` times the student's
-    own loss together, on all devices, which is the metric "method_scale" from then on.
+    the methods' weighted terms are multiplied by it; while it is 0, by what makes them ``method_share`` times the
+    student's own loss together, on all devices, which is the metric "method_scale" from then on.
 
     Returns:
         the weighted total (float32 scalar), and (metrics, new batch statistics).
@@ -192,7 +192,7 @@ def distill_loss(
     metrics = {}
     if scale is not None:
         first = _share_of(total, taught_total, method_share, axis_name)
-        scale = jax.lax.stop_gradient(jnp.where(step == 0, first, scale))
+        scale = jax.lax.stop_gradient(jnp.where(scale > 0, scale, first))
         taught_total, taught_weighted = jax.tree.map(lambda x: scale * x, (taught_total, taught_weighted))
         metrics["method_scale"] = scale
     total += taught_total

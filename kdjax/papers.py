@@ -63,6 +63,10 @@ def table() -> list[str]:
         "authors state it, nothing of it measured here. Every other pair of a method is ours: its settings are an",
         "extrapolation, and no figure is known. The code of DMKD and DFMSD is not public: their settings are ours.",
         "",
+        "Not as theirs yet, in every pair: methods average over valid positions, where theirs average over the",
+        "padding too; sides of scaled images are rounded to even; a fresh pyramid starts as torchvision's. ICD's",
+        "RetinaNet divides by the positives of the batch, not by their moving average.",
+        "",
         "| variant | teacher | the student alone | distilled | |",
         "|---|---|---|---|---|",
     ]

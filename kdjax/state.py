@@ -24,8 +24,8 @@ class TrainState(struct.PyTreeNode):
     ema: Variables | None
     """Exponential moving average of the student's variables; None without one."""
     scale: jax.Array | None = None
-    """float32 scalar: what the methods' terms are multiplied by, found at the first step; None where they are as their
-    weights say."""
+    """float32 scalar: what the methods' terms are multiplied by, found in the first step in which they are anything, 0
+    before; None where they are as their weights say."""
 
     def student(self) -> Variables:
         """The student's variables for inference: the moving average where one is kept."""
@@ -45,5 +45,5 @@ def init_state(
     average = {"params": params["student"], "batch_stats": batch_stats} if ema else None
     # A step donates its state: the average must not share buffers with what it averages.
     average = jax.tree.map(jnp.copy, average)
-    scale = jnp.ones(()) if scaled else None
+    scale = jnp.zeros(()) if scaled else None
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), average, scale)

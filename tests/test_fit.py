@@ -107,13 +107,24 @@ def test_without_a_validation_split_a_fifth_of_the_photographs_is_held_out(tmp_p
     assert not parts[0] & parts[1]
     assert (plan.data.train_split, plan.data.eval_split) == ("train[kept]", "train[held_out]")
     shown = capsys.readouterr().out
-    assert "has no validation split: a fifth of the training images is held out, drawn by their names." in shown
+    assert "has no images for the split 'validation'" in shown
+    assert "A fifth of the training images is held out instead, drawn by their names." in shown
     assert '--config.data.train_split="train[kept]" --config.data.eval_split="train[held_out]"' in shown
     assert "Boxes are " in shown
     for changes in ({"data.fit": False}, {"data.train_split": "train[:9]"}, {"data.eval_split": "holiday"}):
         config = config_of(f"yolo:{folder}", **changes)
         with pytest.raises(NoSplitError):
             opened(config, resolve(config, devices=1))
+
+
+def test_a_backbone_that_knows_something_leaves_the_anchors_open(tmp_path):
+    weights = tmp_path / "resnet18.pth"
+    weights.touch()
+    start = {"teacher.weights": str(weights), "teacher.source": "torchvision"}
+    assert keys_of(config_of(**start))["teacher.model.head.anchor_scale"] == 1.75
+    # As long as those of published detectors: the file may be one.
+    longer = {"teacher.model.head.convs": 4, "teacher.model.head.norm": ""}
+    assert not [key for key in keys_of(config_of(**start, **longer)) if "anchor" in key]
 
 
 def test_small_objects_get_larger_images_up_to_twice_the_pixels():

@@ -116,7 +116,7 @@ OTHER_AREA = Flaw(
     "COCO's size classes are made of areas",
 )
 FROM_ZERO = Flaw(
-    "boxes that begin at 0 or between pixels, so that all corners are edges from 0 and not VOC's pixels from 1",
+    "boxes whose corners are taken for edges from 0, not for VOC's pixels from 1, as some are 0 or between pixels",
     "annotation",
     "kept",
 )

@@ -62,8 +62,8 @@ def open_voc(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAUL
     name, part = sliced(split)
     place, listed = _split(folder, name, checks)
     labels, root = _label_folder(place), _image_folder(place)
-    splits = [folder] if place == folder else [path for word in _WORDS if (path := folder / word).is_dir()]
-    paths = sorted({path for other in splits for path in _label_folder(other).glob("*.xml")})
+    others = [] if place == folder else [path for word in _WORDS if (path := folder / word).is_dir()]
+    paths = sorted({path for split_folder in (place, *others) for path in _label_folder(split_folder).glob("*.xml")})
     files = dict(zip(paths, for_all(lambda k: _parsed(paths[k], checks), len(paths)), strict=True))
     if missing := [stem for stem in listed or () if labels / f"{stem}.xml" not in files]:
         raise UserError(f"{labels} has no {missing[0]}.xml, which the list of the split {name!r} names.")
@@ -77,9 +77,10 @@ def open_voc(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAUL
     report = DataReport(f"{folder} {split}", checks)
     images, renamed = _images(chosen, root, listed is None)
     report.settle(flaws.OTHER_FILE, list(renamed), lambda k: list(renamed.values())[k], list(renamed.values()))
-    annotations, odd = _annotations(list(chosen.values()), classes, from_one)
-    names = [images[row]["file_name"] for row in odd.values()]
-    report.settle(flaws.FROM_ZERO, list(odd), lambda k: names[k], names)
+    annotations = _annotations(list(chosen.values()), classes, from_one)
+    if not from_one:
+        names = [images[entry["image_id"] - 1]["file_name"] for entry in annotations]
+        report.settle(flaws.FROM_ZERO, [entry["id"] for entry in annotations], names.__getitem__, names)
     return annotated_source(
         {
             "images": images,
@@ -147,11 +148,9 @@ def _images(files: dict[str, _File], root: Path, folders: bool) -> tuple[list[di
     return images, renamed
 
 
-def _annotations(
-    files: Sequence[_File], classes: Sequence[str], from_one: bool
-) -> tuple[list[dict[str, Any]], dict[int, int]]:
-    """The objects of files, the first one's image being number 1; and of those not counted from 1, ids to files."""
-    start, odd = float(from_one), {}
+def _annotations(files: Sequence[_File], classes: Sequence[str], from_one: bool) -> list[dict[str, Any]]:
+    """The objects of files, the first one's image being number 1."""
+    start = float(from_one)
     found: list[dict[str, Any]] = []
     for row, file in enumerate(files):
         for label, (x1, y1, x2, y2), difficult in file.objects:
@@ -164,9 +163,7 @@ def _annotations(
                     "difficult": {"0": 0, "1": 1, "": 0}.get(difficult, difficult),
                 }
             )
-            if not from_one and (min(x1, y1) < 1 or not (x1.is_integer() and y1.is_integer())):
-                odd[len(found)] = row
-    return found, odd
+    return found
 
 
 def _parsed(file: Path, checks: Checks) -> _File:

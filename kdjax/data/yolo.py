@@ -52,6 +52,8 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
     folder = path.parent if path.is_file() else path
     said = _parsed(file, checks) if file else {}
     classes, where = _classes(folder, file, said, checks)
+    if os.path.isdir(base := folder / str(said.get("path") or "")):
+        folder = Path(os.path.normpath(base))
     name, part = sliced(split)
     names = _images(folder, file, said, name, checks)
     store = PolygonStore()
@@ -86,7 +88,16 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
 def _yaml_file(folder: Path, checks: Checks) -> Path | None:
     """The yaml file of a folder that lists classes; None where there is none."""
     files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    found = [file for file in files if isinstance(said := _yaml(file, checks), dict) and "names" in said]
+    said: dict[Path, Any] = {}
+    broken: list[UserError] = []
+    for file in files:
+        try:
+            said[file] = _yaml(file, checks)
+        except UserError as error:
+            broken.append(error)
+    found = [file for file, content in said.items() if isinstance(content, dict) and "names" in content]
+    if not found and broken and not any((folder / name).is_file() for name in _NAMES):
+        raise broken[0]
     if len(found) > 1:
         several = ", ".join(file.name for file in found)
         raise UserError(f"{folder} has several yaml files with names ({several}): name one, yolo:{found[0]}.")
@@ -114,6 +125,8 @@ def _classes(folder: Path, file: Path | None, said: dict[str, Any], checks: Chec
         names = said.get("names")
         if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
             names = [names[number] for number in range(len(names))]
+        if isinstance(names, list) and any(isinstance(name, bool) for name in names):
+            raise UserError(f"{file} has names that yaml takes for true or false: write them in quotes, such as 'yes'.")
         if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
             raise UserError(
                 f"{file} has names {str(said.get('names', 'missing'))[:60]}; they must be a list of classes, or their "
@@ -146,7 +159,7 @@ def _images(folder: Path, file: Path | None, said: dict[str, Any], split: str, c
             raise UserError(
                 f"{file} has {key} {str(said[key])[:60]}; it must be a folder, a list of images, or several."
             )
-        places = [_place(folder, str(said.get("path") or ""), entry) for entry in entries]
+        places = [_place(folder, file.parent if file else folder, entry) for entry in entries]
         if missing := [entry for entry, place in zip(entries, places, strict=True) if place is None]:
             if key == "train" or split == "test":
                 raise UserError(f"{file} has {key} {missing[0]!r}, which is not there; it is looked for from {folder}.")
@@ -171,16 +184,21 @@ def _images(folder: Path, file: Path | None, said: dict[str, Any], split: str, c
 def _usual(folder: Path, words: Iterable[str]) -> Path | None:
     """Where the images of a split called by one of the words are usually."""
     usual = [place for word in words for place in (f"images/{word}", f"{word}/images", word, f"{word}.txt")]
-    return next((folder / place for place in usual if (folder / place).exists()), None)
+    return next((folder / place for place in usual if os.path.exists(folder / place)), None)
 
 
-def _place(folder: Path, base: str, entry: str) -> Path | None:
+def _place(folder: Path, home: Path, entry: str) -> Path | None:
     """What a yaml file calls so: from the path that it names or from its own folder, also without leading "../"."""
     inner = entry
     while inner.startswith(("../", "./", "..\\", ".\\")):
         inner = inner[3:] if inner.startswith("..") else inner[2:]
-    tried = [folder / base / entry, folder / entry, folder / base / inner, folder / inner]
-    return next((place for place in tried if place.exists()), None)
+    tried = [folder / entry, home / entry, folder / inner, home / inner]
+    found = next((place for place in tried if os.path.exists(place)), None)
+    if found and not found.is_relative_to(folder):
+        # An absolute path to where a link leads, or one that leaves the folder and comes back.
+        inside = os.path.relpath(os.path.realpath(found), os.path.realpath(folder))
+        return found if inside.startswith("..") else folder / inside
+    return found
 
 
 def _listed(folder: Path, place: Path, checks: Checks) -> list[str]:
@@ -194,7 +212,7 @@ def _listed(folder: Path, place: Path, checks: Checks) -> list[str]:
         path = place.parent / line if line.startswith("./") else folder / line
         # Those of CVAT with data/, which may not be there.
         inner = [folder.joinpath(*Path(line).parts[k:]) for k in range(1, len(Path(line).parts))]
-        path = next((other for other in (path, *inner) if other.exists()), path)
+        path = next((other for other in (path, *inner) if os.path.exists(other)), path)
         found.append(os.path.relpath(path, folder).replace(os.sep, "/"))
     return found
 
@@ -208,7 +226,7 @@ def _label_names(image: str) -> list[str]:
 
 
 def _label_file(folder: Path, image: str) -> Path | None:
-    return next((folder / name for name in _label_names(image) if (folder / name).is_file()), None)
+    return next((folder / name for name in _label_names(image) if os.path.isfile(folder / name)), None)
 
 
 def _without_image(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
@@ -221,7 +239,7 @@ def _without_image(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]
         stem = os.path.relpath(file, folder).replace(os.sep, "/").removesuffix(".txt")
         head, inner, tail = f"/{stem}".rpartition("/labels/")
         # A file of numbers; others, such as lists of classes or of images, begin otherwise.
-        if file.read_bytes()[:1].isdigit():
+        if os.path.isfile(file) and b"".join(file.read_bytes()[:64].split()[:1]).isdigit():
             found.append((f"{head}/images/{tail}.jpg".lstrip("/") if inner else f"{stem}.jpg", file))
     return found
 

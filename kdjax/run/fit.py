@@ -3,7 +3,8 @@
 The configs that come with kdjax say what suits the embedded data. On other data, keys that are still as those have them
 are chosen by the task from the images and what they show: how large images are, how they are changed, the room for
 objects, the sizes that detectors look for, how long a teacher learns; and where there is no validation split, images
-are held out. Whatever a config or a flag says otherwise is left as it is.
+are held out. Whatever a config or a flag says otherwise is left as it is; a flag that says what those configs have
+anyway cannot be told from them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from kdjax.data.folders import NoSplitError
 from kdjax.devices import device_count
 from kdjax.models import model_class
 from kdjax.options import defaults
-from kdjax.plan import Plan, resolve
+from kdjax.plan import Plan, StagePlan, resolve
 from kdjax.run.data import Splits, is_open, open_splits
 from kdjax.types import Source
 
@@ -27,6 +28,7 @@ _HELD_OUT = {"train_split": "train[kept]", "eval_split": "train[held_out]"}
 _TEACHER_STEPS = 1600
 """Of a teacher: a student gains what its teacher is ahead. On 160 photographs that was 1 AP after 800 steps, 7 after
 these."""
+_PRESETS = retinanet(18, 1.0), fcos(18, 1.0)
 _EVALUATIONS = 5
 """Of a stage that is trained, one at its end."""
 
@@ -45,10 +47,7 @@ def opened(config: ConfigDict, plan: Plan) -> tuple[Plan, Splits]:
         named = any(getattr(plan.data, key) != usual[key] for key in _HELD_OUT)
         if error.split != plan.data.eval_split or named or not plan.data.fit:
             raise
-        print(
-            f"{plan.data.name} has no validation split: a fifth of the training images is held out, drawn by their "
-            "names."
-        )
+        print(f"{error}\nA fifth of the training images is held out instead, drawn by their names.")
         keys = {f"data.{key}": value for key, value in _HELD_OUT.items()}
         plan = resolve(with_keys(config, keys), devices=device_count())
         splits = open_splits(plan)
@@ -79,7 +78,7 @@ def chosen(plan: Plan, train: Source) -> dict[str, Any]:
     from_elsewhere = [
         origin
         for stage in stages
-        for origin in (stage.options.weights, stage.options.init, stage.options.teacher)
+        for origin in (_detector_file(stage), stage.options.init, stage.options.teacher)
         if origin and origin not in plan
     ]
     heads = {stage.name: _suited(stage.options.model, suggestion.sizes) for stage in stages}
@@ -96,13 +95,23 @@ def chosen(plan: Plan, train: Source) -> dict[str, Any]:
     return keys
 
 
+def _detector_file(stage: StagePlan) -> str:
+    """The file that a stage's whole detector starts from; "" where there is none, or of its backbone alone.
+
+    No published detector has heads as short as the presets'.
+    """
+    model = stage.options.model
+    short = any(x.name == model["name"] and x.head.convs == model.get("head", {}).get("convs") for x in _PRESETS)
+    return "" if short else stage.options.weights
+
+
 def _suited(model: Mapping[str, Any], sizes: Sequence[float]) -> dict[str, Any] | None:
     """Fields of a model's head that suit objects of these sizes; None where one is as neither preset nor model has it.
 
     Then somebody chose it, and heads that inherit from each other must go on looking for the same sizes.
     """
     kind, head = model_class(model["name"]), model.get("head", {})
-    presets = [preset.head for preset in (retinanet(18, 1.0), fcos(18, 1.0)) if preset.name == model["name"]]
+    presets = [preset.head for preset in _PRESETS if preset.name == model["name"]]
     usual = [defaults(kind), *presets]
     suited = kind.suited(sizes)
     for field in suited:

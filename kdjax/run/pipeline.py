@@ -226,10 +226,9 @@ def _commands(plan: Plan, folder: Path) -> list[str]:
         )
     trained = [stage for stage in plan.stages if stage.steps and not stage.options.teacher]
     if trained and not plan.data.name.startswith("shapes") and not any(stage.options.weights for stage in trained):
-        model = f"--config.{trained[0].name}"
         lines.append(
-            f"  more from few images:  {model}.weights=resnet18-f37072fd.pth {model}.source=torchvision "
-            f"{model}.model.backbone.width=1.0, a backbone of torchvision's that knows ImageNet"
+            f"  more from few images:  a backbone that knows ImageNet, --config.{trained[0].name}.weights=<file>, such "
+            "as torchvision's ResNet-18 for a backbone of that depth and width 1"
         )
     return lines
 

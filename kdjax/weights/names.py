@@ -42,6 +42,8 @@ class Named(NamedTuple):
     state: State
     changes: tuple[str, ...]
     """What was done to the names, in words."""
+    left_out: tuple[str, ...] = ()
+    """Names without the prefix that was taken off the others."""
 
 
 def plain_names(state: State, table: Source, detector: str) -> Named:
@@ -53,21 +55,19 @@ def plain_names(state: State, table: Source, detector: str) -> Named:
         detector: a key of ``kdjax.models.MODELS``.
     """
     changes: list[str] = []
+    others: list[str] = []
     prefix = _prefix(state, rules_for(table, detector))
     if prefix:
         others = sorted(name for name in state if not name.startswith(prefix))
         state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
         changes.append(f"{prefix} was taken off {len(state)} names")
-        if others:
-            more = f" and {len(others) - 1} more" * (len(others) > 1)
-            changes.append(f"left out for want of it: {others[0]}{more}")
     if any(_CAFFE2.fullmatch(name) for name in state):
         state, identities = _from_caffe2(state)
         if identities:
             changes.append(
                 f"{identities} batch norms, whose scales contain their statistics, took those of the identity"
             )
-    return Named(state, tuple(changes))
+    return Named(state, tuple(changes), tuple(others))
 
 
 def rules_for(table: Source, detector: str) -> tuple[Rule, ...]:

@@ -322,6 +322,9 @@ class _Machine:
             made = _attribute(name, arguments)
         elif name == "collections.OrderedDict" and arguments == ():
             made = {}
+        elif name == "collections.OrderedDict" and (pairs := _pairs(arguments)) is not None:
+            # As Python 2 wrote it.
+            made = dict(pairs)
         elif name in _MADE:
             if not isinstance(arguments, tuple):
                 raise TypeError
@@ -336,6 +339,14 @@ class _Machine:
                 array.dtype, array.shape, array.fortran, array.data = dtype, shape, fortran is True, data
             case DType(dtype=np.dtype() as dtype) as known, (_, ">", *_):
                 known.dtype = dtype.newbyteorder(">")
+
+
+def _pairs(arguments: Any) -> list[Any] | None:
+    """The entries of a dict that is made of a list of pairs, and of nothing else; None where it is not."""
+    match arguments:
+        case ([*entries],) if all(isinstance(x, list | tuple) and len(x) == 2 for x in entries):
+            return [(key, value) for key, value in entries if isinstance(key, str | int)]
+    return None
 
 
 def _attribute(name: str, arguments: Any) -> Placeholder:

@@ -195,7 +195,7 @@ def import_state_dict(
             does not fit.
     """
     where, table = f"The {source} weights of {origin}", _table(source)
-    state, changes = plain_names(state, table, model["name"])
+    state, changes, left_out = plain_names(state, table, model["name"])
     alone = backbone_alone(state)
     if not alone and model["name"] not in table.heads:
         raise _no_table(model["name"], source, origin)
@@ -222,7 +222,7 @@ def import_state_dict(
         variables=unflatten_dict(variables, sep="/"),
         report=ImportReport(
             taken=tuple((name, path) for path, (name, _) in sorted(places.items())),
-            skipped=tuple(skipped.items()),
+            skipped=(*skipped.items(), *((name, "without the prefix of the others") for name in left_out)),
             untouched=tuple(sorted(paths.keys() - wanted.keys())),
             changes=changes,
         ),

@@ -222,7 +222,7 @@ def _storage_size(tensor: Tensor, content: _Content, name: str) -> int:
 
 
 def _view(storage: np.ndarray, tensor: Tensor, name: str) -> np.ndarray:
-    _check_shape((tensor.offset, *tensor.shape, *tensor.strides), len(tensor.shape), name)
+    _check_shape(tensor.shape, name, (tensor.offset, *tensor.strides))
     if len(tensor.shape) != len(tensor.strides):
         raise _impossible(name)
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
@@ -233,8 +233,11 @@ def _view(storage: np.ndarray, tensor: Tensor, name: str) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
 
 
-def _check_shape(sizes: tuple[Any, ...], dimensions: int, name: str) -> None:
-    if dimensions > MOST_DIMENSIONS or not all(type(x) is int and 0 <= x < 2**48 for x in sizes):
+def _check_shape(shape: tuple[Any, ...], name: str, others: tuple[Any, ...] = ()) -> None:
+    if len(shape) > MOST_DIMENSIONS or not all(type(x) is int and 0 <= x < 2**48 for x in (*shape, *others)):
+        raise _impossible(name)
+    # NumPy refuses sides whose product is too large, even beside one of 0.
+    if math.prod(filter(None, shape)) >= 2**48:
         raise _impossible(name)
 
 
@@ -248,7 +251,7 @@ def _array_size(array: Array, name: str) -> int:
         raise UserError(f"the array {name!r} is not of plain numbers")
     if not isinstance(array.shape, tuple):
         raise _impossible(name)
-    _check_shape(array.shape, len(array.shape), name)
+    _check_shape(array.shape, name)
     return math.prod(array.shape) * array.dtype.dtype.itemsize
 
 

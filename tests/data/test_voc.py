@@ -76,8 +76,8 @@ def test_corners_that_do_not_count_from_one_are_edges_and_said(tmp_path, corner)
     np.testing.assert_array_equal(source.objects(0).boxes, [[3, 4, 12, 23]])
     np.testing.assert_array_equal(source.objects(1).boxes, [[corner, 4, 29, 9]])
     what, (outcome, files) = next(iter(flaws(source).items()))
-    assert (outcome, files) == ("kept", ["b.png"])
-    assert "corners are edges from 0" in what
+    assert (outcome, files) == ("kept", ["a.png", "b.png"])
+    assert "corners are taken for edges from 0" in what
 
 
 def test_all_splits_have_the_same_classes_and_meaning(tmp_path):
@@ -89,6 +89,14 @@ def test_all_splits_have_the_same_classes_and_meaning(tmp_path):
     train, validation = opened(tmp_path), opened(tmp_path, "validation")
     assert train.class_names == validation.class_names == ("cat", "dog")
     np.testing.assert_array_equal(train.objects(0).boxes, [[3, 4, 12, 23]])
+    # It is the other split's corner of 0 that decides, and this one's report says so too.
+    assert "corners are taken for edges from 0" in next(iter(flaws(train)))
+
+
+def test_any_folder_may_be_a_split(tmp_path):
+    put(tmp_path, pair("train/", "train/", {"a": xml(DOG)}) | pair("holiday/", "holiday/", FILES))
+    assert len(opened(tmp_path, "holiday")) == 3
+    assert opened(tmp_path, "holiday").class_names == ("cat", "dog")
 
 
 def test_names_that_contradict_each_other_and_images_without_a_file_are_said(tmp_path):

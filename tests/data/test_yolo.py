@@ -211,3 +211,38 @@ def test_a_folder_is_taken_for_what_it_is(tmp_path):
     put(tmp_path, {"classes.txt": "cat"} | pair("images/", "labels/"))
     with pytest.raises(UserError, match=f"for the folder {tmp_path}, yolo:{tmp_path}"):
         open_source(str(tmp_path), "train")
+
+
+def test_the_path_of_a_yaml_file_may_lead_elsewhere(tmp_path):
+    put(tmp_path / "data", pair("images/train/", "labels/train/"))
+    put(tmp_path / "configs", {"my.yaml": "path: ../data\ntrain: images/train\nnames: [cat, dog]\n"})
+    assert [opened(tmp_path / "configs" / "my.yaml").name(k) for k in (0,)] == ["images/train/a.png"]
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    put(tmp_path / "data", {"data.yaml": f"path: {tmp_path / 'data'}\ntrain: images/train\nnames: [cat, dog]\n"})
+    assert len(opened(tmp_path / "link")) == 3
+
+
+def test_odd_things_beside_labels_are_no_labels(tmp_path):
+    files = {"classes.txt": "cat\ndog\n", "train.txt": "000.png\n001.png\n", "notes.yaml": "a: !Ref b\n"}
+    put(tmp_path, files | pair("", "", {"000": LINES["a"], "001": ""}))
+    (tmp_path / "2.txt").mkdir()
+    (tmp_path / "3.txt").symlink_to(tmp_path / "none")
+    assert len(opened(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "train: images/train\nnames: [yes, no]\n",
+            "has names that yaml takes for true or false: write them in quotes",
+        ),
+        (f"train: {'x' * 300}\nnames: [cat, dog]\n", "has train 'xxx.*', which is not there"),
+        ("a: !Ref b\n", "data.yaml is not valid yaml"),
+    ],
+)
+def test_more_bad_yaml_files_are_one_sentence(tmp_path, text, words):
+    put(tmp_path, {"data.yaml": text} | pair("images/train/", "labels/train/"))
+    with pytest.raises(UserError, match=words) as error:
+        opened(tmp_path)
+    assert "\n" not in str(error.value)

@@ -256,7 +256,14 @@ BROKEN = {
     "missing data": (op_dict(weight=op_tensor("7", 4, (2, 2), (2, 1))), r"data of the tensor 'weight' are missing"),
     "data of another entry": (op_dict(weight=op_tensor("../data.pkl", 4, (2,), (1,))), r"'weight' are missing"),
     "beyond its data": (op_dict(weight=op_tensor("0", 4, (2, 2), (2, 1), 1)), r"'weight' is larger than its data"),
-    "a bomb of strides": (op_dict(weight=op_tensor("0", 4, (2**30, 2**30), (0, 0))), r"is larger than its data"),
+    "a bomb of strides": (
+        op_dict(weight=op_tensor("0", 4, (2**30, 2**30), (0, 0))),
+        r"'weight' has an impossible shape",
+    ),
+    "a bomb beside nothing": (
+        op_dict(weight=op_tensor("0", 4, (2**30, 2**30, 0), (0, 0, 0))),
+        r"'weight' has an impossible shape",
+    ),
     "negative": (op_dict(weight=op_tensor("0", 4, (2, 2), (-2, 1))), r"'weight' has an impossible shape"),
     "a shape without strides": (op_dict(weight=op_tensor("0", 4, (2, 2), ())), r"'weight' has an impossible shape"),
     "unknown numbers": (

@@ -10,6 +10,7 @@ import pytest
 
 from kdjax.errors import UserError
 from kdjax.weights import pickles, read_weights, torch_file
+from kdjax.weights.pickles import _pairs
 from tests.weights.pickles import op_dict, op_int, op_name, op_tensor, op_text, write_zip
 
 RNG = np.random.default_rng(0)
@@ -118,8 +119,10 @@ def test_what_is_no_weight_stays_in_the_file(path):
 SMALL = np.arange(4, dtype=np.float32)
 BROKEN = {
     "a billion numbers": (op_array(SMALL, shape=(1000, 1000, 1000)), "tensors have more than|missing or cut off"),
-    "10^18 numbers": (op_array(SMALL, shape=(10**9, 10**9)), "its tensors have more than"),
+    "10^18 numbers": (op_array(SMALL, shape=(10**9, 10**9)), "'x' has an impossible shape"),
+    "10^12 numbers": (op_array(SMALL, shape=(10**6, 10**6)), "its tensors have more than"),
     "a negative side": (op_array(SMALL, shape=(-2, -2)), "'x' has an impossible shape"),
+    "a side of 0 beside too large ones": (op_array(SMALL, shape=(2**30, 2**30, 0)), "'x' has an impossible shape"),
     "too many sides": (op_array(SMALL, shape=(1,) * 70), "'x' has an impossible shape"),
     "objects": (op_array(SMALL, dtype="O8"), "'x' is not of plain numbers"),
     "texts": (op_array(SMALL, dtype="S4"), "'x' is not of plain numbers"),
@@ -225,3 +228,9 @@ def test_a_choice_that_cannot_be_made_is_refused(path):
     np.savez(path.with_suffix(".npz"), x=np.zeros(1))
     with pytest.raises(UserError, match="one set of tensors and no entries, such as 'model_ema'"):
         read_weights(path.with_suffix(".npz"), "model_ema")
+
+
+def test_a_dict_made_of_its_items_is_one_and_of_anything_else_is_none():
+    assert _pairs(([("a", 1), ["b", 2]],)) == [("a", 1), ("b", 2)]
+    for arguments in ((), ([("a",)],), ({"a": 1},), ([1],), ([("a", 1)], 2)):
+        assert _pairs(arguments) is None
