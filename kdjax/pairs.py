@@ -28,12 +28,17 @@ def _detector(name: str, backbone: Model, neck: Model, **head: Any) -> Model:
     return {"name": name, "backbone": backbone, "neck": neck, "head": head, "frozen_norm": True}
 
 
-def _retinanet(backbone: Model) -> Model:
-    return _detector("retinanet", backbone, {"extra_from": "c5", "extra_relu": False})
+def _retinanet(backbone: Model, extra_relu: bool = False) -> Model:
+    return _detector("retinanet", backbone, {"extra_from": "c5", "extra_relu": extra_relu})
 
 
 def _fcos(backbone: Model, **head: Any) -> Model:
     return _detector("fcos", backbone, {}, **head)
+
+
+def _improved_fcos(backbone: Model, **head: Any) -> Model:
+    improved = {"conv_bias": True, "norm_on_box": True, "centre_radius": 1.5, "box_loss": "giou", "iou_threshold": 0.6}
+    return _fcos(backbone, **improved, **head)
 
 
 def _two_stage(name: str, backbone: Model) -> Model:
@@ -134,30 +139,17 @@ PAIRS: dict[str, Pair] = {
     "mask_rcnn_r101_r50": Pair(MASK_R101, _two_stage("mask_rcnn", R50)),
     "cascade_mask_rcnn_x101_faster_rcnn_r50": Pair(CASCADE_X101_DCN, _two_stage("faster_rcnn", R50)),
     "cascade_mask_rcnn_x101_mask_rcnn_r50": Pair(CASCADE_X101_DCN, _two_stage("mask_rcnn", R50)),
-    "fcos_r101_r50": Pair(
-        FCOS_R101,
-        _fcos(R50_CAFFE, conv_bias=True, norm_on_box=True, centre_radius=1.5, box_loss="giou", iou_threshold=0.6),
-        short_sides=(640, 800),
-    ),
+    "fcos_r101_r50": Pair(FCOS_R101, _improved_fcos(R50_CAFFE), short_sides=(640, 800)),
     "fcos_x101_retinanet_r50": Pair(FCOS_X101, _retinanet(R50)),
     "retinanet_r101_fcos_r50": Pair(RETINANET_R101, _fcos(R50_CAFFE)),
 }
 """Every pair by the name of its variant."""
 
 
-def _detectron2_retinanet(backbone: Model) -> Model:
-    return _detector("retinanet", backbone, {"extra_from": "c5", "extra_relu": True})
-
-
-def _adelaidet_fcos(backbone: Model) -> Model:
-    improved = {"conv_bias": True, "norm_on_box": True, "centerness_on_box": True, "centre_radius": 1.5}
-    return _fcos(backbone, **improved, box_loss="giou", iou_threshold=0.6)
-
-
 DETECTRON2: dict[str, Pair] = {
     "retinanet_r101_r50": Pair(
-        Weights(_detectron2_retinanet(R101_CAFFE), "model_final_971ab9.pkl", 40.4, source="detectron2"),
-        _detectron2_retinanet(R50_CAFFE),
+        Weights(_retinanet(R101_CAFFE, extra_relu=True), "model_final_971ab9.pkl", 40.4, source="detectron2"),
+        _retinanet(R50_CAFFE, extra_relu=True),
     ),
     "faster_rcnn_r101_r50": Pair(
         Weights(_two_stage("faster_rcnn", R101_CAFFE), "model_final_f6e8b1.pkl", 42.0, source="detectron2"),
@@ -168,8 +160,8 @@ DETECTRON2: dict[str, Pair] = {
         _two_stage("mask_rcnn", R50_CAFFE),
     ),
     "fcos_r101_r50": Pair(
-        Weights(_adelaidet_fcos(R101_CAFFE), "FCOS_MS_R_101_2x.pth", 43.1, source="detectron2"),
-        _adelaidet_fcos(R50_CAFFE),
+        Weights(_improved_fcos(R101_CAFFE, centerness_on_box=True), "FCOS_MS_R_101_2x.pth", 43.1, source="detectron2"),
+        _improved_fcos(R50_CAFFE, centerness_on_box=True),
     ),
 }
 """Pairs of ICD's, whose detectors are Detectron2's and AdelaiDet's."""

@@ -59,12 +59,12 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
     store = PolygonStore()
     lines = _Lines(len(classes), where, "kpt_shape" in said, store, checks)
     images = []
-    for number, image in enumerate(names, start=1):
-        labels = _label_file(folder, image)
+    own = [_label_file(folder, image) for image in names]
+    for number, (image, labels) in enumerate(zip(names, own, strict=True), start=1):
         images.append({"id": number, "file_name": image, "unlabelled": labels is None})
         if labels:
             lines.read(labels, number)
-    for image, labels in _without_image(folder, names):
+    for image, labels in _without_image(folder, names, own):
         images.append({"id": len(images) + 1, "file_name": image})
         lines.read(labels, len(images))
     if all(image.get("unlabelled") for image in images):
@@ -166,12 +166,7 @@ def _images(folder: Path, file: Path | None, said: dict[str, Any], split: str, c
             raise no_split(folder, split, f"no {missing[0]!r}, which {file} names for {key}", "correct it")
     else:
         places = [_usual(folder, words)]
-        if (
-            places == [None]
-            and split == "train"
-            and not (said and said.get("val"))
-            and not _usual(folder, other_splits(split))
-        ):
+        if places == [None] and split == "train" and not said.get("val") and not _usual(folder, other_splits(split)):
             places = [folder / "images" if (folder / "images").is_dir() else folder]
         if places == [None]:
             raise no_split(folder, split, f"no images for the split {split!r}", "name them in data.yaml")
@@ -229,13 +224,16 @@ def _label_file(folder: Path, image: str) -> Path | None:
     return next((folder / name for name in _label_names(image) if os.path.isfile(folder / name)), None)
 
 
-def _without_image(folder: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
-    """Label files beside those of some images that belong to no image, and what that may be called."""
-    places = {file.parent for name in names if (file := _label_file(folder, name))}
-    known = {folder / name for image in pictures(folder, folder) for name in _label_names(image)}
-    known |= {folder / name for image in names for name in _label_names(image)} | {folder / name for name in _NAMES}
-    found = []
-    for file in sorted(file for place in places for file in place.glob("*.txt") if file not in known):
+def _without_image(folder: Path, names: Sequence[str], own: Sequence[Path | None]) -> list[tuple[str, Path]]:
+    """Label files beside ``own``, those of some images, that belong to no image, and what that may be called."""
+    places = {file.parent for file in own if file}
+    known = {folder / name for image in names for name in _label_names(image)} | {folder / name for name in _NAMES}
+    found: list[tuple[str, Path]] = []
+    others = sorted(file for place in places for file in place.glob("*.txt") if file not in known)
+    if not others:
+        return found
+    of_pictures = {folder / name for image in pictures(folder, folder) for name in _label_names(image)}
+    for file in (file for file in others if file not in of_pictures):
         stem = os.path.relpath(file, folder).replace(os.sep, "/").removesuffix(".txt")
         head, inner, tail = f"/{stem}".rpartition("/labels/")
         # A file of numbers; others, such as lists of classes or of images, begin otherwise.

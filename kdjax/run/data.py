@@ -51,10 +51,14 @@ def open_split(data: Data, task: Task, *, training: bool) -> Source:
     return source
 
 
+def is_own(data: Data) -> bool:
+    """Whether they are somebody's own, or published, and not the embedded ones."""
+    return not data.name.startswith("shapes")
+
+
 def is_open(data: Data) -> bool:
     """Whether keys are chosen from the data: they are somebody's own, and nobody said how large images are."""
-    own = not data.name.startswith("shapes")
-    return own and data.fit and data.image_size == defaults(Data)["image_size"]
+    return is_own(data) and data.fit and data.image_size == defaults(Data)["image_size"]
 
 
 def open_splits(plan: Plan) -> Splits:

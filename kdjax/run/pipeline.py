@@ -20,7 +20,7 @@ from kdjax.options import defaults
 from kdjax.paths import local_path
 from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
 from kdjax.report import Row, duration, summary_table
-from kdjax.run.data import Splits
+from kdjax.run.data import Splits, is_own
 from kdjax.run.fit import opened
 from kdjax.run.floor import check_floors
 from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_predictions
@@ -225,7 +225,7 @@ def _commands(plan: Plan, folder: Path) -> list[str]:
             "identical student without it"
         )
     trained = [stage for stage in plan.stages if stage.steps and not stage.options.teacher]
-    if trained and not plan.data.name.startswith("shapes") and not any(stage.options.weights for stage in trained):
+    if trained and is_own(plan.data) and not any(stage.options.weights for stage in trained):
         lines.append(
             f"  more from few images:  a backbone that knows ImageNet, --config.{trained[0].name}.weights=<file>, such "
             "as torchvision's ResNet-18 for a backbone of that depth and width 1"
