@@ -19,18 +19,17 @@ with ``coco/2017`` prepared and the two files that the pair names (``kdjax/pairs
 from ml_collections import ConfigDict
 
 from kdjax.config import method_config
-from kdjax.pairs import DETECTRON2, as_detectron2, finish, set_schedule, start
+from kdjax.pairs import DETECTRON2, PAIRS, as_detectron2, finish, set_schedule, start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """ICD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
-    config, pair = start(variant)
-    name = variant.removesuffix(":tiny")
-    if name in DETECTRON2:
-        as_detectron2(config, DETECTRON2[name])
-    elif pair:
-        set_schedule(config.student, epochs=12)
+    config, pair = start(variant, PAIRS | DETECTRON2)
     student = config.student
+    if variant.removesuffix(":tiny") in DETECTRON2:
+        as_detectron2(student)
+    elif pair:
+        set_schedule(student, epochs=12)
     if pair is None:
         icd = method_config("icd", warmup_steps=20, queries=60)
         student.loss_weights.icd = 1.5

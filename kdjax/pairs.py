@@ -5,6 +5,7 @@ that was trained on ImageNet. Nothing is downloaded: each pair names the two fil
 ``--config.teacher.weights=PATH`` and ``--config.student.weights=PATH`` say where they are.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -146,33 +147,36 @@ PAIRS: dict[str, Pair] = {
 """Every pair by the name of its variant."""
 
 
+_SHORT_SIDES = (640, 672, 704, 736, 768, 800)
 DETECTRON2: dict[str, Pair] = {
     "retinanet_r101_r50": Pair(
         Weights(_retinanet(R101_CAFFE, extra_relu=True), "model_final_971ab9.pkl", 40.4, source="detectron2"),
         _retinanet(R50_CAFFE, extra_relu=True),
+        short_sides=_SHORT_SIDES,
     ),
     "faster_rcnn_r101_r50": Pair(
         Weights(_two_stage("faster_rcnn", R101_CAFFE), "model_final_f6e8b1.pkl", 42.0, source="detectron2"),
         _two_stage("faster_rcnn", R50_CAFFE),
+        short_sides=_SHORT_SIDES,
     ),
     "mask_rcnn_r101_r50": Pair(
         Weights(_two_stage("mask_rcnn", R101_CAFFE), "model_final_a3ec72.pkl", 42.9, source="detectron2"),
         _two_stage("mask_rcnn", R50_CAFFE),
+        short_sides=_SHORT_SIDES,
     ),
     "fcos_r101_r50": Pair(
         Weights(_improved_fcos(R101_CAFFE, centerness_on_box=True), "FCOS_MS_R_101_2x.pth", 43.1, source="detectron2"),
         _improved_fcos(R50_CAFFE, centerness_on_box=True),
+        short_sides=_SHORT_SIDES,
     ),
 }
 """Pairs of ICD's, whose detectors are Detectron2's and AdelaiDet's."""
 
 
-def as_detectron2(config: ConfigDict, pair: Pair) -> None:
-    """Turns a pair into one of ICD's: Detectron2's teacher, backbone, sizes and schedule 1x of 90000 steps."""
-    config.teacher = taken_over(pair.teacher)
-    config.student = _trained(pair.student)
-    config.student.update(teacher="teacher", weights="R-50.pkl", source="detectron2", steps=90_000, eval_every=10_000)
-    config.student.optimizer.update(
+def as_detectron2(student: ConfigDict) -> None:
+    """Turns the stage of a student into one of ICD's: Detectron2's backbone and schedule 1x of 90000 steps."""
+    student.update(weights="R-50.pkl", source="detectron2", steps=90_000, eval_every=10_000)
+    student.optimizer.update(
         milestones=(2 / 3, 8 / 9),
         warmup_steps=1000,
         warmup_factor=0.001,
@@ -181,16 +185,16 @@ def as_detectron2(config: ConfigDict, pair: Pair) -> None:
         bias_rate=1.0,
         decay_bias=True,
     )
-    config.data.short_sides = (640, 672, 704, 736, 768, 800)
 
 
-def start(variant: str) -> tuple[ConfigDict, Pair | None]:
+def start(variant: str, pairs: Mapping[str, Pair] = PAIRS) -> tuple[ConfigDict, Pair | None]:
     """The config that a method's config goes on from, and the pair that its settings depend on.
 
     Args:
         variant: what stands behind the colon of ``--config=configs/<method>.py:<variant>``. "shapes" and "tiny" are the
-            embedded data set; a key of ``PAIRS`` is that pair on COCO; with ":tiny" behind it, two steps of it on the
+            embedded data set; a key of ``pairs`` is that pair on COCO; with ":tiny" behind it, two steps of it on the
             embedded data set.
+        pairs: by name.
 
     Raises:
         UserError: for another variant.
@@ -198,11 +202,11 @@ def start(variant: str) -> tuple[ConfigDict, Pair | None]:
     if variant in ("shapes", "tiny"):
         return base_config(), None
     name = variant.removesuffix(":tiny")
-    if name not in PAIRS:
+    if name not in pairs:
         raise UserError(
-            f"There is no variant {variant!r} of this config; choose shapes, tiny, or a pair: {', '.join(PAIRS)}."
+            f"There is no variant {variant!r} of this config; choose shapes, tiny, or a pair: {', '.join(pairs)}."
         )
-    pair = PAIRS[name]
+    pair = pairs[name]
     config = base_config()
     config.data.update(COCO)
     config.data.short_sides = pair.short_sides

@@ -48,9 +48,12 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
         UserError: one sentence with the file, the line or the id, and what is wrong.
     """
     path = local_path(folder)
-    file = path if path.is_file() else _yaml_file(readable(path, "yolo"), checks)
-    folder = path.parent if path.is_file() else path
-    said = _parsed(file, checks) if file else {}
+    file: Path | None = path
+    if path.is_file():
+        folder, said = path.parent, _parsed(path, checks)
+    else:
+        folder = readable(path, "yolo")
+        file, said = _yaml_file(folder, checks)
     classes, where = _classes(folder, file, said, checks)
     if os.path.isdir(base := folder / str(said.get("path") or "")):
         folder = Path(os.path.normpath(base))
@@ -85,8 +88,8 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
     )
 
 
-def _yaml_file(folder: Path, checks: Checks) -> Path | None:
-    """The yaml file of a folder that lists classes; None where there is none."""
+def _yaml_file(folder: Path, checks: Checks) -> tuple[Path | None, dict[str, Any]]:
+    """The yaml file of a folder that lists classes, and what it says; None and {} where there is none."""
     files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     said: dict[Path, Any] = {}
     broken: list[UserError] = []
@@ -101,7 +104,7 @@ def _yaml_file(folder: Path, checks: Checks) -> Path | None:
     if len(found) > 1:
         several = ", ".join(file.name for file in found)
         raise UserError(f"{folder} has several yaml files with names ({several}): name one, yolo:{found[0]}.")
-    return found[0] if found else None
+    return (found[0], said[found[0]]) if found else (None, {})
 
 
 def _yaml(file: Path, checks: Checks) -> Any:
