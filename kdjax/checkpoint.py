@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from kdjax import __version__
+from kdjax.devices import globalize
 from kdjax.errors import UserError, parsing
 from kdjax.models import build_model
 from kdjax.paths import local_path
@@ -102,7 +103,7 @@ class Checkpoints:
         """Starts saving ``state`` under its step; with the value of its metric it is a candidate for the best."""
         # A metric of nothing is NaN, which must not count as the best.
         metrics = {self._metric: value} if value is not None and math.isfinite(value) else None
-        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        items = {name: ocp.args.StandardSave(item) for name, item in _items(globalize(state)).items()}
         self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, state: TrainState, step: int | None = None) -> TrainState:
@@ -213,8 +214,9 @@ def _write(folder: Path, arrays: Mapping[str, Any], file: str, description: Mapp
     # Two trainings of one config differ by the digest: whatever is learnt from these arrays is remembered with it.
     description = {"kdjax": __version__, **description, "sha256": _digest(arrays)}
     with replacing(folder) as partial:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / ARRAYS_FOLDER, dict(arrays))
+        with _alone() as checkpointer:
+            # On the host: of arrays on the devices of one process among several Orbax wants nothing to do.
+            checkpointer.save(partial / ARRAYS_FOLDER, dict(jax.device_get(arrays)))
         (partial / file).write_text(json.dumps(description, indent=2) + "\n")
 
 
@@ -224,6 +226,14 @@ def _digest(arrays: Any) -> str:
     for leaf in jax.tree.leaves(arrays):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def _alone() -> ocp.StandardCheckpointer:
+    """Writes and reads arrays for this process, whatever others do meanwhile."""
+    me = jax.process_index()
+    # The prefix keeps its barriers apart from those of another process that does the same.
+    alone = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}")
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 @contextlib.contextmanager
@@ -299,7 +309,7 @@ def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any =
     """
     arrays = local_path(folder).absolute() / (STUDENT if "checkpoint" in description else ARRAYS_FOLDER)
     what, advice = f"The arrays in {arrays}", "take an undamaged copy of that folder, or make it anew"
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _alone() as checkpointer:
         with _orbax(what, advice):
             saved = checkpointer.metadata(arrays).item_metadata.tree
         if like is not None and (misfits := _misfits(saved, like)):
@@ -375,5 +385,5 @@ def _misfits(saved: Any, wanted: Any) -> str:
 
 
 def _on_default_device(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

@@ -15,8 +15,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kdjax.errors import UserError
-
 AXIS = "devices"
 """Name of the mapped axis: what a module takes as ``axis_name`` inside a step."""
 
@@ -32,30 +30,35 @@ def cache_compilations() -> None:
 
 
 def device_count() -> int:
-    """Devices that share a batch.
+    """Devices that share a batch, of all processes."""
+    return jax.device_count()
 
-    Raises:
-        UserError: they belong to several processes.
+
+def globalize(tree: Tree) -> Tree:
+    """Arrays that are whole on each device of this process, as one array that is whole on each device of all of them.
+
+    Nothing is copied: in several processes :func:`parallel` gives the former, and Orbax saves the latter.
     """
-    if jax.process_count() > 1:
-        raise UserError(
-            f"This program runs in {jax.process_count()} processes, and kdjax trains in one process only: start it "
-            "once, on one host, without jax.distributed; every device of that host takes part."
-        )
-    return jax.local_device_count()
+    sharding = NamedSharding(Mesh(np.asarray(jax.devices()), AXIS), PartitionSpec())
+
+    def whole(x: jax.Array) -> jax.Array:
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, [y.data for y in x.addressable_shards])
+
+    return tree if jax.process_count() == 1 else jax.tree.map(whole, tree)
 
 
 def replicate(tree: Tree, devices: list[jax.Device] | None = None) -> Tree:
-    """Places every array of ``tree`` whole on each of ``devices`` (all by default), once.
+    """Places every array of ``tree`` whole on each of ``devices`` (this process's by default), once.
 
-    Arrays handed to a mapped function from one device are broadcast again at every call; replicated ones are not.
+    Arrays handed to a mapped function from one device are broadcast again at every call; replicated ones are not. Of
+    several processes each calls it with the same values.
     """
-    mesh = Mesh(np.asarray(devices or jax.devices()), AXIS)
+    mesh = Mesh(np.asarray(devices or jax.local_devices()), AXIS)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def split(batch: Tree, devices: list[jax.Device] | None = None, *, parts: int = 1) -> Tree:
-    """Reshapes host arrays (N, ...) to (D, N / D, ...) and places a part on each of the D local devices.
+    """Reshapes host arrays (N, ...) to (D, N / D, ...) and places a part on each of the D devices of this process.
 
     The copies may be under way when this returns: the arrays given must not change any more.
 

@@ -12,12 +12,15 @@ class UserError(ValueError):
     """
 
     exit_code = 78
+    everywhere = False
+    """Whether all processes of a run raise one here."""
 
 
 class NumericError(ArithmeticError):
     """The loss left the finite numbers; what was saved before stays."""
 
     exit_code = 70
+    everywhere = True
 
 
 @contextlib.contextmanager

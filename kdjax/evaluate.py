@@ -14,14 +14,15 @@ from kdjax.checkpoint import describe, load_student
 from kdjax.config import find_config
 from kdjax.config.schema import Data, Run
 from kdjax.data.check import compare_classes
-from kdjax.devices import cache_compilations, device_count
+from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.evaluation import evaluate, make_predict
 from kdjax.files import write_json, writing
-from kdjax.main import CONFIG, parse, refuse
+from kdjax.main import CONFIG, begin, parse, refuse
 from kdjax.options import parse as parse_options
 from kdjax.paths import local_path
 from kdjax.plan import check_eval_batch
+from kdjax.processes import is_main
 from kdjax.report import align, known
 from kdjax.run.data import open_split
 from kdjax.tasks import build_task
@@ -76,12 +77,12 @@ def tables(metrics: Metrics) -> str:
 def main(_: Sequence[str]) -> int:
     """Prints the tables; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
-    cache_compilations()
     try:
+        begin()
         if not _MODEL.value:
             raise UserError("--model is missing; name a folder, such as --model=runs/first/student.")
         metrics = measure(with_size(CONFIG.value, _MODEL.value), _MODEL.value)
-        if _JSON.value:
+        if _JSON.value and is_main():
             with writing("json", _JSON.value):
                 write_json(local_path(_JSON.value), metrics)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a model says of a whole source, computed on every local device, and what a task's judge makes of it."""
+"""What a model says of a whole source, computed on every device, and what a task's judge makes of it."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,8 @@ import numpy as np
 from kdjax import operations
 from kdjax.data.batches import eval_batches
 from kdjax.data.sizing import Size, Sizing
-from kdjax.devices import parallel, replicate, split
+from kdjax.devices import device_count, parallel, replicate, split
+from kdjax.processes import gather, on_main
 from kdjax.types import Batch, Judge, Metrics, Model, Source, Task
 
 Predict = Callable[[Any, Any, Any], Any]
@@ -32,28 +33,37 @@ def evaluate(
 ) -> tuple[Metrics, Judge]:
     """The metrics of a model over a whole source, the last partial batch included.
 
+    Of several processes each computes its part of every batch; the main one judges what all have found.
+
     Args:
         predict: made by :func:`make_predict`.
         variables: the model's; placed on the devices once, unless they are there already.
         source: images and their truth.
         task: judges.
-        batch_size: images that all local devices see at once.
+        batch_size: images that all devices of all processes see at once.
         image_size: height and width of the padded images, into which every image is scaled to fit; or a sizing.
 
     Returns:
-        the metrics, and the judge, which knows what the model said.
+        the metrics, and the judge, which knows what the model said of this process's images.
 
     Raises:
         ValueError: the devices cannot share the batch evenly.
     """
-    devices = jax.local_device_count()
+    devices = device_count()
     if batch_size % devices:
         raise ValueError(f"evaluation batch size {batch_size} must be a multiple of the {devices} devices")
     judge = task.judge(source)
-    batches = eval_batches(source, batch_size=batch_size, image_size=image_size)
+    batches = eval_batches(
+        source,
+        batch_size=batch_size,
+        image_size=image_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     for batch, output in outputs(predict, replicate(variables), batches):
         judge.add(output, batch)
-    return judge.merge([judge.state()]), judge
+    states = gather(judge.state())
+    return on_main(lambda: judge.merge(states)), judge
 
 
 def outputs(predict: Predict, variables: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Any]]:

@@ -16,12 +16,15 @@ from kdjax.errors import NumericError, UserError
 from kdjax.methods import method_class
 from kdjax.models import model_class
 from kdjax.options import declared, hint
+from kdjax.processes import are_several, connect, is_main, leave, speaker
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config by name, such as mgd, or its file; with a variant behind a colon, such as mgd:tiny."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; runs/<name of the config> by default.")
-
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, where nothing else tells.")
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0.")
 
 _REQUIRE_GAIN = flags.DEFINE_bool(
     "require_gain", False, "End with exit code 2 unless the students of config.seeds are better than their twins."
@@ -38,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.ERROR)
     if _REQUIRE_GAIN.value and not CONFIG.value.get("seeds"):
         return refuse(UserError("--require_gain asks what several seeds say: give --config.seeds='(0, 1, 2)'."))
-    cache_compilations()
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     try:
+        begin()
         summary = pipeline.run(CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
     except (UserError, NumericError) as error:
         return refuse(error)
@@ -48,6 +51,19 @@ def main(argv: Sequence[str]) -> int:
         print("kdjax: interrupted; the same command goes on from the last checkpoint, if any.", file=sys.stderr)
         return 130
     return _NO_GAIN if _REQUIRE_GAIN.value and summary["verdict"]["outcome"] != "gain" else 0
+
+
+def begin() -> None:
+    """What comes before a program's first array: the other processes, if any, and the cache of what XLA compiled.
+
+    Raises:
+        UserError: the processes do not find each other.
+    """
+    connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    cache_compilations()
+    if not is_main():
+        # The main process alone tells; what is wrong here goes to standard error.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -160,7 +176,9 @@ def _declaring(config: ConfigDict, section: Sequence[str]) -> type:
 
 def refuse(error: UserError | NumericError) -> int:
     """Prints the one sentence that ends a program; returns its exit code."""
-    print(f"kdjax: {error}", file=sys.stderr)
+    print(f"{speaker()}: {error}", file=sys.stderr)
+    if are_several() and not error.everywhere:
+        leave(error.exit_code)
     return error.exit_code
 
 

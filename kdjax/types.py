@@ -303,15 +303,15 @@ class Judge(Protocol):
     def merge(self, states: Sequence[Mapping[str, np.ndarray]]) -> Metrics:
         """The metrics of the states of all processes together; every image counts once."""
 
-    def kept(self, count: int) -> list[Any]:
-        """Of the source's first images what the task draws, as plain JSON."""
+    def kept(self, count: int) -> dict[int, Any]:
+        """Of those of the source's first ``count`` images that were added, by position, what the task draws: JSON."""
 
 
 class Column(NamedTuple):
     """What one model said of a source's first images, to be drawn."""
 
     kept: list[Any]
-    """What :meth:`Judge.kept` gave."""
+    """What :meth:`Judge.kept` gave, in the order of the positions."""
     metrics: Metrics
     """What the judge says of the model."""
 

@@ -92,7 +92,7 @@ class Top1:
         return {"top1": 100 * right / count}
 
     def kept(self, count: int):
-        return [CLASSES[self._said[position]] for position in range(min(count, len(self._said)))]
+        return {position: CLASSES[label] for position, label in self._said.items() if position < count}
 
 
 class Classification:

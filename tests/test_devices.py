@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.devices import Prefetch, device_count, split
-from kdjax.errors import UserError
+from kdjax.devices import Prefetch, split
 
 
 def test_each_device_holds_its_part_of_every_part_of_the_batch():
@@ -44,13 +43,6 @@ def test_batches_are_placed_one_ahead_in_order_and_the_thread_ends():
         assert asked == [0, 1]
         assert [int(batch[0, 0]) for batch in placed] == [1, 2, 3, 4]
     assert threading.active_count() == before
-
-
-def test_a_program_in_several_processes_is_refused_in_words(monkeypatch):
-    assert device_count() == 8
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="runs in 2 processes, and kdjax trains in one process only"):
-        device_count()
 
 
 def test_nobody_is_ready_while_a_batch_is_made():

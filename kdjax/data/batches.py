@@ -53,6 +53,7 @@ def train_batches(
     seed: int,
     first_step: int = 0,
     augmentation: Augmentation = _NO_AUGMENTATION,
+    parts: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
@@ -61,20 +62,22 @@ def train_batches(
     """Endless training batches; the one of step s depends on ``seed`` and s alone.
 
     :mod:`kdjax.data.order` says which examples it holds; how they are augmented depends on the seed and their position
-    in that order. Every process yields its contiguous slice of the same global batch, whose images are all padded to
-    one shape.
+    in that order. Every process yields its share of the same global batch, whose images are all padded to one shape:
+    its contiguous slice of each of the batch's ``parts``.
 
     Args:
         source: at least ``batch_size`` examples.
-        batch_size: images in the global batch, a multiple of ``process_count``.
+        batch_size: images in the global batch, a multiple of ``parts`` times ``process_count``.
         image_size: height and width of the padded images, into which every image is scaled to fit; or a sizing, with
             several shapes and with other scales.
         task: how the truth of an example becomes a row of targets.
         seed: in [0, 2**32).
         first_step: the step of the first batch; earlier ones are not computed.
         augmentation: what is changed at random.
-        process_index: which slice of the global batch to yield.
-        process_count: how many slices there are.
+        parts: in how many parts a step works through the batch: whatever the number of processes, a part holds the
+            same images.
+        process_index: whose share of the global batch to yield.
+        process_count: how many processes there are.
         num_threads: threads that prepare images ahead of the consumer; they change nothing but the speed.
         log: is told how many images have which shape, if there are several.
 
@@ -85,12 +88,12 @@ def train_batches(
         UserError: fewer examples than a batch.
         ValueError: a batch that cannot be divided among the processes.
     """
-    local_size = _local_size(batch_size, process_index, process_count)
+    local_size = _local_size(batch_size, process_index, process_count, parts)
     if len(source) < batch_size:
         raise UserError(f"the source has {len(source)} examples, fewer than the batch of {batch_size}")
     sizes = sizing(image_size)
     order = Order(_choose_shapes(source, sizes, log), batch_size, seed, NUMBERS)
-    index = np.arange(local_size, dtype=np.int32) + process_index * local_size
+    index = np.arange(batch_size, dtype=np.int32).reshape(parts, process_count, -1)[:, process_index].ravel()
     memory = _Memory()
 
     def batch(step: int) -> tuple[Batch, Sequence[Work]]:
@@ -178,10 +181,11 @@ def eval_batches(
     return _prepared(map(batch, parts()), local_size, num_threads)
 
 
-def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
-    """Images in one process's slice of a global batch."""
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"a batch of {batch_size} images cannot be divided among {process_count} processes")
+def _local_size(batch_size: int, process_index: int, process_count: int, parts: int = 1) -> int:
+    """Images in one process's share of a global batch."""
+    if batch_size < 1 or batch_size % (process_count * parts):
+        in_parts = f" in {parts} parts" if parts > 1 else ""
+        raise ValueError(f"a batch of {batch_size} images cannot be divided among {process_count} processes{in_parts}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index is {process_index}, it must be in [0, {process_count})")
     return batch_size // process_count

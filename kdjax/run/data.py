@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from kdjax.config.schema import Data
@@ -86,7 +87,9 @@ def open_splits(plan: Plan) -> Splits:
 
 
 def open_batches(plan: Plan, stage: StagePlan, source: Source, first_step: int) -> Iterator[Batch]:
-    """The training batches of a stage from a step on, on the host; a pure function of the seed, the stage and the step.
+    """This process's share of the training batches of a stage from a step on, on the host.
+
+    A pure function of the seed, the stage and the step.
 
     Raises:
         UserError: there can be none; or, in the middle, an image that was there at the start cannot be read any more.
@@ -100,6 +103,9 @@ def open_batches(plan: Plan, stage: StagePlan, source: Source, first_step: int) 
         seed=int(np.random.SeedSequence((plan.run.seed, stage.number)).generate_state(1)[0]),
         first_step=first_step,
         augmentation=data.augmentation,
+        parts=stage.options.accumulate,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         num_threads=data.threads,
         log=lambda text: print(f"[{stage.name}] {text}", flush=True),
     )

@@ -19,7 +19,9 @@ from kdjax.files import write_json
 from kdjax.options import defaults
 from kdjax.paths import local_path
 from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
+from kdjax.processes import everywhere, on_main
 from kdjax.report import Row, duration, summary_table
+from kdjax.run.agreement import check_agreement, check_workdir
 from kdjax.run.data import Splits, is_own
 from kdjax.run.fit import opened
 from kdjax.run.floor import check_floors
@@ -49,20 +51,37 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: the config, the workdir or something that the config names cannot be used.
         NumericError: a loss is not finite.
     """
-    plan, started = resolve(config, devices=device_count()), time.monotonic()
+    started, workdir = time.monotonic(), local_path(workdir)
+    plan = everywhere(lambda: _resolved(config))
+    check_workdir(workdir)
+    plan, splits, claims = everywhere(lambda: _prepared(config, plan, workdir))
+    check_agreement({"config": plan.content, "stages": claims})
+    if plan.run.seeds:
+        plans = {seed: with_seed(plan, seed) for seed in plan.run.seeds}
+        summary, folder = _repeat(plans, workdir, splits, claims), _seed_folder(workdir, plan.run.seeds[0])
+    else:
+        summary, folder = _run(plan, workdir, splits, claims[plan.run.seed]), workdir
+    print(_closing(plan, workdir, folder, time.monotonic() - started), flush=True)
+    return summary
+
+
+def _resolved(config: ConfigDict) -> Plan:
+    plan = resolve(config, devices=device_count())
     check_sinks(plan.run.sinks)
-    workdir = _usable(local_path(workdir))
+    return plan
+
+
+def _prepared(config: ConfigDict, plan: Plan, workdir: Path) -> tuple[Plan, Splits, dict[int, dict[str, Any]]]:
+    """The plan with what is chosen from the data, the data, and by seed what each stage is known by.
+
+    With it all is refused that can be before a stage begins.
+    """
     plan, splits = opened(config, plan)
     _check_batches(plan, splits)
     if not plan.run.seeds:
-        summary = _run(plan, workdir, splits, _claims(plan, workdir, splits))
-        print(_closing(plan, workdir, workdir, time.monotonic() - started), flush=True)
-        return summary
-    plans = {seed: with_seed(plan, seed) for seed in plan.run.seeds}
-    identities = {seed: _claims(one, _seed_folder(workdir, seed), splits) for seed, one in plans.items()}
-    summary = _repeat(plans, workdir, splits, identities)
-    print(_closing(plan, workdir, _seed_folder(workdir, plan.run.seeds[0]), time.monotonic() - started), flush=True)
-    return summary
+        return plan, splits, {plan.run.seed: _claims(plan, workdir, splits)}
+    folders = {seed: _seed_folder(workdir, seed) for seed in plan.run.seeds}
+    return plan, splits, {seed: _claims(with_seed(plan, seed), folder, splits) for seed, folder in folders.items()}
 
 
 def _seed_folder(workdir: Path, seed: int) -> Path:
@@ -112,15 +131,19 @@ def _repeat(
         **found,
         "verdict": verdict._asdict(),
     }
-    write_json(workdir / "summary.json", summary)
+    on_main(lambda: write_json(workdir / "summary.json", summary))
     return summary
 
 
 def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any]) -> dict[str, Any]:
     """The run of one seed, whose stages are known by ``identities``."""
-    workdir.mkdir(exist_ok=True)
-    write_json(workdir / "config.json", plan.content)
-    _report_data(workdir, splits)
+
+    def begin() -> None:
+        workdir.mkdir(exist_ok=True)
+        write_json(workdir / "config.json", plan.content)
+        _report_data(workdir, splits)
+
+    on_main(begin)
     results: dict[str, dict[str, Any]] = {}
     finished: dict[str, Finished] = {}
     for stage in plan.stages:
@@ -129,32 +152,22 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
         results[stage.name], finished[stage.name] = result, Finished(folder, result["metrics"])
         check_floors(plan, stage.name, result["metrics"], splits.train.class_names)
     summary = _summary(plan, results)
-    with replacing(workdir / "student") as partial:
-        shutil.copytree(finished[plan.student].model, partial, dirs_exist_ok=True)
-    write_json(workdir / "summary.json", summary)
-    # Again, for images that could not be decoded.
-    _report_data(workdir, splits)
-    _draw(plan, workdir, splits, finished)
+
+    def finish() -> None:
+        with replacing(workdir / "student") as partial:
+            shutil.copytree(finished[plan.student].model, partial, dirs_exist_ok=True)
+        write_json(workdir / "summary.json", summary)
+        # Again, for images that could not be decoded.
+        _report_data(workdir, splits)
+        _draw(plan, workdir, splits, finished)
+
+    on_main(finish)
     print(_table(plan, results))
     return summary
 
 
 def _folder(workdir: Path, stage: StagePlan) -> Path:
     return workdir / "stages" / stage.name
-
-
-def _usable(workdir: Path) -> Path:
-    """Makes the workdir, or says why it cannot be used."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir} cannot be used ({error.strerror}); name a folder that can be written, or a new one."
-        ) from error
-    return workdir
 
 
 def _report_data(workdir: Path, splits: Splits) -> None:

@@ -19,7 +19,7 @@ from kdjax.paths import local_path
 from kdjax.plan import Plan, StagePlan
 from kdjax.run.data import Splits
 from kdjax.state import TrainState
-from kdjax.types import FILES, Judge
+from kdjax.types import FILES
 
 _FIRST_VERSION = "0.1.0"
 """It wrote no version beside its stages, and all stages of a run drew the same batches."""
@@ -212,16 +212,16 @@ def export(
     methods: Mapping[str, Applied],
     folder: Path,
     state: TrainState,
-    judge: Judge,
+    kept: Mapping[int, Any],
 ) -> None:
-    """Writes the trained model, what its methods learnt, and what the model said of the first images."""
+    """Writes the trained model, what its methods learnt, and what the model said of the first images, by position."""
     save_model(folder / "model", state.student(), json.loads((folder / STAGE_FILE).read_text()))
     learnt = {name: x for name, x in by_method(state.params["method"], methods).items() if x}
     for name, params in learnt.items():
         options = stage.options.methods[name]
         place = folder / "method" if len(learnt) == 1 else folder / "method" / name
         save_method(place, params, {"name": options.name, **options.options})
-    write_json(folder / PREDICTIONS_FILE, judge.kept(MOST_PICTURES))
+    write_json(folder / PREDICTIONS_FILE, [kept[position] for position in sorted(kept)])
 
 
 def kept_predictions(folder: Path) -> list[Any]:

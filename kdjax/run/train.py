@@ -9,6 +9,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from kdjax.evaluation import Evaluation, evaluate, make_predict
 from kdjax.files import write_json
 from kdjax.methods import method_class
 from kdjax.plan import Plan, StagePlan
+from kdjax.processes import everywhere, gather, is_main, on_main
 from kdjax.report import MetricWriter, Throughput, duration, parameter_table, progress_line, spoken
 from kdjax.run.build import Built, Facts, build, first_state, stage_key
 from kdjax.run.data import Splits, open_batches
 from kdjax.run.floor import metrics_of_teacher
-from kdjax.run.record import RESULT_FILE, Finished, claim, export, finished_result
+from kdjax.run.record import MOST_PICTURES, RESULT_FILE, Finished, claim, export, finished_result
 from kdjax.run.start import Origins, load_origins
 from kdjax.state import TrainState, Variables
 from kdjax.types import Judge, Metrics
@@ -65,7 +67,7 @@ def train_stage(
         UserError: something that the config names does not fit, or the teacher is worse than ``teacher_floor``.
         NumericError: the loss is not finite.
     """
-    if done_before := finished_result(folder):
+    if done_before := on_main(lambda: finished_result(folder)):
         found = spoken(done_before["metrics"], plan.task.spoken[:1])
         print(f"[{stage.name}] finished earlier: {found}. Nothing to do.", flush=True)
         return done_before
@@ -75,16 +77,15 @@ def train_stage(
     evaluation = functools.partial(
         evaluate, source=splits.evaluation, task=plan.task, batch_size=plan.run.eval_batch_size, image_size=sizing
     )
-    origins = load_origins(stage, class_names, earlier)
-    built = build(stage, _facts(plan, stage, splits, origins))
+    origins, built = everywhere(lambda: _prepared(plan, stage, splits, earlier))
     teacher_metrics = metrics_of_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
     description = describe_model(origins.model, class_names, sizing.shapes[0], splits.train.category_ids)
-    claim(folder, identity, description)
+    on_main(lambda: claim(folder, identity, description))
     loop = _Loop(plan, stage, built, folder, evaluation)
     teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None
     # The loop alone holds the state: on a device there is no room for two.
     state, metrics, judge = loop.run(functools.partial(_begin, plan, stage, built, origins), teacher_variables, splits)
-    export(stage, built.methods, folder, state, judge)
+    kept = {at: said for part in gather(judge.kept(MOST_PICTURES)) for at, said in part.items()}
     result: dict[str, Any] = {
         "metrics": metrics,
         "teacher": teacher_metrics,
@@ -92,10 +93,21 @@ def train_stage(
         "images_per_second": loop.throughput.images_per_second,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
     }
-    # Last: it marks the stage as finished.
-    write_json(folder / RESULT_FILE, result)
+
+    def finish() -> None:
+        export(stage, built.methods, folder, state, kept)
+        # Last: it marks the stage as finished.
+        write_json(folder / RESULT_FILE, result)
+
+    on_main(finish)
     print(f"[{stage.name}] {number} took {duration(time.monotonic() - started)}.", flush=True)
     return result
+
+
+def _prepared(plan: Plan, stage: StagePlan, splits: Splits, earlier: Mapping[str, Finished]) -> tuple[Origins, Built]:
+    """What a stage begins with, read, and its modules, made."""
+    origins = load_origins(stage, splits.train.class_names, earlier)
+    return origins, build(stage, _facts(plan, stage, splits, origins))
 
 
 def _extent(stage: StagePlan, images: int) -> str:
@@ -202,7 +214,7 @@ class _Loop:
         key = replicate(stage_key(self._plan.run.seed, stage))
         teacher_variables = teacher_variables and replicate(teacher_variables)
         with (
-            MetricWriter(self._folder, first, self._plan.run.sinks) as writer,
+            everywhere(lambda: self._writer(first)) as writer,
             Prefetch(batches, parts=stage.options.accumulate) as placed,
         ):
             for done in range(first + 1, stage.steps + 1):
@@ -212,6 +224,10 @@ class _Loop:
                 evaluated = self._between(done, state, writer, checkpoints)
         assert evaluated is not None  # The last step is evaluated.
         return state, evaluated
+
+    def _writer(self, step: int) -> AbstractContextManager[MetricWriter | None]:
+        """Records the steps after ``step``; nothing but on the main process."""
+        return MetricWriter(self._folder, step, self._plan.run.sinks) if is_main() else nullcontext()
 
     def _compare(self, best: Best, last: Metrics) -> None:
         """Says what is kept where the best checkpoint is not the last, and names overfitting where it is seen."""
@@ -255,7 +271,7 @@ class _Loop:
         return state
 
     def _between(
-        self, done: int, state: TrainState, writer: MetricWriter, checkpoints: Checkpoints
+        self, done: int, state: TrainState, writer: MetricWriter | None, checkpoints: Checkpoints
     ) -> tuple[Metrics, Judge] | None:
         """What is due after a step: its line and row, an evaluation, a checkpoint. Returns the evaluation."""
         stage, evaluated = self._stage, None
@@ -273,7 +289,8 @@ class _Loop:
                 evaluated = self._evaluate(state.student())
             row["eval"] = evaluated[0]
             print(f"[{stage.name}] step {done}: {spoken(evaluated[0], self._plan.task.spoken)}", flush=True)
-        writer.write(done, row)
+        if writer:
+            writer.write(done, row)
         if not finite:
             raise _not_finite(stage.name, done, means)
         if saves:

@@ -119,11 +119,10 @@ class AveragePrecision:
         found = [image for state in states for image in self.images(state)]
         return coco_metrics(self._source, found, self._max_detections)
 
-    def kept(self, count: int) -> list[dict[str, Any]]:
-        """The detections of the source's first images, under the data set's own ids."""
-        first = sorted((image for image in self._found if image.position < count), key=lambda image: image.position)
-        fields = [image._asdict() for image in first]
-        return [{"image_id": self._source.image_id(image.pop("position")), **image} for image in fields]
+    def kept(self, count: int) -> dict[int, dict[str, Any]]:
+        """The detections of the source's first images, by position, under the data set's own ids."""
+        first = {image.position: image._asdict() for image in self._found if image.position < count}
+        return {at: {"image_id": self._source.image_id(image.pop("position")), **image} for at, image in first.items()}
 
     def images(self, state: Mapping[str, np.ndarray]) -> Iterator[ImageDetections]:
         """The detections of a :meth:`state`, image by image."""

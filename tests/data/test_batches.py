@@ -106,6 +106,16 @@ def test_processes_share_one_global_batch(count, options):
     np.testing.assert_array_equal(everything[0].index, np.arange(8))
 
 
+def test_a_part_of_a_batch_holds_the_same_images_however_many_processes_share_it():
+    (whole,) = take(1, Marks(40), batch_size=16)
+    shares = [take(1, Marks(40), batch_size=16, parts=2, process_index=i, process_count=2)[0] for i in range(2)]
+    for part in (0, 1):
+        rows = np.concatenate([share.index.reshape(2, 4)[part] for share in shares])
+        np.testing.assert_array_equal(rows, np.arange(8 * part, 8 * part + 8))
+    for share in shares:
+        assert_equal(share, jax.tree.map(lambda array, rows=share.index: array[rows], whole))
+
+
 def test_boxes_are_where_the_marks_are():
     """Every valid box is filled with the value of its label, except where a later object covers it."""
     seen = flipped = 0

@@ -1,0 +1,189 @@
+"""The processes of a run, one or a few on each host: how they find each other, and what they tell each other.
+
+Every process does the same, in the same order, on its own part of each batch. The main one, number 0, alone prints and
+writes. What passes between them is bytes: through JAX's arrays, int64 would become int32 and float64 float32.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from importlib import util
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from kdjax.devices import AXIS, parallel
+from kdjax.errors import UserError
+
+T = TypeVar("T")
+
+MAIN = 0
+"""Number of the process that prints and writes."""
+_TASKS = {"SLURM_STEP_NODELIST": "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_SIZE"}
+"""Variables that tell of a launcher, and those with the number of processes that it started."""
+
+
+def connect(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Lets the processes of a run find each other; without several of them it does nothing.
+
+    Call it before anything asks JAX for devices. On Cloud TPU, under Slurm and under Open MPI everything is found out;
+    elsewhere it is said, or stands in ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+
+    Args:
+        coordinator: ``HOST:PORT``, where process 0 listens; all others reach it there.
+        processes: how many there are.
+        process: the number of this one, from 0.
+
+    Raises:
+        UserError: only some of the three are said, they contradict each other, or the others are not reached.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    processes = _number("JAX_NUM_PROCESSES") if processes is None else processes
+    process = _number("JAX_PROCESS_ID") if process is None else process
+    if (coordinator, processes, process) != (None, None, None):
+        _check(coordinator, processes, process)
+        _initialize(coordinator, processes, process)
+    elif _launched():
+        _initialize()
+    elif util.find_spec("libtpu"):
+        try:
+            _initialize()
+        except ValueError:
+            # JAX found no pod around it, as on a machine that only compiles for TPUs.
+            return
+    if jax.process_count() > 1:
+        # All devices connect now. Later some process compiles longer than the others wait for a first connection.
+        parallel(_mean, in_axes=(0,), replicated=True)(np.ones(jax.local_device_count(), np.float32))
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    return jax.lax.pmean(x, AXIS)
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise UserError(f"The environment variable {variable} is {text!r}; it must be a whole number.")
+    return int(text)
+
+
+def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Raises UserError where the three do not make sense together."""
+    if coordinator is None or processes is None or process is None:
+        raise UserError(
+            "--coordinator=HOST:PORT, --processes=N and --process=I belong together, one command for each I from 0 to "
+            "N - 1; on Cloud TPU, Slurm and Open MPI none of them is needed."
+        )
+    host, colon, port = coordinator.rpartition(":")
+    if not (host and colon and port.isdecimal() and int(port) < 2**16):
+        raise UserError(
+            f"--coordinator={coordinator} is no HOST:PORT; it must be where process 0 listens, such as 10.0.0.1:8476."
+        )
+    if not 0 <= process < processes:
+        raise UserError(f"--process={process} of --processes={processes}; it must be from 0 to {processes - 1}.")
+
+
+def _launched() -> bool:
+    """Whether a launcher started several processes."""
+    return any(sign in os.environ and int(os.environ.get(count, 1)) > 1 for sign, count in _TASKS.items())
+
+
+def _initialize(*arguments: Any) -> None:
+    try:
+        jax.distributed.initialize(*arguments)
+    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+        where = f" at {arguments[0]}" if arguments else ""
+        raise UserError(
+            f"The processes of this run do not find each other{where} ({' '.join(str(error).split())[:200]}): start "
+            "one for each number, all within five minutes, where all reach the coordinator."
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes."""
+    return jax.process_index() == MAIN
+
+
+def speaker() -> str:
+    """What this process calls itself in messages.
+
+    >>> speaker()
+    'kdjax'
+    """
+    return f"kdjax (process {jax.process_index()} of {jax.process_count()})" if are_several() else "kdjax"
+
+
+def are_several() -> bool:
+    """Whether this is one of several processes; it may be asked before anything asks JAX for devices."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process of several at once, so that the others, which wait for its part, do not go on waiting.
+
+    The regular end of a process waits for theirs.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def gather(value: T) -> list[T]:
+    """What every process gives, in the order of the processes, on every process.
+
+    Args:
+        value: anything that can be pickled, NumPy arrays of any length and dtype among it.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(data)], np.int32)).ravel()
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def everywhere(work: Callable[[], T]) -> T:
+    """What ``work`` returns on this process, once all have done theirs; where it fails on one, it fails on all.
+
+    Nobody may talk to others inside it: one that has failed does not answer.
+
+    Raises:
+        UserError: of this process, or one that names the process whose it is.
+    """
+    if jax.process_count() == 1:
+        return work()
+    try:
+        result = work()
+    except UserError as error:
+        gather(str(error))
+        error.everywhere = True
+        raise
+    except Exception as error:
+        gather(repr(error))
+        raise
+    for process, failure in enumerate(gather(None)):
+        if failure is not None:
+            error = UserError(f"Process {process} cannot go on: {failure}")
+            error.everywhere = True
+            raise error
+    return result
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What ``work`` returns on the main process, which alone does it while the others wait; where it fails, all do.
+
+    Raises:
+        UserError: of the main process.
+    """
+    return gather(everywhere(work if is_main() else _nothing))[MAIN]
+
+
+def _nothing() -> Any:
+    return None

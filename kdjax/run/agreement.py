@@ -1,0 +1,70 @@
+"""All processes of a run do the same, or none begins."""
+
+import json
+import platform
+import uuid
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kdjax import __version__
+from kdjax.errors import UserError
+from kdjax.processes import MAIN, everywhere, gather, on_main
+from kdjax.run.record import differences
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+"""Those whose versions decide what is computed, or what processes tell each other."""
+
+
+def check_agreement(run: Mapping[str, Any]) -> None:
+    """Refuses to go on where processes would run something else than the main one.
+
+    Args:
+        run: what determines this process's run, as JSON can hold it.
+
+    Raises:
+        UserError: on all processes, with a process that differs, and the first keys in which it does.
+    """
+    versions = {package: metadata.version(package) for package in _PACKAGES}
+    known = {**run, "versions": {"kdjax": __version__, "python": platform.python_version(), **versions}}
+    everyone = gather((platform.node(), json.loads(json.dumps(known))))
+    host, main = everyone[MAIN]
+    for process, (other, theirs) in enumerate(everyone):
+        if changed := differences(main, theirs):
+            raise UserError(
+                f"Process {process} on {other} would not run what process {MAIN} on {host} runs "
+                f"({'; '.join(changed[:5])}): give all the same command, the same data and the same packages."
+            )
+
+
+def check_workdir(workdir: Path) -> None:
+    """Makes the workdir, or says why it cannot be used: it can be written, and every process finds it.
+
+    Raises:
+        UserError: on all processes.
+    """
+    probe = workdir / ".writable"
+
+    def write() -> str:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            text = uuid.uuid4().hex
+            probe.write_text(text)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={workdir} cannot be used ({error.strerror}); name a folder that can be written, or a new "
+                "one."
+            ) from error
+        return text
+
+    def find() -> None:
+        if not probe.exists() or probe.read_text() != written:
+            raise UserError(
+                f"--workdir={workdir} on {platform.node()} is another folder than that of process {MAIN}: name one "
+                "that all hosts share."
+            )
+
+    written = on_main(write)
+    everywhere(find)
+    on_main(probe.unlink)

@@ -1,0 +1,224 @@
+"""Several processes: how they find each other, and that together they do what one process does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import kdjax
+from kdjax.errors import UserError
+from kdjax.processes import connect, everywhere, gather, on_main
+
+ROOT = Path(__file__).parents[1]
+DIFFERENT = {"images_per_second", "waited", "wall_time"}
+"""Of a row of metrics: what no two runs have in common."""
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No launcher's variables, and nobody who waits five minutes for processes that never come."""
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    met = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: met.append(arguments))
+    return met
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("10.0.0.1:8476", 2, None), "belong together"),
+        ((None, 2, 0), "belong together"),
+        (("10.0.0.1", 2, 0), "--coordinator=10.0.0.1 is no HOST:PORT"),
+        (("10.0.0.1:99999", 2, 0), "is no HOST:PORT"),
+        (("10.0.0.1:8476", 2, 2), r"--process=2 of --processes=2; it must be from 0 to 1"),
+    ],
+)
+def test_what_makes_no_sense_together_is_refused_in_words(given, words, alone):
+    with pytest.raises(UserError, match=words):
+        connect(*given)
+    assert not alone
+
+
+def test_flags_and_jaxs_own_variables_say_the_same(monkeypatch, alone):
+    connect("10.0.0.1:8476", 2, 1)
+    for name, value in {"COORDINATOR_ADDRESS": "10.0.0.1:8476", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    connect()
+    assert alone == [("10.0.0.1:8476", 2, 1)] * 2
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID is 'first'; it must be a whole number"):
+        connect()
+
+
+@pytest.mark.parametrize(("tasks", "expected"), [("1", []), ("4", [()])])
+def test_a_launcher_of_several_processes_is_asked_and_of_one_is_not(tasks, expected, monkeypatch, alone):
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[001-004]")
+    monkeypatch.setenv("SLURM_NTASKS", tasks)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    connect()
+    assert alone == expected
+
+
+def test_one_process_talks_to_nobody():
+    assert gather({"x": 2**40 + 1}) == [{"x": 2**40 + 1}]
+    assert everywhere(lambda: 3) == on_main(lambda: 3) == 3
+    with pytest.raises(UserError, match=r"^as it is$"):
+        on_main(lambda: refuse("as it is"))
+
+
+def refuse(words):
+    raise UserError(words)
+
+
+def free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return chosen.getsockname()[1]
+
+
+def started(flags, *, processes: int, of_each=lambda process: []) -> list[subprocess.Popen]:
+    """``kdjax.main`` in so many processes that share four devices."""
+    environment = dict(os.environ)
+    devices = f" --xla_force_host_platform_device_count={4 // processes}"
+    environment["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(" --xla_force_host_platform_device_count=8", devices)
+    joining = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}"] if processes > 1 else []
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *flags, *joining, *([f"--process={process}"] * bool(joining)), *of_each(process)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(processes)
+    ]
+
+
+def ended(running) -> list[tuple[int, str, str]]:
+    """Exit codes and what was printed, once all have ended."""
+    said = [process.communicate() for process in running]
+    return [(process.returncode, *texts) for process, texts in zip(running, said, strict=True)]
+
+
+def training(workdir: Path, *more: str) -> list[str]:
+    return [
+        "kdjax.main",
+        "--config=mgd:tiny",
+        f"--workdir={workdir}",
+        "--config.teacher.steps=12",
+        "--config.teacher.optimizer.warmup_steps=0",
+        "--config.student.steps=6",
+        "--config.student.log_every=1",
+        "--config.student.checkpoint_every=2",
+        "--config.student.accumulate=2",
+        "--config.student.eval_every=3",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """A run of two processes, one of which was killed in the middle, that went on; and what each printed at last."""
+    workdir = tmp_path_factory.mktemp("together") / "run"
+    running = started(training(workdir), processes=2)
+    for line in running[0].stdout:
+        if "[student] step 5/6" in line:
+            # JAX ends the main process, too, once it has missed the other for 100 seconds: nobody waits for that here.
+            for process in reversed(running):
+                process.kill()
+            break
+    assert [code for code, *_ in ended(running)] == [-signal.SIGKILL] * 2
+    return workdir, ended(started(training(workdir), processes=2))
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """The same run of one process on as many devices."""
+    workdir = tmp_path_factory.mktemp("single") / "run"
+    [(code, _, stderr)] = ended(started(training(workdir), processes=1))
+    assert code == 0, stderr
+    return workdir
+
+
+def rows(workdir: Path, stage: str) -> list[dict]:
+    lines = (workdir / "stages" / stage / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in DIFFERENT} for line in lines]
+
+
+@pytest.mark.slow
+def test_the_main_process_alone_tells_and_writes(together):
+    workdir, ((code, told, _), (other_code, nothing, stderr)) = together
+    assert code == other_code == 0, stderr
+    assert "continues from the checkpoint of step" in told
+    assert "What comes next" in told
+    # What the library that connects CPUs says comes from below Python.
+    assert [line for line in nothing.splitlines() if "Gloo" not in line] == []
+    assert len(list((workdir / "stages" / "student").glob("events*"))) <= 2
+    assert not [path for path in workdir.rglob("*") if "partial" in path.name or path.name == ".writable"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_on_as_many_devices(together, single):
+    for stage in ("teacher", "student"):
+        for ours, theirs in zip(rows(together[0], stage), rows(single, stage), strict=True):
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                if name.startswith(("loss", "raw")):
+                    assert ours[name] == pytest.approx(theirs[name], rel=2e-5, abs=1e-6), name
+    student, reference = (kdjax.load_student(workdir / "student")[1] for workdir in (together[0], single))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), student, reference)
+
+
+@pytest.mark.slow
+def test_the_same_weights_are_judged_exactly_alike(together, tmp_path):
+    """Ten images are no multiple of what two processes take at once."""
+    model = f"--model={together[0] / 'student'}"
+    numbers = []
+    for processes in (1, 2):
+        file = tmp_path / f"{processes}.json"
+        flags = ["kdjax.evaluate", model, "--config=mgd:tiny", "--config.data.eval_split=validation[:10]"]
+        for code, _, stderr in ended(started([*flags, f"--json={file}"], processes=processes)):
+            assert code == 0, stderr
+        numbers.append(json.loads(file.read_text()))
+    assert numbers[0] == numbers[1]
+    assert numbers[0]["AR100"] > 0
+
+
+@pytest.mark.slow
+def test_whoever_would_run_something_else_is_named_with_what_differs(tmp_path):
+    for code, _, stderr in ended(
+        started(training(tmp_path), processes=2, of_each=lambda process: [f"--config.student.log_every={process + 1}"])
+    ):
+        assert code == 78
+        assert "Process 1" in stderr
+        assert "config.student.log_every: 1 -> 2" in stderr
+    assert not (tmp_path / "stages").exists()
+
+
+@pytest.mark.slow
+def test_a_workdir_that_only_one_process_sees_is_refused(tmp_path):
+    for code, _, stderr in ended(
+        started(training(tmp_path), processes=2, of_each=lambda process: [f"--workdir={tmp_path / str(process)}"])
+    ):
+        assert code == 78
+        assert "is another folder than that of process 0: name one that all hosts share" in stderr
+
+
+@pytest.mark.slow
+def test_what_is_wrong_for_one_process_ends_all_with_its_sentence(tmp_path):
+    data = lambda process: [f"--config.data.name={'shapes/tiny' if process == 0 else 'coco_json:/nowhere'}"]  # noqa: E731
+    (code, _, main), (other_code, _, other) = ended(started(training(tmp_path), processes=2, of_each=data))
+    assert code == other_code == 78
+    assert "kdjax (process 0 of 2): Process 1 cannot go on: " in main
+    assert "kdjax (process 1 of 2): " in other
+    assert "nowhere" in main
+    assert "nowhere" in other
