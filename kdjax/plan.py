@@ -134,6 +134,14 @@ def resolve(config: ConfigDict, devices: int) -> Plan:
     )
 
 
+def check_files(plan: Plan) -> None:
+    """Raises UserError where a file of weights that the config names is not there."""
+    for stage in plan.stages:
+        weights = stage.options.weights
+        if weights and not local_path(weights).is_file():
+            raise UserError(f"config.{stage.name}.weights is {weights!r}, but there is no such file; give its path.")
+
+
 def _task(run: Run, data: Data) -> Task:
     try:
         return build_task(run.task, data)
@@ -286,7 +294,7 @@ def _check_stage(name: str, stage: Stage, earlier: tuple[str, ...], devices: int
     if stage.steps:
         task.check_model(model, where)
     share = devices * stage.accumulate
-    if stage.batch_size % share:
+    if stage.steps and stage.batch_size % share:
         raise UserError(
             f"config.{name}.batch_size is {stage.batch_size}, which {devices} devices in {stage.accumulate} part(s) "
             f"each cannot share evenly; it must be a multiple of {share}."
@@ -337,8 +345,6 @@ def _check_origins(name: str, stage: Stage, earlier: tuple[str, ...], parts: tup
             f"config.{name}.source is empty, but config.{name}.weights names a file: say where it is from, one of "
             f"{', '.join(SOURCES)}."
         )
-    if stage.weights and not local_path(stage.weights).is_file():
-        raise UserError(f"config.{name}.weights is {stage.weights!r}, but there is no such file; give its path.")
     if stage.weights and stage.init:
         raise UserError(f"config.{name} has both weights and init; a stage starts from one of them.")
     if not stage.steps and not (stage.weights or stage.init):

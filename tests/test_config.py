@@ -149,6 +149,16 @@ def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(key, value
     assert "\n" not in message
 
 
+def test_only_a_stage_that_takes_steps_must_share_its_batch_evenly(tmp_path):
+    config = load(next(path for path in CONFIGS if path.stem == "none"))
+    stage, config.eval_batch_size = config[config.stages[-1]], 24
+    stage.batch_size, stage.init = 8, str(tmp_path)
+    with pytest.raises(UserError, match=r"batch_size is 8, which 24 devices in 1 part\(s\) each cannot share evenly"):
+        resolve(config, devices=24)
+    stage.steps = 0
+    resolve(config, devices=24)
+
+
 @pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn"])
 def test_a_detector_that_learns_masks_needs_data_with_masks(name, tmp_path):
     """Weights that are only taken over learn nothing."""

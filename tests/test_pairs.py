@@ -11,7 +11,7 @@ from kdjax.distill import Applied, distill_loss
 from kdjax.errors import UserError
 from kdjax.methods import build_method
 from kdjax.models import build_model
-from kdjax.plan import resolve
+from kdjax.plan import check_files, resolve
 from kdjax.run.build import Facts, build, first_state
 from kdjax.run.floor import teacher_floor
 from kdjax.types import View
@@ -74,7 +74,7 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"config.teacher.weights is 'retinanet_x101.*\.pth', but there is no such file"
     ):
-        resolve(load(FILES["mgd"], "retinanet_x101_r50"), devices=8)
+        check_files(resolve(load(FILES["mgd"], "retinanet_x101_r50"), devices=8))
 
 
 def test_an_unknown_pair_is_refused_with_the_choices():

@@ -114,8 +114,8 @@ def training(workdir: Path, *more: str) -> list[str]:
         "kdjax.main",
         "--config=mgd:tiny",
         f"--workdir={workdir}",
-        "--config.teacher.steps=12",
-        "--config.teacher.optimizer.warmup_steps=0",
+        "--config.teacher.steps=4",
+        "--config.teacher.log_every=1",
         "--config.student.steps=6",
         "--config.student.log_every=1",
         "--config.student.checkpoint_every=2",
@@ -173,7 +173,7 @@ def test_two_processes_train_as_one_does_on_as_many_devices(together, single):
             assert ours.keys() == theirs.keys()
             for name in ours:
                 if name.startswith(("loss", "raw")):
-                    assert ours[name] == pytest.approx(theirs[name], rel=2e-5, abs=1e-6), name
+                    assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), (stage, ours["step"], name)
     student, reference = (kdjax.load_student(workdir / "student")[1] for workdir in (together[0], single))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), student, reference)
 

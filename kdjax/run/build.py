@@ -59,8 +59,13 @@ class Built(NamedTuple):
     """From a PRNG key to the parameters of all methods that learn."""
 
 
-def build(stage: StagePlan, facts: Facts) -> Built:
+def build(stage: StagePlan, facts: Facts, devices: list[jax.Device] | None = None) -> Built:
     """Builds the student, its methods, the optimiser and the mapped step; nothing is initialised.
+
+    Args:
+        stage: of the plan.
+        facts: what else the modules depend on.
+        devices: what the step is mapped over, all by default; it can be compiled for some that are not there.
 
     Raises:
         UserError: a method does not fit the two models: levels that cannot be paired, boxes that cannot be compared.
@@ -102,7 +107,7 @@ def build(stage: StagePlan, facts: Facts) -> Built:
         method_share=options.method_share,
         norm=functools.partial(trained_norm, freeze=(*freeze, *own)),
     )
-    mapped = parallel(step, in_axes=(None, None, 0, None), replicated=True)
+    mapped = parallel(step, in_axes=(None, None, 0, None), replicated=True, devices=devices)
     init_methods = functools.partial(_init_methods, methods, example)
     return Built(student, teacher, methods, optimizer, learning_rate, mapped, images, init_methods)
 
@@ -176,9 +181,19 @@ def _optimizer(options: Optimizer, steps: int) -> tuple[optax.Schedule, optax.Gr
 
 
 def init_jit(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a module's ``init``, which runs once: on CPU without optimisation, which took 16 s for one detector."""
+    """Compiles a module's ``init``, which runs once: on CPU without optimisation, which took 16 s for one detector.
+
+    Inside of ``jax.eval_shape`` or another transformation, where a function with options of its own cannot be compiled,
+    it is ``init`` itself.
+    """
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, compiler_options=options)
+    compiled = jax.jit(init, compiler_options=options)
+
+    def run(*arguments: Any) -> Any:
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments))
+        return (init if traced else compiled)(*arguments)
+
+    return run
 
 
 class _Example(NamedTuple):

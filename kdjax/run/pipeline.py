@@ -18,7 +18,7 @@ from kdjax.errors import UserError
 from kdjax.files import write_json
 from kdjax.options import defaults
 from kdjax.paths import local_path
-from kdjax.plan import BASELINE, Plan, StagePlan, resolve, with_seed
+from kdjax.plan import BASELINE, Plan, StagePlan, check_files, resolve, with_seed
 from kdjax.processes import everywhere, on_main
 from kdjax.report import Row, duration, summary_table
 from kdjax.run.agreement import check_agreement, check_workdir
@@ -67,6 +67,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _resolved(config: ConfigDict) -> Plan:
     plan = resolve(config, devices=device_count())
+    check_files(plan)
     check_sinks(plan.run.sinks)
     return plan
 

@@ -1,0 +1,111 @@
+"""The step of a run, compiled for devices that are not there."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import pytest
+
+from kdjax.config import load_config
+from kdjax.errors import UserError
+from kdjax.preflight import CHIPS, estimated_rate, in_words, preflight
+
+ROOT = Path(__file__).parents[1]
+COUNTS = """
+import json, sys, jax
+from kdjax.config import load_config
+from kdjax.plan import resolve
+from kdjax.preflight import examine, lower_step
+devices, config = jax.devices(), load_config("mgd:tiny")
+config.eval_batch_size = config.teacher.batch_size = config.student.batch_size = 2 * len(devices)
+plan = resolve(config, devices=len(devices))
+report = examine(lower_step(plan, plan["student"], devices, share=2, classes=6), 2)
+report.pop("compile_seconds")
+print(json.dumps(report))
+"""
+
+
+def counts(devices: int) -> dict:
+    """What the compiler says of a small step that two images on each of so many devices take."""
+    environment = dict(os.environ)
+    forced = f" --xla_force_host_platform_device_count={devices}"
+    environment["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(" --xla_force_host_platform_device_count=8", forced)
+    run = subprocess.run([sys.executable, "-c", COUNTS], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_what_a_device_does_is_the_same_on_eight_64_and_256_devices():
+    """Operations, memory, and what is told to the others: as many elements as parameters are trained, and few more."""
+    eight, more, most = counts(8), counts(64), counts(256)
+    assert eight == more == most
+    trained = eight["trained_parameters"]
+    assert trained <= eight["all_reduce_elements"] < 1.02 * trained
+    assert eight["all_reduce_elements_by_dtype"].keys() == {"f32"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not util.find_spec("libtpu"), reason="the compiler for TPUs, libtpu, is not installed")
+def test_a_small_step_is_compiled_for_a_slice_of_a_pod(tmp_path):
+    file = tmp_path / "report.json"
+    command = [sys.executable, "-m", "kdjax.preflight", "--config=mgd:tiny", "--topology=v5e:2x4"]
+    run = subprocess.run(
+        [*command, "--per_chip=2", "--classes=6", f"--output={file}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Compiled for 8 chips of v5e:2x4, 2 images on each" in run.stdout
+    report = json.loads(file.read_text())
+    assert report["fits"]
+    assert report["peak_bytes"] < report["hbm_bytes"]
+    assert report["trained_parameters"] <= report["all_reduce_elements"] < 1.02 * report["trained_parameters"]
+
+
+REPORT = {
+    "topology": "v5e:2x4",
+    "chips": 8,
+    "per_chip": 8,
+    "fits": True,
+    "compile_seconds": 80.0,
+    "hbm_bytes": CHIPS["v5e"].hbm,
+    "peak_bytes": 7_900_000_000,
+    "argument_bytes": 700_000_000,
+    "temporary_bytes": 7_200_000_000,
+    "output_bytes": 0,
+    "flops_per_image": 2.5e12,
+    "flops_per_image_of": {"student": 1.5e12, "teacher": 0.7e12, "method": 0.2e12},
+    "traffic_bytes_per_image": 9e9,
+    "collectives": 3,
+    "all_reduce_elements": 40_000_000,
+    "all_reduce_bf16_elements": 0,
+    "all_reduce_elements_by_dtype": {"f32": 40_000_000},
+    "trained_parameters": 40_000_000,
+}
+
+
+def test_the_estimate_is_the_slower_of_compute_and_memory_and_what_links_add():
+    rate = estimated_rate(REPORT, CHIPS["v5e"])
+    assert rate["compute_milliseconds"] == pytest.approx(1e3 * 8 * 2.5e12 / 197e12)
+    assert rate["memory_milliseconds"] == pytest.approx(1e3 * 8 * 9e9 / 819e9)
+    assert rate["links_milliseconds"] == pytest.approx(1e3 * 2 * 160e6 * 7 / 8 / 200e9)
+    step = rate["compute_milliseconds"] + rate["links_milliseconds"]
+    assert rate["images_per_second_estimate"] == pytest.approx(1e3 * 64 / step)
+    words = in_words(REPORT | rate | {"largest_batch": 11})
+    assert "7.90 GB at the peak of 17.18" in words
+    assert "estimate from published peaks" in words
+    assert "11 images per chip" in words
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v5e:16", "v7x:2x2", "v5e:2x2:1"])
+def test_a_topology_that_is_none_is_refused_with_what_one_is(topology):
+    with pytest.raises(UserError, match=f"--topology={topology} is none .* such as v5e:16x16"):
+        preflight(load_config("mgd:tiny"), topology, per_chip=2, classes=6)
+
+
+def test_without_its_compiler_it_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"libtpu, is not installed: pip install 'kdjax\[preflight\]'"):
+        preflight(load_config("mgd:tiny"), "v5e:2x2", per_chip=2, classes=6)
