@@ -152,6 +152,8 @@ def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(key, value
 def test_only_a_stage_that_takes_steps_must_share_its_batch_evenly(tmp_path):
     config = load(next(path for path in CONFIGS if path.stem == "none"))
     stage, config.eval_batch_size = config[config.stages[-1]], 24
+    for name in config.stages[:-1]:
+        config[name].batch_size = 24
     stage.batch_size, stage.init = 8, str(tmp_path)
     with pytest.raises(UserError, match=r"batch_size is 8, which 24 devices in 1 part\(s\) each cannot share evenly"):
         resolve(config, devices=24)

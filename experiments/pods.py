@@ -1,0 +1,88 @@
+"""Every pair's step compiled for TPUs: ``python -m experiments.pods --workdir=runs/pods``.
+
+Each method's step of each pair for 8 chips of v5e, MGD's of each pair for v5p and v6e, and for a few the largest batch
+that fits; then a Markdown table of what there is. Stop it at any time: the same command goes on, and what is compiled
+is not compiled again. A compile takes two to five minutes of both cores; ``--pairs=retinanet_x101_r50
+--topologies=v5e:2x4`` does a part.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from kdjax.config import config_names, load_config
+from kdjax.errors import UserError
+from kdjax.files import write_json
+from kdjax.pairs import PAIRS
+from kdjax.preflight import preflight
+
+_TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4")
+_EVERY_METHOD = "v5e:2x4"
+"""The topology for which all methods are compiled; for the others one is enough."""
+_BISECTED = ("retinanet_x101_r50", "faster_rcnn_r101_r50", "fcos_r101_r50", "mask_rcnn_r101_r50")
+"""Pairs of which MGD's largest batch is looked for."""
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/pods", "Folder for all reports.")
+_PAIRS = flags.DEFINE_list("pairs", list(PAIRS), "Pairs to compile.")
+_METHODS = flags.DEFINE_list("methods", [name for name in config_names() if name != "none"], "Methods to compile.")
+_TOPOLOGY = flags.DEFINE_list("topologies", list(_TOPOLOGIES), "What to compile for.")
+_PER_CHIP = flags.DEFINE_integer("per_chip", 8, "Images of one step on a chip.", 1)
+
+
+def report(method: str, pair: str, topology: str, per_chip: int, folder: Path) -> dict[str, Any]:
+    """What is said of one step, compiled now or earlier; "refused" where it has no room."""
+    file = folder / f"{method}-{pair}-{topology.replace(':', '_')}-{per_chip}.json"
+    if not file.exists():
+        bisect = method == "mgd" and pair in _BISECTED and topology == _EVERY_METHOD
+        print(f"{method}:{pair} for {topology}:", flush=True)
+        try:
+            said = preflight(load_config(f"{method}:{pair}"), topology, per_chip=per_chip, classes=80, bisect=bisect)
+        except UserError as error:
+            said = {"topology": topology, "per_chip": per_chip, "refused": str(error)}
+        write_json(file, {"method": method, "pair": pair, **said})
+    return json.loads(file.read_text())
+
+
+_COLUMNS = {
+    "method:pair": lambda x: f"{x['method']}:{x['pair']}",
+    "topology": lambda x: x["topology"],
+    "images / chip": lambda x: str(x["per_chip"]),
+    "peak GB": lambda x: f"{x['peak_bytes'] / 1e9:.2f}",
+    "TFLOP / image": lambda x: f"{x['flops_per_image'] / 1e12:.3f}",
+    "traffic GB / image": lambda x: f"{x['traffic_bytes_per_image'] / 1e9:.2f}",
+    "all-reduced (bf16)": lambda x: f"{x['all_reduce_elements']:,} ({x['all_reduce_bf16_elements']:,})",
+    "trained": lambda x: f"{x['trained_parameters']:,}",
+    "at most images/s (estimate)": lambda x: f"{x['images_per_second_estimate']:.0f}",
+    "largest batch": lambda x: str(x.get("largest_batch", "")),
+}
+
+
+def table(reports: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table, one row for each report; of a step that has no room, what was said."""
+
+    def cells(x: dict[str, Any]) -> list[str]:
+        known = list(_COLUMNS.values())[: 3 if "refused" in x else None]
+        return [cell(x) for cell in known] + [x["refused"]] * ("refused" in x)
+
+    rows = [list(_COLUMNS), ["---"] * len(_COLUMNS), *map(cells, reports)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main(_: Sequence[str]) -> None:
+    """Compiles what is missing, and prints the table."""
+    folder = Path(_WORKDIR.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = [
+        report(method, pair, topology, _PER_CHIP.value, folder)
+        for topology in _TOPOLOGY.value
+        for pair in _PAIRS.value
+        for method in (_METHODS.value if topology == _EVERY_METHOD else ["mgd"])
+    ]
+    print(table(reports))
+
+
+if __name__ == "__main__":
+    app.run(main)
