@@ -1,0 +1,88 @@
+"""Every method in one, two and four processes of the same four devices: ``python -m experiments.processes``.
+
+Each config's ``tiny`` run, and how far its losses in several processes are from those in one; the exit code is 1 where a
+relative difference is above 1e-5. Everything runs on this machine's CPU. Stop it at any time: finished runs are not run
+again.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from kdjax.config import config_names
+
+_DEVICES = 4
+_MOST = 1e-5
+"""Relative difference of losses: float32 sums of other orders, through a few steps of an optimiser."""
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/processes", "Folder for all runs.")
+_METHODS = flags.DEFINE_list("methods", list(config_names()), "Configs to run.")
+_PROCESSES = flags.DEFINE_list("processes", ["1", "2", "4"], "Numbers of processes, each a divisor of four.")
+
+
+def run(method: str, processes: int, workdir: Path) -> Path:
+    """Runs a config's ``tiny`` in so many processes; returns its workdir.
+
+    Raises:
+        RuntimeError: a process failed; with what it printed.
+    """
+    own = workdir / f"{method}_{processes}"
+    if (own / "summary.json").exists():
+        return own
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={_DEVICES // processes}"}
+    command = [sys.executable, "-m", "kdjax.main", f"--config={method}:tiny", f"--workdir={own}"]
+    joining = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"] if processes > 1 else []
+    running = [
+        subprocess.Popen(
+            [*command, *joining, *([f"--process={number}"] if joining else [])],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    said = [process.communicate()[0] for process in running]
+    for process, text in zip(running, said, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"{method} in {processes} processes failed:\n{text[-2000:]}")
+    return own
+
+
+def losses(workdir: Path) -> dict[str, float]:
+    """Every loss of every step of every stage, by stage, step and name."""
+    found = {}
+    for path in sorted((workdir / "stages").glob("*/metrics.jsonl")):
+        for row in map(json.loads, path.read_text().splitlines()):
+            names = [name for name in row if name.startswith(("loss", "raw/"))]
+            found |= {f"{path.parent.name}/{row['step']}/{name}": row[name] for name in names}
+    return found
+
+
+def main(_: Sequence[str]) -> int:
+    """Prints the largest difference of each run; returns the exit code."""
+    worst = 0.0
+    for method in _METHODS.value:
+        workdir = Path(_WORKDIR.value).absolute()
+        alone = losses(run(method, 1, workdir))
+        for processes in map(int, _PROCESSES.value):
+            together = losses(run(method, processes, workdir))
+            assert together.keys() == alone.keys()
+            gaps = {name: abs(together[name] - x) / max(abs(x), 1e-6) for name, x in alone.items()}
+            name = max(gaps, key=lambda name: gaps[name])
+            worst = max(worst, gaps[name])
+            print(f"{method} in {processes}: {len(gaps)} losses, at most {gaps[name]:.1e} apart ({name})", flush=True)
+    return int(worst > _MOST)
+
+
+if __name__ == "__main__":
+    app.run(main)
