@@ -1,8 +1,8 @@
 """Every method in one, two and four processes of the same four devices: ``python -m experiments.processes``.
 
-Each config's ``tiny`` run, and how far its losses in several processes are from those in one; the exit code is 1 where a
-relative difference is above 1e-5. Everything runs on this machine's CPU. Stop it at any time: finished runs are not run
-again.
+Each config's ``tiny`` run, and how far its losses in several processes are from those in one; the exit code is 1 where
+a relative difference is above 1e-5. Everything runs on this machine's CPU. Stop it at any time: finished runs are not
+run again.
 """
 
 import json
@@ -60,7 +60,7 @@ def run(method: str, processes: int, workdir: Path) -> Path:
 
 def losses(workdir: Path) -> dict[str, float]:
     """Every loss of every step of every stage, by stage, step and name."""
-    found = {}
+    found: dict[str, float] = {}
     for path in sorted((workdir / "stages").glob("*/metrics.jsonl")):
         for row in map(json.loads, path.read_text().splitlines()):
             names = [name for name in row if name.startswith(("loss", "raw/"))]
