@@ -6,11 +6,12 @@ pipeline alone makes the batches that the step would consume.
 """
 
 import dataclasses
+import functools
 import itertools
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,14 +54,18 @@ class Part(NamedTuple):
         return seconds
 
 
-def compile_parts(plan: Plan, source: Source) -> list[Part]:
-    """Compiles the plain student step and, where the last stage has a teacher, its forward pass and the whole step.
+def parts_of(plan: Plan, first: Batch, classes: int) -> dict[str, Callable[[], Part]]:
+    """What compiles the "student step" and, where the last stage has a teacher, "teacher forward", "distillation step".
 
-    The batch is the first one of the stage, the weights are random.
+    The weights are random.
+
+    Args:
+        plan: of a run.
+        first: the batch that all take, on the host.
+        classes: of the data.
     """
-    stage, classes = plan[plan.student], len(source.class_names)
-    options, first = stage.options, next(open_batches(plan, plan[plan.student], source, 0))
-    image_size = first.images.shape[1], first.images.shape[2]
+    stage = plan[plan.student]
+    options, image_size = stage.options, (first.images.shape[1], first.images.shape[2])
     batch = split(first, parts=options.accumulate)
     key = replicate(stage_key(plan.run.seed, stage))
 
@@ -70,7 +75,8 @@ def compile_parts(plan: Plan, source: Source) -> list[Part]:
         variables = teacher.variables if teacher and built.teacher else None
         return _compile(label, built.step, [state, variables, batch, key], trains=True)
 
-    parts = [training("student step", dataclasses.replace(stage, methods={}), None)]
+    alone = dataclasses.replace(stage, methods={})
+    parts: dict[str, Callable[[], Part]] = {"student step": functools.partial(training, "student step", alone, None)}
     if not options.teacher:
         return parts
     known = plan[options.teacher].options.model if options.teacher in plan else describe(options.teacher)["model"]
@@ -81,11 +87,10 @@ def compile_parts(plan: Plan, source: Source) -> list[Part]:
     def forward(variables: Any, batch: Batch) -> Any:
         return operations.features(module, variables, module.preprocess(batch.images, batch.size))
 
-    return [
-        *parts,
-        _compile("teacher forward", parallel(forward, in_axes=(None, 0), replicated=False), [teacher.variables, batch]),
-        training("distillation step", stage, teacher),
-    ]
+    mapped = parallel(forward, in_axes=(None, 0), replicated=False)
+    parts["teacher forward"] = functools.partial(_compile, "teacher forward", mapped, [teacher.variables, batch])
+    parts["distillation step"] = functools.partial(training, "distillation step", stage, teacher)
+    return parts
 
 
 def _as_it_is(variables: Any) -> Any:
@@ -121,7 +126,8 @@ def main(_: Sequence[str]) -> int:
     try:
         plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
         source = splits.train
-        parts = compile_parts(plan, source)
+        first = next(open_batches(plan, plan[plan.student], source, 0))
+        parts = [compiled() for compiled in parts_of(plan, first, len(source.class_names)).values()]
     except UserError as error:
         return refuse(error)
     batch_size = plan[plan.student].options.batch_size

@@ -168,12 +168,13 @@ def test_the_main_process_alone_tells_and_writes(together):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_on_as_many_devices(together, single):
-    for stage in ("teacher", "student"):
+    # A student that learns from another teacher, equal but for rounding, is a little further away.
+    for stage, apart in (("teacher", 1e-5), ("student", 1e-4)):
         for ours, theirs in zip(rows(together[0], stage), rows(single, stage), strict=True):
             assert ours.keys() == theirs.keys()
             for name in ours:
                 if name.startswith(("loss", "raw")):
-                    assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), (stage, ours["step"], name)
+                    assert ours[name] == pytest.approx(theirs[name], rel=apart, abs=1e-6), (stage, ours["step"], name)
     student, reference = (kdjax.load_student(workdir / "student")[1] for workdir in (together[0], single))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), student, reference)
 

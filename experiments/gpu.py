@@ -1,0 +1,247 @@
+"""Training steps on one GPU, beside PyTorch doing the same work: ``python -m experiments.gpu --output=gpu.json``.
+
+A rented GPU is paid by the minute: what matters most is measured first, everything that is measured is written at once,
+and nothing is begun that would not end within ``--minutes``. Each case runs in a process of its own, so that its memory
+is its own and one that finds no room stops nothing. Images are random and lie on the GPU; weights are random as well.
+
+Of every case: seconds to compile, images a second (the median of ten steps), the share of the GPU's published peak that
+the operations of these images are, as the step is written, and the peak of memory. PyTorch's cases are torchvision's
+RetinaNet as student and teacher with MGD's formula, channels last, under autocast for bfloat16, backbones compiled by
+``torch.compile``; without torch and torchvision they are left out by name. ``--tiny`` tries the script on a CPU.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from kdjax.benchmark import parts_of
+from kdjax.config import load_config
+from kdjax.files import write_json
+from kdjax.plan import Plan, resolve
+from kdjax.preflight import written_flops
+from kdjax.types import Batch
+
+_OUTPUT = flags.DEFINE_string("output", "gpu.json", "JSON file for all cases.")
+_MINUTES = flags.DEFINE_float("minutes", 9.0, "Nothing is begun that would last longer.")
+_TINY = flags.DEFINE_bool("tiny", False, "Small images, small detectors and two of everything, to try the script.")
+_CASE = flags.DEFINE_string("case", "", "Run this one here, given as JSON; the script does that for itself.")
+
+_PEAKS = {"H100": (989e12, 495e12), "H200": (989e12, 495e12), "A100": (312e12, 156e12), "L4": (121e12, 60e12)}
+"""Published dense peaks of bfloat16 and of TF32, operations a second, by what the device's name has in it."""
+_STEPS, _WARM = 10, 3
+_CLASSES = 80
+_TEACHERS = {"retinanet_r101_r50": "resnet101", "retinanet_x101_r50": "resnext101_64x4d"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One measurement."""
+
+    framework: str
+    method: str
+    pair: str
+    dtype: str
+    batch: int
+    tiny: bool = False
+
+
+def cases(tiny: bool) -> list[Case]:
+    """What is measured, the most important first."""
+    r101, x101 = _TEACHERS
+    pairs = [(framework, dtype) for dtype in ("bfloat16", "float32") for framework in ("kdjax", "torch")]
+    wanted = [Case(framework, "mgd", r101, dtype, 8) for framework, dtype in pairs]
+    wanted += [Case(framework, "mgd", x101, "bfloat16", 8) for framework in ("kdjax", "torch")]
+    wanted += [Case("kdjax", "mgd", r101, "bfloat16", batch) for batch in (2, 16, 32)]
+    wanted += [Case("torch", "mgd", r101, "bfloat16", batch) for batch in (2, 16, 32)]
+    wanted += [Case("kdjax", method, r101, "bfloat16", 8) for method in ("icd", "maskd", "dmkd", "dfmsd", "none")]
+    wanted += [Case("kdjax", "mgd", x101, "float32", 8)]
+    return [dataclasses.replace(case, batch=2, tiny=True) for case in wanted[:3]] if tiny else wanted
+
+
+def plan_of(case: Case) -> Plan:
+    """The plan of a case on the devices that are here."""
+    config = load_config(f"{case.method}:{case.pair}{':tiny' * case.tiny}")
+    for name in config.stages:
+        config[name].update(batch_size=case.batch, dtype=case.dtype)
+    config.eval_batch_size = jax.device_count()
+    return resolve(config, devices=jax.device_count())
+
+
+def random_batch(plan: Plan, images: int) -> Batch:
+    """Noise, and ten boxes in every image."""
+    rng, (height, width) = np.random.default_rng(0), plan.data.sizing.shapes[0]
+    targets = plan.task.targets(images)
+    count = min(10, targets.valid.shape[1])
+    corner = rng.uniform(0, 0.5, (images, count, 2)) * (width, height)
+    targets.boxes[:, :count] = np.concatenate([corner, corner + rng.uniform(0.1, 0.4, corner.shape) * height], axis=-1)
+    targets.labels[:, :count], targets.valid[:, :count] = rng.integers(0, _CLASSES, (images, count)), True
+    pixels = rng.integers(0, 256, (images, height, width, 3), np.uint8)
+    size = np.tile(np.array([height, width], np.int32), (images, 1))
+    return Batch(pixels, size, np.arange(images, dtype=np.int32), targets)  # type: ignore[arg-type]
+
+
+def measure_kdjax(case: Case) -> dict[str, Any]:
+    """The distillation step of a case, or the student's where nobody teaches."""
+    plan = plan_of(case)
+    parts = parts_of(plan, random_batch(plan, case.batch), _CLASSES)
+    part = list(parts.values())[-1]()
+    seconds = [part.call() for _ in range(_WARM + _STEPS)][_WARM:]
+    share = case.batch // jax.device_count()
+    flops = written_flops(plan, share=share, classes=_CLASSES)
+    device, memory = jax.devices()[0], part.compiled.memory_analysis()
+    return {
+        "device": device.device_kind,
+        "compile_seconds": part.compile_seconds,
+        "images_per_second": case.batch / statistics.median(seconds),
+        "flops_per_image": sum(flops.values()),
+        "flops_per_image_of": flops,
+        "memory_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+    }
+
+
+def measure_torch(case: Case) -> dict[str, Any]:
+    """The RetinaNet of torchvision, taught by another one's pyramid by MGD's formula."""
+    import torch
+    from torch import nn
+    from torchvision.models.detection import RetinaNet
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.models.detection.image_list import ImageList
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+    cuda = torch.cuda.is_available()
+    place = torch.device("cuda" if cuda else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+
+    def retinanet(backbone: str) -> Any:
+        last = LastLevelP6P7(256, 256)
+        pyramid = resnet_fpn_backbone(
+            backbone_name=backbone, weights=None, returned_layers=[2, 3, 4], extra_blocks=last, trainable_layers=3
+        )
+        return RetinaNet(pyramid, _CLASSES).to(place, memory_format=torch.channels_last)
+
+    student = retinanet("resnet18" if case.tiny else "resnet50").train()
+    teacher = retinanet("resnet18" if case.tiny else _TEACHERS[case.pair]).eval()
+    generation = nn.ModuleList(
+        nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 256, 3, padding=1)) for _ in range(5)
+    ).to(place, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD([*student.parameters(), *generation.parameters()], lr=1e-6, momentum=0.9)
+    height, width = (64, 64) if case.tiny else (800, 1344)
+    images = torch.randn(case.batch, 3, height, width, device=place).to(memory_format=torch.channels_last)
+    corner = torch.rand(10, 2, device=place) * height / 2
+    target = {"boxes": torch.cat([corner, corner + height / 4], 1), "labels": torch.arange(10, device=place)}
+    listed = ImageList(images, [(height, width)] * case.batch)
+    see, teach = (torch.compile(model.backbone) if cuda else model.backbone for model in (student, teacher))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(place.type, torch.bfloat16, enabled=case.dtype == "bfloat16"):
+            features = list(see(images).values())
+            outputs = student.head(features)
+            with torch.no_grad():
+                taught = list(teach(images).values())
+            terms = []
+            for generate, ours, theirs in zip(generation, features, taught, strict=True):
+                keep = torch.rand(len(ours), 1, *ours.shape[2:], device=place) < 0.35
+                terms.append((generate(ours * keep).float() - theirs.float()).square().sum() / len(ours))
+        outputs = {name: x.float() for name, x in outputs.items()}
+        anchors = student.anchor_generator(listed, features)
+        losses = student.compute_loss([target] * case.batch, outputs, anchors)
+        (sum(losses.values()) + 2e-5 * sum(terms)).backward()
+        optimizer.step()
+
+    def timed() -> float:
+        start = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    first = timed()
+    seconds = [timed() for _ in range(_WARM + _STEPS)][_WARM:]
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "compile_seconds": first - statistics.median(seconds),
+        "images_per_second": case.batch / statistics.median(seconds),
+        "memory_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+    }
+
+
+_FRAMEWORKS: dict[str, Callable[[Case], dict[str, Any]]] = {"kdjax": measure_kdjax, "torch": measure_torch}
+
+
+def share_of_peak(known: dict[str, Any], dtype: str) -> float | None:
+    """The part of the published peak that a case reaches; None of a device that is not known."""
+    peaks = [peaks for name, peaks in _PEAKS.items() if name in known["device"]]
+    if not peaks or "flops_per_image" not in known:
+        return None
+    return known["images_per_second"] * known["flops_per_image"] / peaks[0][dtype == "float32"]
+
+
+def in_own_process(case: Case) -> dict[str, Any]:
+    """What a case gives, or why it gives nothing."""
+    command = [sys.executable, "-m", "experiments.gpu", f"--case={json.dumps(dataclasses.asdict(case))}"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        return {"failed": "no room" if "memory" in run.stderr.lower() else run.stderr[-500:]}
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table, one row for each case."""
+    rows = ["| | batch | images/s | share of peak | compile s | memory GB |", "|---|---|---|---|---|---|"]
+    for x in results:
+        name = f"| {x['framework']} {x['method']}:{x['pair']} {x['dtype']} | {x['batch']} |"
+        if "failed" in x:
+            rows.append(f"{name} {x['failed'].splitlines()[-1]} |")
+            continue
+        share = "" if x.get("share_of_peak") is None else f"{x['share_of_peak']:.0%}"
+        memory = "" if x["memory_bytes"] is None else f"{x['memory_bytes'] / 1e9:.1f}"
+        rows.append(f"{name} {x['images_per_second']:.1f} | {share} | {x['compile_seconds']:.0f} | {memory} |")
+    return "\n".join(rows)
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the cases while there is time, and prints the table."""
+    if _CASE.value:
+        case = Case(**json.loads(_CASE.value))
+        print(json.dumps(_FRAMEWORKS[case.framework](case)))
+        return
+    started, longest = time.monotonic(), 0.0
+    results: list[dict[str, Any]] = []
+    flops: dict[tuple[str, str], float] = {}
+    for case in cases(_TINY.value):
+        begun = time.monotonic()
+        missing = [name for name in ("torch", "torchvision") if case.framework == "torch" and not util.find_spec(name)]
+        if missing:
+            said: dict[str, Any] = {"failed": f"{' and '.join(missing)} cannot be imported"}
+        elif begun - started + longest > 60 * _MINUTES.value:
+            said = {"failed": "no time"}
+        else:
+            said = in_own_process(case)
+        if "failed" not in said:
+            # PyTorch's case does the work of kdjax's: the operations are counted once.
+            flops.setdefault((case.method, case.pair), said.get("flops_per_image", math.nan))
+            said.setdefault("flops_per_image", flops[case.method, case.pair])
+            said["share_of_peak"] = share_of_peak(said, case.dtype)
+        longest = max(longest, time.monotonic() - begun)
+        results.append({**dataclasses.asdict(case), **said})
+        print(table(results[-1:]).splitlines()[-1], flush=True)
+        write_json(Path(_OUTPUT.value), {"minutes": (time.monotonic() - started) / 60, "cases": results})
+    print(table(results))
+
+
+if __name__ == "__main__":
+    app.run(main)
