@@ -30,7 +30,7 @@ from kdjax.benchmark import parts_of
 from kdjax.config import load_config
 from kdjax.files import write_json
 from kdjax.plan import Plan, resolve
-from kdjax.preflight import written_flops
+from kdjax.run.lowered import written_flops
 from kdjax.types import Batch
 
 _OUTPUT = flags.DEFINE_string("output", "gpu.json", "JSON file for all cases.")

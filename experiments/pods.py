@@ -17,7 +17,7 @@ from kdjax.config import config_names, load_config
 from kdjax.errors import UserError
 from kdjax.files import write_json
 from kdjax.pairs import PAIRS
-from kdjax.preflight import preflight
+from kdjax.tpu import preflight
 
 _TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4")
 _EVERY_METHOD = "v5e:2x4"

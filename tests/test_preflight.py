@@ -11,14 +11,14 @@ import pytest
 
 from kdjax.config import load_config
 from kdjax.errors import UserError
-from kdjax.preflight import CHIPS, estimated_rate, in_words, preflight
+from kdjax.tpu import CHIPS, estimated_rate, in_words, preflight
 
 ROOT = Path(__file__).parents[1]
 COUNTS = """
 import json, sys, jax
 from kdjax.config import load_config
 from kdjax.plan import resolve
-from kdjax.preflight import examine, lower_step
+from kdjax.run.lowered import examine, lower_step
 devices, config = jax.devices(), load_config("mgd:tiny")
 config.eval_batch_size = config.teacher.batch_size = config.student.batch_size = 2 * len(devices)
 plan = resolve(config, devices=len(devices))
