@@ -151,6 +151,12 @@ class ResNet(nn.Module):
         number(0),
         "Added to variances by batch norm. torchvision's published COCO_V1 detectors need 0.",
     ] = 1e-5
+    remat: Annotated[
+        bool,
+        FLAG,
+        "Whether the backward pass computes the inside of each block anew instead of keeping it: less memory for more "
+        "FLOPs, and the same gradients.",
+    ] = False
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
@@ -182,6 +188,7 @@ class ResNet(nn.Module):
         biased variance, as is Flax's custom); otherwise the running statistics are used and left alone.
         """
         kind, repeats = LAYERS[self.depth]
+        block: Any = nn.remat(kind, static_argnums=(2,)) if self.remat else kind
         shared: dict[str, Any] = {"epsilon": self.epsilon, "axis_name": self.axis_name, "dtype": self.dtype}
         if kind is Bottleneck:
             shared |= {"style": self.style, "groups": self.groups, "base_width": self.base_width}
@@ -194,7 +201,7 @@ class ResNet(nn.Module):
         for layer, count in enumerate(repeats, start=1):
             own: dict[str, Any] = {"deformable": True} if self.deformable and layer > 1 else {}
             for index in range(count):
-                x = kind(
+                x = block(
                     channels=self._channels(32 * 2**layer),
                     stride=2 if layer > 1 and index == 0 else 1,
                     **shared,
