@@ -71,7 +71,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
 
     config.stages = ("teacher", "tokens", "student")
     config.tokens = tokens = copy.deepcopy(config.teacher)
-    tokens.update(init="teacher", weights="", source="", freeze=("student",))
+    tokens.update(init="teacher", weights="", source="", freeze=("student",), dtype=student.dtype)
     tokens.methods.maskd_tokens = method_config("maskd_tokens", levels=maskd.levels)
     tokens.model.frozen_norm = True
     # The tokens of a detector with masks learn from its masks too.

@@ -33,9 +33,14 @@ def pairwise_coverage(boxes: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def _intersection(boxes: jax.Array, others: jax.Array) -> jax.Array:
-    corner = jnp.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
-    opposite = jnp.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
-    return area(jnp.concatenate([corner, opposite], axis=-1))
+    # Side by side: arrays of the corners of all pairs would take twice the memory of the result.
+    sides = (
+        jnp.minimum(boxes[..., :, None, axis + 2], others[..., None, :, axis + 2])
+        - jnp.maximum(boxes[..., :, None, axis], others[..., None, :, axis])
+        for axis in (0, 1)
+    )
+    width, height = (jnp.maximum(side, 0) for side in sides)
+    return width * height
 
 
 def clip(boxes: jax.Array, image_size: jax.Array) -> jax.Array:

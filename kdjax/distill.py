@@ -305,6 +305,9 @@ def distill_step(
         state.params, state.batch_stats, teacher_variables, batch, keys, state.step
     )
     if axis_name is not None:
+        # Without the barrier XLA converts the sum of a bias's gradients to float32, instead of what is summed. One for
+        # each array: what is frozen falls away, and the first sums begin before the last gradients are there.
+        gradient = jax.tree.map(jax.lax.optimization_barrier, gradient)
         gradient, metrics = jax.lax.pmean((gradient, metrics), axis_name)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

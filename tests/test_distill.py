@@ -1,6 +1,8 @@
 """The step: N devices are one device, options wrap it without changing what it computes, frozen paths stay."""
 
 import functools
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ from tests.methods.calls import view
 
 IMAGES = 8
 WEIGHTS = {"mgd": 1e-3}
+KEY = jax.random.key(7)
 
 
 class Ran(NamedTuple):
@@ -43,24 +46,23 @@ def listen(event: str, _: float, **__: Any) -> None:
 jax.monitoring.register_event_duration_secs_listener(listen)
 
 
+class Made(NamedTuple):
+    """A mapped step, and what it starts from."""
+
+    step: Callable[..., Any]
+    first: TrainState
+    teacher_variables: Any
+
+
 @functools.cache
-def run(
-    devices: int,
-    steps: int,
-    *,
-    accumulate: int = 1,
-    ema: float = 0.0,
-    freeze: tuple[str, ...] = (),
-    twice: bool = False,
-    share: float = 0.0,
-) -> Ran:
-    """``steps`` MGD steps on ``devices`` devices, mapped as a run maps them."""
-    chosen = jax.devices()[:devices]
+def make(
+    devices: int, *, accumulate: int = 1, ema: float = 0.0, freeze: tuple[str, ...] = (), share: float = 0.0
+) -> Made:
+    """MGD's step on ``devices`` devices, mapped as a run maps it."""
     student = tiny.detector(axis_name=AXIS)
     teacher = tiny.detector(width=16, channels=12)
     method = build_method({"name": "mgd"}, axis_name=AXIS)
     optimizer = by_part(make_optimizer(lambda step: 0.01, weight_decay=1e-4, clip_norm=10.0), freeze=freeze)
-    key = jax.random.key(7)
     images = jnp.zeros((1, tiny.SIZE, tiny.SIZE, 3))
     variables = _init(student, 7)
     teacher_variables = _init(teacher, 8)
@@ -72,7 +74,7 @@ def run(
             for module, x in ((student, variables), (teacher, teacher_variables))
         )
         plain, size = method.clone(axis_name=None), jnp.array([[tiny.SIZE, tiny.SIZE]])
-        return plain.init(key, view(features), view(taught), size=size, keys=key[None])
+        return plain.init(KEY, view(features), view(taught), size=size, keys=KEY[None])
 
     method_variables = init_method(variables, teacher_variables)
     step = parallel(
@@ -91,9 +93,17 @@ def run(
         ),
         in_axes=(None, None, 0, None),
         replicated=True,
-        devices=chosen,
+        devices=jax.devices()[:devices],
     )
     first = init_state(variables, method_variables, optimizer, ema=ema > 0, scaled=share > 0)
+    return Made(step, first, teacher_variables)
+
+
+@functools.cache
+def run(devices: int, steps: int, *, accumulate: int = 1, twice: bool = False, **options: Any) -> Ran:
+    """``steps`` steps of :func:`make`."""
+    chosen = jax.devices()[:devices]
+    step, first, teacher_variables = make(devices, accumulate=accumulate, **options)
     state = replicate(jax.tree.map(jnp.copy, first), chosen)
     teacher_variables = replicate(teacher_variables, chosen)
     curve, compiled = [], []
@@ -103,7 +113,7 @@ def run(
             batch = jax.tree.map(lambda x: np.concatenate([x[: IMAGES // 2]] * 2), batch)
         batch = split(batch, chosen, parts=accumulate)
         before = len(COMPILED)
-        state, metrics = step(state, teacher_variables, batch, key)
+        state, metrics = step(state, teacher_variables, batch, KEY)
         compiled.append(len(COMPILED) - before)
         curve.append(jax.device_get(metrics))
     return Ran(curve, compiled, first, jax.device_get(state))
@@ -144,6 +154,24 @@ def test_the_step_is_compiled_once(devices):
     compiled = run(devices, 20).compiled
     assert compiled[0] > 0
     assert compiled[1:] == [0] * 19
+
+
+def test_gradients_are_summed_over_devices_in_float32_and_what_is_frozen_is_not():
+    step, state, teacher_variables = make(2, freeze=("student/backbone",))
+    lowered = step.lower(state, teacher_variables, split(tiny.batch(4), jax.devices()[:2]), KEY)
+    text = lowered.as_text()
+    learnt = jax.tree.leaves((state.params["student"]["neck"], state.params["student"]["head"], state.params["method"]))
+    # Of bfloat16, XLA converts sums instead of what is summed, unless that is kept apart.
+    summed = re.findall(r'all_reduce"\((%\w+)\).*?\}\) : \(tensor<(\S*)>\)', text, re.DOTALL)
+    assert all(kind.split("x")[-1] == "f32" for _, kind in summed)
+    apart = set(re.findall(r"(%\w+) = stablehlo.optimization_barrier", text))
+    assert sum(name in apart for name, _ in summed) == len(learnt)
+    # The elements of all sums: besides those of gradients, batch norm's and scalars.
+    reduced = re.findall(r"= (\(.*?\)|\S+) all-reduce\(", lowered.compile().as_text())
+    shapes = re.findall(r"(\w+)\[([\d,]*)\]", " ".join(reduced))
+    assert {dtype for dtype, _ in shapes} == {"f32"}
+    count = sum(int(np.prod([int(x) for x in shape.split(",") if x])) for _, shape in shapes)
+    assert 0 <= count - sum(x.size for x in learnt) < 200
 
 
 def test_the_loss_is_the_weighted_sum_of_named_terms_and_falls():

@@ -5,6 +5,7 @@ over channels, and both reconstructions are fused with self-adjustable weights. 
 formula and option below, is our reconstruction, for no code was published.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -124,12 +125,9 @@ def attention_keep(
     if select == "threshold":
         selected = attention >= threshold if hide == "high" else attention < threshold
     else:
-        # Ranks instead of the k highest: k differs from image to image with the number of valid places.
-        order = jnp.where(valid, -attention if hide == "high" else attention, jnp.inf)
-        order = order.reshape(len(order), -1)
-        rank = jnp.argsort(jnp.argsort(order, axis=-1), axis=-1)
-        count = jnp.sum(valid.reshape(order.shape), axis=-1, keepdims=True)
-        selected = (rank < jnp.round(ratio * count)).reshape(attention.shape)
+        strength = jnp.where(valid, attention if hide == "high" else -attention, -jnp.inf).reshape(len(attention), -1)
+        count = jnp.round(ratio * jnp.sum(valid.reshape(strength.shape), axis=-1)).astype(jnp.int32)
+        selected = highest(strength, count, most=math.ceil(ratio * strength.shape[1])).reshape(attention.shape)
     if keep_probability < 1:
         if keys is None:
             raise ValueError(f"keep_probability is {keep_probability}; below 1 it needs keys, one per image.")
@@ -137,6 +135,28 @@ def attention_keep(
         draw = jax.vmap(lambda key: jax.random.bernoulli(key, float(keep_probability), attention.shape[1:]))
         selected &= draw(keys)
     return ~(selected & valid)
+
+
+def highest(values: jax.Array, count: jax.Array, *, most: int) -> jax.Array:
+    """Which entries of each row are its ``count`` highest, of equals the first: what passes the lowest of those.
+
+    >>> highest(jnp.array([[2.0, 3.0, 2.0, 1.0]]), jnp.array([2]), most=3)
+    Array([[ True,  True, False, False]], dtype=bool)
+
+    Args:
+        values: (N, P) float32.
+        count: (N,) int32.
+        most: what no count exceeds; at most P.
+
+    Returns:
+        (N, P) bool.
+    """
+    if most == 0:
+        return jnp.zeros(values.shape, bool)
+    passed = jax.lax.top_k(values, most)
+    lowest, place = (jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None], axis=1) for x in passed)
+    before = jnp.arange(values.shape[1])[None] <= place
+    return (count > 0)[:, None] & ((values > lowest) | ((values == lowest) & before))
 
 
 def dual_keep(

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+COUNT = "count"
+"""Name, for policies of ``jax.checkpoint``, of what :func:`mean_count` returns: devices are asked for it once."""
 
 Axis = int | Sequence[int] | None
 
@@ -69,4 +73,5 @@ def mean_count(count: jax.Array, axis_name: str | None = None, *, least: float =
     count = count.astype(jnp.float32)
     if axis_name is None:
         return jnp.maximum(count, least)
-    return jnp.maximum(jax.lax.pmean(count, axis_name), least / jax.lax.psum(1, axis_name))
+    count = jnp.maximum(jax.lax.pmean(count, axis_name), least / jax.lax.psum(1, axis_name))
+    return checkpoint_name(count, COUNT)

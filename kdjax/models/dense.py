@@ -14,7 +14,7 @@ from kdjax import boxes
 from kdjax.errors import UserError
 from kdjax.losses.detection import sigmoid_focal_loss
 from kdjax.losses.features import valid_positions
-from kdjax.losses.reduce import masked_sum
+from kdjax.losses.reduce import COUNT, masked_sum
 from kdjax.models.assign import Assignment
 from kdjax.models.detector import Detector
 from kdjax.models.nms import nms
@@ -136,7 +136,14 @@ class DenseDetector(Detector):
             labels=jnp.take_along_axis(targets.labels, assignment.matched, axis=1),
             boxes=jnp.take_along_axis(targets.boxes, assignment.matched[..., None], axis=1),
         )
-        return self.terms_of(self.rows_of(predictions, by_level), learnt)
+
+        # The backward pass computes the terms again from the maps: kept, each of the focal loss's steps would be as
+        # large as the logits in float32.
+        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(COUNT))
+        def terms(predictions: Any, learnt: Learnt) -> Terms:
+            return self.terms_of(self.rows_of(predictions, by_level), learnt)
+
+        return terms(predictions, learnt)
 
     @nn.nowrap
     def decode(self, predictions: Any, image_size: jax.Array) -> Detections:

@@ -3,14 +3,18 @@
 A bin of an RoI is the mean of bilinear samples on a regular grid. Bilinear interpolation and the grid are separable, so
 that the bins of an RoI are ``Wy F Wx^T``, where row p of ``Wy`` says how much of each row of the map enters bin p.
 
-Of the map only the cells under the RoI have weight. They are cut into square tiles, few for small RoIs and many for
+Of the map only the cells under the RoI have weight. They are covered by square tiles, few for small RoIs and many for
 large ones, and the tiles of all RoIs of a level are worked off in blocks of equally many: work follows the cells that
 RoIs cover, memory does not, and neither the number of samples nor the size of an RoI is bounded.
+
+A tile may begin in any row of the map, but in every eighth column only. It is thus made of whole segments of rows, and
+to gather segments, and to add to them, is to index the first axis of an array, which all processors do well. Windows
+that begin anywhere a TPU would add one after the other.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,14 +137,14 @@ class _Grid(NamedTuple):
 
 
 class _Tiles(NamedTuple):
-    """A block of B tiles of one level's map."""
+    """A block of B tiles of one level's map, each as one RoI sees it."""
 
     roi: jax.Array
-    """(B,) int32: the RoIs that they belong to, counted over all images."""
-    corner: jax.Array
-    """(B, 4) int32: image, row, column and channel of the map where they begin."""
+    """(B,) int32, ascending: the RoIs that they belong to, counted over all images."""
+    segments: jax.Array
+    """(B, tile) int32: the segments of :func:`_cut` that they are made of."""
     rows: jax.Array
-    """(B, o, tile) float32: their part of ``Wy``, zero where there is no tile or a cell belongs to another one."""
+    """(B, o, tile) float32: their part of ``Wy``, zero where there is no tile."""
     columns: jax.Array
     """(B, o, tile) float32: their part of ``Wx``, likewise."""
 
@@ -148,17 +152,7 @@ class _Tiles(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pool(grid: _Grid, maps: dict[int, jax.Array], boxes: jax.Array, levels: jax.Array) -> jax.Array:
     """See :func:`roi_align`."""
-    channels, dtype = next((x.shape[-1], x.dtype) for x in maps.values())
-
-    def add_bins(x: jax.Array, pooled: jax.Array, tiles: _Tiles) -> jax.Array:
-        size = (1, tiles.rows.shape[-1], tiles.columns.shape[-1], channels)
-        cells = jax.vmap(lambda corner: jax.lax.dynamic_slice(x, corner, size)[0])(tiles.corner)
-        return pooled.at[tiles.roi].add(_contract(tiles.rows, tiles.columns, cells))
-
-    pooled = jnp.zeros((levels.size, grid.bins, grid.bins, channels), jnp.float32)
-    for stride, x in maps.items():
-        pooled = _over_tiles(functools.partial(add_bins, x), pooled, grid, stride, x.shape, boxes, levels)
-    return pooled.reshape(*levels.shape, *pooled.shape[1:]).astype(dtype)
+    return _by_platform(_pooled, grid, maps, boxes, levels)
 
 
 def _pool_forward(
@@ -168,70 +162,105 @@ def _pool_forward(
 
 
 def _pool_backward(grid: _Grid, saved: tuple, gradient: jax.Array) -> tuple[dict[int, jax.Array], None, None]:
-    """Spreads the gradients of the bins over the cells, ``Wy^T G Wx`` for each RoI."""
-    maps, boxes, levels = saved
-    bins = gradient.reshape(levels.size, *gradient.shape[2:])
-    windows = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1, 2, 3)
-    )
-
-    def add_cells(spread: jax.Array, tiles: _Tiles) -> jax.Array:
-        rows, columns = (jnp.swapaxes(weights, 1, 2) for weights in (tiles.rows, tiles.columns))
-        cells = _contract(rows, columns, bins[tiles.roi])
-        return jax.lax.scatter_add(spread, tiles.corner, cells, windows, mode="clip")
-
-    spread = {}
-    for stride, x in maps.items():
-        start = jnp.zeros(x.shape, jnp.float32)
-        spread[stride] = _over_tiles(add_cells, start, grid, stride, x.shape, boxes, levels).astype(x.dtype)
-    return spread, None, None
+    return _by_platform(_spread, grid, *saved, gradient), None, None
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
+
+
+def _by_platform(function: Callable[..., Any], grid: _Grid, *arrays: Any) -> Any:
+    """``function(grid, block, *arrays)`` with blocks of tiles as large as suits what the program is compiled for."""
+    small, large = (functools.partial(function, grid, block) for block in (_BLOCK, 16 * _BLOCK))
+    return jax.lax.platform_dependent(*arrays, cpu=small, default=large)
+
+
+def _pooled(grid: _Grid, block: int, maps: dict[int, jax.Array], boxes: jax.Array, levels: jax.Array) -> jax.Array:
+    """The bins of all RoIs, tile by tile."""
+    channels, dtype = next((x.shape[-1], x.dtype) for x in maps.values())
+
+    def add_bins(cells: jax.Array, pooled: jax.Array, tiles: _Tiles) -> jax.Array:
+        bins = _contract(tiles.rows, tiles.columns, cells.at[tiles.segments].get(mode="clip"))
+        return pooled.at[tiles.roi].add(bins, indices_are_sorted=True, mode="clip")
+
+    pooled = jnp.zeros((levels.size, grid.bins, grid.bins, channels), jnp.float32)
+    for stride, x in maps.items():
+        add = functools.partial(add_bins, _cut(x))
+        pooled = _over_tiles(add, pooled, grid, block, stride, x.shape, boxes, levels)
+    return pooled.reshape(*levels.shape, *pooled.shape[1:]).astype(dtype)
+
+
+def _spread(
+    grid: _Grid, block: int, maps: dict[int, jax.Array], boxes: jax.Array, levels: jax.Array, gradient: jax.Array
+) -> dict[int, jax.Array]:
+    """The gradients of the maps: those of the bins spread over the cells, ``Wy^T G Wx`` for each RoI."""
+    bins = gradient.reshape(levels.size, *gradient.shape[2:])
+
+    def add_cells(spread: jax.Array, tiles: _Tiles) -> jax.Array:
+        rows, columns = (jnp.swapaxes(weights, 1, 2) for weights in (tiles.rows, tiles.columns))
+        seen = bins.at[tiles.roi].get(indices_are_sorted=True, mode="clip")
+        return spread.at[tiles.segments].add(_contract(rows, columns, seen), mode="clip")
+
+    spread = {}
+    for stride, x in maps.items():
+        start = jnp.zeros(jax.eval_shape(_cut, x).shape, jnp.float32)
+        cells = _over_tiles(add_cells, start, grid, block, stride, x.shape, boxes, levels)
+        spread[stride] = _join(cells, x.shape).astype(x.dtype)
+    return spread
+
+
+def _cut(x: jax.Array) -> jax.Array:
+    """A map (N, H, W, C) as the segments of its rows, (N * H * ceil(W / tile), tile, C), zeros beyond its border."""
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % _TILE), (0, 0)))
+    return x.reshape(-1, _TILE, x.shape[3])
+
+
+def _join(segments: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of :func:`_cut`, for a map of ``shape``."""
+    n, height, width, channels = shape
+    return segments.reshape(n, height, -1, channels)[:, :, :width]
 
 
 def _over_tiles(
     function: Callable[[jax.Array, _Tiles], jax.Array],
     total: jax.Array,
     grid: _Grid,
+    block: int,
     stride: int,
     shape: tuple[int, ...],
     boxes: jax.Array,
     levels: jax.Array,
 ) -> jax.Array:
-    """``function(total, tiles)`` of all tiles of the map of ``stride`` and ``shape``, block after block."""
+    """``function(total, tiles)`` of all tiles of the map of ``stride`` and ``shape``, ``block`` after ``block``."""
     _, height, width, _ = shape
     lengths = jnp.array([[height, width]])
-    tile = min(_TILE, height, width)
-    block_size = _BLOCK if jax.default_backend() == "cpu" else 16 * _BLOCK
 
-    # Of each RoI, along y and x: where it lies, the first of its cells, and its number of tiles.
+    # Of each RoI, along y and x: where it lies, where the first of its tiles begins, and how many it has.
     intervals = jnp.swapaxes(boxes.reshape(-1, 2, 2), 1, 2)[:, ::-1] / stride
     begin, end = _extent(intervals, grid.aligned)
     first, last = (jnp.clip(jnp.floor(x), 0, lengths - 1).astype(jnp.int32) for x in (begin, end + 1))
-    tiles = (last - first) // tile + 1
+    first -= first % jnp.array([[1, _TILE]])
+    tiles = (last - first) // _TILE + 1
     number = jnp.where(levels.reshape(-1) == stride.bit_length() - 1, tiles[:, 0] * tiles[:, 1], 0)
     ends = jnp.cumsum(number)
 
-    def block(index: jax.Array) -> _Tiles:
-        item = index * block_size + jnp.arange(block_size)
+    def tiles_of(index: jax.Array) -> _Tiles:
+        item = index * block + jnp.arange(block)
         roi = jnp.searchsorted(ends, item, side="right", method="compare_all")
         roi = jnp.minimum(roi, levels.size - 1)
-        own = item - (ends[roi] - number[roi])
-        begin = first[roi] + tile * jnp.stack([own // tiles[roi, 1], own % tiles[roi, 1]], axis=1)
-        # A tile that would reach beyond the map is moved back, over cells of its neighbour.
-        corner = jnp.minimum(begin, lengths - tile)
-        cells = corner[..., None] + jnp.arange(tile)[None, None]
+        own, across = item - (ends[roi] - number[roi]), tiles[:, 1][roi]
+        corner = first[roi] + _TILE * jnp.stack([own // across, own % across], axis=1)
+        cells = corner[..., None] + jnp.arange(_TILE)[None, None]
         weights = axis_weights(intervals[roi], cells, lengths, **grid._asdict())
-        mine = (cells >= begin[..., None]) & (item < ends[-1])[:, None, None]
-        weights = jnp.where(mine[:, :, None], weights, 0)
-        image, zero = roi // levels.shape[1], jnp.zeros_like(roi)
-        corner = jnp.concatenate([image[:, None], corner, zero[:, None]], axis=1)
-        return _Tiles(roi, corner, rows=weights[:, 0], columns=weights[:, 1])
+        there = item < ends[-1]
+        # Cells beyond the map have no weight, and the last row stands for them.
+        lines = height * (roi // levels.shape[1])[:, None] + jnp.minimum(cells[:, 0], height - 1)
+        segments = -(-width // _TILE) * lines + corner[:, 1:] // _TILE
+        weights = jnp.where(there[:, None, None, None], weights, 0)
+        return _Tiles(roi, jnp.where(there[:, None], segments, 0), rows=weights[:, 0], columns=weights[:, 1])
 
     _, total = jax.lax.while_loop(
-        lambda state: state[0] * block_size < ends[-1],
-        lambda state: (state[0] + 1, function(state[1], block(state[0]))),
+        lambda state: state[0] * block < ends[-1],
+        lambda state: (state[0] + 1, function(state[1], tiles_of(state[0]))),
         (jnp.int32(0), total),
     )
     return total

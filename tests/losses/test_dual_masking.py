@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kdjax import losses
+from kdjax.losses.dmkd import highest
 from kdjax.types import Targets
 
 from . import reference
@@ -139,6 +140,24 @@ def test_the_two_masks_are_thinned_by_draws_of_their_own() -> None:
     keep = losses.dual_keep(jnp.ones((N, 1, 64, 64)), spatial_ratio=1, channel_ratio=1, keep_probability=0.5, keys=keys)
     assert np.any(keep[0].ravel() != keep[1].ravel())
     assert len(np.unique(keep[0].reshape(N, -1), axis=0)) == N
+
+
+def test_the_highest_are_those_of_a_stable_sort() -> None:
+    # Whole numbers: many ties, of which the first are selected.
+    values = np.random.default_rng(0).integers(0, 5, (6, 40)).astype(np.float32)
+    counts = np.array([0, 1, 7, 20, 39, 40])
+    actual = highest(jnp.asarray(values), jnp.asarray(counts), most=40)
+    for row, count, selected in zip(values, counts.tolist(), actual, strict=True):
+        expected = np.zeros(40, bool)
+        expected[np.argsort(-row, kind="stable")[:count]] = True
+        np.testing.assert_array_equal(selected, expected)
+
+
+@pytest.mark.parametrize("hide", ["high", "low"])
+def test_equal_attention_is_selected_in_order_of_the_valid_places(hide: str) -> None:
+    where = jnp.array([[False, True, True, False, True, True]])
+    keep = losses.attention_keep(jnp.ones((1, 6)), ratio=0.5, hide=hide, where=where)
+    np.testing.assert_array_equal(keep, [[True, False, False, True, True, True]])
 
 
 def test_equal_attention_selects_the_first_places() -> None:

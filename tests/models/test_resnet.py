@@ -193,6 +193,37 @@ def test_statistics_are_those_of_all_devices():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), updated, stats)
 
 
+def test_blocks_that_are_computed_anew_have_the_same_parameters_values_and_gradients():
+    plain = ResNet(10, width=0.125)
+    anew = plain.clone(remat=True)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 64, 64, 3)), jnp.float32)
+    weights = jax.tree.map(lambda y: rng.normal(size=y.shape).astype(np.float32), shapes(plain, x)[0])
+    variables = jax.jit(plain.init)(jax.random.key(0), x)
+    assert jax.eval_shape(anew.init, jax.random.key(0), x) == jax.eval_shape(lambda: variables)
+
+    def loss(params, module):
+        maps, updated = module.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+        return sum(jnp.sum(weights[name] * y) for name, y in maps.items()), updated
+
+    def differentiated(module):
+        return jax.jit(jax.value_and_grad(functools.partial(loss, module=module), has_aux=True))(variables["params"])
+
+    (value, updated), gradient = differentiated(anew)
+    (expected, expected_updated), expected_gradient = differentiated(plain)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, ((updated, gradient), (expected_updated, expected_gradient))), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+    def kept(module):
+        arrays = jax.eval_shape(lambda params: jax.vjp(lambda x: loss(x, module)[0], params)[1], variables["params"])
+        return sum(x.size for x in jax.tree.leaves(arrays))
+
+    assert kept(anew) < kept(plain)
+
+
 def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
     module = ResNet(50, width=0.125, deformable=True, dtype=jnp.bfloat16)
     maps, variables = shapes(module, jnp.zeros((1, 32, 32, 3)))

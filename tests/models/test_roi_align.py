@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -155,3 +156,23 @@ def test_levels_count_areas():
     np.testing.assert_allclose(area(boxes), [112**2, 28000])
     assert roi_levels(boxes, 2, 5, nudge_side=True).tolist() == [3, 3]
     assert roi_levels(boxes, 3, 3, nudge_side=True).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(("platform", "block"), [("cpu", 64), ("tpu", 1024)])
+def test_a_program_has_the_blocks_of_what_it_is_compiled_for_and_indexes_first_axes_alone(platform, block):
+    """Windows that begin anywhere a TPU adds one after the other."""
+    x, boxes, levels = (
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((2, 40, 44, 32), jnp.float32), ((2, 50, 4), jnp.float32), ((2, 50), jnp.int32))
+    )
+
+    def run(x, boxes, levels):
+        pooled, pull = jax.vjp(
+            lambda x: roi_align({4: x}, boxes, levels, output_size=7, sampling_ratio=2, aligned=True), x
+        )
+        return pull(pooled)
+
+    text = jax.jit(run).trace(x, boxes, levels).lower(lowering_platforms=(platform,)).as_text()
+    assert f"tensor<{block}x8x8x32xf32>" in text
+    assert set(re.findall(r"start_index_map = \[([\d, ]*)\]", text)) == {"0"}
+    assert set(re.findall(r"scatter_dims_to_operand_dims = \[([\d, ]*)\]", text)) == {"0"}
