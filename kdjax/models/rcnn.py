@@ -7,7 +7,7 @@ The file is long because its one class is: a third of it is the options, which h
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
@@ -100,6 +100,7 @@ class RCNN(Detector):
 
     part_defaults: ClassVar[Sections] = {"neck": {"min_level": 2, "max_level": 6, "extra_from": "pool"}}
     decisive: ClassVar[tuple[str, ...]] = ("anchor_scale", "anchor_ratios", "convention")
+    class_axis: ClassVar[Mapping[str, str]] = {"classes": "fastest", "deltas": "slowest", "logits": "fastest"}
     tiny: ClassVar[Sections] = {
         **Detector.tiny,
         "head": {
