@@ -1,6 +1,7 @@
 """How images are read, how large they are when a detector sees them, and what training changes: as configs say it."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +41,26 @@ class Sizing(NamedTuple):
     scale every image to the largest size that fits into its shape."""
     long_side: int = 0
     """Limit of the longer side in pixels; 0 for none."""
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> "Sizing":
+        """What :meth:`described` made; keys that came later are at their defaults.
+
+        >>> Sizing.of({"image_size": [[64, 96]], "short_sides": [], "long_side": 0}).shapes
+        ((64, 96),)
+        """
+        shapes = tuple((height, width) for height, width in described["image_size"])
+        others = {key: x for key, x in described.items() if key in cls._fields}
+        return cls(**{**others, "shapes": shapes, "short_sides": tuple(described.get("short_sides", ()))})
+
+    def described(self) -> dict[str, Any]:
+        """The same by the names that the keys of configs have, as plain JSON.
+
+        >>> Sizing(((64, 96),), (60, 64)).described()["image_size"]
+        [[64, 96]]
+        """
+        lists = {"image_size": [list(shape) for shape in self.shapes], "short_sides": list(self.short_sides)}
+        return lists | {key: x for key, x in self._asdict().items() if key not in ("shapes", "short_sides")}
 
     def scale(self, size: np.ndarray, shape: np.ndarray, short_side: int | None = None) -> np.ndarray:
         """Factors (...) by which images of ``size`` (..., 2) are scaled into arrays of ``shape`` (..., 2).

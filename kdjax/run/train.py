@@ -78,7 +78,7 @@ def train_stage(
     origins = load_origins(stage, class_names, earlier)
     built = build(stage, _facts(plan, stage, splits, origins))
     teacher_metrics = metrics_of_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
-    description = describe_model(origins.model, class_names, sizing.shapes[0], splits.train.category_ids)
+    description = describe_model(origins.model, class_names, sizing, splits.train.category_ids)
     claim(folder, identity, description)
     loop = _Loop(plan, stage, built, folder, evaluation)
     teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None
