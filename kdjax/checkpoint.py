@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from kdjax import __version__
+from kdjax.data.batches import padded
 from kdjax.data.sizing import Size, Sizing, sizing
 from kdjax.errors import UserError, parsing
 from kdjax.models import build_model
@@ -377,6 +378,28 @@ def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[
     images = jnp.zeros((1, *description["image_size"], 3))
     like = jax.eval_shape(module.init, jax.random.key(0), images)
     return module, _read(folder, description, like)
+
+
+def prepare(images: Sequence[np.ndarray], folder: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Photographs as a trained model wants them: ``images, size = kdjax.prepare(photographs, "runs/mgd/student")``.
+
+    They are scaled and padded as in the evaluations of that model's run. What the model finds in image i is in pixels
+    of the scaled one; ``boxes * (photograph's height / size[i, 0])`` is in the photograph's, of x likewise by widths.
+
+    Args:
+        images: each (H, W, 3) uint8, RGB, of any size.
+        folder: of the model.
+
+    Returns:
+        the images, (N, H, W, 3) uint8, and their heights and widths without the padding, (N, 2) int32.
+
+    Raises:
+        UserError: the folder holds no model, or does not say how its images were scaled.
+    """
+    scaled = sizing_of(folder)
+    if scaled is None:
+        raise UserError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")
+    return padded(images, scaled)
 
 
 def _misfits(saved: Any, wanted: Any) -> str:

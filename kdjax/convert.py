@@ -80,7 +80,7 @@ def convert(
         raise UserError(f"{weights} does not say what its classes are: name them by --class_names.")
     if difference := other_classes(weights, imported.class_names or names, "--class_names", names):
         raise UserError(f"{difference}.")
-    sizing = parse_options(Data, config.data.to_dict(), "config.data").sizing
+    sizing = parse_options(Data, config.data.to_dict(), "config.data").sizing._replace(resize=SOURCES[source].resize)
     with writing("output", output):
         save_model(output, imported.variables, describe_model(imported.model, names, sizing))
     return imported.report

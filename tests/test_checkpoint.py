@@ -125,6 +125,9 @@ def test_a_folder_says_how_its_images_were_scaled_and_one_of_0_1_how_large_they_
     for description in (known, {key: x for key, x in known.items() if key != "sizing"}):
         path.write_text(json.dumps(description))
         assert sizing_of(tmp_path / "plain") == Sizing(((64, 96),))
+    images, size = kdjax.prepare([np.ones((32, 96, 3), np.uint8), np.ones((128, 20, 3), np.uint8)], tmp_path / "plain")
+    assert images.shape == (2, 64, 96, 3)
+    assert size.tolist() == [[32, 96], [64, 10]]
     path.write_text(json.dumps(known | {"sizing": {"image_size": 3}}))
     with pytest.raises(UserError, match="is damaged: it does not say how its images were scaled"):
         sizing_of(tmp_path / "plain")

@@ -23,6 +23,7 @@ from kdjax.state import Variables
 from kdjax.types import Model
 from kdjax.weights import (
     COCO_NAMES,
+    SOURCES,
     Imported,
     count_classes,
     expected_model,
@@ -54,13 +55,16 @@ class Origins(NamedTuple):
     """By method: parts of its parameters, by name, that an earlier stage learnt; they do not move."""
 
 
-def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mapping[str, Finished]) -> Origins:
+def load_origins(
+    stage: StagePlan, class_names: tuple[str, ...], earlier: Mapping[str, Finished], resize: str
+) -> Origins:
     """Reads what a stage begins with, and says what was loaded from where.
 
     Args:
         stage: of the plan.
         class_names: of the data.
         earlier: the stages before it, by name.
+        resize: how images are scaled, a key of ``kdjax.data.sizing.RESIZES``.
 
     Raises:
         UserError: something is damaged, or does not fit the detector or the data.
@@ -80,6 +84,13 @@ def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mappin
     if options.weights:
         imported = _import(stage, class_names)
         model = imported.model
+        theirs = SOURCES[options.source].resize
+        if theirs != resize and not imported.report.untouched:
+            print(
+                f"[{name}] {options.weights} is of a detector whose images were scaled as {theirs} does, here they are "
+                f"as {resize} does, which costs it some AP: config.data.resize={theirs} scales them so.",
+                flush=True,
+            )
     elif options.init:
         model = _as_expected(model, describe(folder(options.init)).get("model", model), whole=options.init_strict)
 

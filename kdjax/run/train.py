@@ -75,7 +75,7 @@ def train_stage(
     evaluation = functools.partial(
         evaluate, source=splits.evaluation, task=plan.task, batch_size=plan.run.eval_batch_size, image_size=sizing
     )
-    origins = load_origins(stage, class_names, earlier)
+    origins = load_origins(stage, class_names, earlier, sizing.resize)
     built = build(stage, _facts(plan, stage, splits, origins))
     teacher_metrics = metrics_of_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
     description = describe_model(origins.model, class_names, sizing, splits.train.category_ids)
