@@ -24,7 +24,8 @@ from kdjax.tasks import Detection
 from kdjax.weights import COCO_NAMES, load_into
 from tests.test_config import CONFIGS, load
 from tests.weights.naming import mmdet_names, resnet_names, to_state_dict, torchvision_names
-from tests.weights.pickles import op_texts, write_pth
+from tests.weights.pickles import op_text, op_texts, write_pth
+from tests.weights.test_own_config import RETINANET
 
 MGD = next(path for path in CONFIGS if path.stem == "mgd")
 # With the background, and the places of COCO's numbering that are empty.
@@ -247,6 +248,27 @@ def test_p7_of_an_imported_teacher_is_made_as_it_was_trained_though_its_pair_say
     np.testing.assert_allclose(pyramid["p7"], p7 + extra["bias"][None, None, None], rtol=1e-4)
     # What is trained on from the folder of such a teacher goes on with the ReLU.
     assert _as_expected(model, imported.model, whole=True)["neck"]["extra_relu"]
+
+
+def test_what_the_config_in_a_file_decides_is_taken_over_a_configs(tmp_path):
+    """Two octaves of two ratios, a ReLU before P7, and images of blue, green, red, though the source says otherwise."""
+    model = {"name": "retinanet", "backbone": {"depth": 10, "width": 0.125}, "neck": {"channels": 16}}
+    model["head"] = {"convs": 1}
+    theirs = {**model, "neck": {"channels": 16, "extra_relu": True}}
+    theirs["head"] = {"convs": 1, "anchor_octaves": 2, "anchor_ratios": (0.5, 1.0)}
+    variables = drawn(theirs, 3)
+    state = to_state_dict(flatten_dict(variables, sep="/"), mmdet_names("retinanet", range(3, 8)))
+    write_pth(tmp_path / "file.pth", state, config=op_text(RETINANET.replace("'caffe'", "'pytorch'")))
+    imported = import_detector(
+        {**model, "neck": {"channels": 16, "extra_relu": False}}, str(tmp_path / "file.pth"), "mmdet", 3
+    )
+    assert imported.model["neck"]["extra_relu"]
+    assert "head.anchor_octaves became 2 instead of 3, as the file's own config says" in imported.report.changes
+    stem = variables["params"]["backbone"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(imported.variables["params"]["backbone"]["conv1"]["kernel"], stem[:, :, ::-1])
+    assert imported.model["pixel_std"] == (1.0, 1.0, 1.0)
+    head = imported.variables["params"]["head"]
+    jax.tree.map(np.testing.assert_array_equal, head, variables["params"]["head"])
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def import_detector(
         UserError: one sentence says what does not fit.
     """
     file = read_weights(weights, key)
-    expected = expected_model(complete(model), source, file.tensors, origin=weights)
+    expected = expected_model(complete(model), source, file.tensors, weights, file.config)
 
     def like(classes: int) -> Any:
         module = build_model(expected.model, num_classes=classes)
@@ -158,7 +158,13 @@ def import_detector(
         # A backbone alone tells nothing apart.
         num_classes = count_classes(file.tensors, source, model=expected.model, like=like(1), num_classes=1) or 1
     imported = import_state_dict(
-        file.tensors, source, model=expected.model, like=like(num_classes), num_classes=num_classes, origin=weights
+        file.tensors,
+        source,
+        model=expected.model,
+        like=like(num_classes),
+        num_classes=num_classes,
+        origin=weights,
+        config=file.config,
     )
     report = imported.report._replace(changes=(*file.notes, *expected.changes, *imported.report.changes))
     return imported._replace(report=report, class_names=file.class_names or imported.class_names)
