@@ -21,6 +21,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from kdjax import __version__
+from kdjax.data.batches import padded
+from kdjax.data.sizing import Size, Sizing, sizing
 from kdjax.devices import globalize
 from kdjax.errors import UserError, parsing
 from kdjax.models import build_model
@@ -153,7 +155,7 @@ def abstract(state: TrainState) -> TrainState:
 def describe_model(
     model: Mapping[str, Any],
     class_names: Sequence[str],
-    image_size: Sequence[int],
+    image_size: Size | Sizing,
     category_ids: Sequence[int] = (),
 ) -> dict[str, Any]:
     """What is written beside a detector's arrays, so that it can be rebuilt: plain JSON.
@@ -161,15 +163,37 @@ def describe_model(
     Args:
         model: the plain dict that :func:`kdjax.models.build_model` takes.
         class_names: names of the labels, in order.
-        image_size: height and width in pixels that the model was trained at.
+        image_size: height and width in pixels that the model was trained at; or a sizing, how images were scaled.
         category_ids: what the annotations that it learnt from call the labels, in order; () where that is not known.
     """
+    scaled = sizing(image_size)
     return {
         "model": dict(model),
         "class_names": list(class_names),
         "category_ids": list(category_ids),
-        "image_size": list(image_size),
+        "image_size": list(scaled.shapes[0]),
+        "sizing": scaled.described(),
     }
+
+
+def sizing_of(folder: str | os.PathLike) -> Sizing | None:
+    """How images were scaled for a model; None where its folder does not say, as a checkpoint of version 0.1.
+
+    Args:
+        folder: of a model, or one step of a run's checkpoints.
+
+    Raises:
+        UserError: if ``folder`` is neither, or damaged.
+    """
+    description = describe(folder)
+    if "image_size" not in description:
+        return None
+    try:
+        return Sizing.of(description.get("sizing", {"image_size": [description["image_size"]]}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder} is damaged: it does not say how its images were scaled; take an undamaged copy of that folder."
+        ) from error
 
 
 def save_model(folder: Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
@@ -252,9 +276,10 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
     """What a folder of arrays says of itself.
 
     Args:
-        folder: of a model ("model", "class_names", "image_size", "sha256", "kdjax": the version that wrote it), of a
-            method ("method", "sha256", "kdjax"), or one step of a run's checkpoints ("checkpoint": its path, and the
-            model's "model", "class_names" and "image_size", which version 0.1 did not write).
+        folder: of a model ("model", "class_names", "image_size", "sizing": how images were scaled, which version 0.1
+            did not write, "sha256", "kdjax": the version that wrote it), of a method ("method", "sha256", "kdjax"), or
+            one step of a run's checkpoints ("checkpoint": its path, and the model's "model", "class_names",
+            "image_size" and "sizing", which version 0.1 did not write).
 
     Raises:
         UserError: if ``folder`` is none of them.
@@ -363,6 +388,28 @@ def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[
     images = jnp.zeros((1, *description["image_size"], 3))
     like = jax.eval_shape(module.init, jax.random.key(0), images)
     return module, _read(folder, description, like)
+
+
+def prepare(images: Sequence[np.ndarray], folder: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Photographs as a trained model wants them: ``images, size = kdjax.prepare(photographs, "runs/mgd/student")``.
+
+    They are scaled and padded as in the evaluations of that model's run. What the model finds in image i is in pixels
+    of the scaled one; ``boxes * (photograph's height / size[i, 0])`` is in the photograph's, of x likewise by widths.
+
+    Args:
+        images: each (H, W, 3) uint8, RGB, of any size.
+        folder: of the model.
+
+    Returns:
+        the images, (N, H, W, 3) uint8, and their heights and widths without the padding, (N, 2) int32.
+
+    Raises:
+        UserError: the folder holds no model, or does not say how its images were scaled.
+    """
+    scaled = sizing_of(folder)
+    if scaled is None:
+        raise UserError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")
+    return padded(images, scaled)
 
 
 def _misfits(saved: Any, wanted: Any) -> str:

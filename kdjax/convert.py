@@ -80,9 +80,9 @@ def convert(
         raise UserError(f"{weights} does not say what its classes are: name them by --class_names.")
     if difference := other_classes(weights, imported.class_names or names, "--class_names", names):
         raise UserError(f"{difference}.")
-    image_size = parse_options(Data, config.data.to_dict(), "config.data").sizing.shapes[0]
+    sizing = parse_options(Data, config.data.to_dict(), "config.data").sizing._replace(resize=SOURCES[source].resize)
     with writing("output", output):
-        save_model(output, imported.variables, describe_model(imported.model, names, image_size))
+        save_model(output, imported.variables, describe_model(imported.model, names, sizing))
     return imported.report
 
 

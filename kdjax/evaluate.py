@@ -1,16 +1,17 @@
 """Measures a saved model on any split: ``python -m kdjax.evaluate --model=runs/first/student --config.data.name=...``.
 
-Prints all numbers of the task's judge, of detectors COCO's twelve, and a table by class. Data and image size are those
-of ``--config``; without one, the data are the embedded ones and the size is the model's own, but for what flags say.
+Prints all numbers of the task's judge, of detectors COCO's twelve, and a table by class. Data and the scale of images
+are those of ``--config``; without one, the data are the embedded ones and images are scaled as they were for the model,
+but for what flags say.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from kdjax.checkpoint import describe, load_student
+from kdjax.checkpoint import describe, load_student, sizing_of
 from kdjax.config import find_config
 from kdjax.config.schema import Data, Run
 from kdjax.data.check import compare_classes
@@ -81,7 +82,11 @@ def main(_: Sequence[str]) -> int:
         begin()
         if not _MODEL.value:
             raise UserError("--model is missing; name a folder, such as --model=runs/first/student.")
-        metrics = measure(with_size(CONFIG.value, _MODEL.value), _MODEL.value)
+        config = CONFIG.value
+        if Path(config_flags.get_config_filename(flags.FLAGS["config"])) == find_config(PLAIN)[0]:
+            said = [name.removeprefix("config.data.") for name in flags.FLAGS if name.startswith("config.data.")]
+            config = as_trained(config, _MODEL.value, said)
+        metrics = measure(config, _MODEL.value)
         if _JSON.value and is_main():
             with writing("json", _JSON.value):
                 write_json(local_path(_JSON.value), metrics)
@@ -91,12 +96,11 @@ def main(_: Sequence[str]) -> int:
     return 0
 
 
-def with_size(config: ConfigDict, model: str) -> ConfigDict:
-    """The config, with the image size of a model where nobody said another one."""
-    named = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    size = describe(model).get("image_size")
-    if named == find_config(PLAIN)[0] and "config.data.image_size" not in flags.FLAGS and size:
-        config.data.image_size = tuple(size)
+def as_trained(config: ConfigDict, model: str, said: Container[str] = ()) -> ConfigDict:
+    """The config with images scaled as they were for a model, but for the keys of data that somebody said."""
+    if (known := sizing_of(model)) is not None:
+        keys = known.described() | {"image_size": known.shapes, "short_sides": known.short_sides}
+        config.data.update({key: x for key, x in keys.items() if key not in said})
     return config
 
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from kdjax.config import base_config, base_stage, tiny
 from kdjax.errors import UserError
 from kdjax.models import build_model, model_class
+from kdjax.weights import SOURCES
 
 Model = dict[str, Any]
 
@@ -111,6 +112,7 @@ COCO = {
     "image_size": ((800, 1344), (1344, 800)),
     "short_sides": (800,),
     "long_side": 1333,
+    "eval_padding": 32,
     "skip_empty": True,
     "max_objects": 100,
     "threads": 16,
@@ -211,7 +213,7 @@ def start(variant: str, pairs: Mapping[str, Pair] = PAIRS) -> tuple[ConfigDict, 
     pair = pairs[name]
     config = base_config()
     config.data.update(COCO)
-    config.data.short_sides = pair.short_sides
+    config.data.update(short_sides=pair.short_sides, resize=SOURCES[pair.teacher.source].resize)
     config.data.masks = build_model(pair.student, num_classes=1).learns_masks
     config.eval_batch_size = 16
     config.teacher = taken_over(pair.teacher)

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax.checkpoint import Checkpoints, describe, describe_model, load_method, load_variables, save_method, save_model
+from kdjax.checkpoint import (
+    Checkpoints,
+    describe,
+    describe_model,
+    load_method,
+    load_variables,
+    save_method,
+    save_model,
+    sizing_of,
+)
+from kdjax.data.sizing import Sizing
 from kdjax.errors import UserError
 from kdjax.models import build_model
 from kdjax.optim import make_optimizer
@@ -102,6 +112,25 @@ def test_variables_come_from_a_model_folder_or_from_one_step_of_the_checkpoints(
     np.testing.assert_array_equal(found["params"]["head"]["kernel"], [7, 7, 7])
     with pytest.raises(UserError, match="holds no kdjax model"):
         load_variables(tmp_path)
+
+
+def test_a_folder_says_how_its_images_were_scaled_and_one_of_0_1_how_large_they_were(tmp_path):
+    scaled = Sizing(((800, 1344), (1344, 800)), (640, 800), 1333)
+    for folder, sizing in (("scaled", scaled), ("plain", (64, 96))):
+        save_model(tmp_path / folder, {"params": {"x": np.zeros(1)}}, describe_model(MODEL, CLASSES, sizing))
+    assert sizing_of(tmp_path / "scaled") == scaled
+    assert describe(tmp_path / "scaled")["image_size"] == [800, 1344]
+    path = tmp_path / "plain" / "model.json"
+    known = json.loads(path.read_text())
+    for description in (known, {key: x for key, x in known.items() if key != "sizing"}):
+        path.write_text(json.dumps(description))
+        assert sizing_of(tmp_path / "plain") == Sizing(((64, 96),))
+    images, size = kdjax.prepare([np.ones((32, 96, 3), np.uint8), np.ones((128, 20, 3), np.uint8)], tmp_path / "plain")
+    assert images.shape == (2, 64, 96, 3)
+    assert size.tolist() == [[32, 96], [64, 10]]
+    path.write_text(json.dumps(known | {"sizing": {"image_size": 3}}))
+    with pytest.raises(UserError, match="is damaged: it does not say how its images were scaled"):
+        sizing_of(tmp_path / "plain")
 
 
 def test_two_trainings_of_one_config_have_different_digests(trained, tmp_path):

@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from kdjax.checkpoint import describe_model
+from kdjax.config import load_config
+from kdjax.config.schema import Data
+from kdjax.data.sizing import Sizing
+from kdjax.evaluate import as_trained
+from kdjax.options import parse
+
 ROOT = Path(__file__).parents[1]
 TWELVE = [f"AP{x}" for x in ("", 50, 75, "_small", "_medium", "_large")]
 TWELVE += [f"AR{x}" for x in (1, 10, 100, "_small", "_medium", "_large")]
@@ -32,6 +39,13 @@ def test_a_model_has_the_numbers_of_its_run_at_its_own_size(flags, teacher, tmp_
     assert [line[0] for line in lines[first : first + 12]] == TWELVE
     assert lines[first + 13] == ["class", "AP"]
     assert [line[0] for line in lines[first + 14 :]] == list(known["per_class"])
+
+
+def test_images_are_scaled_as_they_were_for_the_model_unless_somebody_says_otherwise(tmp_path):
+    described = describe_model({}, (), Sizing(((64, 96), (96, 64)), (60,), 90))
+    (tmp_path / "model.json").write_text(json.dumps({**described, "sha256": ""}))
+    config = as_trained(load_config("none"), str(tmp_path), said=("long_side",))
+    assert parse(Data, config.data.to_dict(), "config.data").sizing == Sizing(((64, 96), (96, 64)), (60,), 0)
 
 
 def test_another_split_and_a_checkpoint_are_measured_as_well(flags, teacher):

@@ -15,7 +15,7 @@ from kdjax.plan import check_files, resolve
 from kdjax.run.build import Facts, build, first_state
 from kdjax.run.floor import teacher_floor
 from kdjax.types import View
-from kdjax.weights import COCO_NAMES
+from kdjax.weights import COCO_NAMES, SOURCES
 from tests import tiny
 from tests.slow import slow_but
 from tests.test_config import CONFIGS, load
@@ -58,6 +58,7 @@ def test_every_methods_config_of_a_pair_is_valid_where_the_files_are(name, tmp_p
         # What is measured as it was published is so in the arithmetic of the publishers.
         dtypes = {stage.name: stage.options.dtype for stage in plan.stages}
         assert dtypes == {name: "bfloat16" if plan[name].steps else "float32" for name in dtypes}
+        assert plan.data.resize == SOURCES[config.teacher.source].resize
         if config.student.teacher:
             assert teacher_floor(plan, plan["student"], COCO_NAMES) == config.teacher.published - 1
             assert teacher_floor(plan, plan["student"], ("cat", "dog")) is None

@@ -24,7 +24,8 @@ from kdjax.tasks import Detection
 from kdjax.weights import COCO_NAMES, load_into
 from tests.test_config import CONFIGS, load
 from tests.weights.naming import mmdet_names, resnet_names, to_state_dict, torchvision_names
-from tests.weights.pickles import op_texts, write_pth
+from tests.weights.pickles import op_text, op_texts, write_pth
+from tests.weights.test_own_config import RETINANET
 
 MGD = next(path for path in CONFIGS if path.stem == "mgd")
 # With the background, and the places of COCO's numbering that are empty.
@@ -62,11 +63,26 @@ def test_a_file_of_the_datas_classes_is_taken_over(stage):
     assert _import(planned(stage), COCO_NAMES).class_names == COCO_NAMES
 
 
-def test_a_file_of_the_classes_in_another_order_is_refused_with_both_places(stage):
-    with pytest.raises(
-        UserError, match=r"config.student.weights: .*coco.npz and the data .* another order.*init_strict"
-    ):
-        _import(planned(stage), COCO_NAMES[::-1])
+def test_a_file_of_the_classes_in_another_order_has_them_in_the_datas(stage):
+    straight, turned = (_import(planned(stage), names) for names in (COCO_NAMES, COCO_NAMES[::-1]))
+    assert "its classes are put in the order of the data's" in str(turned.report)
+    assert "order" not in str(straight.report)
+    before, after = (flatten_dict(x.variables, sep="/") for x in (straight, turned))
+    for path, array in before.items():
+        if "cls_logits" in path:
+            # All classes of an anchor, anchor after anchor.
+            array = array.reshape(*array.shape[:-1], 9, 80)[..., ::-1].reshape(array.shape)
+        np.testing.assert_array_equal(after[path], array, err_msg=path)
+
+
+def test_a_file_of_as_many_other_classes_is_refused_with_what_can_be_taken(stage):
+    names = ("lynx", *COCO_NAMES[1:])
+    with pytest.raises(UserError, match=r"weights: .*coco.npz has 80 .*'person' only in .*'lynx' only in.*init_strict"):
+        _import(planned(stage), names)
+    stage.init_strict = False
+    imported = _import(planned(stage), names)
+    assert not class_outputs(imported.variables)
+    assert "which are not the data's, starts afresh" in str(imported.report)
 
 
 def test_a_file_of_more_classes_is_refused_with_the_way_to_start_from_it(stage):
@@ -144,12 +160,22 @@ def test_the_classes_that_a_file_names_decide_what_is_taken_over(stage, tmp_path
     stage.weights = str(tmp_path / "file.pth")
     write(stage.weights, stage.model.to_dict(), 3, CLASSES=op_texts("washer", "bolt", "hex_nut"))
     names = ("washer", "bolt", "hex nut")
-    with pytest.raises(UserError, match=r"weights: .*file.pth and the data .* another order: number 1 is 'washer'"):
-        _import(planned(stage), ("bolt", "hex nut", "washer"))
-    assert class_outputs(_import(planned(stage), names).variables)
-    stage.init_strict = False
-    assert class_outputs(_import(planned(stage), names).variables)
-    assert not class_outputs(_import(planned(stage), ("bolt", "hex nut", "washer")).variables)
+    others, path = ("bolt", "hex nut", "screw"), "params/head/cls_logits/bias"
+    with pytest.raises(UserError, match=r"weights: .*file.pth has 3 classes, .*'washer' only in .*'screw' only in"):
+        _import(planned(stage), others)
+    for strict in (True, False):
+        stage.init_strict = strict
+        same, turned = (_import(planned(stage), order).variables for order in (names, (*names[1:], names[0])))
+        bias = flatten_dict(same, sep="/")[path].reshape(9, 3)
+        np.testing.assert_array_equal(flatten_dict(turned, sep="/")[path].reshape(9, 3), bias[:, [1, 2, 0]])
+    assert not class_outputs(_import(planned(stage), others).variables)
+
+
+def test_classes_that_a_file_does_not_name_are_said_to_be_taken_for_the_datas(stage, tmp_path):
+    stage.weights = str(tmp_path / "file.pth")
+    write(stage.weights, stage.model.to_dict(), 3)
+    words = "it does not say what its classes are, which are taken for the data's"
+    assert words in _import(planned(stage), ("washer", "bolt", "nut")).report.changes
 
 
 @pytest.mark.parametrize("folder", ["model", "stage/checkpoints/7"])
@@ -162,12 +188,19 @@ def test_a_model_of_other_classes_gives_no_class_outputs(stage, tmp_path, folder
         checkpoints.save(init_state(variables, {}, make_optimizer(lambda step: 0.1)).replace(step=jnp.int32(7)))
     (tmp_path / "stage" / STAGE_FILE).write_text(json.dumps(description))
     folder = tmp_path / folder
+    bias = variables["params"]["head"]["cls_logits"]["bias"]
     for strict in (True, False):
-        jax.tree.map(np.testing.assert_array_equal, _saved(folder, model, names, strict=strict), variables)
-    for others in (("dog", "cat"), ("bolt", "nut"), ("cat", "dog", "cow")):
-        with pytest.raises(UserError, match="both must have the same classes in the same order"):
+        saved, words = _saved(folder, model, names, strict=strict)
+        jax.tree.map(np.testing.assert_array_equal, saved, variables)
+        assert not words
+        turned, words = _saved(folder, model, ("dog", "cat"), strict=strict)
+        assert words == "its classes are put in the order of the data's"
+        there = turned["params"]["head"]["cls_logits"]["bias"]
+        np.testing.assert_array_equal(there.reshape(9, 2), bias.reshape(9, 2)[:, ::-1])
+    for others in (("bolt", "nut"), ("cat", "dog", "cow")):
+        with pytest.raises(UserError, match="both must have the same classes"):
             _saved(folder, model, others, strict=True)
-        kept = _saved(folder, model, others, strict=False)
+        kept, _ = _saved(folder, model, others, strict=False)
         assert flatten_dict(variables, sep="/").keys() - flatten_dict(kept, sep="/").keys() == class_outputs(variables)
     if "checkpoints" in str(folder):
         jax.tree.map(np.testing.assert_array_equal, kdjax.load_student(folder)[1], variables)
@@ -215,6 +248,27 @@ def test_p7_of_an_imported_teacher_is_made_as_it_was_trained_though_its_pair_say
     np.testing.assert_allclose(pyramid["p7"], p7 + extra["bias"][None, None, None], rtol=1e-4)
     # What is trained on from the folder of such a teacher goes on with the ReLU.
     assert _as_expected(model, imported.model, whole=True)["neck"]["extra_relu"]
+
+
+def test_what_the_config_in_a_file_decides_is_taken_over_a_configs(tmp_path):
+    """Two octaves of two ratios, a ReLU before P7, and images of blue, green, red, though the source says otherwise."""
+    model = {"name": "retinanet", "backbone": {"depth": 10, "width": 0.125}, "neck": {"channels": 16}}
+    model["head"] = {"convs": 1}
+    theirs = {**model, "neck": {"channels": 16, "extra_relu": True}}
+    theirs["head"] = {"convs": 1, "anchor_octaves": 2, "anchor_ratios": (0.5, 1.0)}
+    variables = drawn(theirs, 3)
+    state = to_state_dict(flatten_dict(variables, sep="/"), mmdet_names("retinanet", range(3, 8)))
+    write_pth(tmp_path / "file.pth", state, config=op_text(RETINANET.replace("'caffe'", "'pytorch'")))
+    imported = import_detector(
+        {**model, "neck": {"channels": 16, "extra_relu": False}}, str(tmp_path / "file.pth"), "mmdet", 3
+    )
+    assert imported.model["neck"]["extra_relu"]
+    assert "head.anchor_octaves became 2 instead of 3, as the file's own config says" in imported.report.changes
+    stem = variables["params"]["backbone"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(imported.variables["params"]["backbone"]["conv1"]["kernel"], stem[:, :, ::-1])
+    assert imported.model["pixel_std"] == (1.0, 1.0, 1.0)
+    head = imported.variables["params"]["head"]
+    jax.tree.map(np.testing.assert_array_equal, head, variables["params"]["head"])
 
 
 @pytest.mark.parametrize(

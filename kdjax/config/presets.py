@@ -95,7 +95,9 @@ def base_config() -> ConfigDict:
 
 def tiny(config: ConfigDict) -> ConfigDict:
     """A config with small detectors that take two steps on tiny data, to check an installation or a config."""
-    config.data.update(name="shapes/tiny", image_size=(64, 64), short_sides=(), long_side=0, threads=2)
+    config.data.update(
+        name="shapes/tiny", image_size=(64, 64), short_sides=(), long_side=0, resize="kdjax", eval_padding=0, threads=2
+    )
     config.eval_batch_size = 8
     for stage in (config[name] for name in config.stages):
         for section, fields in model_class(stage.model.name).tiny.items():

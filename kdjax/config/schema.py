@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from ml_collections import config_dict
 
-from kdjax.data.sizing import MOST_PIXELS, Augmentation, Reading, Sizing
+from kdjax.data.sizing import MOST_PIXELS, RESIZES, Augmentation, Reading, Sizing
 from kdjax.options import FLAG, OPTIMIZERS, SCHEDULES, TEXT, WITHOUT_EFFECT, Rule, choice, number, tuple_of, whole
 from kdjax.sinks import SINKS
 from kdjax.weights import SOURCES
@@ -30,6 +30,7 @@ _SIZE = Rule(
     "a pair of multiples of 32, height and width in pixels, or a tuple of such pairs",
     lambda value: isinstance(value, tuple) and (_is_size(value) or (value != () and all(map(_is_size, value)))),
 )
+_PADDING = Rule("0 or a multiple of 32", lambda value: type(value) is int and value >= 0 and value % 32 == 0)
 _SHORT_SIDES = Rule(
     "a tuple of whole numbers of at least 1",
     lambda value: isinstance(value, tuple) and all(map(whole(1).holds, value)),
@@ -280,6 +281,19 @@ class Data:
         "fits.",
     ] = ()
     long_side: Annotated[int, whole(0), "Limit of the longer side in pixels; 0 for none."] = 0
+    resize: Annotated[
+        str,
+        choice(*RESIZES),
+        "How images are scaled: as the program does that a teacher's file is from. Sides become the nearest whole "
+        'numbers ("kdjax", to even; "mmdet", "detectron2") or those below ("torchvision"), and shrinking images are '
+        'antialiased ("kdjax", "detectron2") or not ("mmdet", "torchvision").',
+    ] = "kdjax"
+    eval_padding: Annotated[
+        int,
+        _PADDING,
+        "Evaluation pads each image to the next multiple of this, 32 as published detectors are tested, and compiles "
+        "anew for each shape that comes of it; 0 pads to image_size. What padding there is changes boxes a little.",
+    ] = 0
     fit: Annotated[
         bool,
         FLAG,
@@ -312,7 +326,7 @@ class Data:
     def sizing(self) -> Sizing:
         """How large images are."""
         shapes = (self.image_size,) if _is_size(self.image_size) else self.image_size
-        return Sizing(shapes, self.short_sides, self.long_side)
+        return Sizing(shapes, self.short_sides, self.long_side, self.resize, self.eval_padding)
 
     @property
     def reading(self) -> Reading:

@@ -127,8 +127,9 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every example once: those of the first shape in the source's order, then those of the second, and so on.
 
-    The last batch of a shape is filled with blank images. An image whose place the source gives to another one, because
-    it cannot be decoded, is black: a metric over the others would be another metric.
+    Shapes are those of the sizing, or (``eval_padding``) the next multiples of the scaled images' sides. The last batch
+    of a shape is filled with blank images. An image whose place the source gives to another one, because it cannot be
+    decoded, is black: a metric over the others would be another metric.
 
     Args:
         source: at least one example.
@@ -150,6 +151,11 @@ def eval_batches(
         raise ValueError("the source has no examples")
     sizes = sizing(image_size)
     buckets = _choose_shapes(source, sizes, logging.info)
+    padded_to = [sizes.shapes[bucket] for bucket in buckets.tolist()]
+    shapes = sizes.shapes
+    if sizes.eval_padding:
+        padded_to = [sizes.padded(fit(source.size(k), shape, sizes).size) for k, shape in enumerate(padded_to)]
+        shapes = tuple(sorted(set(padded_to)))
     memory = _Memory()
 
     def batch(part: tuple[Size, np.ndarray]) -> tuple[Batch, Sequence[Work]]:
@@ -164,7 +170,7 @@ def eval_batches(
             if example.image_id != source.image_id(number):
                 image = np.zeros((*source.size(number), 3), np.uint8)
             height, width = image.shape[:2]
-            size[row] = _put(move(image, fit((height, width), shape, sizes)), images[row])
+            size[row] = _put(move(image, fit((height, width), sizes.shapes[buckets[number]], sizes)), images[row])
 
         images[index < 0] = 0
         batch = cast(Any, Batch)(images, size, index)
@@ -172,13 +178,36 @@ def eval_batches(
 
     def parts() -> Iterator[tuple[Size, np.ndarray]]:
         """Shape and positions in the source of this process's part of each batch; -1 for blank images."""
-        for bucket, shape in enumerate(sizes.shapes):
-            members = np.flatnonzero(buckets == bucket)
+        place = np.array([shapes.index(shape) for shape in padded_to])
+        for number, shape in enumerate(shapes):
+            members = np.flatnonzero(place == number)
             filled = np.concatenate([members, np.full(-len(members) % batch_size, -1)])
             for part in filled.reshape(-1, process_count, local_size)[:, process_index]:
                 yield shape, part
 
     return _prepared(map(batch, parts()), local_size, num_threads)
+
+
+def padded(images: Sequence[np.ndarray], image_size: Size | Sizing) -> tuple[np.ndarray, np.ndarray]:
+    """Images as an evaluation would see them, all in one array.
+
+    Args:
+        images: each (H, W, 3) uint8, RGB, of any size.
+        image_size: height and width of the padded images, into which every image is scaled to fit; or a sizing.
+
+    Returns:
+        the images, (N, H, W, 3) uint8, and their heights and widths without the padding, (N, 2) int32. The boxes of an
+        image are in pixels of the scaled one: of the original times its size by the scaled one's.
+    """
+    sizes = sizing(image_size)
+    chosen = sizes.choose(np.array([image.shape[:2] for image in images]))
+    shapes = [sizes.shapes[bucket] for bucket in chosen.tolist()]
+    moved = [move(x, fit((x.shape[0], x.shape[1]), shape, sizes)) for x, shape in zip(images, shapes, strict=True)]
+    if sizes.eval_padding:
+        shapes = [sizes.padded((x.shape[0], x.shape[1])) for x in moved]
+    array = np.zeros((len(images), *np.max(shapes, axis=0), 3), np.uint8)
+    size = [_put(image, row) for image, row in zip(moved, array, strict=True)]
+    return array, np.array(size, np.int32)
 
 
 def _local_size(batch_size: int, process_index: int, process_count: int, parts: int = 1) -> int:

@@ -1,6 +1,7 @@
 """How images are read, how large they are when a detector sees them, and what training changes: as configs say it."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,36 @@ class Reading(NamedTuple):
 READING = Reading()
 
 
+class Resize(NamedTuple):
+    """How an image becomes one of another size, in which the programs that published detectors are from differ."""
+
+    side: Callable[[int, float], int]
+    """From a side in pixels and a factor to the scaled side in whole pixels."""
+    antialias: bool
+    """Whether all pixels count where an image shrinks, or each pixel is made of the four nearest ones alone."""
+
+
+def _nearest(side: int, factor: float) -> int:
+    return round(side * factor)
+
+
+def _half_up(side: int, factor: float) -> int:
+    return int(side * factor + 0.5)
+
+
+def _below(side: int, factor: float) -> int:
+    return int(side * factor)
+
+
+RESIZES = {
+    "kdjax": Resize(_nearest, antialias=True),
+    "torchvision": Resize(_below, antialias=False),
+    "mmdet": Resize(_half_up, antialias=False),
+    "detectron2": Resize(_half_up, antialias=True),
+}
+"""By the program that does so; all interpolate bilinearly."""
+
+
 class Sizing(NamedTuple):
     """How large images are when a detector sees them, and how large the padded arrays are that hold them.
 
@@ -40,6 +71,41 @@ class Sizing(NamedTuple):
     scale every image to the largest size that fits into its shape."""
     long_side: int = 0
     """Limit of the longer side in pixels; 0 for none."""
+    resize: str = "kdjax"
+    """How images are scaled, a key of ``RESIZES``."""
+    eval_padding: int = 0
+    """In evaluation, padded arrays have the next multiples of this as sides; 0 for ``shapes``."""
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> "Sizing":
+        """What :meth:`described` made; keys that came later are at their defaults.
+
+        >>> Sizing.of({"image_size": [[64, 96]], "short_sides": [], "long_side": 0}).shapes
+        ((64, 96),)
+        """
+        shapes = tuple((height, width) for height, width in described["image_size"])
+        others = {key: x for key, x in described.items() if key in cls._fields}
+        return cls(**{**others, "shapes": shapes, "short_sides": tuple(described.get("short_sides", ()))})
+
+    def described(self) -> dict[str, Any]:
+        """The same by the names that the keys of configs have, as plain JSON.
+
+        >>> Sizing(((64, 96),), (60, 64)).described()["image_size"]
+        [[64, 96]]
+        """
+        lists = {"image_size": [list(shape) for shape in self.shapes], "short_sides": list(self.short_sides)}
+        return lists | {key: x for key, x in self._asdict().items() if key not in ("shapes", "short_sides")}
+
+    def scaled(self, size: Size, factor: float, limit: Size) -> Size:
+        """A size times a factor, in whole pixels: at least 1, at most ``limit``."""
+        side = RESIZES[self.resize].side
+        height, width = (min(max(side(x, factor), 1), most) for x, most in zip(size, limit, strict=True))
+        return height, width
+
+    def padded(self, size: Size) -> Size:
+        """The next multiples of ``eval_padding``, which is not 0, for an image of that size."""
+        height, width = (-(-side // self.eval_padding) * self.eval_padding for side in size)
+        return height, width
 
     def scale(self, size: np.ndarray, shape: np.ndarray, short_side: int | None = None) -> np.ndarray:
         """Factors (...) by which images of ``size`` (..., 2) are scaled into arrays of ``shape`` (..., 2).

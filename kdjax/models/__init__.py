@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import Dtype
 
 from kdjax.errors import UserError
@@ -32,6 +33,7 @@ __all__ = [
     "complete",
     "model_class",
     "other_meaning",
+    "with_classes",
 ]
 
 MODELS: dict[str, Callable[..., Network]] = {
@@ -145,11 +147,11 @@ def other_meaning(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return ", ".join(f"{option} is {there[option]!r} there and {here[option]!r} here" for option in differing)
 
 
-def class_outputs(config: Mapping[str, Any]) -> frozenset[str]:
-    """Paths of a model's arrays that have a place for each class: their shape depends on the number of classes.
+def class_outputs(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Paths of a model's arrays that have places for each class: those of one class, and those of no class.
 
-    >>> sorted(class_outputs({"name": "retinanet", "backbone": {"depth": 18, "width": 0.125}, "neck": {"channels": 8}}))
-    ['params/head/cls_logits/bias', 'params/head/cls_logits/kernel']
+    >>> class_outputs({"name": "retinanet", "backbone": {"depth": 18, "width": 0.125}, "neck": {"channels": 8}})
+    {'params/head/cls_logits/bias': (9, 0), 'params/head/cls_logits/kernel': (9, 0)}
     """
 
     def shapes(num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -158,7 +160,36 @@ def class_outputs(config: Mapping[str, Any]) -> frozenset[str]:
         return {path: array.shape for path, array in flatten_dict(variables, sep="/").items()}
 
     one, two = shapes(1), shapes(2)
-    return frozenset(path for path in one if one[path] != two[path])
+    return {
+        path: (two[path][-1] - one[path][-1], 2 * one[path][-1] - two[path][-1])
+        for path in sorted(one)
+        if one[path] != two[path]
+    }
+
+
+def with_classes(config: Mapping[str, Any], variables: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """A model's variables with its classes in another order.
+
+    Args:
+        config: of the model.
+        variables: {"params": ..., "batch_stats": ...}.
+        order: of every class, where it stood before.
+
+    Raises:
+        UserError: the model has outputs for classes of which it does not say how they are ordered (``class_axis``).
+    """
+    axis, arrays, classes = model_class(config["name"]).class_axis, flatten_dict(variables, sep="/"), np.array(order)
+    for path, (own, others) in class_outputs(config).items():
+        layer = path.split("/")[-2]
+        if layer not in axis:
+            raise UserError(
+                f"The {config['name']} does not say how the outputs of its layer {layer!r} are ordered by class, so "
+                "that its classes cannot be put in another order: name it in the class_axis of its class."
+            )
+        places = np.arange(own * len(classes))
+        places = places.reshape(own, -1)[:, classes] if axis[layer] == "fastest" else places.reshape(-1, own)[classes]
+        arrays[path] = arrays[path][..., np.append(places, places.size + np.arange(others))]
+    return unflatten_dict(arrays, sep="/")
 
 
 def _class_of(name: str, model: Any) -> type[Network]:

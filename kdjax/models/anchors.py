@@ -85,6 +85,11 @@ def scale_for(sizes: Sequence[float], *, quantile: float, stride: int, least: fl
     return float(np.clip(round(4 * float(np.quantile(sizes, quantile)) / stride) / 4, least, most))
 
 
+def padded(image_size: jax.Array) -> jax.Array:
+    """The next multiples of 32 of heights and widths (..., 2): to these the originals pad single images."""
+    return -(-image_size // 32) * 32
+
+
 def centres_inside(anchors: jax.Array, image_size: jax.Array) -> jax.Array:
     """Which anchors (A, 4) are centred inside an image of height and width ``image_size`` (2,): (A,) bool."""
     centre = (anchors[:, :2] + anchors[:, 2:]) / 2

@@ -15,6 +15,7 @@ from kdjax.errors import UserError
 from kdjax.losses.detection import sigmoid_focal_loss
 from kdjax.losses.features import valid_positions
 from kdjax.losses.reduce import COUNT, masked_sum
+from kdjax.models.anchors import padded
 from kdjax.models.assign import Assignment
 from kdjax.models.detector import Detector
 from kdjax.models.nms import nms
@@ -151,12 +152,12 @@ class DenseDetector(Detector):
 
         Of every level, the best pairs of a place and a class above the score threshold are decoded and clipped to the
         image; then non-maximum suppression runs class by class over all levels together. Places in the padding find
-        nothing.
+        something up to the next multiple of 32, as far as the originals pad a single image, and nothing beyond.
         """
         found = []
         for level, places in self.places_of(predictions).items():
             rows = self.rows_of(predictions, {level: places})
-            inside = jax.vmap(self.inside, (None, 0))(places, image_size)
+            inside = jax.vmap(self.inside, (None, 0))(places, padded(image_size))
             scores = jnp.where(inside[..., None], self.scores_of(rows), 0)
             best, index, label = best_pairs(scores, self.candidates)
             rows = jax.tree.map(functools.partial(_take, index=index), rows)

@@ -56,6 +56,9 @@ class Network(nn.Module, kw_only=True):
     """Whether its heads look at regions that it proposes itself: a detector of two stages."""
     decisive: ClassVar[tuple[str, ...]] = ()
     """Options of its heads that decide what their arrays mean, though no shape shows it."""
+    class_axis: ClassVar[Mapping[str, str]] = {}
+    """Names of the layers that have outputs for each class, and whether the class varies "fastest" among those, as
+    where every anchor has one of each class, or "slowest". Outputs of no class, such as a background, are last."""
     still: ClassVar[tuple[str, ...]] = ()
     """Names in the paths of parameters that rightly get no gradient from any term."""
 

@@ -7,7 +7,7 @@ The file is long because its one class is: a third of it is the options, which h
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from kdjax import boxes
 from kdjax.errors import UserError
 from kdjax.losses.detection import l1_loss, smooth_l1_loss
-from kdjax.models.anchors import centres_inside, pyramid_anchors, scale_for
+from kdjax.models.anchors import centres_inside, padded, pyramid_anchors, scale_for
 from kdjax.models.dense import Candidates, suppress
 from kdjax.models.detector import Detector
 from kdjax.models.network import Sections
@@ -100,6 +100,7 @@ class RCNN(Detector):
 
     part_defaults: ClassVar[Sections] = {"neck": {"min_level": 2, "max_level": 6, "extra_from": "pool"}}
     decisive: ClassVar[tuple[str, ...]] = ("anchor_scale", "anchor_ratios", "convention")
+    class_axis: ClassVar[Mapping[str, str]] = {"classes": "fastest", "deltas": "slowest", "logits": "fastest"}
     tiny: ClassVar[Sections] = {
         **Detector.tiny,
         "head": {
@@ -343,11 +344,16 @@ class RCNN(Detector):
 
     @nn.nowrap
     def propose(self, predictions: RPNPredictions, image_size: jax.Array, *, train: bool = False) -> Proposals:
-        """The regions that most likely hold an object, of inference or of training, which looks at more of them."""
+        """The regions that most likely hold an object, of inference or of training, which looks at more of them.
+
+        Those of anchors centred in the image, in inference also in the padding up to the next multiple of 32, as far as
+        the originals pad a single image.
+        """
         return propose(
             predictions,
             self.anchors(predictions),
             image_size,
+            image_size if train else padded(image_size),
             candidates=self.train_candidates if train else self.candidates,
             proposals=self.train_proposals if train else self.proposals,
             limit_shrinking=self.facts.limit_shrinking,

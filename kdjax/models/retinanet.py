@@ -143,6 +143,7 @@ class RetinaNet(DenseDetector):
     terms: ClassVar[tuple[str, ...]] = ("cls", "box")
     """Names of the loss terms."""
     decisive: ClassVar[tuple[str, ...]] = ("anchor_scale", "anchor_octaves", "anchor_ratios", "convention")
+    class_axis: ClassVar[Mapping[str, str]] = {"cls_logits": "fastest"}
     tiny: ClassVar[Sections] = {**DenseDetector.tiny, "head": {"convs": 1}}
     head_type: ClassVar[type[RetinaNetHead]] = RetinaNetHead
     """What its head is made by."""

@@ -89,6 +89,7 @@ def propose(
     predictions: RPNPredictions,
     anchors: dict[str, jax.Array],
     image_size: jax.Array,
+    limits: jax.Array,
     *,
     candidates: int,
     proposals: int,
@@ -98,12 +99,13 @@ def propose(
     """The regions of each image that most likely hold an object.
 
     The best anchors of every level are decoded and clipped to the image; non-maximum suppression runs level by level,
-    and the best of what it leaves of all levels are returned. Anchors centred in the padding propose nothing.
+    and the best of what it leaves of all levels are returned.
 
     Args:
         predictions: of N images.
         anchors: level to (anchors of the level, 4), as ``kdjax.models.anchors`` makes them, fine to coarse.
         image_size: (N, 2) height and width.
+        limits: (N, 2) height and width, within which the anchors that propose something are centred.
         candidates: anchors that each level sends to non-maximum suppression at most.
         proposals: R, regions of an image; fewer where there are fewer candidates.
         limit_shrinking: whether log-scales are limited from below, ``symmetric`` of :func:`kdjax.boxes.decode`.
@@ -112,7 +114,7 @@ def propose(
     levels = []
     for number, level in enumerate(anchors):
         logits = _joined([predictions.objectness[level]], 1)[..., 0]
-        inside = jax.vmap(centres_inside, (None, 0))(anchors[level], image_size)
+        inside = jax.vmap(centres_inside, (None, 0))(anchors[level], limits)
         best, index = jax.lax.top_k(jnp.where(inside, logits, -jnp.inf), min(candidates, logits.shape[1]))
         deltas = jnp.take_along_axis(_joined([predictions.deltas[level]], 4), index[..., None], axis=1)
         decoded = boxes.clip(boxes.decode(deltas, anchors[level][index], symmetric=limit_shrinking), image_size)

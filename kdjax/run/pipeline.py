@@ -247,15 +247,14 @@ def _commands(plan: Plan, folder: Path) -> list[str]:
     return lines
 
 
-_OF_EVALUATION = ("name", "data_dir", "eval_split", "lenient", "short_sides", "long_side")
-"""Keys of the data that an evaluation needs; the student knows the size of its images."""
+_OF_EVALUATION = ("name", "data_dir", "eval_split", "lenient")
+"""Keys of the data that an evaluation needs; the student knows how its images are scaled."""
 
 
 def _data_flags(plan: Plan) -> list[str]:
     """What of the data and the task has to be said to evaluate on them, as flags."""
     usual, task = defaults(Data), defaults(Run)["task"]
-    keys = [*_OF_EVALUATION, *(["image_size"] if len(plan.data.sizing.shapes) > 1 else [])]
-    said = {f"data.{key}": getattr(plan.data, key) for key in keys if getattr(plan.data, key) != usual[key]}
+    said = {f"data.{key}": getattr(plan.data, key) for key in _OF_EVALUATION if getattr(plan.data, key) != usual[key]}
     if plan.run.task != task:
         said["task"] = plan.run.task
     return [f"--config.{key}={value}" for key, value in said.items()]

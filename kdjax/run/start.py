@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax.checkpoint import describe, load_method, load_student, load_variables
 from kdjax.data.check import compare_classes
 from kdjax.errors import UserError
-from kdjax.models import build_model, class_outputs, complete, other_meaning
+from kdjax.models import build_model, class_outputs, complete, other_meaning, with_classes
 from kdjax.paths import local_path
 from kdjax.plan import StagePlan
 from kdjax.run.record import Finished
@@ -22,6 +23,7 @@ from kdjax.state import Variables
 from kdjax.types import Model
 from kdjax.weights import (
     COCO_NAMES,
+    SOURCES,
     Imported,
     count_classes,
     expected_model,
@@ -53,13 +55,16 @@ class Origins(NamedTuple):
     """By method: parts of its parameters, by name, that an earlier stage learnt; they do not move."""
 
 
-def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mapping[str, Finished]) -> Origins:
+def load_origins(
+    stage: StagePlan, class_names: tuple[str, ...], earlier: Mapping[str, Finished], resize: str
+) -> Origins:
     """Reads what a stage begins with, and says what was loaded from where.
 
     Args:
         stage: of the plan.
         class_names: of the data.
         earlier: the stages before it, by name.
+        resize: how images are scaled, a key of ``kdjax.data.sizing.RESIZES``.
 
     Raises:
         UserError: something is damaged, or does not fit the detector or the data.
@@ -71,14 +76,21 @@ def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mappin
 
     teacher = None
     if options.teacher:
-        teacher = _load(folder(options.teacher), class_names, options.dtype)
-        arrays = len(jax.tree.leaves(teacher.variables))
-        print(f"[{name}] teacher: {folder(options.teacher)}, all its {arrays} arrays read.", flush=True)
+        teacher, words = _load(folder(options.teacher), class_names, options.dtype)
+        told = [f"all its {len(jax.tree.leaves(teacher.variables))} arrays read", *filter(None, [words])]
+        print(f"[{name}] teacher: {folder(options.teacher)}, {'; '.join(told)}.", flush=True)
 
     model, imported = options.model, None
     if options.weights:
         imported = _import(stage, class_names)
         model = imported.model
+        theirs = SOURCES[options.source].resize
+        if theirs != resize and not imported.report.untouched:
+            print(
+                f"[{name}] {options.weights} is of a detector whose images were scaled as {theirs} does, here they are "
+                f"as {resize} does, which costs it some AP: config.data.resize={theirs} scales them so.",
+                flush=True,
+            )
     elif options.init:
         model = _as_expected(model, describe(folder(options.init)).get("model", model), whole=options.init_strict)
 
@@ -88,9 +100,9 @@ def load_origins(stage: StagePlan, class_names: tuple[str, ...], earlier: Mappin
             print(f"[{name}] starts from {options.weights}: {imported.report}; {report}", flush=True)
         if options.init:
             origin = folder(options.init)
-            saved = _saved(origin, model, class_names, strict=options.init_strict)
+            saved, words = _saved(origin, model, class_names, strict=options.init_strict)
             variables, report = load_into(variables, saved, origin=str(origin), strict=options.init_strict)
-            print(f"[{name}] starts from {origin}: {report}", flush=True)
+            print(f"[{name}] starts from {origin}: {'; '.join(filter(None, (words, str(report))))}", flush=True)
         if teacher and options.inherit:
             variables, words = _inherited(variables, teacher, options.inherit, model, folder(options.teacher))
             print(f"[{name}] inherits {words}", flush=True)
@@ -136,7 +148,7 @@ def import_detector(
         UserError: one sentence says what does not fit.
     """
     file = read_weights(weights, key)
-    expected = expected_model(complete(model), source, file.tensors, origin=weights)
+    expected = expected_model(complete(model), source, file.tensors, weights, file.config)
 
     def like(classes: int) -> Any:
         module = build_model(expected.model, num_classes=classes)
@@ -146,62 +158,94 @@ def import_detector(
         # A backbone alone tells nothing apart.
         num_classes = count_classes(file.tensors, source, model=expected.model, like=like(1), num_classes=1) or 1
     imported = import_state_dict(
-        file.tensors, source, model=expected.model, like=like(num_classes), num_classes=num_classes, origin=weights
+        file.tensors,
+        source,
+        model=expected.model,
+        like=like(num_classes),
+        num_classes=num_classes,
+        origin=weights,
+        config=file.config,
     )
     report = imported.report._replace(changes=(*file.notes, *expected.changes, *imported.report.changes))
     return imported._replace(report=report, class_names=file.class_names or imported.class_names)
 
 
 def _import(stage: StagePlan, class_names: tuple[str, ...]) -> Imported:
-    """The weights in the file that a stage names, which must know the classes of the data where all are taken over."""
+    """The weights in the file that a stage names, with its classes as those of the data, where all are taken over.
+
+    Raises:
+        UserError: they do not fit, or are of other classes.
+    """
     options, model = stage.options, stage.options.model
     otherwise = (
         f"config.{stage.name}.init_strict=False takes over what does not depend on classes, in a stage that trains"
     )
-    if not options.init_strict:
-        imported = import_detector(model, options.weights, options.source, key=options.weights_key)
-        kept = _of_classes(imported.variables, imported.model, imported.class_names, class_names)
-        if len(jax.tree.leaves(kept)) < len(jax.tree.leaves(imported.variables)):
-            changes = (*imported.report.changes, "what depends on its classes, which are not the data's, starts afresh")
-            imported = imported._replace(report=imported.report._replace(changes=changes))
-        return imported._replace(variables=kept)
+    number = len(class_names) if options.init_strict else None
     try:
-        imported = import_detector(model, options.weights, options.source, len(class_names), key=options.weights_key)
+        imported = import_detector(model, options.weights, options.source, number, key=options.weights_key)
     except UserError as error:
-        if len(class_names) == len(COCO_NAMES):
+        if not options.init_strict or len(class_names) == len(COCO_NAMES):
             raise
         raise UserError(
             f"{error} The data have {len(class_names)} classes; if the file has others, {otherwise}."
         ) from error
-    known = imported.class_names or class_names
-    if difference := other_classes(options.weights, known, "the data", class_names):
+    if imported.report.untouched:
+        # A backbone alone tells nothing apart.
+        return imported
+    known, words = imported.class_names, ""
+    if known is None and options.init_strict:
+        known, words = class_names, "it does not say what its classes are, which are taken for the data's"
+    if options.init_strict and known and class_order(known, class_names) is None:
+        difference = other_classes(options.weights, known, "the data", class_names)
         raise UserError(f"config.{stage.name}.weights: {difference}; {otherwise}.")
-    return imported
+    variables, reordered = _of_classes(imported.variables, imported.model, known, class_names)
+    changes = (*imported.report.changes, *filter(None, (words, reordered)))
+    return imported._replace(variables=variables, report=imported.report._replace(changes=changes))
+
+
+def _plain(name: str) -> str:
+    """A class's name as all files write it: some have ``traffic_light``."""
+    return name.lower().replace("_", " ")
 
 
 def other_classes(file: str, known: Sequence[str], theirs: str, class_names: Sequence[str]) -> str:
     """How the classes of a file of weights differ from others, in words; empty if they are the same in the same order.
 
-    Files write the same names in several ways: ``traffic_light``.
+    Files write the same names in several ways.
     """
+    spelt = {_plain(name): name for name in class_names}
+    return compare_classes(file, [spelt.get(_plain(name), name) for name in known], theirs, class_names)
 
-    def plain(name: str) -> str:
-        return name.lower().replace("_", " ")
 
-    spelt = {plain(name): name for name in class_names}
-    return compare_classes(file, [spelt.get(plain(name), name) for name in known], theirs, class_names)
+def class_order(known: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
+    """Where each of the data's classes stands among those of weights; None unless both have the same names.
+
+    >>> class_order(["bolt", "Hex_nut"], ["hex nut", "bolt"])
+    [1, 0]
+    """
+    theirs, ours = [_plain(name) for name in known], [_plain(name) for name in class_names]
+    if sorted(theirs) != sorted(ours):
+        return None
+    # Of names that are written alike, the first is the first.
+    order = np.argsort(theirs, kind="stable")[np.argsort(np.argsort(ours, kind="stable"))]
+    return order.tolist()
 
 
 def _of_classes(
     variables: Variables, model: Mapping[str, Any], known: Sequence[str] | None, class_names: Sequence[str]
-) -> Variables:
-    """A detector's variables without those that tell classes apart, unless they are known to be the data's.
+) -> tuple[Variables, str]:
+    """A detector's variables with its classes in the order of the data's, and what became of them, in words.
 
-    That there are as many says nothing.
+    Without those that tell classes apart, unless they are known to be the data's: that there are as many says nothing.
     """
-    if known and not other_classes("", known, "", class_names):
-        return variables
-    return without(variables, class_outputs(model))
+    order = class_order(known, class_names) if known else None
+    if order is None:
+        kept = without(variables, class_outputs(model))
+        fewer = len(jax.tree.leaves(kept)) < len(jax.tree.leaves(variables))
+        return kept, "what depends on its classes, which are not the data's, starts afresh" * fewer
+    if order == sorted(order):
+        return variables, ""
+    return with_classes(model, variables, order), "its classes are put in the order of the data's"
 
 
 _EXPECTED = {
@@ -225,27 +269,37 @@ def _as_expected(model: Mapping[str, Any], origin: Mapping[str, Any], whole: boo
     return merged(model, expected)
 
 
-def _saved(folder: Path, model: Mapping[str, Any], class_names: tuple[str, ...], strict: bool) -> Variables:
-    """The variables of a trained detector to start from: all of them, or those that do not depend on its classes.
+def _saved(folder: Path, model: Mapping[str, Any], class_names: tuple[str, ...], strict: bool) -> tuple[Variables, str]:
+    """The variables of a trained detector to start from, with its classes as the data's, and what became of them.
+
+    All of them, or those that do not depend on other classes.
 
     Raises:
         UserError: ``strict``, and the detector tells other classes apart than the data do.
     """
     if strict:
-        _check_classes(folder, class_names)
-        return load_variables(folder)
-    known = describe(folder)
-    return _of_classes(load_variables(folder), known.get("model", model), known.get("class_names"), class_names)
+        known: Sequence[str] | None = _known_classes(folder, class_names)
+    else:
+        known = describe(folder).get("class_names")
+    return _of_classes(load_variables(folder), describe(folder).get("model", model), known, class_names)
 
 
-def _load(folder: Path, class_names: tuple[str, ...], dtype: str) -> Teacher:
-    """A trained detector, which must know the classes of the data."""
-    _check_classes(folder, class_names)
-    return Teacher(*load_student(folder, dtype=dtype))
+def _load(folder: Path, class_names: tuple[str, ...], dtype: str) -> tuple[Teacher, str]:
+    """A trained detector with its classes as the data's, and what became of them, in words.
+
+    Raises:
+        UserError: it cannot be loaded, or tells other classes apart than the data do.
+    """
+    known = _known_classes(folder, class_names)
+    module, variables = load_student(folder, dtype=dtype)
+    variables, words = _of_classes(variables, describe(folder)["model"], known, class_names)
+    return Teacher(module, variables), words
 
 
-def _check_classes(folder: Path, class_names: tuple[str, ...]) -> None:
-    """Refuses a model of other classes than the data's, or in another order, where its folder says which."""
+def _known_classes(folder: Path, class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of a model's folder, those of the data where it does not say; refuses others than the data's."""
     known = tuple(describe(folder).get("class_names", class_names))
-    if difference := compare_classes(f"the model in {folder}", known, "the data", class_names):
-        raise UserError(f"{difference}; both must have the same classes in the same order.")
+    if class_order(known, class_names) is None:
+        difference = compare_classes(f"the model in {folder}", known, "the data", class_names)
+        raise UserError(f"{difference}; both must have the same classes.")
+    return known

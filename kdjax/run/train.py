@@ -79,7 +79,7 @@ def train_stage(
     )
     origins, built = everywhere(lambda: _prepared(plan, stage, splits, earlier))
     teacher_metrics = metrics_of_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
-    description = describe_model(origins.model, class_names, sizing.shapes[0], splits.train.category_ids)
+    description = describe_model(origins.model, class_names, sizing, splits.train.category_ids)
     on_main(lambda: claim(folder, identity, description))
     loop = _Loop(plan, stage, built, folder, evaluation)
     teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None
@@ -106,7 +106,7 @@ def train_stage(
 
 def _prepared(plan: Plan, stage: StagePlan, splits: Splits, earlier: Mapping[str, Finished]) -> tuple[Origins, Built]:
     """What a stage begins with, read, and its modules, made."""
-    origins = load_origins(stage, splits.train.class_names, earlier)
+    origins = load_origins(stage, splits.train.class_names, earlier, plan.data.sizing.resize)
     return origins, build(stage, _facts(plan, stage, splits, origins))
 
 

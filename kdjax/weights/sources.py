@@ -55,6 +55,8 @@ class Source(NamedTuple):
     """Of the backbone's batch norm."""
     convention: str = "mmdet"
     """Of the detectors: where their anchors are, how RoIs are pooled, and the like."""
+    resize: str = "mmdet"
+    """How images were scaled for the detectors, a key of ``kdjax.data.sizing.RESIZES``."""
     fixed: Mapping[str, Sections] = {}
     """What is so in every file of a detector of this source and no tensor shows, by detector."""
     usual: Mapping[str, Sections] = {}
@@ -170,6 +172,7 @@ _TORCHVISION = Source(
     },
     background=True,
     convention="torchvision",
+    resize="torchvision",
     fixed={
         "retinanet": _RELU,
         "fcos": merged(_RELU, _IMPROVED_FCOS),
@@ -320,6 +323,7 @@ _DETECTRON2 = Source(
     bgr=True,
     pixel_std=(1.0, 1.0, 1.0),
     style="caffe",
+    resize="detectron2",
     fixed={"retinanet": _RELU, "fcos": merged(_RELU, _IMPROVED_FCOS)},
     usual=_ANCHORS,
 )

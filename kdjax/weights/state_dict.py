@@ -14,7 +14,11 @@ from kdjax.weights.coco import COCO_IDS, COCO_NAMES
 from kdjax.weights.load import Tree
 from kdjax.weights.misfit import why_misfit
 from kdjax.weights.names import backbone_alone, indices, layer_paths, plain_names, rules_for, why_skipped
+from kdjax.weights.own_config import Own, as_configured, own_facts
 from kdjax.weights.sources import SOURCES, Rule, Source, merged
+
+NO_CONFIG: Mapping[str, Any] = {}
+"""Of a file that has none of its own."""
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """What parameters may be stored as; they become float32."""
@@ -78,7 +82,7 @@ class Expected(NamedTuple):
     """A detector's config for the weights of a file."""
 
     model: dict[str, Any]
-    """The config with what the source of the file decides."""
+    """The config with what the source of the file and its own config decide."""
     changes: tuple[str, ...]
     """What is another value than the config had, or doubtful, in words."""
 
@@ -105,18 +109,23 @@ _NO_CLASSES = _Classes(0, np.arange(0))
 
 
 def expected_model(
-    model: Mapping[str, Any], source: str, state: Mapping[str, np.ndarray], origin: str = "the file"
+    model: Mapping[str, Any],
+    source: str,
+    state: Mapping[str, np.ndarray],
+    origin: str = "the file",
+    config: Mapping[str, Any] = NO_CONFIG,
 ) -> Expected:
-    """A detector's config with what its weights' source decides and no tensor shows.
+    """A detector's config with what its weights' source and its own config decide and no tensor shows.
 
     Args:
         model: the config, as :func:`kdjax.models.build_model` takes it.
         source: a key of ``SOURCES``.
         state: name to array.
         origin: what the state dict is, for messages.
+        config: of the file's own, see :func:`kdjax.weights.own_config.read_config`.
 
     Raises:
-        UserError: an unknown source, or a detector that it has no table for.
+        UserError: an unknown source, a detector that it has no table for, or a config of another detector.
     """
     table = _table(source)
     alone = backbone_alone(plain_names(state, table, model["name"]).state)
@@ -124,15 +133,26 @@ def expected_model(
     if detector and detector not in table.heads:
         raise _no_table(detector, source, origin)
     expected = merged(model, table.expects(detector))
+    own = _own(config, model["name"], source, origin) if detector else Own({}, None)
+    decided = [
+        f"{path} became {new} instead of {old}, as the file's own config says"
+        for path, old, new in _differences(expected, own.model)
+    ]
+    if own.bgr not in (None, table.bgr):
+        order = "blue, green, red" if own.bgr else "red, green, blue"
+        decided.append(f"its images are {order}, as the file's own config says, and not as {source} has them")
+    known = flatten_dict(own.model, sep=".")
     changes = [
         f"{path} became {new} instead of {old}, as in every {detector} of {source}"
         for path, old, new in _differences(model, table.fixed.get(detector or "", {}))
+        if path not in known
     ]
     changes += [
         f"{path} is {old} by the config, and {new} in a {detector} of {source} unless it was trained otherwise"
         for path, old, new in _differences(model, table.usual.get(detector or "", {}))
+        if path not in known
     ]
-    return Expected(expected, tuple(changes))
+    return Expected(merged(expected, own.model), (*decided, *changes))
 
 
 def count_classes(
@@ -175,6 +195,7 @@ def import_state_dict(
     like: Tree,
     num_classes: int,
     origin: str = "the file",
+    config: Mapping[str, Any] = NO_CONFIG,
 ) -> Imported:
     """A state dict of PyTorch to the variables of the detector that is the same.
 
@@ -189,16 +210,19 @@ def import_state_dict(
         num_classes: of the detector. torchvision's 91 places for the category ids of COCO become 80 classes, and its
             background goes, where that leaves so many; its one-stage detectors may also keep all places.
         origin: what the state dict is, for messages.
+        config: of the file's own, see :func:`kdjax.weights.own_config.read_config`.
 
     Raises:
-        UserError: an unknown source, a detector it has no table for, or a tensor that is not finite, not of floats, or
-            does not fit.
+        UserError: an unknown source, a detector it has no table for, a config of another detector, or a tensor that is
+            not finite, not of floats, or does not fit.
     """
     where, table = f"The {source} weights of {origin}", _table(source)
     state, changes, left_out = plain_names(state, table, model["name"])
     alone = backbone_alone(state)
     if not alone and model["name"] not in table.heads:
         raise _no_table(model["name"], source, origin)
+    if not alone:
+        table = as_configured(table, model["name"], _own(config, model["name"], source, origin))
     rules = table.backbone if alone else rules_for(table, model["name"])
     paths = flatten_dict(like, sep="/")
     wanted = {path: array for path, array in paths.items() if not alone or path.split("/")[1] == "backbone"}
@@ -235,6 +259,13 @@ def _table(source: str) -> Source:
     if source not in SOURCES:
         raise UserError(f"There is no source of weights {source!r}; choose one of {', '.join(SOURCES)}.")
     return SOURCES[source]
+
+
+def _own(config: Mapping[str, Any], detector: str, source: str, origin: str) -> Own:
+    try:
+        return own_facts(config, detector)
+    except UserError as error:
+        raise UserError(f"The {source} weights of {origin} are of another detector: {error}.") from error
 
 
 def _no_table(detector: str, source: str, origin: str) -> UserError:

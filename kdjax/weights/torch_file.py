@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from kdjax.errors import UserError, parsing
+from kdjax.weights.own_config import MOST_CHARACTERS, read_config
 from kdjax.weights.pickles import Array, Block, DType, Storage, Tensor, described, interpret, to_bytes
 
 MOST_PICKLE_BYTES = 2**29
@@ -41,6 +42,9 @@ class WeightFile(NamedTuple):
     """Of the classes that the weights tell apart, in order; None where the file does not say."""
     notes: tuple[str, ...] = ()
     """What was chosen among several things in the file, in words."""
+    config: Mapping[str, Any] = {}
+    """The detector's config by its program, see :func:`kdjax.weights.own_config.read_config`; {} where there is none.
+    """
 
 
 class _Content(NamedTuple):
@@ -165,7 +169,7 @@ def _weights(content: _Content, most_bytes: int, key: str) -> WeightFile:
                 else _array(value, size, content.stream, name)
             )
         arrays[name] = _view(loaded[place], value, name) if isinstance(value, Tensor) else loaded[place]
-    return WeightFile(arrays, _class_names(content.object), notes)
+    return WeightFile(arrays, _class_names(content.object), notes, _config(content))
 
 
 def _state_dict(content: Any, key: str) -> tuple[dict[Any, Any], tuple[str, ...]]:
@@ -200,11 +204,27 @@ def _is_state_dict(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(x, (Tensor, Array)) for x in value.values())
 
 
+def _meta(content: Any) -> dict[Any, Any]:
+    """What MMDetection says of a checkpoint."""
+    meta = content.get("meta") if isinstance(content, dict) else None
+    return meta if isinstance(meta, dict) else {}
+
+
+def _config(content: _Content) -> dict[str, Any]:
+    """The config whose text MMDetection leaves there: ``meta.config``, since 3.0 ``meta.cfg``."""
+    for key in ("config", "cfg"):
+        text = _meta(content.object).get(key)
+        if isinstance(text, Block) and text.length <= MOST_CHARACTERS:
+            content.stream.seek(text.start)
+            text = content.stream.read(text.length).decode("utf-8", errors="replace")
+        if isinstance(text, str):
+            return read_config(text)
+    return {}
+
+
 def _class_names(content: Any) -> tuple[str, ...] | None:
     """The names of the classes where MMDetection leaves them: ``meta.CLASSES``, since 3.0 ``meta.dataset_meta``."""
-    meta = content.get("meta") if isinstance(content, dict) else None
-    if not isinstance(meta, dict):
-        return None
+    meta = _meta(content)
     data = meta.get("dataset_meta")
     places = [meta, *([data] if isinstance(data, dict) else [])]
     for names in (place.get(key) for place in places for key in ("CLASSES", "classes")):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
 
-from kdjax.data.batches import eval_batches, train_batches
+from kdjax.data.batches import eval_batches, padded, train_batches
 from kdjax.data.masks import mask_grid, rasterize
 from kdjax.data.sizing import Augmentation, Sizing
 from kdjax.data.sources import open_source
@@ -352,6 +352,41 @@ def test_evaluation_goes_shape_by_shape_and_sees_everything_once(count):
             seen.append(index)
     assert sorted(seen) == list(range(22))
     assert sum(len(batch.index) for batch in joined) < 22 + 3 * 4
+
+
+def test_evaluation_pads_to_the_next_multiples_where_that_is_asked_for():
+    """To as many shapes as come of it, in which images are scaled as they are for one shape."""
+    source = Marks(22)
+    sizing = EVERYTHING["image_size"]._replace(eval_padding=16)
+    batches = list(eval_batches(source, batch_size=4, image_size=sizing))
+    others = list(eval_batches(source, batch_size=4, image_size=sizing._replace(eval_padding=0)))
+    sizes = [
+        {int(index): tuple(size) for batch in found for index, size in zip(batch.index, batch.size, strict=True)}
+        for found in (batches, others)
+    ]
+    assert all(sizes[0][index] == sizes[1][index] for index in range(22))
+    assert len({batch.images.shape for batch in batches}) > 1
+    for batch in batches:
+        for size in batch.size[batch.index >= 0]:
+            assert batch.images.shape[1:3] == tuple(-(-size // 16) * 16)
+    assert sum(int((batch.index >= 0).sum()) for batch in batches) == 22
+
+
+@pytest.mark.parametrize("padding", [0, 16])
+def test_images_of_somebodys_are_prepared_as_an_evaluation_sees_them(padding):
+    source = Marks(6)
+    sizing = EVERYTHING["image_size"]._replace(eval_padding=padding, resize="torchvision")
+    images, size = padded([source[index].image for index in range(6)], sizing)
+    assert images.dtype == np.uint8
+    assert size.dtype == np.int32
+    for batch in eval_batches(source, batch_size=2, image_size=sizing):
+        for row, index in enumerate(batch.index.tolist()):
+            if index >= 0:
+                np.testing.assert_array_equal(size[index], batch.size[row])
+                height, width = size[index]
+                np.testing.assert_array_equal(images[index, :height, :width], batch.images[row, :height, :width])
+                assert not images[index, height:].any()
+                assert not images[index, :, width:].any()
 
 
 def test_evaluation_sees_black_where_the_source_gives_another_image_in_place_of_a_broken_one():

@@ -10,8 +10,9 @@ from PIL import Image, ImageEnhance
 from kdjax.data import transforms
 from kdjax.data.examples import Example
 from kdjax.data.objects import moved
-from kdjax.data.sizing import Augmentation, Sizing, sizing
+from kdjax.data.sizing import RESIZES, Augmentation, Sizing, sizing
 from kdjax.data.transforms import NUMBERS, whole
+from kdjax.weights import SOURCES
 
 
 def marked(height, width, box):
@@ -100,6 +101,48 @@ def test_resize_moves_boxes_and_outlines_with_pixels(height, width, box, size, f
     x1, y1, x2, y2 = example.boxes[0]
     assert example.area[0] == pytest.approx((x2 - x1) * (y2 - y1), rel=1e-5)
     assert_outline_is_where_the_paint_is(example, share=0.12)
+
+
+@pytest.mark.parametrize(
+    ("resize", "photograph", "odd"),
+    [
+        # 640 x 800 / 480 is nearer to 1067 than to 1066; 2.5 is as near to 2 as to 3.
+        ("torchvision", (800, 1066), (2, 7)),
+        ("kdjax", (800, 1067), (2, 8)),
+        ("mmdet", (800, 1067), (3, 8)),
+        ("detectron2", (800, 1067), (3, 8)),
+    ],
+)
+def test_sides_are_rounded_as_the_program_does_that_a_detector_is_from(resize, photograph, odd):
+    scaled = Sizing(((800, 1344),), (800,), 1333, resize)
+    assert transforms.fit((480, 640), (800, 1344), scaled).size == photograph
+    assert transforms.fit((5, 15), (32, 32), Sizing(((32, 32),), (2.5,), 0, resize)).size == odd
+
+
+def test_every_source_of_weights_says_how_its_images_were_scaled():
+    assert {source.resize for source in SOURCES.values()} == RESIZES.keys() - {"kdjax"}
+
+
+def test_without_antialiasing_each_pixel_is_between_its_four_neighbours():
+    image = np.random.default_rng(0).integers(0, 256, (13, 9, 3), np.uint8)
+    for height, width in ((5, 4), (20, 31), (7, 18), (13, 3)):
+        sizing = Sizing(((32, 32),), resize="mmdet")
+        geometry = transforms.fit((13, 9), (32, 32), sizing)._replace(size=(height, width))
+        found = transforms.move(image, geometry)
+        for y, x in np.ndindex(height, width):
+            v, u = (y + 0.5) * 13 / height - 0.5, (x + 0.5) * 9 / width - 0.5
+            v, u = min(max(v, 0), 12), min(max(u, 0), 8)
+            rows, columns = [int(v), min(int(v) + 1, 12)], [int(u), min(int(u) + 1, 8)]
+            shares = np.outer([1 - v % 1, v % 1], [1 - u % 1, u % 1])
+            exact = np.sum(shares[..., None] * image[np.ix_(rows, columns)], axis=(0, 1))
+            assert np.abs(found[y, x] - exact).max() <= 0.5 + 1e-3
+    # Pillow averages where an image shrinks, and only there.
+    pillow = [np.asarray(Image.fromarray(image).resize(s, Image.Resampling.BILINEAR)) for s in ((30, 40), (4, 5))]
+    far = [
+        np.abs(pillow[k] - transforms.interpolate(image, s).astype(int)).max() for k, s in enumerate(((40, 30), (5, 4)))
+    ]
+    assert far[0] <= 1
+    assert far[1] > 20
 
 
 def test_resize_to_the_same_size_is_the_identity():

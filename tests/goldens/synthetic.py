@@ -28,3 +28,10 @@ def synthetic_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray
     else:
         drawn = rng.normal(0, 0.05, shape)
     return np.asarray(drawn, np.float32).reshape(shape)
+
+
+def photograph(height: int, width: int, step: int, seed: int) -> np.ndarray:
+    """(height, width, 3) uint8: blocks of colour, and noise, which resizing treats differently; multiples of a step."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(30, 226, (-(-height // 11), -(-width // 11), 3)).repeat(11, 0).repeat(11, 1)[:height, :width]
+    return ((blocks + rng.integers(-30, 31, (height, width, 3))) // step * step).astype(np.uint8)

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kdjax import boxes
+from kdjax.models import class_outputs, with_classes
 from kdjax.models.assign import Assignment
 from kdjax.models.fcos import centrality, distances_to
 from kdjax.models.fcos_head import FCOSPredictions
@@ -366,3 +368,22 @@ def check_gradients(case: Case) -> None:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         still = not set(name.split("/")).isdisjoint(detector.still)
         assert bool(np.any(value)) != still, f"{name} {'moves' if still else 'gets no gradient'}"
+
+
+def check_classes(case: Case, config: dict[str, Any]) -> None:
+    """With its classes in another order a detector of this config finds the same, under their new labels."""
+    detector, order = case.detector.clone(score_threshold=0.0), [2, 0, 1]
+    rng = np.random.default_rng(0)
+    images, size = rng.integers(0, 256, (1, 64, 64, 3), np.uint8), np.array([[64, 64]], np.int32)
+    arrays = flatten_dict(jax.jit(detector.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3))), sep="/")
+    told_apart = {path: arrays[path] + rng.normal(0, 0.5, arrays[path].shape) for path in class_outputs(config)}
+    variables = unflatten_dict({**arrays, **told_apart}, sep="/")
+    predict = jax.jit(functools.partial(detector.apply, method="predict"))
+    before, after = (predict(x, images, size) for x in (variables, with_classes(config, variables, order)))
+    np.testing.assert_array_equal(after.valid, before.valid)
+    assert len(set(before.labels[before.valid].tolist())) == CLASSES
+    np.testing.assert_array_equal(np.array(order)[after.labels[after.valid]], before.labels[before.valid])
+    for name in ("boxes", "scores", "masks"):
+        if getattr(before, name) is not None:
+            kept = (getattr(found, name)[found.valid] for found in (after, before))
+            np.testing.assert_allclose(*kept, rtol=1e-4, atol=1e-4)

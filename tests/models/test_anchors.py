@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdjax.models.anchors import base_anchors, centres_inside, grid_anchors, pyramid_anchors
+from kdjax.models.anchors import base_anchors, centres_inside, grid_anchors, padded, pyramid_anchors
 
 RETINANET = dict(scale=4.0, octaves=3, ratios=(0.5, 1.0, 2.0))
 STRIDES = {"p3": 8, "p4": 16, "p5": 32, "p6": 64}
@@ -52,3 +52,7 @@ def test_torchvision_strides_divide_the_padded_image():
 def test_inside_is_decided_by_the_centre(height, width, expected):
     anchors = grid_anchors(np.array([[-50, -50, 50, 50]], np.float32), (4, 4), (8, 8))
     assert centres_inside(anchors, np.array([height, width])).sum() == expected
+
+
+def test_the_originals_pad_images_to_the_next_multiples_of_32():
+    assert padded(np.array([[1, 32], [33, 800]])).tolist() == [[32, 32], [64, 800]]

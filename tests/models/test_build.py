@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kdjax.errors import UserError
-from kdjax.models import MODELS, build_model, class_outputs, complete, model_class
+from kdjax.models import MODELS, build_model, class_outputs, complete, model_class, with_classes
 from kdjax.models.network import Network
 from kdjax.options import number
 from kdjax.types import Detections, Masks, Sampling, Targets
@@ -140,7 +140,9 @@ def test_a_model_of_other_parts_is_built_as_any_other():
         assert x.shape[1:3] == (64 // model.strides[level], 96 // model.strides[level])
     assert logits.shape == (2, 3)
     assert set(complete(config)) == {"name", "backbone", "head", "pixel_mean", "pixel_std", "frozen_norm"}
-    assert class_outputs(config) == {"params/head/kernel", "params/head/bias"}
+    assert class_outputs(config) == {"params/head/bias": (1, 0), "params/head/kernel": (1, 0)}
+    with pytest.raises(UserError, match=r"Classifier does not say how the outputs of its layer 'head' are ordered"):
+        with_classes(config, variables, [2, 0, 1])
     with pytest.raises(UserError, match=r"Unknown field 'neck' .* the fields are name, backbone, head, pixel_mean"):
         build_model(config | {"neck": {}}, num_classes=3)
 

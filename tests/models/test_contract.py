@@ -100,6 +100,11 @@ def test_every_parameter_moves_unless_it_is_declared_still(name):
     contract.check_gradients(case(name))
 
 
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "mask_rcnn", "cascade_rcnn"])
+def test_classes_in_another_order_are_the_same_findings_under_other_labels(name):
+    contract.check_classes(case(name), {"name": name, **model_class(name).tiny})
+
+
 @pytest.mark.parametrize(
     ("mistake", "check", "sentence"),
     [

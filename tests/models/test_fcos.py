@@ -238,9 +238,9 @@ def test_padding_has_no_influence():
     predictions, targets = random_predictions(2), random_targets([3, 2], height=32, width=48)
     size = np.array([[32, 48], [64, 90]], np.int32)
     rows, columns = np.ogrid[:64, :96]
-    seen = (rows < size[:, :1, None]) & (columns < size[:, 1:, None])
 
-    def fill(x, value):
+    def fill(x, value, size=size):
+        seen = (rows < size[:, :1, None]) & (columns < size[:, 1:, None])
         return np.where(seen[:, :: 64 // x.shape[1], :: 96 // x.shape[2], None], x, np.float32(value))
 
     disturbed = jax.tree.map(lambda x: fill(x, 50), predictions)
@@ -249,8 +249,11 @@ def test_padding_has_no_influence():
     for term, expected in loss_by_loops(FIRST, predictions, targets, size).items():
         np.testing.assert_allclose(terms[term], expected, rtol=1e-5, err_msg=term)
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, fill(x, 0)), gradient)
-    found, expected = decode(disturbed, size), decode(predictions, size)
+    # As far as the originals pad a single image, to the next multiple of 32, something is found in the padding.
+    beyond = jax.tree.map(lambda x: fill(x, 50, -(-size // 32) * 32), predictions)
+    found, expected = decode(beyond, size), decode(predictions, size)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert not np.array_equal(decode(disturbed, size).scores[0], expected.scores[0])
 
 
 def test_a_crowd_hides_only_what_is_not_positive():

@@ -179,7 +179,7 @@ def test_regions_in_a_crowd_are_not_negative(run):
 
 
 def test_padding_has_no_influence(run, variables):
-    """Anchors there get no gradient and propose nothing, however sure they are."""
+    """In training anchors there get no gradient and propose nothing, however sure they are."""
     targets = some_targets()
     (_, predictions, *_), _ = run(targets, keys())
 

@@ -66,7 +66,7 @@ def test_proposals_are_the_best_regions_of_each_level_that_do_not_overlap(smalle
     run = jax.jit(
         functools.partial(propose, candidates=60, proposals=50, limit_shrinking=not smallest, smallest=smallest)
     )
-    found = jax.tree.map(np.asarray, run(predictions, ANCHORS, IMAGE_SIZE))
+    found = jax.tree.map(np.asarray, run(predictions, ANCHORS, IMAGE_SIZE, IMAGE_SIZE))
     assert found.boxes.shape == (2, 50, 4)
     for image in range(2):
         expected = proposals_by_loops(predictions, image, 60, 50, smallest)
@@ -80,7 +80,7 @@ def test_proposals_are_the_best_regions_of_each_level_that_do_not_overlap(smalle
 def test_there_are_no_more_slots_than_candidates():
     shapes = jax.eval_shape(
         functools.partial(propose, candidates=20, proposals=1000, limit_shrinking=True, smallest=0),
-        random_predictions(), ANCHORS, IMAGE_SIZE,
+        random_predictions(), ANCHORS, IMAGE_SIZE, IMAGE_SIZE,
     )  # fmt: skip
     assert shapes.boxes.shape == (2, 60, 4)
 
