@@ -31,10 +31,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-adaptation": _both({"methods.dfmsd.adapt": False}),
     "no-objects": _both({"methods.dfmsd.eta": 0.0}),
     "no-growth": _both({"methods.dfmsd.stage": 1}),
-    # The sum that is left grows with the features and the area: its weight is what gives it the same share.
-    "no-alignment": _both(
-        {"methods.dfmsd.alignment": "separate", "loss_weights.dfmsd_alignment": 0.0, "method_share": 2.0}
-    ),
+    # A sum over raw features is left; it starts as large beside the student's own loss as the term of "full" does.
+    "no-alignment": {
+        **_both({"methods.dfmsd.alignment": "separate", "loss_weights.dfmsd_alignment": 0.0}),
+        "first_student.method_share": 1.6,
+        "student.method_share": 2.8,
+    },
     "one-stage": {
         "stages": ("teacher", "student"),
         "student.init": "",
