@@ -3,9 +3,11 @@
     python -m kdjax.main --config=configs/dfmsd.py
 
 Trains two RetinaNet teachers of different architectures on the embedded data set; a small RetinaNet learns from the
-weaker one first, then, with more of its features hidden, from the stronger one. Dual masks, stages, masks that
-strengthen and semantic alignment are the paper's; formulas and numbers are our reconstruction. The student takes as
-many steps in both stages together as with the other methods.
+smaller one first, then, with more of its features hidden and objects hidden sooner, from the larger one. In each stage
+a layer of its own adapts the student to the teacher. Dual masks, adaptation by stages, object-aware masks that
+strengthen with them and semantic alignment are the paper's; formulas and numbers are our reconstruction
+(``experiments/2026-11-26-dfmsd.md`` has what each was worth). The student takes as many steps in both stages together
+as with the other methods.
 
 On COCO, ``configs/dfmsd.py:<pair>`` has weight 10, and 6 on P2 to P5 from two-stage teachers, which are PKD's, for
 statistics of each GPU, where these are of the whole batch; the first teacher is a RetinaNet R50; tau is 0.8 from FCOS;
@@ -48,8 +50,9 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     for number, stage in enumerate((first, student), start=1):
         stage.methods.dfmsd = dfmsd = method_config("dfmsd", stage=number)
         if pair is None:
-            # Normalised, P6 and P7 would weigh as much as the levels that detect something in images of 128 pixels.
-            dfmsd.levels = ("p3", "p4", "p5")
+            # P7 has one position in an image of 128 pixels: there is nothing to choose from, and a batch of 8 is too few
+            # for the norm of a channel. It cost 4 AP.
+            dfmsd.levels = ("p3", "p4", "p5", "p6")
         else:
             teacher = (pair.weaker, pair.teacher)[number - 1]
             dfmsd.tau = teacher.tau

@@ -6,13 +6,14 @@ its commit. Stop it at any time: the same command goes on, and what is finished 
 --methods=none,mgd`` runs a part of it.
 """
 
+import functools
 import json
 import os
 import platform
 import shutil
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +31,45 @@ METHODS = ("none", *(name for name in config_names() if name != "none"))
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/table", "Folder for all runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0 to this minus 1.", lower_bound=1)
-_METHODS = flags.DEFINE_list("methods", list(METHODS), "Configs of configs/ to run.")
+_METHODS = flags.DEFINE_list("methods", None, "Which rows of the table; all by default.")
 _OUTPUT = flags.DEFINE_string("output", None, "Markdown file to write; <workdir>/table.md by default.")
 
 
-def run(method: str, seed: int, workdir: Path) -> dict[str, Any]:
-    """One method's run: what is in the table, its commit and its machine.
+def run(name: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """One run of the seed that its config says: what is in the table, its commit and its machine.
 
-    Stages that another method of this seed has trained alike are taken over. A student that starts from another stage
-    is compared with one that was trained in as many stages; all others with the run of ``none``.
+    Teachers that the run "none" of this seed has trained are taken over.
+
+    Args:
+        name: of the run: its row in the table, and its folder.
+        config: what to run.
+        workdir: of all runs.
     """
-    own = workdir / f"seed_{seed}" / method
+    seed = config.seed
+    own = workdir / f"seed_{seed}" / name
     record = own / "record.json"
     if record.exists():
         return json.loads(record.read_text())
+    for stage in config.stages:
+        shared = workdir / f"seed_{seed}" / "none" / "stages" / stage
+        if not config[stage].teacher and shared.exists() and not (own / "stages" / stage).exists():
+            shutil.copytree(shared, own / "stages" / stage)
+    summary = pipeline.run(config, own)
+    found = {role: summary[role] and summary[role][summary["primary"]] for role in ("teacher", "student", "baseline")}
+    record.write_text(json.dumps({"method": name, "seed": seed, **found, **conditions(config)}))
+    return json.loads(record.read_text())
+
+
+def protocol(method: str, seed: int) -> ConfigDict:
+    """The config of a method with a seed.
+
+    A student that starts from another stage is compared with one that was trained in as many stages; all others with
+    the run of ``none``.
+    """
     config = load_config(method)
     config.seed = seed
     config.compare = bool(config.student.init)
-    for name in config.stages:
-        shared = workdir / f"seed_{seed}" / "none" / "stages" / name
-        if not config[name].teacher and shared.exists() and not (own / "stages" / name).exists():
-            shutil.copytree(shared, own / "stages" / name)
-    summary = pipeline.run(config, own)
-    found = {role: summary[role] and summary[role][summary["primary"]] for role in ("teacher", "student", "baseline")}
-    record.write_text(json.dumps({"method": method, "seed": seed, **found, **conditions(config)}))
-    return json.loads(record.read_text())
+    return config
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -103,18 +118,27 @@ def conditions(config: ConfigDict) -> dict[str, str]:
     }
 
 
-def main(_: Sequence[str]) -> None:
-    """Runs what is missing and writes the table after every run."""
+def tabulate(rows: Mapping[str, Callable[[int], ConfigDict]]) -> None:
+    """Runs what is missing, as the flags say, and writes the table after every run.
+
+    Args:
+        rows: of the table, by name: from a seed to the config to run. "none", the student alone, is first.
+    """
     logging.set_verbosity(logging.ERROR)
     cache_compilations()
     workdir = Path(_WORKDIR.value)
     output = Path(_OUTPUT.value or workdir / "table.md")
     runs = []
     for seed in range(_SEEDS.value):
-        for method in _METHODS.value:
-            runs.append(run(method, seed, workdir))
+        for name in _METHODS.value or rows:
+            runs.append(run(name, rows[name](seed), workdir))
             output.write_text(table(runs))
     print(output.read_text())
+
+
+def main(_: Sequence[str]) -> None:
+    """The table of all methods."""
+    tabulate({method: functools.partial(protocol, method) for method in METHODS})
 
 
 if __name__ == "__main__":

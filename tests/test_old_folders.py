@@ -1,5 +1,6 @@
 """What version 0.1 wrote is read for good: ``files/kdjax_0_1.tar.gz``, made by that version at commit c5c374f."""
 
+import copy
 import json
 import tarfile
 from pathlib import Path
@@ -69,6 +70,15 @@ def test_what_a_stage_of_0_1_said_of_its_method_is_where_it_is_said_today():
     assert found["task"] == "detection"
     gone = {"method", "method_init", "method_optimizer", "imitate_boxes", "levels"}
     assert not gone & found["stage"].keys()
+
+
+def test_a_stage_of_dfmsd_that_chose_between_the_stage_and_objects_is_another_config():
+    """Today both strengthen the masks, and a layer adapts the student: what it learnt is not what it would learn."""
+    stage = {"methods": {"dfmsd": {"name": "dfmsd", "enhance": "ratio"}}, "optimizer": {}}
+    saved = _completed({"stage": stage, "data": {}, "from": {}})
+    known = copy.deepcopy(saved)
+    del known["stage"]["methods"]["dfmsd"]["enhance"]
+    assert differences(saved, known) == ["stage.methods.dfmsd.enhance: 'ratio' -> 'absent'"]
 
 
 def test_data_that_0_1_knew_without_their_files_are_still_the_same():

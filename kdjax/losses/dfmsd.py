@@ -106,32 +106,32 @@ def stage_keep(
     teacher: jax.Array,
     *,
     stage: int,
-    enhance: str = "ratio",
     spatial_ratio: float = 0.45,
-    previous: jax.Array | None = None,
     objects: jax.Array | None = None,
     eta: float = 1.0,
     where: jax.Array | None = None,
     **options: Any,
 ) -> Pair:
-    """Masks of one level, the spatial one strengthened with the stage [recon]::
+    """Masks of one level, the spatial one strengthened with the stage s, and where objects are the more so [recon]::
 
-        spatial_ratio_s = spatial_ratio + 0.1 (s - 1)                          enhance = "ratio"
-        keep_sp         = keep_sp of T_s and of T_(s-1)                        enhance = "union"
-        A_sp            = A_sp * (1 + eta inside ground-truth boxes)           enhance = "objects"
+        spatial_ratio_s = spatial_ratio + 0.1 (s - 1)
+        A_sp            = A_sp * (1 + eta s)               on positions of objects
+
+    The share alone would grow on the background once the objects are hidden, and the factor alone not at all then.
 
     >>> keep_spatial, keep_channel = stage_keep(jnp.ones((2, 4, 5, 8)), stage=2)
     >>> int(keep_spatial[0].sum()), int(keep_channel[0].sum())
     (9, 4)
+    >>> objects = jnp.array([False, False, True, True]).reshape(1, 1, 4, 1)
+    >>> stage_keep(jnp.ones((1, 1, 4, 8)), stage=1, objects=objects)[0].ravel()
+    Array([ True,  True, False, False], dtype=bool)
 
     Args:
         teacher: (N, H, W, C), the raw features of this stage's teacher: after the norm channels would be alike.
         stage: 1 for the weakest teacher, 2 for the next, and so on.
-        enhance: "ratio", "union" or "objects".
-        spatial_ratio: share of positions hidden in the first stage; in every stage unless ``enhance = "ratio"``.
-        previous: (N, H, W, any) raw features of the teacher before, for "union" from stage 2 on.
-        objects: (N, H, W, 1) bool for "objects", see :func:`object_positions`.
-        eta: how much "objects" adds to the attention.
+        spatial_ratio: share of positions hidden in the first stage.
+        objects: (N, H, W, 1) bool, True where objects are, see :func:`object_positions`; None strengthens none.
+        eta: what a stage adds to the factor of an object's attention, at least 0.
         where: (N, H, W) bool, the valid positions; None for all.
         **options: all other options of :func:`kdjax.losses.dual_keep`.
 
@@ -139,27 +139,15 @@ def stage_keep(
         Bool masks (N, H, W, 1) and (N, 1, 1, C), True where kept.
 
     Raises:
-        ValueError: for another ``enhance``, or where what it needs is missing or has another form.
+        ValueError: if ``stage`` is below 1 or no plain number, or an array has another form.
     """
-    if enhance not in ("ratio", "union", "objects"):
-        raise ValueError(f'enhance is "{enhance}"; it must be "ratio", "union" or "objects".')
-    if enhance == "ratio":
-        return dual_keep(teacher, spatial_ratio=stage_ratio(stage, first=spatial_ratio), where=where, **options)
-    if enhance == "objects":
-        if objects is None:
-            raise ValueError('enhance is "objects", which needs the positions of objects.')
+    spatial_ratio = stage_ratio(stage, first=spatial_ratio)
+    emphasis = None
+    if objects is not None:
         if objects.shape != (*teacher.shape[:3], 1):
             raise ValueError(f"objects has shape {objects.shape}; of {teacher.shape} it must be (N, H, W, 1).")
-        emphasis = 1 + eta * objects.astype(jnp.float32)
-        return dual_keep(teacher, spatial_ratio=spatial_ratio, emphasis=emphasis, where=where, **options)
-    keep_spatial, keep_channel = dual_keep(teacher, spatial_ratio=spatial_ratio, where=where, **options)
-    if stage > 1:
-        if previous is None:
-            raise ValueError(f'enhance is "union", which in stage {stage} needs the features of the teacher before.')
-        if previous.shape[:3] != teacher.shape[:3]:
-            raise ValueError(f"previous has shape {previous.shape} and teacher {teacher.shape}; N, H and W must agree.")
-        keep_spatial &= dual_keep(previous, spatial_ratio=spatial_ratio, where=where, **options)[0]
-    return keep_spatial, keep_channel
+        emphasis = 1 + eta * stage * objects.astype(jnp.float32)
+    return dual_keep(teacher, spatial_ratio=spatial_ratio, emphasis=emphasis, where=where, **options)
 
 
 def dfmsd_loss(

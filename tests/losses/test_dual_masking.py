@@ -1,5 +1,6 @@
 """DMKD and DFMSD, which have no public code, against the independent implementation in reference.py."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -203,29 +204,18 @@ def test_object_positions() -> None:
         np.testing.assert_array_equal(actual[n, :, :, 0], inside(n))
 
 
-@pytest.mark.parametrize(
-    ("enhance", "stage"), [("ratio", 1), ("ratio", 2), ("ratio", 3), ("union", 1), ("union", 2), ("objects", 2)]
-)
-def test_dfmsd(enhance: str, stage: int) -> None:
-    previous = draw(9, N, H, W, C + 2)
-    options = Options(spatial_ratio=0.45 + 0.1 * (stage - 1) if enhance == "ratio" else 0.45)
+@pytest.mark.parametrize("eta", [None, 0.5], ids=["no objects", "objects"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_dfmsd(stage: int, eta: float | None) -> None:
+    options = Options(spatial_ratio=0.45 + 0.1 * (stage - 1))
     expected_masks = []
-    for n, (teacher, before) in enumerate(zip(crop(TEACHER), crop(previous), strict=True)):
+    for n, teacher in enumerate(crop(TEACHER)):
         height, width, _ = teacher.shape
-        emphasis = 1 + 1.0 * inside(n)[:height, :width] if enhance == "objects" else None
-        spatial, channel = reference.masks(teacher, options, emphasis)
-        if enhance == "union" and stage > 1:
-            spatial = spatial * reference.masks(before, options)[0]
-        expected_masks.append((spatial, channel))
+        emphasis = None if eta is None else 1 + eta * stage * inside(n)[:height, :width]
+        expected_masks.append(reference.masks(teacher, options, emphasis))
 
-    keep = losses.stage_keep(
-        jnp.asarray(TEACHER),
-        stage=stage,
-        enhance=enhance,
-        previous=jnp.asarray(previous),
-        objects=losses.object_positions(TARGETS, (H, W), 1),
-        where=WHERE,
-    )
+    objects = {} if eta is None else {"objects": losses.object_positions(TARGETS, (H, W), 1), "eta": eta}
+    keep = losses.stage_keep(jnp.asarray(TEACHER), stage=stage, where=WHERE, **objects)
     assert_masks(keep, expected_masks)
 
     errors = [
@@ -286,18 +276,23 @@ def test_a_constant_channel_is_zero_after_the_norm_and_gets_no_gradient(value: f
     np.testing.assert_array_equal(gradient[..., 0], 0)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"stage": 0}, "stages count from 1"),
-        ({"stage": 1, "enhance": "more"}, 'enhance is "more"'),
-        ({"stage": 1, "enhance": "objects"}, "needs the positions of objects"),
-        ({"stage": 2, "enhance": "union"}, "needs the features of the teacher before"),
-    ],
-)
-def test_stages_that_lack_something_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        losses.stage_keep(jnp.asarray(TEACHER), **options)
+def test_a_stage_below_the_first_is_refused() -> None:
+    with pytest.raises(ValueError, match="stages count from 1"):
+        losses.stage_keep(jnp.asarray(TEACHER), stage=0)
+
+
+def test_each_stage_hides_more_of_the_objects_and_shows_none_of_them_again() -> None:
+    """Whatever else the teacher attends to; with the factor more than without it, until all of them are hidden."""
+    teacher, objects = jnp.asarray(TEACHER), losses.object_positions(TARGETS, (H, W), 1)
+
+    def hidden(stage: int, **options: Any) -> jax.Array:
+        return ~losses.stage_keep(teacher, stage=stage, where=WHERE, **options)[0][0] & objects[0]
+
+    strengthened = [hidden(stage, objects=objects) for stage in (1, 2, 3)]
+    counts = [int(x.sum()) for x in strengthened]
+    assert all(np.all(later[now]) for now, later in itertools.pairwise(strengthened))
+    assert counts[0] < counts[1] <= counts[2] <= int(objects[0].sum())
+    assert counts[0] > int(hidden(1).sum())
 
 
 def test_stages_hide_ever_more_but_never_more_than_everything() -> None:

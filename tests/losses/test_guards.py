@@ -124,10 +124,7 @@ WRONG = {
         X, X, keep=(KEEP[0], jnp.ones((N, C, 1, 1))), generate=(double, double), fusion=jnp.zeros(2)
     ),
     "objects has shape (2, 6, 5); of (2, 6, 5, 8) it must be (N, H, W, 1)": lambda: losses.stage_keep(
-        X, stage=1, enhance="objects", objects=WHERE
-    ),
-    "previous has shape (2, 3, 5, 8) and teacher": lambda: losses.stage_keep(
-        X, stage=2, enhance="union", previous=X[:, :3]
+        X, stage=1, objects=WHERE
     ),
     "tokens has shape (8, 3); of features (2, 6, 5, 8) it must be (K, C)": lambda: losses.token_masks(
         X, jnp.ones((8, 3))
