@@ -3,6 +3,7 @@
 import itertools
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +50,14 @@ def main(argv: Sequence[str]) -> int:
         return refuse(error)
     except KeyboardInterrupt:
         print("kdjax: interrupted; the same command goes on from the last checkpoint, if any.", file=sys.stderr)
+        if are_several():
+            leave(130)
         return 130
+    except Exception:
+        if are_several():
+            traceback.print_exc()
+            leave(1)
+        raise
     return _NO_GAIN if _REQUIRE_GAIN.value and summary["verdict"]["outcome"] != "gain" else 0
 
 

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from kdjax import __version__
 from kdjax.errors import UserError
 from kdjax.processes import MAIN, everywhere, gather, on_main
@@ -27,14 +29,15 @@ def check_agreement(run: Mapping[str, Any]) -> None:
         UserError: on all processes, with a process that differs, and the first keys in which it does.
     """
     versions = {package: metadata.version(package) for package in _PACKAGES}
-    known = {**run, "versions": {"kdjax": __version__, "python": platform.python_version(), **versions}}
+    versions |= {"kdjax": __version__, "python": platform.python_version()}
+    known = {**run, "versions": versions, "devices of a process": jax.local_device_count()}
     everyone = gather((platform.node(), json.loads(json.dumps(known))))
     host, main = everyone[MAIN]
     for process, (other, theirs) in enumerate(everyone):
         if changed := differences(main, theirs):
             raise UserError(
                 f"Process {process} on {other} would not run what process {MAIN} on {host} runs "
-                f"({'; '.join(changed[:5])}): give all the same command, the same data and the same packages."
+                f"({'; '.join(changed[:5])}): give all the same command, data, packages and number of devices."
             )
 
 
