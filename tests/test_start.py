@@ -18,7 +18,16 @@ from kdjax.models import build_model
 from kdjax.optim import make_optimizer
 from kdjax.plan import resolve
 from kdjax.run.floor import teacher_floor
-from kdjax.run.start import Teacher, _as_expected, _import, _inherited, _saved, import_detector
+from kdjax.run.start import (
+    Teacher,
+    _as_expected,
+    _import,
+    _inherited,
+    _saved,
+    class_order,
+    import_detector,
+    load_origins,
+)
 from kdjax.state import init_state
 from kdjax.tasks import Detection
 from kdjax.weights import COCO_NAMES, load_into
@@ -323,3 +332,28 @@ def test_a_head_is_only_inherited_where_it_means_the_same(tmp_path, name, head, 
     assert jax.tree.all(jax.tree.map(np.array_equal, taken["params"]["head"], same["params"]["head"]))
     _, told = _inherited(fresh, Teacher(build_model(theirs, 2), variables), ("head",), ours, tmp_path)
     assert told.startswith("nothing from the teacher; not its head" if words else "head from the teacher")
+
+
+def test_classes_are_told_apart_by_their_own_names_where_files_write_two_alike():
+    assert class_order(["b", "a_c", "a c"], ["a c", "a_c", "b"]) == [2, 1, 0]
+    assert class_order(["A c"], ["a_c"]) == [0]
+    assert class_order(["a", "a"], ["a", "b"]) is None
+    assert class_order(["a"], ["a", "b"]) is None
+
+
+def test_a_head_that_means_something_else_in_what_a_stage_starts_from_is_said(tmp_path, capsys):
+    theirs = {"name": "retinanet", "backbone": {"depth": 10, "width": 0.125}, "neck": {"channels": 16}}
+    save_model(tmp_path / "model", drawn(theirs, 2), describe_model(theirs, ("cat", "dog"), (64, 64)))
+    stage = load(MGD, "tiny").student
+    for scale, words in ((4.0, ""), (2.0, "a head that means something else: anchor_scale is 4.0 there and 2.0 here")):
+        stage.model = ConfigDict({**theirs, "head": {"anchor_scale": scale}})
+        stage.init = str(tmp_path / "model")
+        load_origins(planned(stage), ("cat", "dog"), {}, "kdjax")
+        told = capsys.readouterr().out
+        assert words in told if words else not told
+
+
+def test_a_detector_whose_images_were_scaled_otherwise_is_said(stage, capsys):
+    for resize in ("torchvision", "kdjax"):
+        load_origins(planned(stage), COCO_NAMES, {}, resize)
+        assert ("config.data.resize=torchvision scales them so" in capsys.readouterr().out) == (resize == "kdjax")

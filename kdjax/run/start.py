@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kdjax.checkpoint import describe, load_method, load_student, load_variables
 from kdjax.data.check import compare_classes
@@ -84,15 +83,18 @@ def load_origins(
     if options.weights:
         imported = _import(stage, class_names)
         model = imported.model
-        theirs = SOURCES[options.source].resize
-        if theirs != resize and not imported.report.untouched:
+        usual = SOURCES[options.source].resize
+        if usual != resize and not imported.report.untouched:
             print(
-                f"[{name}] {options.weights} is of a detector whose images were scaled as {theirs} does, here they are "
-                f"as {resize} does, which costs it some AP: config.data.resize={theirs} scales them so.",
+                f"[{name}] {options.weights} is of a detector whose images were scaled as {usual} does, here they are "
+                f"as {resize} does, and it finds a little less: config.data.resize={usual} scales them so.",
                 flush=True,
             )
     elif options.init:
-        model = _as_expected(model, describe(folder(options.init)).get("model", model), whole=options.init_strict)
+        theirs = describe(folder(options.init)).get("model", model)
+        model = _as_expected(model, theirs, whole=options.init_strict)
+        if options.init_strict and (difference := other_meaning(model, theirs)):
+            print(f"[{name}] what it starts from has a head that means something else: {difference}", flush=True)
 
     def start(variables: Variables) -> Variables:
         if imported:
@@ -223,12 +225,15 @@ def class_order(known: Sequence[str], class_names: Sequence[str]) -> list[int] |
     >>> class_order(["bolt", "Hex_nut"], ["hex nut", "bolt"])
     [1, 0]
     """
-    theirs, ours = [_plain(name) for name in known], [_plain(name) for name in class_names]
-    if sorted(theirs) != sorted(ours):
+
+    def ranked(names: Sequence[str]) -> list[tuple[str, str, int]]:
+        return sorted((_plain(name), name, place) for place, name in enumerate(names))
+
+    theirs, ours = ranked(known), ranked(class_names)
+    if [name for name, *_ in theirs] != [name for name, *_ in ours]:
         return None
-    # Of names that are written alike, the first is the first.
-    order = np.argsort(theirs, kind="stable")[np.argsort(np.argsort(ours, kind="stable"))]
-    return order.tolist()
+    places = {place: there for (*_, place), (*_, there) in zip(ours, theirs, strict=True)}
+    return [places[place] for place in range(len(ours))]
 
 
 def _of_classes(
