@@ -19,7 +19,7 @@ from kdjax.errors import UserError
 from kdjax.methods import RESERVED, build_method, method_class, method_options, term_names
 from kdjax.models import build_model, model_class
 from kdjax.options import check, declared, defaults, hint, parse
-from kdjax.paths import local_path
+from kdjax.paths import as_path
 from kdjax.tasks import build_task
 from kdjax.types import Task
 from kdjax.weights import SOURCES
@@ -327,7 +327,7 @@ def _check_origins(name: str, stage: Stage, earlier: tuple[str, ...], parts: tup
     origins = [("init", "model", stage.init), ("teacher", "model", stage.teacher)]
     origins += [(f"methods.{key}.init", "method", method.init) for key, method in stage.methods.items()]
     for field, kind, origin in origins:
-        if origin and origin not in earlier and not ("/" in origin and local_path(origin).is_dir()):
+        if origin and origin not in earlier and not ("/" in origin and as_path(origin).is_dir()):
             raise UserError(
                 f"config.{name}.{field} is {origin!r}; it must be empty, the path of a {kind} folder that exists (with "
                 f"a slash, such as ./{kind}), or an earlier stage ({', '.join(earlier) or 'there is none'})."
@@ -337,7 +337,7 @@ def _check_origins(name: str, stage: Stage, earlier: tuple[str, ...], parts: tup
             f"config.{name}.source is empty, but config.{name}.weights names a file: say where it is from, one of "
             f"{', '.join(SOURCES)}."
         )
-    if stage.weights and not local_path(stage.weights).is_file():
+    if stage.weights and not as_path(stage.weights).is_file():
         raise UserError(f"config.{name}.weights is {stage.weights!r}, but there is no such file; give its path.")
     if stage.weights and stage.init:
         raise UserError(f"config.{name} has both weights and init; a stage starts from one of them.")
