@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +25,7 @@ from kdjax.data.sizing import Size, Sizing, sizing
 from kdjax.devices import globalize
 from kdjax.errors import UserError, parsing
 from kdjax.models import build_model
-from kdjax.paths import local_path
+from kdjax.paths import Path, absolute, as_path, files_in, in_bucket, remove
 from kdjax.state import TrainState
 from kdjax.types import Model
 
@@ -85,7 +84,7 @@ class Checkpoints:
             ]
         )
         self._manager = ocp.CheckpointManager(
-            os.path.abspath(folder),
+            str(folder) if in_bucket(folder) else os.path.abspath(folder),
             item_handlers={name: ocp.StandardCheckpointHandler() for name in (STUDENT, REST)},
             options=ocp.CheckpointManagerOptions(best_fn=best, preservation_policy=policy),
         )
@@ -228,7 +227,7 @@ def load_method(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UserError: if it is no such folder, or damaged.
     """
-    if not (local_path(folder) / METHOD_FILE).is_file():
+    if not (as_path(folder) / METHOD_FILE).is_file():
         raise UserError(f"{folder} holds no method; give the folder `method` of a stage whose method learns something.")
     return _read(folder, describe(folder))
 
@@ -262,14 +261,34 @@ def _alone() -> ocp.StandardCheckpointer:
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of ``folder`` at the end: it appears whole or not at all."""
-    folder = local_path(folder).absolute()
+    """An empty folder to fill, which takes the place of ``folder`` at the end: it appears whole or not at all.
+
+    Nothing moves in a bucket: there it is filled in its place. What describes it goes first and has to come last, and
+    without that it is none.
+    """
+    folder = absolute(as_path(folder))
+    if in_bucket(folder):
+        for file in _DESCRIPTIONS:
+            (folder / file).unlink(missing_ok=True)
+        remove(folder)
+        yield folder
+        return
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     partial.mkdir(parents=True)
     yield partial
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     partial.rename(folder)
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    """Writes a model folder again elsewhere, as :func:`save_model` does; both on this machine or both in a bucket."""
+    with replacing(folder) as partial:
+        if not in_bucket(source):
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+            return
+        for file in sorted(files_in(source), key=lambda file: file.name == MODEL_FILE):
+            (partial / file.relative_to(source)).write_bytes(file.read_bytes())
 
 
 def describe(folder: str | os.PathLike) -> dict[str, Any]:
@@ -285,10 +304,10 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
         UserError: if ``folder`` is none of them.
     """
     for file, keys in _DESCRIPTIONS.items():
-        path = local_path(folder) / file
+        path = as_path(folder) / file
         if path.exists():
             return _described(path, keys)
-    step = local_path(folder).absolute()
+    step = absolute(as_path(folder))
     if all((step / item).is_dir() for item in (STUDENT, REST)):
         stage = step.parents[1] / STAGE_FILE
         return {"checkpoint": str(step), **(_described(stage, set()) if stage.exists() else {})}
@@ -332,7 +351,7 @@ def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any =
     Raises:
         UserError: they cannot be read, are others than wanted, or not those that were saved.
     """
-    arrays = local_path(folder).absolute() / (STUDENT if "checkpoint" in description else ARRAYS_FOLDER)
+    arrays = absolute(as_path(folder)) / (STUDENT if "checkpoint" in description else ARRAYS_FOLDER)
     what, advice = f"The arrays in {arrays}", "take an undamaged copy of that folder, or make it anew"
     with _alone() as checkpointer:
         with _orbax(what, advice):

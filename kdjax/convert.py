@@ -7,7 +7,6 @@ evaluated, taken as ``config.student.teacher``, and loaded by ``kdjax.load_stude
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -18,7 +17,7 @@ from kdjax.errors import UserError
 from kdjax.files import writing
 from kdjax.main import CONFIG, parse, refuse
 from kdjax.options import parse as parse_options
-from kdjax.paths import local_path
+from kdjax.paths import Path, as_path
 from kdjax.run.start import import_detector, other_classes
 from kdjax.weights import SOURCES, ImportReport
 
@@ -95,7 +94,7 @@ def read_class_names(path: str) -> tuple[str, ...] | None:
     if not path:
         return None
     try:
-        lines = local_path(path).read_text(encoding="utf-8").splitlines()
+        lines = as_path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class_names={path} cannot be read: {error}.") from error
     names = tuple(line.strip() for line in lines if line.strip())
@@ -112,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
             if not flag.value:
                 raise UserError(f"--{flag.name} is missing; it names {meaning}.")
         names = read_class_names(_CLASS_NAMES.value)
-        output = local_path(_OUTPUT.value)
+        output = as_path(_OUTPUT.value)
         report = convert(CONFIG.value, _STAGE.value, _WEIGHTS.value, _SOURCE.value, names, output, key=_KEY.value)
     except UserError as error:
         return refuse(error)

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kdjax.paths import as_path, in_bucket
+
 AXIS = "devices"
 """Name of the mapped axis: what a module takes as ``axis_name`` inside a step."""
 
@@ -23,10 +25,27 @@ Tree = TypeVar("Tree")
 _CACHE = Path.home() / ".cache" / "kdjax" / "xla"
 
 
-def cache_compilations() -> None:
-    """Lets a second start compile nothing anew; ``JAX_COMPILATION_CACHE_DIR`` moves the cache."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+def cache_compilations(workdir: str | os.PathLike[str] = "") -> None:
+    """Lets a second start compile nothing anew; ``JAX_COMPILATION_CACHE_DIR`` moves the cache.
+
+    It is in the home directory, or in the folder ``xla`` of a workdir that is in a bucket: of several processes JAX
+    lets number 0 alone write it, so that only a shared one serves the others, and at the next start the hosts of a pod
+    may be others.
+
+    Args:
+        workdir: of the run, if it is one.
+
+    Raises:
+        UserError: the workdir's bucket cannot be reached.
+    """
+    place = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if not place:
+        folder = as_path(workdir)
+        place = str(folder / "xla" if in_bucket(folder) else _CACHE)
+        jax.config.update("jax_compilation_cache_dir", place)
+    if "://" in place:
+        # XLA's own caches, which would be inside, are for local files.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def device_count() -> int:

@@ -21,7 +21,7 @@ from kdjax.evaluation import evaluate, make_predict
 from kdjax.files import write_json, writing
 from kdjax.main import CONFIG, begin, parse, refuse
 from kdjax.options import parse as parse_options
-from kdjax.paths import local_path
+from kdjax.paths import as_path
 from kdjax.plan import check_eval_batch
 from kdjax.processes import is_main
 from kdjax.report import align, known
@@ -89,7 +89,7 @@ def main(_: Sequence[str]) -> int:
         metrics = measure(config, _MODEL.value)
         if _JSON.value and is_main():
             with writing("json", _JSON.value):
-                write_json(local_path(_JSON.value), metrics)
+                write_json(as_path(_JSON.value), metrics)
     except UserError as error:
         return refuse(error)
     print(tables(metrics))

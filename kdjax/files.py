@@ -5,10 +5,10 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from kdjax.errors import UserError
+from kdjax.paths import Path, as_path, in_bucket
 
 
 @contextlib.contextmanager
@@ -29,11 +29,14 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     Arrays become lists; numbers that are not finite become null.
     """
-    replace_text(Path(path), json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+    replace_text(as_path(path), json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Puts ``text`` in the place of a file in one move."""
+    """Puts ``text`` in the place of a file in one move; in a bucket every object appears whole."""
+    if in_bucket(path):
+        path.write_text(text)
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

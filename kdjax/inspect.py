@@ -14,7 +14,7 @@ from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.files import writing
 from kdjax.main import CONFIG, parse, refuse
-from kdjax.paths import local_path
+from kdjax.paths import absolute, as_path
 from kdjax.plan import Plan, resolve
 from kdjax.run.data import open_batches
 from kdjax.run.fit import opened
@@ -34,10 +34,10 @@ def main(_: Sequence[str]) -> int:
             print("\n".join(["", f"{plan.data.name}, {name}", *plan.task.describe(source)]))
         pictures = list(itertools.islice(training_images(plan, splits.train), _IMAGES.value))
         with writing("picture", _PICTURE.value):
-            save_contact_sheet(local_path(_PICTURE.value), pictures)
+            save_contact_sheet(as_path(_PICTURE.value), pictures)
     except UserError as error:
         return refuse(error)
-    print(f"\nTraining images are in {local_path(_PICTURE.value).absolute()}.")
+    print(f"\nTraining images are in {absolute(as_path(_PICTURE.value))}.")
     return 0
 
 

@@ -22,7 +22,9 @@ from kdjax.processes import are_several, connect, is_main, leave, speaker
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config by name, such as mgd, or its file; with a variant behind a colon, such as mgd:tiny."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; runs/<name of the config> by default.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for all results, here or gs://bucket/folder; runs/<name of the config> by default."
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, where nothing else tells.")
 _PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0.")
@@ -43,9 +45,10 @@ def main(argv: Sequence[str]) -> int:
     if _REQUIRE_GAIN.value and not CONFIG.value.get("seeds"):
         return refuse(UserError("--require_gain asks what several seeds say: give --config.seeds='(0, 1, 2)'."))
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    workdir = _WORKDIR.value or os.path.join("runs", name)
     try:
-        begin()
-        summary = pipeline.run(CONFIG.value, _WORKDIR.value or os.path.join("runs", name))
+        begin(workdir)
+        summary = pipeline.run(CONFIG.value, workdir)
     except (UserError, NumericError) as error:
         return refuse(error)
     except KeyboardInterrupt:
@@ -61,14 +64,17 @@ def main(argv: Sequence[str]) -> int:
     return _NO_GAIN if _REQUIRE_GAIN.value and summary["verdict"]["outcome"] != "gain" else 0
 
 
-def begin() -> None:
+def begin(workdir: str = "") -> None:
     """What comes before a program's first array: the other processes, if any, and the cache of what XLA compiled.
 
+    Args:
+        workdir: of a run.
+
     Raises:
-        UserError: the processes do not find each other.
+        UserError: the processes do not find each other, or the workdir's bucket cannot be reached.
     """
     connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    cache_compilations()
+    cache_compilations(workdir)
     if not is_main():
         # The main process alone tells; what is wrong here goes to standard error.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

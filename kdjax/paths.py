@@ -1,34 +1,139 @@
-"""Paths as people write them."""
+"""Paths as people write them, on this machine or in a bucket."""
 
+import contextlib
+import functools
 import os
+import pathlib
 import re
-from pathlib import Path
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib import util
+from typing import TypeAlias, TypeGuard
+
+from etils import epath
 
 from kdjax.errors import UserError
 
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/.*")
+Path: TypeAlias = pathlib.Path | epath.Path
+"""Of this machine's files one of pathlib; of a bucket's one of etils, which has pathlib's methods."""
+
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)")
+_PACKAGES = ("gcsfs", "google.cloud.storage")
+"""What reads and writes buckets: etils' paths the first, Orbax both."""
 
 
-def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path on this machine, in which a leading ``~`` is the home directory.
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """The path that a person wrote: ``gs://bucket/runs``, or one on this machine, whose leading ``~`` is the home.
 
-    Shells leave ``--workdir=~/runs`` as it is.
+    Shells leave ``--workdir=~/runs`` as it is. The first time that a bucket is named it is asked for.
 
-    >>> local_path("~/runs/first") == Path.home() / "runs" / "first"
+    >>> as_path("~/runs/first") == pathlib.Path.home() / "runs" / "first"
     True
-    >>> local_path("gs://bucket/first")  # doctest: +ELLIPSIS
+    >>> as_path("s3://bucket/first")
     Traceback (most recent call last):
-    kdjax.errors.UserError: gs://bucket/first is no path on this machine: name a local folder, ...
+    kdjax.errors.UserError: s3://bucket/first is in no place that is known: name a local folder or gs://<bucket>/<folder>.
 
     Raises:
-        UserError: a URL, such as ``gs://bucket/runs``, or the home directory of somebody unknown.
+        UserError: a URL of something else, a bucket that cannot be reached, or the home directory of somebody unknown.
     """
-    if _URL.fullmatch(os.fspath(path)):
-        raise UserError(
-            f"{os.fspath(path)} is no path on this machine: name a local folder, such as one where the bucket is "
-            "mounted."
-        )
+    text = os.fspath(path)
+    if url := _URL.fullmatch(text):
+        bucket, _, inner = url[2].partition("/")  # pathlib made one slash of two.
+        if url[1].lower() != "gs" or not bucket:
+            raise UserError(f"{text} is in no place that is known: name a local folder or gs://<bucket>/<folder>.")
+        return _reached(bucket) / inner.strip("/")
     try:
-        return Path(path).expanduser()
+        return pathlib.Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{os.fspath(path)} begins with a home directory that is not known: write it out.") from error
+        raise UserError(f"{text} begins with a home directory that is not known: write it out.") from error
+
+
+@functools.cache
+def _reached(bucket: str) -> epath.Path:
+    """A bucket that is there."""
+    if lacking := [package for package in _PACKAGES if not _installed(package)]:
+        raise UserError(f"gs://{bucket} needs the package {lacking[0]}: install it with `pip install 'kdjax[gcs]'`.")
+    # Where TensorFlow is installed, etils would take its file system instead, which is another one.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    path = epath.Path(f"gs://{bucket}")
+    try:
+        path.stat()
+    except Exception as error:  # Whatever network, credentials and packages raise.
+        what = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"gs://{bucket} cannot be reached ({type(error).__name__}: {what}): check its name, this machine's network "
+            "and what its account may do there."
+        ) from error
+    return path
+
+
+def _installed(package: str) -> bool:
+    try:
+        return util.find_spec(package) is not None
+    except ModuleNotFoundError:  # Of what stands before the last dot.
+        return False
+
+
+def in_bucket(path: Path) -> TypeGuard[epath.Path]:
+    """Whether a path of :func:`as_path` is in a bucket: there are no moves and no links, and an object is whole."""
+    return not isinstance(path, pathlib.Path)
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root; in a bucket every one is."""
+    return path if in_bucket(path) else path.absolute()
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there; not, as ``os.path`` has it, under a name that nothing can have."""
+    return path.exists() if in_bucket(path) else os.path.exists(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there, as :func:`exists`."""
+    return path.is_file() if in_bucket(path) else os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, as :func:`exists`."""
+    return path.is_dir() if in_bucket(path) else os.path.isdir(path)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder and all that is in it, if it is there."""
+    if in_bucket(folder):
+        folder.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def size_of(file: Path) -> int:
+    """Bytes in a file.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    return file.stat().length if in_bucket(file) else file.stat().st_size
+
+
+@contextlib.contextmanager
+def on_this_machine(file: Path) -> Iterator[pathlib.Path]:
+    """A file, or of one in a bucket a copy for as long as it is needed: for readers that go back and forth."""
+    if not in_bucket(file):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / file.name
+        with file.open("rb") as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        yield copy
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    """The files in a folder of a bucket, and in the folders below it."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from files_in(path)
+        else:
+            yield path

@@ -19,7 +19,7 @@ from kdjax.errors import UserError
 from kdjax.methods import RESERVED, build_method, method_class, method_options, term_names
 from kdjax.models import build_model, model_class
 from kdjax.options import check, declared, defaults, hint, parse
-from kdjax.paths import local_path
+from kdjax.paths import as_path
 from kdjax.tasks import build_task
 from kdjax.types import Task
 from kdjax.weights import SOURCES
@@ -138,7 +138,7 @@ def check_files(plan: Plan) -> None:
     """Raises UserError where a file of weights that the config names is not there."""
     for stage in plan.stages:
         weights = stage.options.weights
-        if weights and not local_path(weights).is_file():
+        if weights and not as_path(weights).is_file():
             raise UserError(f"config.{stage.name}.weights is {weights!r}, but there is no such file; give its path.")
 
 
@@ -335,7 +335,7 @@ def _check_origins(name: str, stage: Stage, earlier: tuple[str, ...], parts: tup
     origins = [("init", "model", stage.init), ("teacher", "model", stage.teacher)]
     origins += [(f"methods.{key}.init", "method", method.init) for key, method in stage.methods.items()]
     for field, kind, origin in origins:
-        if origin and origin not in earlier and not ("/" in origin and local_path(origin).is_dir()):
+        if origin and origin not in earlier and not ("/" in origin and as_path(origin).is_dir()):
             raise UserError(
                 f"config.{name}.{field} is {origin!r}; it must be empty, the path of a {kind} folder that exists (with "
                 f"a slash, such as ./{kind}), or an earlier stage ({', '.join(earlier) or 'there is none'})."

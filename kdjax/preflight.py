@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from kdjax.errors import UserError
 from kdjax.files import write_json, writing
 from kdjax.main import CONFIG, parse, refuse
-from kdjax.paths import local_path
+from kdjax.paths import as_path
 from kdjax.tpu import in_words, preflight
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "Generation and shape of the slice, such as v5e:16x16.")
@@ -34,7 +34,7 @@ def main(_: Sequence[str]) -> int:
         )
         if _OUTPUT.value:
             with writing("output", _OUTPUT.value):
-                write_json(local_path(_OUTPUT.value), report)
+                write_json(as_path(_OUTPUT.value), report)
     except UserError as error:
         return refuse(error)
     print(in_words(report))

@@ -2,23 +2,26 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from clu import parameter_overview
 from flax.traverse_util import flatten_dict
 
 from kdjax.files import plain, replace_text
+from kdjax.paths import Path, as_path, in_bucket
 from kdjax.sinks import SINKS, Sink
 
 
 class MetricWriter:
     """Appends metrics to ``metrics.jsonl`` in a folder, and hands them to the sinks.
+
+    In a bucket nothing can be appended to: there all rows are written again with each.
 
     Whatever was recorded after the step at which the writer starts is dropped, so that a run resumed from a checkpoint
     reads as one that was never stopped. One process of a run has one.
@@ -42,13 +45,15 @@ class MetricWriter:
         Raises:
             UserError: a sink does not start.
         """
-        path = Path(workdir) / "metrics.jsonl"
+        path = as_path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            replace_text(path, "".join(f"{line}\n" for line in path.read_text().splitlines() if _step(line) <= step))
+        earlier = path.read_text().splitlines() if path.exists() else []
+        kept = "".join(f"{line}\n" for line in earlier if _step(line) <= step)
+        if earlier:
+            replace_text(path, kept)
         self._clock = clock
         with contextlib.ExitStack() as opened:
-            self._lines = opened.enter_context(path.open("a"))
+            self._lines = opened.enter_context(_Rewritten(path, kept) if in_bucket(path) else path.open("a"))
             self._sinks: list[Sink] = []
             for name in sinks:
                 self._sinks.append(opened.enter_context(contextlib.closing(SINKS[name](path.parent, step))))
@@ -78,6 +83,18 @@ class MetricWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Rewritten(io.StringIO):
+    """A text that grows in a bucket: each time that it is flushed it is written whole."""
+
+    def __init__(self, path: Path, text: str):
+        super().__init__()
+        self._path = path
+        self.write(text)
+
+    def flush(self) -> None:
+        self._path.write_text(self.getvalue())
 
 
 def _step(line: str) -> float:

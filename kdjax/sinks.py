@@ -5,15 +5,17 @@ import importlib
 import json
 import math
 import os
+import pathlib
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from kdjax.errors import UserError, parsing
 from kdjax.files import write_json
+from kdjax.paths import Path, in_bucket
 
 
 class Sink(Protocol):
@@ -27,7 +29,7 @@ class Sink(Protocol):
 
 
 class _TensorBoard:
-    """Events in the stage's folder."""
+    """Events in the stage's folder; one in a bucket gets all of them again with each step's."""
 
     package = "tensorboardX"
 
@@ -36,16 +38,27 @@ class _TensorBoard:
 
         # tensorboardX names a file by the second: a writer that starts within it would overwrite the last one's events.
         suffix = f".{time.time_ns()}"
+        # tensorboardX knows buckets, but writes there once more as Python ends, which without a network takes minutes.
+        self._folder, self._aside = folder, tempfile.TemporaryDirectory() if in_bucket(folder) else None
+        place = self._aside.name if self._aside else str(folder)
         # TensorBoard hides the events of earlier files from ``purge_step`` on.
-        self._events = SummaryWriter(str(folder), purge_step=step + 1, filename_suffix=suffix)
+        self._events = SummaryWriter(place, purge_step=step + 1, filename_suffix=suffix)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()
+        self._copy()
 
     def close(self) -> None:
         self._events.close()
+        self._copy()
+        if self._aside:
+            self._aside.cleanup()
+
+    def _copy(self) -> None:
+        for file in pathlib.Path(self._aside.name).iterdir() if self._aside else ():
+            (self._folder / file.name).write_bytes(file.read_bytes())
 
 
 class _WeightsAndBiases:
@@ -60,8 +73,10 @@ class _WeightsAndBiases:
         wandb = importlib.import_module(self.package)
         run = _known_run(folder, "wandb", step) or uuid.uuid4().hex
         project = os.environ.get("WANDB_PROJECT", "kdjax")
+        # What it keeps of its own on this machine is beside everything else, or where it likes.
+        place = None if in_bucket(folder) else str(folder)
         with _starting("wandb"):
-            self._run = wandb.init(project=project, id=run, name=_title(folder), dir=str(folder), resume="allow")
+            self._run = wandb.init(project=project, id=run, name=_title(folder), dir=place, resume="allow")
         _remember_run(folder, "wandb", run)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -130,7 +145,7 @@ def _remember_run(folder: Path, sink: str, run: str) -> None:
 def _title(folder: Path) -> str:
     """What a person knows a stage's folder ``<workdir>/stages/<name>`` by.
 
-    >>> _title(Path("runs/first/stages/student"))
+    >>> _title(pathlib.Path("runs/first/stages/student"))
     'first/student'
     """
     return "/".join(part for part in folder.parts[-3:] if part != "stages")

@@ -5,7 +5,6 @@ import io
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from kdjax.data.examples import Example, ObjectSource
 from kdjax.lettering import shortened, width, write
+from kdjax.paths import as_path
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -181,7 +181,9 @@ def save_contact_sheet(
             sheet.paste(picture, (x, y))
             write(draw, (x, y + picture.height + 2), caption, _FAINT, _TEXT)
         y += height
-    sheet.save(path, "PNG")
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    as_path(path).write_bytes(file.getvalue())
 
 
 def truth_marks(boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, class_names: Sequence[str]) -> list[Mark]:
@@ -301,7 +303,7 @@ def _save_small(path: str | os.PathLike[str], captions: Mapping[str, str], rows:
         if file.tell() <= MOST_BYTES:
             break
         largest = largest or file.tell()
-    Path(path).write_bytes(file.getvalue())
+    as_path(path).write_bytes(file.getvalue())
 
 
 def _with_colours(sheet: Image.Image, count: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""``~`` is the home directory in every path that a person gives; what is no path of this machine is refused."""
+"""``~`` is the home directory in every path that a person gives; URLs of what is not known are refused."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from kdjax.checkpoint import describe, load_variables
 from kdjax.config import load_config
 from kdjax.data.sources import open_source
 from kdjax.errors import UserError
-from kdjax.paths import local_path
+from kdjax.paths import as_path
 from kdjax.plan import resolve
 from kdjax.run import pipeline
 from kdjax.weights import read_weights
@@ -60,10 +60,17 @@ def test_files_in_the_home_directory_are_found(home):
 
 def test_an_unknown_home_and_urls_are_refused_in_words():
     with pytest.raises(UserError, match=r"~nobody-at-all/runs begins with a home directory that is not known"):
-        local_path("~nobody-at-all/runs")
-    for url in ("gs://bucket/x", "s3://bucket/x", Path("gs://bucket/x")):
-        with pytest.raises(UserError, match=r"is no path on this machine: name a local folder"):
-            local_path(url)
+        as_path("~nobody-at-all/runs")
+    for url in ("s3://bucket/x", "https://x.org/x", "gs://", Path("s3://bucket/x")):
+        with pytest.raises(UserError, match=r"is in no place that is known: name a local folder or gs://"):
+            as_path(url)
     for read in (kdjax.load_student, read_weights):
-        with pytest.raises(UserError, match=r"gs://bucket/x.pth is no path on this machine"):
-            read("gs://bucket/x.pth")
+        with pytest.raises(UserError, match=r"s3://bucket/x.pth is in no place that is known"):
+            read("s3://bucket/x.pth")
+
+
+def test_a_bucket_without_the_packages_for_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for url in ("gs://nobody/x", Path("gs://nobody/x")):
+        with pytest.raises(UserError, match=r"^gs://nobody needs the package gcsfs: .*pip install 'kdjax\[gcs\]'"):
+            as_path(url)

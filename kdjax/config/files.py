@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 import kdjax
 from kdjax.errors import UserError
-from kdjax.paths import local_path
+from kdjax.paths import as_path
 
 
 def config_names() -> dict[str, Path]:
@@ -37,12 +37,12 @@ def find_config(spec: str) -> tuple[Path, list[str]]:
     known = config_names()
     if name in known:
         return known[name], variant
-    if local_path(name).is_file():
-        return local_path(name), variant
+    if as_path(name).is_file():
+        return as_path(name), variant
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
     meant = f", perhaps {near[0]}" if near else ""
     raise UserError(
-        f"--config={spec} cannot be read: there is no file {local_path(name)}; name one, or one of the configs that "
+        f"--config={spec} cannot be read: there is no file {as_path(name)}; name one, or one of the configs that "
         f"come with kdjax ({', '.join(known)}){meant}."
     )
 

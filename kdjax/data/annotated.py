@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from kdjax.data.indexed import IndexedSource, check_counts, check_values
 from kdjax.data.outlines import PolygonStore, outline_boxes, usable_outlines
 from kdjax.data.tables import Annotations, settle_objects
 from kdjax.errors import UserError
+from kdjax.paths import Path
 
 _HELD_OUT = 0.2
 """Share of the images."""

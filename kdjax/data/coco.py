@@ -7,7 +7,6 @@ of their ids and objects in that of their annotation ids, whatever the order in 
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from kdjax.data.folders import no_split, other_splits, readable, spellings, spli
 from kdjax.data.indexed import IndexedSource
 from kdjax.data.outlines import PolygonStore
 from kdjax.errors import UserError
+from kdjax.paths import Path
 
 
 def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAULT) -> IndexedSource:

@@ -5,7 +5,6 @@ import gc
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from kdjax.data.folders import read_text, unsafe_name
 from kdjax.data.outlines import PolygonStore
 from kdjax.data.tables import Annotations
 from kdjax.errors import UserError
+from kdjax.paths import Path
 
 _IGNORED = ("ignore", "ignored", "difficult", "is_difficult")
 """What converters call the mark of an object that is neither to be found nor to be missed."""

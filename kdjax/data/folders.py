@@ -1,13 +1,14 @@
 """Files of annotated images in folders: what tools call splits, names that mean the same file, texts and headers."""
 
+import io
 import os
 import re
 import stat
 import unicodedata
 import urllib.parse
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from kdjax.data import flaws
 from kdjax.data.flaws import Checks, DataReport
 from kdjax.data.images import Header, ImageError, for_all, read_header
 from kdjax.errors import UserError
-from kdjax.paths import local_path
+from kdjax.paths import Path, as_path, files_in, in_bucket, size_of
 
 SPLITS = {
     "train": ("train", "training"),
@@ -50,8 +51,8 @@ def readable(folder: str | os.PathLike[str], kind: str) -> Path:
     Raises:
         UserError: it is none, or cannot be read.
     """
-    path = local_path(folder)
-    if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
+    path = as_path(folder)
+    if not path.is_dir() or not (in_bucket(path) or os.access(path, os.R_OK | os.X_OK)):
         raise UserError(f"{kind}:{path} is no folder that can be read.")
     return path
 
@@ -75,11 +76,17 @@ def pictures(root: Path, place: Path) -> list[str]:
 
     Links to folders are not followed.
     """
-    found = []
+    return sorted(path.replace(os.sep, "/") for path in _files(root, place) if path.lower().endswith(_PICTURES))
+
+
+def _files(root: Path, place: Path) -> Iterator[str]:
+    """The files in a folder, and in the folders below it, relative to ``root``."""
+    if in_bucket(place):
+        yield from (os.path.relpath(path, root) for path in files_in(place))
+        return
     for parent, _, files in os.walk(place):
         inner = os.path.relpath(parent, root)
-        found += [os.path.normpath(os.path.join(inner, x)) for x in files if x.lower().endswith(_PICTURES)]
-    return sorted(path.replace(os.sep, "/") for path in found)
+        yield from (os.path.normpath(os.path.join(inner, file)) for file in files)
 
 
 def no_split(folder: Path, split: str, lacks: str, advice: str) -> NoSplitError:
@@ -104,9 +111,9 @@ def read_text(file: Path, checks: Checks) -> str:
         UserError: it is too large, cannot be read, or is no plain UTF-8.
     """
     try:
-        if not stat.S_ISREG(os.stat(file).st_mode):
+        if not in_bucket(file) and not stat.S_ISREG(os.stat(file).st_mode):
             raise UserError(f"{file} is no file that can be read.")
-        size = file.stat().st_size
+        size = size_of(file)
         if size > checks.most_json_bytes:
             raise UserError(
                 f"{file} has {size:,} bytes, more than the {checks.most_json_bytes:,} that are read; "
@@ -114,7 +121,7 @@ def read_text(file: Path, checks: Checks) -> str:
             )
         data = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+        raise UserError(f"{file} cannot be read ({error.strerror or 'no such file'}).") from error
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{file} begins with a byte order mark; it must be plain UTF-8, saved without one.")
     try:
@@ -155,8 +162,11 @@ def headers_of(
     names, checks = list(names), report.checks
     allowed = [os.path.realpath(path) for path in (folder, root)]
 
+    def header_of(name: str) -> Header | ImageError:
+        return _object_header(root / name, checks) if in_bucket(root) else _file_header(root, name, allowed, checks)
+
     def headers(rows: Sequence[int]) -> list[Header | ImageError]:
-        return for_all(lambda k: _file_header(root, names[rows[k]], allowed, checks), len(rows))
+        return for_all(lambda k: header_of(names[rows[k]]), len(rows))
 
     found = headers(range(len(names)))
     missing = [row for row, header in enumerate(found) if isinstance(header, _MissingError)]
@@ -195,11 +205,9 @@ def _other_names(root: Path, names: Sequence[str]) -> list[str | ImageError]:
     """
     there: dict[str, list[str]] = defaultdict(list)
     stems: dict[str, list[str]] = defaultdict(list)
-    for place, _, files in os.walk(root):
-        for file in files:
-            path = os.path.relpath(os.path.join(place, file), root)
-            there[_plain(path)].append(path)
-            stems[os.path.splitext(_plain(path))[0]].append(path)
+    for path in _files(root, root):
+        there[_plain(path)].append(path)
+        stems[os.path.splitext(_plain(path))[0]].append(path)
 
     def other(name: str) -> str | ImageError:
         parts = _plain(name).split("/")
@@ -220,6 +228,18 @@ def _plain(name: str) -> str:
     text = unicodedata.normalize("NFKC", urllib.parse.unquote(name).replace("\\", "/")).casefold()
     parts = [part.strip() for part in text.replace("+", " ").split("/")]
     return "/".join(part for part in parts if part not in ("", "."))
+
+
+def _object_header(path: Path, checks: Checks) -> Header | ImageError:
+    """As :func:`_file_header`, of an image in a bucket, where there are no links."""
+    try:
+        return read_header(io.BytesIO(path.read_bytes()), checks.reading)
+    except ImageError as error:
+        return error
+    except FileNotFoundError:
+        return _MissingError("is missing")
+    except OSError as error:
+        return ImageError(f"cannot be read ({error})")
 
 
 def _file_header(root: Path, name: str, allowed: Sequence[str], checks: Checks) -> Header | ImageError:

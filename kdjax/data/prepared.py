@@ -28,6 +28,7 @@ from kdjax.data.outlines import Outlines, PolygonStore, usable_outlines
 from kdjax.data.sizing import Reading
 from kdjax.data.tables import Annotations, Images, settle_objects
 from kdjax.errors import UserError
+from kdjax.paths import as_path
 
 _ARRAY_RECORD = "array_record"
 _BAD_RUNS = Flaw(
@@ -61,7 +62,7 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
     could be taken for the data set, and of two concurrent ones the second to finish finds the folder there.
     """
     if data_dir:
-        data_dir = epath.Path(data_dir).expanduser()
+        data_dir = as_path(data_dir)
     with _quiet():
         builder = shapes.Shapes(config=config, data_dir=data_dir)
         if not builder.is_prepared():
@@ -98,7 +99,7 @@ def open_prepared(
         UserError: one sentence with the data set, the record, and what is wrong.
     """
     folder, slash, configs = name.rpartition("/")
-    root = epath.Path(data_dir or constants.DATA_DIR).expanduser()
+    root = epath.Path(as_path(data_dir or constants.DATA_DIR))
     with _quiet():
         parts: list[IndexedSource] = []
         for config in configs.split("+"):

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from kdjax.data.coco import open_coco
 from kdjax.data.flaws import DEFAULT, Checks
@@ -13,7 +12,7 @@ from kdjax.data.voc import open_voc
 from kdjax.data.yolo import open_yolo
 from kdjax.errors import UserError
 from kdjax.options import imported
-from kdjax.paths import local_path
+from kdjax.paths import Path, as_path, in_bucket
 
 DataDir = str | os.PathLike[str] | None
 
@@ -27,9 +26,13 @@ def _shapes(config: str) -> Opener:
 
 
 def _folder(open_folder: Callable[[Path, str, Checks], IndexedSource]) -> Opener:
-    return lambda folder, split, data_dir, checks, download: open_folder(
-        local_path(data_dir or ".") / local_path(folder), split, checks
-    )
+    return lambda folder, split, data_dir, checks, download: open_folder(_inside(data_dir, folder), split, checks)
+
+
+def _inside(data_dir: DataDir, folder: str) -> Path:
+    """A folder of data: a relative one is in the data directory."""
+    path = as_path(folder)
+    return path if in_bucket(path) or path.is_absolute() else as_path(data_dir or ".") / path
 
 
 SOURCES: dict[str, Opener] = {
@@ -83,7 +86,7 @@ def open_source(
 
 def _as_folder(name: str) -> str:
     """What a name that is a folder was probably meant to be, for a sentence."""
-    if ":" in name or not (folder := local_path(name)).is_dir():
+    if ":" in name or not (folder := as_path(name)).is_dir():
         return ""
     of_yolo = [*folder.glob("*.y*ml"), *folder.glob("labels"), *folder.glob("*/labels"), *folder.glob("classes.txt")]
     of_voc = [*folder.glob("*.xml"), *folder.glob("*/*.xml")]

@@ -6,7 +6,7 @@ LabelImg, CVAT, Roboflow and Label Studio agree on the elements, not on where fi
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -18,6 +18,7 @@ from kdjax.data.images import for_all
 from kdjax.data.indexed import IndexedSource
 from kdjax.data.outlines import PolygonStore
 from kdjax.errors import UserError
+from kdjax.paths import Path
 
 _LABELS = ("Annotations", "annotations", "labels", "xmls")
 """Folders of annotations, in that of a split."""

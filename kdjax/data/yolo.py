@@ -5,8 +5,8 @@ Ultralytics, Roboflow, CVAT, Label Studio, LabelImg and Darknet agree on the lin
 
 import math
 import os
+import pathlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,7 +17,7 @@ from kdjax.data.folders import no_split, other_splits, pictures, read_text, read
 from kdjax.data.indexed import IndexedSource
 from kdjax.data.outlines import PolygonStore
 from kdjax.errors import UserError
-from kdjax.paths import local_path
+from kdjax.paths import Path, as_path, exists, in_bucket, is_file, is_folder
 
 _NAMES = ("classes.txt", "obj.names", "labels.txt", "labels/classes.txt", "train/classes.txt")
 """Files with a class in each line, where there is no yaml."""
@@ -47,7 +47,7 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
         NoSplitError: the folder has no such split.
         UserError: one sentence with the file, the line or the id, and what is wrong.
     """
-    path = local_path(folder)
+    path = as_path(folder)
     file: Path | None = path
     if path.is_file():
         folder, said = path.parent, _parsed(path, checks)
@@ -55,8 +55,8 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
         folder = readable(path, "yolo")
         file, said = _yaml_file(folder, checks)
     classes, where = _classes(folder, file, said, checks)
-    if os.path.isdir(base := folder / str(said.get("path") or "")):
-        folder = Path(os.path.normpath(base))
+    if is_folder(base := folder / str(said.get("path") or "")):
+        folder = base if in_bucket(base) else pathlib.Path(os.path.normpath(base))
     name, part = sliced(split)
     names = _images(folder, file, said, name, checks)
     store = PolygonStore()
@@ -182,7 +182,7 @@ def _images(folder: Path, file: Path | None, said: dict[str, Any], split: str, c
 def _usual(folder: Path, words: Iterable[str]) -> Path | None:
     """Where the images of a split called by one of the words are usually."""
     usual = [place for word in words for place in (f"images/{word}", f"{word}/images", word, f"{word}.txt")]
-    return next((folder / place for place in usual if os.path.exists(folder / place)), None)
+    return next((folder / place for place in usual if exists(folder / place)), None)
 
 
 def _place(folder: Path, home: Path, entry: str) -> Path | None:
@@ -191,8 +191,8 @@ def _place(folder: Path, home: Path, entry: str) -> Path | None:
     while inner.startswith(("../", "./", "..\\", ".\\")):
         inner = inner[3:] if inner.startswith("..") else inner[2:]
     tried = [folder / entry, home / entry, folder / inner, home / inner]
-    found = next((place for place in tried if os.path.exists(place)), None)
-    if found and not found.is_relative_to(folder):
+    found = next((place for place in tried if exists(place)), None)
+    if found and not in_bucket(found) and not found.is_relative_to(folder):
         # An absolute path to where a link leads, or one that leaves the folder and comes back.
         inside = os.path.relpath(os.path.realpath(found), os.path.realpath(folder))
         return found if inside.startswith("..") else folder / inside
@@ -209,8 +209,9 @@ def _listed(folder: Path, place: Path, checks: Checks) -> list[str]:
         # Lists of Ultralytics begin with ./, which is the list's own folder.
         path = place.parent / line if line.startswith("./") else folder / line
         # Those of CVAT with data/, which may not be there.
-        inner = [folder.joinpath(*Path(line).parts[k:]) for k in range(1, len(Path(line).parts))]
-        path = next((other for other in (path, *inner) if os.path.exists(other)), path)
+        parts = pathlib.PurePath(line).parts
+        inner = [folder.joinpath(*parts[k:]) for k in range(1, len(parts))]
+        path = next((other for other in (path, *inner) if exists(other)), path)
         found.append(os.path.relpath(path, folder).replace(os.sep, "/"))
     return found
 
@@ -224,7 +225,7 @@ def _label_names(image: str) -> list[str]:
 
 
 def _label_file(folder: Path, image: str) -> Path | None:
-    return next((folder / name for name in _label_names(image) if os.path.isfile(folder / name)), None)
+    return next((folder / name for name in _label_names(image) if is_file(folder / name)), None)
 
 
 def _without_image(folder: Path, names: Sequence[str], own: Sequence[Path | None]) -> list[tuple[str, Path]]:
@@ -240,7 +241,7 @@ def _without_image(folder: Path, names: Sequence[str], own: Sequence[Path | None
         stem = os.path.relpath(file, folder).replace(os.sep, "/").removesuffix(".txt")
         head, inner, tail = f"/{stem}".rpartition("/labels/")
         # A file of numbers; others, such as lists of classes or of images, begin otherwise.
-        if os.path.isfile(file) and b"".join(file.read_bytes()[:64].split()[:1]).isdigit():
+        if is_file(file) and b"".join(file.read_bytes()[:64].split()[:1]).isdigit():
             found.append((f"{head}/images/{tail}.jpg".lstrip("/") if inner else f"{stem}.jpg", file))
     return found
 

@@ -5,13 +5,13 @@ import platform
 import uuid
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from kdjax import __version__
 from kdjax.errors import UserError
+from kdjax.paths import Path
 from kdjax.processes import MAIN, everywhere, gather, on_main
 from kdjax.run.record import differences
 
@@ -56,8 +56,8 @@ def check_workdir(workdir: Path) -> None:
             probe.write_text(text)
         except OSError as error:
             raise UserError(
-                f"--workdir={workdir} cannot be used ({error.strerror}); name a folder that can be written, or a new "
-                "one."
+                f"--workdir={workdir} cannot be used ({error.strerror or error}); name a folder that can be written, "
+                "or a new one."
             ) from error
         return text
 

@@ -3,21 +3,19 @@
 import itertools
 import os
 import shlex
-import shutil
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from kdjax.checkpoint import replacing
+from kdjax.checkpoint import copy_model
 from kdjax.config.schema import Data, Run
 from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.files import write_json
 from kdjax.options import defaults
-from kdjax.paths import local_path
+from kdjax.paths import Path, as_path
 from kdjax.plan import BASELINE, Plan, StagePlan, check_files, resolve, with_seed
 from kdjax.processes import everywhere, on_main
 from kdjax.report import Row, duration, summary_table
@@ -42,7 +40,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         config: of :func:`kdjax.config.base_config`'s schema.
-        workdir: made if missing.
+        workdir: made if missing; in a bucket, ``gs://bucket/runs/first``, ``kdjax[gcs]`` reads and writes it.
 
     Returns:
         what ``summary.json`` holds.
@@ -51,17 +49,18 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: the config, the workdir or something that the config names cannot be used.
         NumericError: a loss is not finite.
     """
-    started, workdir = time.monotonic(), local_path(workdir)
+    started = time.monotonic()
+    place = everywhere(lambda: as_path(workdir))
     plan = everywhere(lambda: _resolved(config))
-    check_workdir(workdir)
-    plan, splits, claims = everywhere(lambda: _prepared(config, plan, workdir))
+    check_workdir(place)
+    plan, splits, claims = everywhere(lambda: _prepared(config, plan, place))
     check_agreement({"config": plan.content, "stages": claims})
     if plan.run.seeds:
         plans = {seed: with_seed(plan, seed) for seed in plan.run.seeds}
-        summary, folder = _repeat(plans, workdir, splits, claims), _seed_folder(workdir, plan.run.seeds[0])
+        summary, folder = _repeat(plans, place, splits, claims), _seed_folder(place, plan.run.seeds[0])
     else:
-        summary, folder = _run(plan, workdir, splits, claims[plan.run.seed]), workdir
-    print(_closing(plan, workdir, folder, time.monotonic() - started), flush=True)
+        summary, folder = _run(plan, place, splits, claims[plan.run.seed]), place
+    print(_closing(plan, place, folder, time.monotonic() - started), flush=True)
     return summary
 
 
@@ -155,8 +154,7 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
     summary = _summary(plan, results)
 
     def finish() -> None:
-        with replacing(workdir / "student") as partial:
-            shutil.copytree(finished[plan.student].model, partial, dirs_exist_ok=True)
+        copy_model(finished[plan.student].model, workdir / "student")
         write_json(workdir / "summary.json", summary)
         # Again, for images that could not be decoded.
         _report_data(workdir, splits)

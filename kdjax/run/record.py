@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax import __version__
@@ -15,7 +14,7 @@ from kdjax.errors import UserError
 from kdjax.files import write_json
 from kdjax.methods import method_options
 from kdjax.options import declared, defaults
-from kdjax.paths import local_path
+from kdjax.paths import Path, as_path
 from kdjax.plan import Plan, StagePlan
 from kdjax.run.data import Splits
 from kdjax.state import TrainState
@@ -77,11 +76,11 @@ def identity(plan: Plan, stage: StagePlan, splits: Splits) -> dict[str, Any]:
 
 def _sha256(stage: StagePlan) -> str:
     try:
-        with local_path(stage.options.weights).open("rb") as file:
+        with as_path(stage.options.weights).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(
-            f"config.{stage.name}.weights={stage.options.weights} cannot be read ({error.strerror})."
+            f"config.{stage.name}.weights={stage.options.weights} cannot be read ({error.strerror or error})."
         ) from error
 
 

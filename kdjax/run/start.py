@@ -5,7 +5,6 @@ teacher. Whatever is taken over is printed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from kdjax.checkpoint import describe, load_method, load_student, load_variables
 from kdjax.data.check import compare_classes
 from kdjax.errors import UserError
 from kdjax.models import build_model, class_outputs, complete, other_meaning, with_classes
-from kdjax.paths import local_path
+from kdjax.paths import Path, as_path
 from kdjax.plan import StagePlan
 from kdjax.run.record import Finished
 from kdjax.state import Variables
@@ -71,7 +70,7 @@ def load_origins(
     name, options = stage.name, stage.options
 
     def folder(origin: str) -> Path:
-        return earlier[origin].model if origin in earlier else local_path(origin)
+        return earlier[origin].model if origin in earlier else as_path(origin)
 
     teacher = None
     if options.teacher:

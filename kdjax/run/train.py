@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from kdjax.errors import NumericError
 from kdjax.evaluation import Evaluation, evaluate, make_predict
 from kdjax.files import write_json
 from kdjax.methods import method_class
+from kdjax.paths import Path
 from kdjax.plan import Plan, StagePlan
 from kdjax.processes import everywhere, gather, is_main, on_main
 from kdjax.report import MetricWriter, Throughput, duration, parameter_table, progress_line, spoken

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import zipfile
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from kdjax.errors import UserError, parsing
-from kdjax.paths import local_path
+from kdjax.paths import Path, as_path, on_this_machine, size_of
 from kdjax.weights.torch_file import WeightFile, read_pickle, read_torch_zip
 
 MOST_BYTES = 2**30
@@ -70,7 +70,7 @@ def read_weights(path: str | os.PathLike, key: str = "") -> WeightFile:
     Raises:
         UserError: one sentence says what is wrong with the file.
     """
-    path = local_path(path)
+    path = as_path(path)
     try:
         file = _read(path, MOST_BYTES, key)
     except (UserError, OSError, MemoryError) as error:
@@ -93,9 +93,11 @@ def _read(path: Path, most_bytes: int, key: str) -> WeightFile:
     with path.open("rb") as file:
         start = file.read(300)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return (_read_npz if _has_arrays(path) else read_torch_zip)(path, most_bytes, key)
+        with on_this_machine(path) as file:
+            return (_read_npz if _has_arrays(file) else read_torch_zip)(file, most_bytes, key)
     if start.startswith(b"\x80"):
-        return read_pickle(path, most_bytes, key)
+        with on_this_machine(path) as file:
+            return read_pickle(file, most_bytes, key)
     if start[4:9] == b"\0\0\0\0{":
         return _read_safetensors(path, most_bytes, key)
     if start.lstrip().startswith(b"{"):
@@ -113,7 +115,7 @@ def _has_arrays(path: Path) -> bool:
 
 def _read_safetensors(path: Path, most_bytes: int, key: str) -> WeightFile:
     _refuse_key(key)
-    if path.stat().st_size > most_bytes:
+    if size_of(path) > most_bytes:
         raise UserError(f"it has more than {most_bytes} bytes")
     state = {}
     data = path.read_bytes()
@@ -132,7 +134,7 @@ def _read_safetensors(path: Path, most_bytes: int, key: str) -> WeightFile:
 def _read_index(path: Path, most_bytes: int, key: str) -> WeightFile:
     """The tensors in several files of safetensors, of which the index in JSON says who has what."""
     _refuse_key(key)
-    if path.stat().st_size > MOST_INDEX_BYTES:
+    if size_of(path) > MOST_INDEX_BYTES:
         raise UserError(f"it has more than {MOST_INDEX_BYTES} bytes")
     with parsing():
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +143,7 @@ def _read_index(path: Path, most_bytes: int, key: str) -> WeightFile:
         raise UserError("it is JSON without a weight_map, which names the file of each tensor")
     tensors: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(places.values()):
-        if Path(name).name != name:
+        if PurePath(name).name != name:
             raise UserError(f"its weight_map names {name!r}, which is no file beside it")
         shard = path.parent / name
         try:

@@ -1,0 +1,252 @@
+"""What is read from a bucket and written into one: a stand-in on this machine, which the real clients talk to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kdjax
+from kdjax.checkpoint import copy_model, describe, describe_model, load_method, load_variables, save_method, save_model
+from kdjax.data.sources import open_source
+from kdjax.devices import cache_compilations
+from kdjax.errors import UserError
+from kdjax.files import write_json
+from kdjax.paths import as_path, files_in
+from kdjax.report import MetricWriter
+from kdjax.run.agreement import check_workdir
+from kdjax.visualize import save_contact_sheet
+from kdjax.weights import read_weights
+from tests.bucket import stand_in
+from tests.data import test_voc, test_yolo
+from tests.data.folders import content, encoded, write
+from tests.test_processes import DIFFERENT, ROOT, ended, started, training
+from tests.weights.pickles import write_pth
+
+pytestmark = pytest.mark.skipif(util.find_spec("gcsfs") is None, reason="kdjax[gcs] is not installed")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with stand_in("bucket") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(server, request):
+    """A folder in a bucket, of this test alone."""
+    server.asked.clear()
+    return f"gs://bucket/{abs(hash(request.node.name))}"
+
+
+def written(server, folder):
+    """What was written and deleted in a folder, in order."""
+    prefix = folder.removeprefix("gs://") + "/"
+    return [entry.replace(prefix, "") for entry in server.asked if prefix in entry]
+
+
+def put(server, folder, source: Path):
+    """Puts all files of a local folder into one in a bucket."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            server.put("bucket", f"{folder.removeprefix('gs://bucket/')}/{path.relative_to(source)}", path.read_bytes())
+    return folder
+
+
+def test_paths_keep_their_scheme_and_a_bucket_that_is_not_there_is_refused(server, bucket):
+    assert str(as_path(bucket) / "x") == str(as_path(Path(bucket)) / "x") == str(as_path(as_path(bucket + "/x")))
+    assert str(as_path("gs://bucket")) == str(as_path("gs://bucket/")) == "gs://bucket"
+    with pytest.raises(UserError, match=r"^gs://elsewhere cannot be reached \(FileNotFoundError: .*: check its name"):
+        check_workdir(as_path("gs://elsewhere/run"))
+    check_workdir(as_path(bucket))
+    assert written(server, bucket) == ["PUT .writable", "DELETE .writable"]
+    assert not Path("gs:").exists()
+
+
+def test_metrics_are_written_whole_and_a_resumed_run_keeps_what_it_had(server, bucket):
+    file = as_path(bucket) / "metrics.jsonl"
+    with MetricWriter(bucket, clock=lambda: 0.0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": {"box": float(step)}})
+            assert len(file.read_text().splitlines()) == step
+    with MetricWriter(bucket, step=2, clock=lambda: 0.0, sinks=()) as writer:
+        writer.write(3, {"loss": {"box": np.nan}})
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["step"], row["loss/box"]) for row in rows] == [(1, 1), (2, 2), (3, None)]
+    assert any("events.out.tfevents" in entry for entry in written(server, bucket))
+
+
+def test_arrays_are_described_last_and_what_was_not_finished_is_none(server, bucket):
+    params = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((2, 2))}}
+    folder = as_path(bucket) / "method"
+    for number in (1.0, 2.0):
+        save_method(folder, jax.tree.map(lambda x, by=number: x * by, params), {"name": "mgd"})
+        jax.tree.map(
+            np.testing.assert_array_equal, load_method(folder), jax.tree.map(lambda x, by=number: x * by, params)
+        )
+        assert written(server, str(folder))[-1] == "PUT method.json"
+    again = written(server, str(folder))
+    assert again.index("DELETE method.json") < min(k for k, entry in enumerate(again) if "DELETE variables" in entry)
+    (folder / "method.json").unlink()
+    with pytest.raises(UserError, match="holds no method"):
+        load_method(str(folder))
+    with pytest.raises(UserError, match="holds no kdjax model"):
+        describe(folder)
+
+
+def test_a_model_is_copied_with_its_description_last(server, bucket):
+    source, target = as_path(bucket) / "model", as_path(bucket) / "student"
+    save_model(source, {"params": {"a": jnp.arange(3.0)}}, describe_model({"name": "x"}, ["cat"], (64, 64)))
+    copy_model(source, target)
+    assert describe(target) == describe(source)
+    np.testing.assert_array_equal(load_variables(str(target))["params"]["a"], [0, 1, 2])
+    assert written(server, str(target))[-1] == "PUT model.json"
+    assert sorted(path.relative_to(source) for path in files_in(source)) == sorted(
+        path.relative_to(target) for path in files_in(target)
+    )
+
+
+def test_json_and_pictures_are_written(bucket):
+    write_json(f"{bucket}/m.json", {"AP": np.float32(0.5)})
+    assert json.loads((as_path(bucket) / "m.json").read_text()) == {"AP": 0.5}
+    save_contact_sheet(f"{bucket}/p.png", [("", np.zeros((8, 8, 3), np.uint8), [])])
+    assert (as_path(bucket) / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+LAYOUTS = {f"yolo {name}": ("yolo:", *layout) for name, layout in test_yolo.LAYOUTS.items()}
+LAYOUTS |= {f"voc {name}": ("voc:", *layout) for name, layout in test_voc.LAYOUTS.items()}
+
+
+def same_data(name, folder, bucket, split):
+    """A split of data in a bucket, which must be that in a folder."""
+    ours, theirs = (open_source(f"{name}{place}", split) for place in (bucket, folder))
+    assert ours.fingerprint == theirs.fingerprint
+    np.testing.assert_array_equal(ours[0].image, theirs[0].image)
+    return ours
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_peoples_own_data_are_the_same_as_in_a_folder(server, bucket, tmp_path, layout):
+    kind, files, split = LAYOUTS[layout]
+    test_yolo.put(tmp_path, files)
+    same_data(kind, tmp_path, put(server, bucket, tmp_path), split)
+
+
+def told(name):
+    """What is said of the training split of data."""
+    try:
+        return json.dumps(open_source(name, "train").report_dict())
+    except UserError as error:
+        return str(error)
+
+
+def test_cocos_data_are_the_same_and_what_is_wrong_with_them_is_said(server, bucket, tmp_path):
+    write(tmp_path, content() | {"images": [dict(x, file_name=f"A/{x['id']}.png") for x in content()["images"]]})
+    (tmp_path / "train" / "A").rename(tmp_path / "train" / "a")
+    put(server, bucket, tmp_path)
+    source = same_data("coco_json:", tmp_path, bucket, "train")
+    assert [source.name(k) for k in range(3)] == ["a/5.png", "a/7.png", "a/9.png"]
+    assert len(open_source(f"coco_json:{bucket.rpartition('/')[2]}", "train[:2]", "gs://bucket")) == 2
+    for name, data in {"empty": b"", "cut": encoded(30, 40)[:-100], "none": None, "text": b"text"}.items():
+        (tmp_path / "train" / "a" / "7.png").unlink()
+        if data is not None:
+            (tmp_path / "train" / "a" / "7.png").write_bytes(data)
+        put(server, f"{bucket}{name}", tmp_path)
+        theirs, ours = (
+            told(f"coco_json:{place}").replace(str(place), "DATA") for place in (tmp_path, f"{bucket}{name}")
+        )
+        assert ours == theirs
+        assert "7.png" in ours
+        (tmp_path / "train" / "a" / "7.png").touch()
+    with pytest.raises(UserError, match=r"coco_json:gs://bucket/nothing is no folder that can be read"):
+        open_source("coco_json:gs://bucket/nothing", "train")
+
+
+def test_data_that_tfds_has_prepared_are_read(server, bucket, data_dir):
+    theirs = open_source("shapes/tiny", "train", data_dir)
+    ours = open_source("shapes/tiny", "train", put(server, bucket, data_dir))
+    assert ours.fingerprint == theirs.fingerprint
+    np.testing.assert_array_equal(ours[3].image, theirs[3].image)
+
+
+def test_weights_of_every_format_are_read(server, bucket, tmp_path):
+    from safetensors.numpy import save_file
+
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.float32)}
+    np.savez(tmp_path / "w.npz", **arrays)
+    save_file(arrays, tmp_path / "w.safetensors")
+    write_pth(tmp_path / "w.pth", arrays)
+    (tmp_path / "w.json").write_text(json.dumps({"weight_map": dict.fromkeys(arrays, "w.safetensors")}))
+    put(server, bucket, tmp_path)
+    for file in ("w.npz", "w.safetensors", "w.pth", "w.json"):
+        tensors = read_weights(f"{bucket}/{file}").tensors
+        jax.tree.map(np.testing.assert_array_equal, tensors, arrays)
+    with pytest.raises(UserError, match=r"The weights in gs://bucket/.*none.pth cannot be read"):
+        read_weights(f"{bucket}/none.pth")
+
+
+def test_the_compile_cache_is_in_a_workdir_in_a_bucket_unless_it_is_said(bucket, monkeypatch):
+    found = {}
+    monkeypatch.setattr(jax.config, "update", found.__setitem__)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    cache_compilations(bucket)
+    assert found == {"jax_compilation_cache_dir": f"{bucket}/xla", "jax_persistent_cache_enable_xla_caches": "none"}
+    found.clear()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/somewhere")
+    cache_compilations(bucket)
+    assert found == {}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    cache_compilations("runs/first")
+    assert list(found) == ["jax_compilation_cache_dir"]
+    assert "://" not in found["jax_compilation_cache_dir"]
+
+
+def rows(workdir, stage):
+    lines = (as_path(workdir) / "stages" / stage / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in DIFFERENT} for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_that_was_killed_ends_as_one_in_a_folder(server, bucket, tmp_path, monkeypatch):
+    """Training, checkpoints, a kill, resuming, export, loading and evaluation."""
+    [(code, _, stderr)] = ended(started(training(tmp_path / "run"), processes=1))
+    assert code == 0, stderr
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    [running] = started(training(f"{bucket}/run"), processes=1)
+    for line in running.stdout:
+        if "[student] step 5/6" in line:
+            running.kill()
+            break
+    assert ended([running])[0][0] == -signal.SIGKILL
+    assert any("/xla/" in entry for entry in server.asked)
+    [(code, told, stderr)] = ended(started(training(f"{bucket}/run"), processes=1))
+    assert code == 0, stderr
+    assert "continues from the checkpoint of step" in told
+    for stage in ("teacher", "student"):
+        assert rows(f"{bucket}/run", stage) == rows(tmp_path / "run", stage)
+    assert describe(f"{bucket}/run/student")["sha256"] == describe(tmp_path / "run" / "student")["sha256"]
+    assert not Path(ROOT / "gs:").exists()
+    _, variables = kdjax.load_student(f"{bucket}/run/student")
+    jax.tree.map(np.testing.assert_array_equal, variables, kdjax.load_student(tmp_path / "run" / "student")[1])
+    # Last in its stage, of everything.
+    of_student = [entry for entry in written(server, f"{bucket}/run/stages/student") if "events" not in entry]
+    assert of_student[-1] == "PUT result.json"
+    evaluation = [sys.executable, "-m", "kdjax.evaluate", f"--model={bucket}/run/student", "--config=mgd:tiny"]
+    subprocess.run([*evaluation, f"--json={bucket}/m.json"], cwd=ROOT, check=True, env=dict(os.environ))
+    summary = json.loads((as_path(bucket) / "run" / "summary.json").read_text())
+    assert json.loads((as_path(bucket) / "m.json").read_text())["AP"] == pytest.approx(summary["student"]["AP"])
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_bucket(server, bucket):
+    for code, _, stderr in ended(started(training(bucket), processes=2)):
+        assert code == 0, stderr
+    assert describe(f"{bucket}/student")["class_names"]
+    assert [row["step"] for row in rows(bucket, "student")] == list(range(1, 7))
