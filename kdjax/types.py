@@ -335,6 +335,9 @@ class Task(Protocol):
     floors: ClassVar[Mapping[str, float]]
     """By the name of a data set: what every teacher reaches there of the primary metric."""
 
+    def complete_model(self, model: dict[str, Any]) -> None:
+        """Adds to a model's config, as ``build_model`` takes it, what the data's keys say of it and it leaves out."""
+
     def check_model(self, model: Any, where: str) -> None:
         """Raises UserError where the model cannot be trained on the data as the config has them.
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from kdjax.config import base_config, load_config, method_config
 from kdjax.config.schema import Data, Optimizer, Run, Stage
 from kdjax.errors import UserError
+from kdjax.models import build_model
 from kdjax.options import declared
 from kdjax.plan import resolve
 from kdjax.run.record import differences
@@ -147,6 +148,20 @@ def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(key, value
     assert words in message
     assert key.split(".")[0] in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
+def test_one_key_raises_what_is_judged_and_what_models_return(name):
+    config = load(next(path for path in CONFIGS if path.stem == "none"))
+    stage = config[config.stages[-1]]
+    stage.model = ConfigDict(dict(name=name, backbone=dict(depth=18), head={}))
+    stage.loss_weights = ConfigDict()
+    config.data.max_detections = 300
+    model = resolve(config, devices=8)[config.stages[-1]].options.model
+    assert build_model(model, num_classes=3).max_detections == 300
+    stage.model.head.max_detections = 200
+    with pytest.raises(UserError, match=r"max_detections is 300, but config.student.model is .*, which returns 200"):
+        resolve(config, devices=8)
 
 
 def test_only_a_stage_that_takes_steps_must_share_its_batch_evenly(tmp_path):

@@ -305,8 +305,8 @@ class Data:
     max_detections: Annotated[
         int,
         whole(10),
-        "Detections of an image that are judged, the best ones; models must return as many, see max_detections of "
-        "their heads.",
+        "Detections of an image that are judged, the best ones; models return as many, unless max_detections "
+        "of their heads says otherwise.",
     ] = 100
     masks: Annotated[
         bool, FLAG, "Also make batches of the objects' masks, as grids of mask_size x mask_size cells."

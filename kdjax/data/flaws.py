@@ -84,7 +84,7 @@ UNREACHABLE = Flaw(
     "images with more objects than config.data.max_detections, so that nobody finds all",
     "image",
     "kept",
-    "raise it, and max_detections of the models' heads",
+    "raise it",
 )
 UNKNOWN_IMAGE = Flaw("annotations of images that are not listed", "annotation", "refused unless lenient", _LENIENT)
 UNKNOWN_CATEGORY = Flaw(

@@ -16,6 +16,8 @@ from kdjax.data.sizing import Size, Sizing
 from kdjax.data.transforms import Geometry
 from kdjax.errors import UserError
 from kdjax.losses import ClassStatistics
+from kdjax.models import model_class
+from kdjax.options import defaults
 from kdjax.report import known
 from kdjax.tasks.average_precision import COCO_DETECTIONS, AveragePrecision, ImageDetections
 from kdjax.types import Batch, Column, Masks, Suggestion, Targets
@@ -55,6 +57,11 @@ class Detection:
     def of(cls, data: Any) -> "Detection":
         """The task on data as the config has them."""
         return cls(data.max_objects, data.mask_size if data.masks else 0, data.max_detections)
+
+    def complete_model(self, model: dict[str, Any]) -> None:
+        """Lets a detector return as many detections as are judged."""
+        if self.max_detections != COCO_DETECTIONS and "max_detections" in defaults(model_class(model["name"])):
+            model["head"] = {"max_detections": self.max_detections} | model.get("head", {})
 
     def check_model(self, model: Any, where: str) -> None:
         """Raises UserError where the model learns masks and the data have none, or finds less than is judged."""

@@ -536,7 +536,7 @@ def test_more_objects_than_are_judged_are_said_and_can_be_judged(tmp_path):
     ]
     folder = write(tmp_path, tree)
     what = "images with more objects than config.data.max_detections"
-    source = assert_counted(folder, what, "kept", [5], "max_detections of the models' heads", max_detections=100)
+    source = assert_counted(folder, what, "kept", [5], "raise it", max_detections=100)
     found = [ImageDetections(0, source.objects(0).boxes, np.full(240, 0.9, np.float32), np.zeros(240, np.int32))]
     assert coco_metrics(source, found)["AR100"] == pytest.approx(100 * 100 / 240)
     metrics = coco_metrics(source, found, 300)
