@@ -1,4 +1,4 @@
-"""Prints the dependencies of pyproject.toml, and those of its buckets, at their lower bounds, as constraints for pip."""
+"""Prints the dependencies of pyproject.toml, and those of its buckets, at their lower bounds: constraints for pip."""
 
 import re
 import tomllib
