@@ -6,7 +6,9 @@ writes. What passes between them is bytes: through JAX's arrays, int64 would bec
 
 import os
 import pickle
+import socket
 import sys
+import time
 from collections.abc import Callable
 from importlib import util
 from typing import Any, NoReturn, TypeVar
@@ -22,6 +24,8 @@ T = TypeVar("T")
 
 MAIN = 0
 """Number of the process that prints and writes."""
+_PATIENCE = 300.0
+"""Seconds that a process waits for process 0, as JAX does."""
 _TASKS = {"SLURM_STEP_NODELIST": "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_SIZE"}
 """Variables that tell of a launcher, and those with the number of processes that it started."""
 
@@ -45,6 +49,8 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     process = _number("JAX_PROCESS_ID") if process is None else process
     if (coordinator, processes, process) != (None, None, None):
         _check(coordinator, processes, process)
+        if process:
+            _reach(str(coordinator))
         _initialize(coordinator, processes, process)
     elif _launched():
         _initialize()
@@ -86,6 +92,27 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
         )
     if not 0 <= process < processes:
         raise UserError(f"--process={process} of --processes={processes}; it must be from 0 to {processes - 1}.")
+
+
+def _reach(coordinator: str) -> None:
+    """Waits until process 0 listens; JAX would end this process without a word to its user.
+
+    Raises:
+        UserError: nobody listens.
+    """
+    host, _, port = coordinator.rpartition(":")
+    begun = time.monotonic()
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            return
+        except OSError as error:
+            if time.monotonic() - begun > _PATIENCE:
+                raise UserError(
+                    f"--coordinator={coordinator} cannot be reached ({error.strerror or error}): start process 0 "
+                    "there, within five minutes of the others, and let them through to that port."
+                ) from error
+        time.sleep(1)
 
 
 def _launched() -> bool:

@@ -49,14 +49,21 @@ def test_what_makes_no_sense_together_is_refused_in_words(given, words, alone):
 
 
 def test_flags_and_jaxs_own_variables_say_the_same(monkeypatch, alone):
-    connect("10.0.0.1:8476", 2, 1)
-    for name, value in {"COORDINATOR_ADDRESS": "10.0.0.1:8476", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}.items():
+    connect("10.0.0.1:8476", 2, 0)
+    for name, value in {"COORDINATOR_ADDRESS": "10.0.0.1:8476", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}.items():
         monkeypatch.setenv(f"JAX_{name}", value)
     connect()
-    assert alone == [("10.0.0.1:8476", 2, 1)] * 2
+    assert alone == [("10.0.0.1:8476", 2, 0)] * 2
     monkeypatch.setenv("JAX_PROCESS_ID", "first")
     with pytest.raises(UserError, match="JAX_PROCESS_ID is 'first'; it must be a whole number"):
         connect()
+
+
+def test_a_coordinator_that_nobody_is_is_said(monkeypatch, alone):
+    monkeypatch.setattr("kdjax.processes._PATIENCE", -1.0)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:\d+ cannot be reached \(.*refused\): start process 0 there"):
+        connect(f"127.0.0.1:{free_port()}", 2, 1)
+    assert not alone
 
 
 @pytest.mark.parametrize(("tasks", "expected"), [("1", []), ("4", [()])])
