@@ -1,5 +1,6 @@
 """The step of a run, compiled for devices that are not there."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,10 +8,13 @@ import sys
 from importlib import util
 from pathlib import Path
 
+import jax
 import pytest
 
 from kdjax.config import load_config
 from kdjax.errors import UserError
+from kdjax.plan import resolve
+from kdjax.run.lowered import lower_step
 from kdjax.tpu import CHIPS, estimated_rate, in_words, preflight
 
 ROOT = Path(__file__).parents[1]
@@ -109,3 +113,14 @@ def test_without_its_compiler_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"libtpu, is not installed: pip install 'kdjax\[preflight\]'"):
         preflight(load_config("mgd:tiny"), "v5e:2x2", per_chip=2, classes=6)
+
+
+def test_what_an_earlier_stage_learns_is_not_trained():
+    """MasKD's tokens: of the method only the alignment is trained beside the student."""
+    config = load_config("maskd:tiny")
+    plan = resolve(config, devices=8)
+    step = lower_step(plan, plan["student"], jax.devices(), share=1, classes=6)
+    alone = lower_step(plan, dataclasses.replace(plan["student"], methods={}), jax.devices(), share=1, classes=6)
+    tokens = lower_step(plan, plan["tokens"], jax.devices(), share=1, classes=6)
+    assert alone.trained_parameters <= step.trained_parameters < alone.trained_parameters + 2000
+    assert tokens.trained_parameters > 0

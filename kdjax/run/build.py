@@ -57,6 +57,8 @@ class Built(NamedTuple):
     """(1, H, W, 3) zeros: what modules are initialised with."""
     init_methods: Callable[[jax.Array], Any]
     """From a PRNG key to the parameters of all methods that learn."""
+    freeze: tuple[str, ...]
+    """Paths below which no parameter moves."""
 
 
 def build(stage: StagePlan, facts: Facts, devices: list[jax.Device] | None = None) -> Built:
@@ -109,7 +111,7 @@ def build(stage: StagePlan, facts: Facts, devices: list[jax.Device] | None = Non
     )
     mapped = parallel(step, in_axes=(None, None, 0, None), replicated=True, devices=devices)
     init_methods = functools.partial(_init_methods, methods, example)
-    return Built(student, teacher, methods, optimizer, learning_rate, mapped, images, init_methods)
+    return Built(student, teacher, methods, optimizer, learning_rate, mapped, images, init_methods, freeze)
 
 
 def first_state(

@@ -16,6 +16,7 @@ import numpy as np
 from kdjax import operations
 from kdjax.checkpoint import describe
 from kdjax.devices import parallel
+from kdjax.distill import by_method
 from kdjax.hlo import collectives, read_program, traffic
 from kdjax.models import build_model
 from kdjax.optim import paths, under
@@ -50,6 +51,7 @@ def lower_step(plan: Plan, stage: StagePlan, devices: Sequence[jax.Device], *, s
     key = jax.eval_shape(lambda: jax.random.key(0))
     facts = Facts(plan.task, classes, shape, teacher=_teacher(plan, stage, classes))
     with contextlib.redirect_stdout(io.StringIO()):
+        facts = facts._replace(given=_given(plan, stage, facts))
         built = build(stage, facts, list(devices))
         state = jax.eval_shape(lambda key: first_state(stage, built, key, _as_it_is, {}), key)
     step, forward, variables, teacher = cast(Any, built.step), None, None, built.teacher
@@ -59,9 +61,20 @@ def lower_step(plan: Plan, stage: StagePlan, devices: Sequence[jax.Device], *, s
     trained = [
         x.size
         for path, x in zip(jax.tree.leaves(paths(state.params)), jax.tree.leaves(state.params), strict=True)
-        if not under(path, stage.options.freeze)
+        if not under(path, built.freeze)
     ]
     return Step(step.lower(state, variables, batch, key), sum(trained), forward)
+
+
+def _given(plan: Plan, stage: StagePlan, facts: Facts) -> dict[str, list[str]]:
+    """By method: the parts of its parameters that an earlier stage of the plan learns for it."""
+    given = {}
+    for name, method in stage.methods.items():
+        if method.init in plan:
+            earlier = build(plan[method.init], facts)
+            learnt = by_method(jax.eval_shape(earlier.init_methods, jax.random.key(0)), earlier.methods)
+            given[name] = list(learnt.get(name) or next(iter(learnt.values())))
+    return given
 
 
 def _lower_forward(teacher: Model, devices: Sequence[jax.Device], variables: Any, batch: Batch) -> Any:
