@@ -195,7 +195,8 @@ def in_own_process(case: Case) -> dict[str, Any]:
     command = [sys.executable, "-m", "experiments.gpu", f"--case={json.dumps(dataclasses.asdict(case))}"]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
-        return {"failed": "no room" if "memory" in run.stderr.lower() else run.stderr[-500:]}
+        no_room = any(sign in run.stderr for sign in ("RESOURCE_EXHAUSTED", "OutOfMemoryError"))
+        return {"failed": "no room" if no_room else run.stderr[-500:].strip() or f"exit code {run.returncode}"}
     return json.loads(run.stdout.splitlines()[-1])
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from absl import app, flags
 
 from kdjax.config import config_names, load_config
-from kdjax.errors import UserError
 from kdjax.files import write_json
 from kdjax.pairs import PAIRS
 from kdjax.tpu import preflight
@@ -38,10 +37,7 @@ def report(method: str, pair: str, topology: str, per_chip: int, folder: Path) -
     if not file.exists():
         bisect = method == "mgd" and pair in _BISECTED and topology == _EVERY_METHOD
         print(f"{method}:{pair} for {topology}:", flush=True)
-        try:
-            said = preflight(load_config(f"{method}:{pair}"), topology, per_chip=per_chip, classes=80, bisect=bisect)
-        except UserError as error:
-            said = {"topology": topology, "per_chip": per_chip, "refused": str(error)}
+        said = preflight(load_config(f"{method}:{pair}"), topology, per_chip=per_chip, classes=80, bisect=bisect)
         write_json(file, {"method": method, "pair": pair, **said})
     return json.loads(file.read_text())
 
@@ -65,7 +61,7 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
 
     def cells(x: dict[str, Any]) -> list[str]:
         known = list(_COLUMNS.values())[: 3 if "refused" in x else None]
-        return [cell(x) for cell in known] + [x["refused"]] * ("refused" in x)
+        return [cell(x) for cell in known] + [f"no room: {x['refused']}; {x['largest_batch']} fit"] * ("refused" in x)
 
     rows = [list(_COLUMNS), ["---"] * len(_COLUMNS), *map(cells, reports)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

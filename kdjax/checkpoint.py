@@ -26,6 +26,7 @@ from kdjax.devices import globalize
 from kdjax.errors import UserError, parsing
 from kdjax.models import build_model
 from kdjax.paths import Path, absolute, as_path, files_in, in_bucket, remove
+from kdjax.processes import on_main
 from kdjax.state import TrainState
 from kdjax.types import Model
 
@@ -91,14 +92,18 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest committed step, or None."""
-        return self._manager.latest_step()
+        return on_main(self._manager.latest_step)
 
     def best(self) -> Best | None:
         """The best of the steps that were saved with a metric; None without one."""
         self._manager.wait_until_finished()
-        step = self._manager.best_step()
-        metrics = None if step is None else self._manager.metrics(step)
-        return Best(step, metrics[self._metric]) if step is not None and metrics else None
+
+        def read() -> Best | None:
+            step = self._manager.best_step()
+            metrics = None if step is None else self._manager.metrics(step)
+            return Best(step, metrics[self._metric]) if step is not None and metrics else None
+
+        return on_main(read)
 
     def save(self, state: TrainState, value: float | None = None) -> None:
         """Starts saving ``state`` under its step; with the value of its metric it is a candidate for the best."""
@@ -412,7 +417,8 @@ def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[
 def prepare(images: Sequence[np.ndarray], folder: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Photographs as a trained model wants them: ``images, size = kdjax.prepare(photographs, "runs/mgd/student")``.
 
-    They are scaled and padded as in the evaluations of that model's run. What the model finds in image i is in pixels
+    They are scaled as in the evaluations of that model's run, and all padded to the largest of them: what padding there
+    is changes boxes a little, so give those of one shape together. What the model finds in image i is in pixels
     of the scaled one; ``boxes * (photograph's height / size[i, 0])`` is in the photograph's, of x likewise by widths.
 
     Args:

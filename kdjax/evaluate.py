@@ -19,7 +19,7 @@ from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.evaluation import evaluate, make_predict
 from kdjax.files import write_json, writing
-from kdjax.main import CONFIG, begin, parse, refuse
+from kdjax.main import CONFIG, begin, ended, parse
 from kdjax.options import parse as parse_options
 from kdjax.paths import as_path
 from kdjax.plan import check_eval_batch
@@ -78,7 +78,8 @@ def tables(metrics: Metrics) -> str:
 def main(_: Sequence[str]) -> int:
     """Prints the tables; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
-    try:
+
+    def work() -> int:
         begin()
         if not _MODEL.value:
             raise UserError("--model is missing; name a folder, such as --model=runs/first/student.")
@@ -90,10 +91,10 @@ def main(_: Sequence[str]) -> int:
         if _JSON.value and is_main():
             with writing("json", _JSON.value):
                 write_json(as_path(_JSON.value), metrics)
-    except UserError as error:
-        return refuse(error)
-    print(tables(metrics))
-    return 0
+        print(tables(metrics))
+        return 0
+
+    return ended(work, "nothing was written")
 
 
 def as_trained(config: ConfigDict, model: str, said: Container[str] = ()) -> ConfigDict:

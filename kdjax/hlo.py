@@ -55,7 +55,7 @@ class Collectives(NamedTuple):
 
     operations: int
     elements: Mapping[str, int]
-    """By dtype, such as "f32": elements that come out of them."""
+    """By dtype, such as "f32": elements that go into them."""
 
 
 def read_program(text: str) -> Program:
@@ -104,7 +104,7 @@ def _arrays(shape: str) -> Iterator[tuple[str, int]]:
 
 
 def _size(shape: str) -> int:
-    return sum(_BYTES[dtype] * count for dtype, count in _arrays(shape))
+    return sum(_BYTES.get(dtype, 1) * count for dtype, count in _arrays(shape))
 
 
 def traffic(program: Program) -> int:
@@ -123,6 +123,9 @@ def traffic(program: Program) -> int:
                 trips, body = _TRIPS.search(x.rest), _BODY.search(x.rest)
                 assert body, x.rest
                 total += (int(trips[1]) if trips else 1) * of(body[1])
+            elif x.operation.endswith("-start"):
+                # Its shape has the operands once more, and what the two halves tell each other.
+                total += 2 * sum(_size(shapes.get(operand, "")) for operand in x.operands)
             elif x.operation not in _FREE and not x.operation.endswith("-done"):
                 total += _size(x.shape) + sum(_size(shapes.get(operand, "")) for operand in x.operands)
         return total
@@ -134,12 +137,11 @@ def collectives(program: Program) -> Collectives:
     """What the devices tell each other in one call, whatever computation it stands in."""
     operations, elements = 0, Counter[str]()
     for computation in program.computations.values():
+        shapes = {x.name: x.shape for x in computation}
         for x in computation:
             if x.operation.removesuffix("-start") in _COLLECTIVES:
                 operations += 1
-                started = x.operation.endswith("-start") and x.shape.startswith("((")
-                # One that only starts has its operands beside its results.
-                shape = _shape(x.shape[1:])[0] if started else x.shape
-                for dtype, count in _arrays(shape):
-                    elements[dtype] += count
+                for operand in x.operands:
+                    for dtype, count in _arrays(shapes.get(operand, "")):
+                        elements[dtype] += count
     return Collectives(operations, dict(elements))

@@ -4,7 +4,7 @@ import itertools
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -46,13 +46,28 @@ def main(argv: Sequence[str]) -> int:
         return refuse(UserError("--require_gain asks what several seeds say: give --config.seeds='(0, 1, 2)'."))
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = _WORKDIR.value or os.path.join("runs", name)
-    try:
+
+    def work() -> int:
         begin(workdir)
         summary = pipeline.run(CONFIG.value, workdir)
+        return _NO_GAIN if _REQUIRE_GAIN.value and summary["verdict"]["outcome"] != "gain" else 0
+
+    return ended(work, "the same command goes on from the last checkpoint, if any")
+
+
+def ended(work: Callable[[], int], interrupted: str) -> int:
+    """The exit code of a program's work, however it ends; a process that fails alone among several leaves at once.
+
+    Args:
+        work: returns the exit code.
+        interrupted: what to say where somebody stops it.
+    """
+    try:
+        return work()
     except (UserError, NumericError) as error:
         return refuse(error)
     except KeyboardInterrupt:
-        print("kdjax: interrupted; the same command goes on from the last checkpoint, if any.", file=sys.stderr)
+        print(f"kdjax: interrupted; {interrupted}.", file=sys.stderr)
         if are_several():
             leave(130)
         return 130
@@ -61,7 +76,6 @@ def main(argv: Sequence[str]) -> int:
             traceback.print_exc()
             leave(1)
         raise
-    return _NO_GAIN if _REQUIRE_GAIN.value and summary["verdict"]["outcome"] != "gain" else 0
 
 
 def begin(workdir: str = "") -> None:

@@ -65,7 +65,7 @@ def table() -> list[str]:
         "",
         "Not as theirs yet, in every pair: methods average over valid positions, where theirs average over the",
         "padding too; a fresh pyramid starts as torchvision's. ICD's RetinaNet divides by the positives of the batch,",
-        "not by their moving average. What trains computes in bfloat16 here, in float32 there, which",
+        "not by their moving average. Students compute in bfloat16 here, in float32 there, which",
         "`--config.student.dtype=float32` is here.",
         "",
         "| variant | teacher | the student alone | distilled | |",

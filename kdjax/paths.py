@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import os
 import pathlib
 import re
@@ -56,6 +57,8 @@ def _reached(bucket: str) -> epath.Path:
         raise UserError(f"gs://{bucket} needs the package {lacking[0]}: install it with `pip install 'kdjax[gcs]'`.")
     # Where TensorFlow is installed, etils would take its file system instead, which is another one.
     os.environ.setdefault("EPATH_USE_TF", "false")
+    # Other processes write there, too: what was listed before does not hold.
+    importlib.import_module("fsspec").config.conf["gs"] = {"use_listings_cache": False}
     path = epath.Path(f"gs://{bucket}")
     try:
         path.stat()

@@ -118,7 +118,8 @@ def resolve(config: ConfigDict, devices: int) -> Plan:
     data = parse(Data, content["data"], "config.data")
     task = _task(run, data)
     for section in sections.values():
-        task.complete_model(section["model"])
+        if section["steps"]:
+            task.complete_model(section["model"])
     options = {name: _parse_stage(name, section) for name, section in sections.items()}
     _check_run(run, options, devices)
     for position, name in enumerate(run.stages):

@@ -35,6 +35,12 @@ def main(_: Sequence[str]) -> int:
         if _OUTPUT.value:
             with writing("output", _OUTPUT.value):
                 write_json(as_path(_OUTPUT.value), report)
+        if not report["fits"]:
+            most = report["largest_batch"]
+            raise UserError(
+                f"{report['per_chip']} images per chip have no room on {report['topology']} ({report['refused']}); "
+                + (f"--per_chip={most} has." if most else "no number of them has.")
+            )
     except UserError as error:
         return refuse(error)
     print(in_words(report))

@@ -44,21 +44,27 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     Raises:
         UserError: only some of the three are said, they contradict each other, or the others are not reached.
     """
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     processes = _number("JAX_NUM_PROCESSES") if processes is None else processes
     process = _number("JAX_PROCESS_ID") if process is None else process
+    # Where a launcher tells the rest, JAX takes the variable of the coordinator by itself.
+    alone = (coordinator, processes, process) == (None, None, None) and _launcher()
+    coordinator = coordinator or (None if alone else os.environ.get("JAX_COORDINATOR_ADDRESS"))
     if (coordinator, processes, process) != (None, None, None):
         _check(coordinator, processes, process)
         if process:
             _reach(str(coordinator))
         _initialize(coordinator, processes, process)
-    elif _launched():
-        _initialize()
+    elif count := _launcher():
+        # Of one process alone JAX would take one of the machine's GPUs.
+        if count > 1:
+            _initialize()
     elif util.find_spec("libtpu"):
         try:
             _initialize()
-        except ValueError:
+        except ValueError as error:
             # JAX found no pod around it, as on a machine that only compiles for TPUs.
+            if "coordinator_address should be defined" not in str(error):
+                raise
             return
     if jax.process_count() > 1:
         # All devices connect now. Later some process compiles longer than the others wait for a first connection.
@@ -115,9 +121,9 @@ def _reach(coordinator: str) -> None:
         time.sleep(1)
 
 
-def _launched() -> bool:
-    """Whether a launcher started several processes."""
-    return any(sign in os.environ and int(os.environ.get(count, 1)) > 1 for sign, count in _TASKS.items())
+def _launcher() -> int:
+    """How many processes a launcher says that it started; 0 where there is none."""
+    return max((int(os.environ.get(count, 1)) for sign, count in _TASKS.items() if sign in os.environ), default=0)
 
 
 def _initialize(*arguments: Any) -> None:
@@ -189,16 +195,18 @@ def everywhere(work: Callable[[], T]) -> T:
     try:
         result = work()
     except UserError as error:
-        gather(str(error))
+        gather((str(error), True))
         error.everywhere = True
         raise
     except Exception as error:
-        gather(repr(error))
+        gather((repr(error), False))
         raise
     for process, failure in enumerate(gather(None)):
         if failure is not None:
-            error = UserError(f"Process {process} cannot go on: {failure}")
-            error.everywhere = True
+            words, by_design = failure
+            error = UserError(f"Process {process} cannot go on: {words}")
+            # One that a bug ends is not there any more where processes end together.
+            error.everywhere = by_design
             raise error
     return result
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from kdjax.errors import UserError, parsing
 from kdjax.plan import resolve
+from kdjax.run.data import is_open
 from kdjax.run.lowered import examine, lower_step, written_flops
 
 
@@ -20,7 +21,7 @@ class Chip(NamedTuple):
     """What is published of a generation of TPUs (cloud.google.com/tpu/docs)."""
 
     accelerator: str
-    """What libtpu calls eight of them."""
+    """A type of machine with them, which libtpu wants to know."""
     flops: float
     """Peak of bfloat16 a second."""
     hbm: int
@@ -72,9 +73,15 @@ def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None,
         for stage in config.stages:
             config[stage].batch_size = per_chip * len(devices)
     plan = resolve(config, devices=len(devices))
+    if is_open(plan.data):
+        raise UserError(
+            f"A run chooses from {plan.data.name} how large its images are, and nothing is read here: say so, by "
+            "--config.data.image_size and --config.data.max_objects, as the run prints them."
+        )
     share = plan[plan.student].options.batch_size // len(devices)
     step = lower_step(plan, plan[plan.student], devices, share=share, classes=classes)
-    report = {"chips": len(devices), "per_chip": share, **examine(step, share)}
+    parts = plan[plan.student].options.accumulate
+    report = {"chips": len(devices), "per_chip": share, **examine(step, share, parts)}
     return (
         report | {"flops_per_image_of": written_flops(plan, share=share, classes=classes)} if report["fits"] else report
     )
@@ -162,23 +169,22 @@ def preflight(
 
     Returns:
         plain JSON: "topology", "chips", "per_chip", "hbm_bytes", and what :func:`examine` and :func:`estimated_rate`
-        say; with ``bisect`` also "largest_batch", of images per chip.
+        say; with ``bisect``, and where there is no room, also "largest_batch", of images per chip.
 
     Raises:
-        UserError: what is asked for cannot be compiled, or has no room; that one says how many images have.
+        UserError: what is asked for cannot be compiled.
     """
     chip = _chip(topology)
     os.environ.update(_ENVIRONMENT, TPU_ACCELERATOR_TYPE=chip.accelerator)
     compiler = _Compiler(config.to_dict(), topology, classes)
     report = compiler(per_chip)
-    most = largest(compiler.fits, report["per_chip"]) if bisect or not report["fits"] else None
-    if not report["fits"]:
-        raise UserError(
-            f"{report['per_chip']} images per chip have no room on {topology} ({report['refused']}); "
-            + (f"--per_chip={most} has." if most else "not even one has.")
-        )
-    known = {"topology": topology, "hbm_bytes": chip.hbm, **report, **estimated_rate(report, chip)}
-    return known | ({"largest_batch": most} if most is not None else {})
+    known = {"topology": topology, "hbm_bytes": chip.hbm, **report}
+    if bisect or not report["fits"]:
+        student = config[config.stages[-1]]
+        parts = student.get("accumulate", 1)
+        most = largest(lambda images: compiler.fits(images * parts), report["per_chip"] // parts)
+        known["largest_batch"] = most * parts
+    return known | (estimated_rate(report, chip) if report["fits"] else {})
 
 
 def _chip(topology: str) -> Chip:
@@ -196,7 +202,7 @@ def _chip(topology: str) -> Chip:
 
 
 def in_words(report: Mapping[str, Any]) -> str:
-    """A report for people."""
+    """A report for people, of a step that fits."""
     parts = ", ".join(f"{name} {x / 1e12:.3g}" for name, x in report["flops_per_image_of"].items())
     gigabytes = {name: x / 1e9 for name, x in report.items() if name.endswith(("_bytes", "_bytes_per_image"))}
     lines = [

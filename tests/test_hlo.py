@@ -20,8 +20,12 @@ ENTRY %main (x: f32[8], y: bf16[4,2]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
   %y = bf16[4,2]{1,0:T(8,128)(2,1)} parameter(1)
   %reduced = bf16[4,2]{1,0} all-reduce(%y), channel_id=1, to_apply=%sum
-  %started = (f32[8]{0}, f32[8]{0}) all-reduce-start(%x, %x), channel_id=2, to_apply=%sum
-  %done = (f32[8]{0}, f32[8]{0}) all-reduce-done(%started)
+  %started = f32[8]{0} all-reduce-start(%x), channel_id=2, to_apply=%sum
+  %done = f32[8]{0} all-reduce-done(%started)
+  %gathering = (f32[8]{0}, f32[64]{0}) all-gather-start(%x), channel_id=3, dimensions={0}
+  %gathered = f32[64]{0} all-gather-done(%gathering)
+  %moving = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%x)
+  %moved = f32[8]{0:S(1)} copy-done(%moving)
   %zero = s32[] constant(0)
   %both = (s32[], f32[8]{0}) tuple(%zero, %x)
   %loop = (s32[], f32[8]{0}) while(%both), condition=%some, body=%body, backend_config={"known_trip_count":{"n":"5"}}
@@ -33,9 +37,9 @@ ENTRY %main (x: f32[8], y: bf16[4,2]) -> f32[8] {
 def test_a_text_is_counted_by_its_operands_results_and_trips():
     program = read_program(TEXT)
     assert program.entry == "main"
-    # 16 bytes in and out, two arrays of 32 bytes in and out, and five times two in and one out.
-    assert traffic(program) == 2 * 16 + 4 * 32 + 5 * 3 * 32
-    assert collectives(program) == (2, {"bf16": 8, "f32": 16})
+    # 16 bytes in and out, three times 32 bytes in and out, and five times two in and one out.
+    assert traffic(program) == 2 * 16 + 3 * 2 * 32 + 5 * 3 * 32
+    assert collectives(program) == (3, {"bf16": 8, "f32": 16})
 
 
 def test_what_is_compiled_here_is_read():

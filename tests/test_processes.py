@@ -25,7 +25,8 @@ DIFFERENT = {"images_per_second", "waited", "wall_time"}
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """No launcher's variables, and nobody who waits five minutes for processes that never come."""
-    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS"):
+    ours = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    for name in (*ours, "SLURM_NTASKS", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     met = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: met.append(arguments))

@@ -28,6 +28,8 @@ def check_agreement(run: Mapping[str, Any]) -> None:
     Raises:
         UserError: on all processes, with a process that differs, and the first keys in which it does.
     """
+    if jax.process_count() == 1:
+        return
     versions = {package: metadata.version(package) for package in _PACKAGES}
     versions |= {"kdjax": __version__, "python": platform.python_version()}
     known = {**run, "versions": versions, "devices of a process": jax.local_device_count()}
@@ -35,10 +37,12 @@ def check_agreement(run: Mapping[str, Any]) -> None:
     host, main = everyone[MAIN]
     for process, (other, theirs) in enumerate(everyone):
         if changed := differences(main, theirs):
-            raise UserError(
+            error = UserError(
                 f"Process {process} on {other} would not run what process {MAIN} on {host} runs "
                 f"({'; '.join(changed[:5])}): give all the same command, data, packages and number of devices."
             )
+            error.everywhere = True
+            raise error
 
 
 def check_workdir(workdir: Path) -> None:
@@ -62,11 +66,17 @@ def check_workdir(workdir: Path) -> None:
         return text
 
     def find() -> None:
+        own = workdir / f".writable_{jax.process_index()}"
         if not probe.exists() or probe.read_text() != written:
             raise UserError(
                 f"--workdir={workdir} on {platform.node()} is another folder than that of process {MAIN}: name one "
                 "that all hosts share."
             )
+        try:
+            own.write_text("")
+            own.unlink()
+        except OSError as error:
+            raise UserError(f"--workdir={workdir} cannot be written on {platform.node()} ({error}).") from error
 
     written = on_main(write)
     everywhere(find)

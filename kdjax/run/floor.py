@@ -53,11 +53,13 @@ def check_floor(plan: Plan, stage: StagePlan, metrics: Mapping[str, Any], class_
     value = metrics[task.primary]
     if floor is not None and not (value >= floor if task.higher_is_better else value <= floor):
         known = "" if stage.options.teacher_floor is not None else " (what is known of it, as the config says nothing)"
-        raise UserError(
+        error = UserError(
             f"The teacher of stage {stage.name!r}, {stage.options.teacher!r}, reaches {task.primary} {value:.1f}, "
             f"worse than config.{stage.name}.teacher_floor = {floor:g}{known}: check its weights, train it longer, or "
             "lower the floor."
         )
+        error.everywhere = True
+        raise error
 
 
 def teacher_floor(plan: Plan, stage: StagePlan, class_names: Sequence[str]) -> float | None:

@@ -91,6 +91,8 @@ def written_flops(plan: Plan, *, share: int, classes: int) -> dict[str, float]:
     Those of the "student" with its optimiser, of the "teacher" and of the "method", of a step on one device.
     """
     stage, here = plan[plan.student], jax.local_devices()[:1]
+    # Of a loop over parts one would be counted.
+    stage = dataclasses.replace(stage, options=dataclasses.replace(stage.options, accumulate=1))
     whole = lower_step(plan, stage, here, share=share, classes=classes)
     alone = lower_step(plan, dataclasses.replace(stage, methods={}), here, share=share, classes=classes)
     student, teacher = _flops(alone.lowered), _flops(whole.teacher) if whole.teacher else 0.0
@@ -124,12 +126,13 @@ def _abstract_batch(plan: Plan, shares: tuple[int, int], shape: tuple[int, int])
     return Batch(array(np.uint8, *shape, 3), array(np.int32, 2), array(np.int32), targets)
 
 
-def examine(step: Step, share: int) -> dict[str, Any]:
+def examine(step: Step, share: int, parts: int = 1) -> dict[str, Any]:
     """Compiles a step and says what the compiler says, per chip.
 
     Args:
         step: lowered.
         share: images of a step on one chip.
+        parts: in how many parts, one after another, it works through them: of a loop one turn is counted.
 
     Returns:
         "fits" alone, and "refused", where the compiler finds no room.
@@ -144,7 +147,7 @@ def examine(step: Step, share: int) -> dict[str, Any]:
         return {"fits": False, "refused": found[0] if found else " ".join(str(error).split())[:200]}
     memory, program = compiled.memory_analysis(), read_program(compiled.as_text())
     told = collectives(program)
-    flops = float(compiled.cost_analysis()["flops"])
+    flops = parts * float(compiled.cost_analysis()["flops"])
     return {
         "fits": True,
         "compile_seconds": time.monotonic() - started,

@@ -17,10 +17,10 @@ from kdjax.files import write_json
 from kdjax.options import defaults
 from kdjax.paths import Path, as_path
 from kdjax.plan import BASELINE, Plan, StagePlan, check_files, resolve, with_seed
-from kdjax.processes import everywhere, on_main
+from kdjax.processes import are_several, everywhere, on_main
 from kdjax.report import Row, duration, summary_table
 from kdjax.run.agreement import check_agreement, check_workdir
-from kdjax.run.data import Splits, is_own
+from kdjax.run.data import Splits, is_own, open_split
 from kdjax.run.fit import opened
 from kdjax.run.floor import check_floors
 from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_predictions
@@ -53,6 +53,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     place = everywhere(lambda: as_path(workdir))
     plan = everywhere(lambda: _resolved(config))
     check_workdir(place)
+    if are_several() and (plan.data.download or not is_own(plan.data)):
+        # What is downloaded or generated first one alone makes.
+        on_main(lambda: [open_split(plan.data, plan.task, training=training) for training in (True, False)])
     plan, splits, claims = everywhere(lambda: _prepared(config, plan, place))
     check_agreement({"config": plan.content, "stages": claims})
     if plan.run.seeds:

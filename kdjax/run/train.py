@@ -199,7 +199,7 @@ class _Loop:
         checkpoints: Checkpoints,
     ) -> tuple[TrainState, tuple[Metrics, Judge]]:
         """The last state and what it is worth."""
-        stage, state = self._stage, begin()
+        stage, state = self._stage, everywhere(begin)
         if checkpoints.latest() is not None:
             like = abstract(state)
             del state

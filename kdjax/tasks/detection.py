@@ -1,5 +1,6 @@
 """Detection: boxes, and masks where detectors learn them, judged by COCO's average precision."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -60,8 +61,12 @@ class Detection:
 
     def complete_model(self, model: dict[str, Any]) -> None:
         """Lets a detector return as many detections as are judged."""
-        if self.max_detections != COCO_DETECTIONS and "max_detections" in defaults(model_class(model["name"])):
-            model["head"] = {"max_detections": self.max_detections} | model.get("head", {})
+        if self.max_detections == COCO_DETECTIONS:
+            return
+        # One that is unknown is refused where models are checked.
+        with contextlib.suppress(UserError, KeyError):
+            if "max_detections" in defaults(model_class(model["name"])):
+                model["head"] = {"max_detections": self.max_detections} | model.get("head", {})
 
     def check_model(self, model: Any, where: str) -> None:
         """Raises UserError where the model learns masks and the data have none, or finds less than is judged."""

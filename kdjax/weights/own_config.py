@@ -164,7 +164,7 @@ def own_facts(config: Mapping[str, Any], detector: str) -> Own:
         detector: of the model that it goes into, a key of ``kdjax.models.MODELS``.
 
     Raises:
-        UserError: it is of a detector that no model here is, though its arrays may fit.
+        UserError: it says something that no model here is, though its arrays may fit.
     """
     model = _section(config, "model")
     pixels, bgr = _pixels(_section(model, "data_preprocessor") or _section(config, "img_norm_cfg"))
@@ -243,6 +243,11 @@ def _anchors(section: Mapping[str, Any]) -> dict[str, Any]:
     scale = _number(section.get("octave_base_scale"))
     if scales and len(scales) == 1:
         scale = scales[0]
+    elif scales:
+        raise UserError(f"its own config has the anchors' scales {list(scales)}, which no model here has")
+    for field in ("base_sizes", "center_offset"):
+        if section.get(field):
+            raise UserError(f"its own config has the anchors' {field} {section[field]!r}, which no model here has")
     found = {"anchor_scale": scale, "anchor_ratios": _numbers(section.get("ratios"))}
     return _known(found | {"anchor_octaves": octaves if type(octaves) is int and octaves <= _MOST_OCTAVES else None})
 
