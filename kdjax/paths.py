@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import os
 import pathlib
 import re
@@ -56,6 +57,8 @@ def _reached(bucket: str) -> epath.Path:
         raise UserError(f"gs://{bucket} needs the package {lacking[0]}: install it with `pip install 'kdjax[gcs]'`.")
     # Where TensorFlow is installed, etils would take its file system instead, which is another one.
     os.environ.setdefault("EPATH_USE_TF", "false")
+    for logger in ("gcsfs", "google.auth"):  # They print what they also raise.
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     path = epath.Path(f"gs://{bucket}")
     try:
         path.stat()
