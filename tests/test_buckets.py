@@ -180,6 +180,10 @@ def test_data_that_tfds_has_prepared_are_read(server, bucket, data_dir):
     ours = open_source("shapes/tiny", "train", put(server, bucket, data_dir))
     assert ours.fingerprint == theirs.fingerprint
     np.testing.assert_array_equal(ours[3].image, theirs[3].image)
+    with pytest.raises(
+        UserError, match=r"shapes is not in gs://bucket/none/.*: generate it in a local config.data.data"
+    ):
+        open_source("shapes/tiny", "train", "gs://bucket/none")
 
 
 def test_weights_of_every_format_are_read(server, bucket, tmp_path):
