@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import pathlib
 import re
@@ -59,6 +60,8 @@ def _reached(bucket: str) -> epath.Path:
     os.environ.setdefault("EPATH_USE_TF", "false")
     # Other processes write there, too: what was listed before does not hold.
     importlib.import_module("fsspec").config.conf["gs"] = {"use_listings_cache": False}
+    for logger in ("gcsfs", "google.auth"):  # They print what they also raise.
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     path = epath.Path(f"gs://{bucket}")
     try:
         path.stat()

@@ -98,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         if parts and parts[0] == "session":
             return self._chunk(int(parts[1]), body)
         bucket, *rest = parts
+        if bucket == "private":
+            return self._fail(401, "Anonymous caller does not have storage.buckets.get access")
         if bucket not in server.objects:
             return self._fail(404, "The specified bucket does not exist.")
         objects = server.objects[bucket]
@@ -192,7 +194,8 @@ def stand_in(*names: str) -> Iterator[Buckets]:
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", server.url)
         patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", server.url)
         patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "nobody")
-        # gcsfs would ask Google by gRPC of what kind a bucket is.
+        # gcsfs would ask Google for credentials, and by gRPC of what kind a bucket is.
+        patch.setenv("NO_GCE_CHECK", "true")
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         yield server
         server.shutdown()

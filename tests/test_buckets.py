@@ -70,6 +70,12 @@ def test_paths_keep_their_scheme_and_a_bucket_that_is_not_there_is_refused(serve
     assert not Path("gs:").exists()
 
 
+def test_a_bucket_of_others_is_one_sentence(server, caplog):
+    with pytest.raises(UserError, match=r"^gs://private cannot be reached \(HttpError: Anonymous caller does not have"):
+        as_path("gs://private/data")
+    assert not caplog.records
+
+
 def test_metrics_are_written_whole_and_a_resumed_run_keeps_what_it_had(server, bucket):
     file = as_path(bucket) / "metrics.jsonl"
     with MetricWriter(bucket, clock=lambda: 0.0) as writer:
@@ -174,6 +180,10 @@ def test_data_that_tfds_has_prepared_are_read(server, bucket, data_dir):
     ours = open_source("shapes/tiny", "train", put(server, bucket, data_dir))
     assert ours.fingerprint == theirs.fingerprint
     np.testing.assert_array_equal(ours[3].image, theirs[3].image)
+    with pytest.raises(
+        UserError, match=r"shapes is not in gs://bucket/none/.*: generate it in a local config.data.data"
+    ):
+        open_source("shapes/tiny", "train", "gs://bucket/none")
 
 
 def test_weights_of_every_format_are_read(server, bucket, tmp_path):

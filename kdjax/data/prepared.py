@@ -28,7 +28,7 @@ from kdjax.data.outlines import Outlines, PolygonStore, usable_outlines
 from kdjax.data.sizing import Reading
 from kdjax.data.tables import Annotations, Images, settle_objects
 from kdjax.errors import UserError
-from kdjax.paths import as_path
+from kdjax.paths import as_path, in_bucket
 
 _ARRAY_RECORD = "array_record"
 _BAD_RUNS = Flaw(
@@ -66,6 +66,11 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
     with _quiet():
         builder = shapes.Shapes(config=config, data_dir=data_dir)
         if not builder.is_prepared():
+            if data_dir and in_bucket(data_dir):
+                raise UserError(
+                    f"The data set shapes is not in {builder.data_dir}, where its files cannot be written: "
+                    "generate it in a local config.data.data_dir, and copy that into the bucket."
+                )
             print(f"Generating the data set shapes in {builder.data_dir}, once.", file=sys.stderr, flush=True)
             try:
                 builder.download_and_prepare(
