@@ -27,7 +27,7 @@ from kdjax.weights import read_weights
 from tests.bucket import stand_in
 from tests.data import test_voc, test_yolo
 from tests.data.folders import content, encoded, write
-from tests.test_processes import DIFFERENT, ROOT, ended, started, training
+from tests.test_processes import DIFFERENT, ROOT, ended, killed_and_resumed, started, training
 from tests.weights.pickles import write_pth
 
 pytestmark = pytest.mark.skipif(util.find_spec("gcsfs") is None, reason="kdjax[gcs] is not installed")
@@ -255,8 +255,8 @@ def test_a_run_in_a_bucket_that_was_killed_ends_as_one_in_a_folder(server, bucke
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_bucket(server, bucket):
-    for code, _, stderr in ended(started(training(bucket), processes=2)):
+def test_two_processes_share_a_bucket_and_go_on_there(server, bucket):
+    for code, _, stderr in killed_and_resumed(bucket):
         assert code == 0, stderr
     assert describe(f"{bucket}/student")["class_names"]
     assert [row["step"] for row in rows(bucket, "student")] == list(range(1, 7))

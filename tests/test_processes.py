@@ -134,10 +134,8 @@ def training(workdir: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """A run of two processes, one of which was killed in the middle, that went on; and what each printed at last."""
-    workdir = tmp_path_factory.mktemp("together") / "run"
+def killed_and_resumed(workdir) -> list[tuple[int, str, str]]:
+    """Trains in two processes that are killed in the middle, and goes on; what each printed at last."""
     running = started(training(workdir), processes=2)
     for line in running[0].stdout:
         if "[student] step 5/6" in line:
@@ -146,7 +144,14 @@ def together(tmp_path_factory):
                 process.kill()
             break
     assert [code for code, *_ in ended(running)] == [-signal.SIGKILL] * 2
-    return workdir, ended(started(training(workdir), processes=2))
+    return ended(started(training(workdir), processes=2))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """A run of two processes that were killed in the middle and went on, and what each printed at last."""
+    workdir = tmp_path_factory.mktemp("together") / "run"
+    return workdir, killed_and_resumed(workdir)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import jax
 from kdjax import __version__
 from kdjax.errors import UserError
 from kdjax.paths import Path
-from kdjax.processes import MAIN, everywhere, gather, on_main
+from kdjax.processes import MAIN, everywhere, gather, is_main, on_main
 from kdjax.run.record import differences
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
@@ -73,8 +73,9 @@ def check_workdir(workdir: Path) -> None:
                 "that all hosts share."
             )
         try:
-            own.write_text("")
-            own.unlink()
+            if not is_main():
+                own.write_text("")
+                own.unlink()
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written on {platform.node()} ({error}).") from error
 
