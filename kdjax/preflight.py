@@ -22,7 +22,8 @@ _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "Generation and shape of 
 _PER_CHIP = flags.DEFINE_integer("per_chip", None, "Images of one step on a chip; the config's by default.", 1)
 _CLASSES = flags.DEFINE_integer("classes", 80, "Classes of the data; COCO has 80.", 1)
 _BISECT = flags.DEFINE_bool("bisect", False, "Also find the largest batch that fits, by compiling several.")
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file for all numbers, if wanted.")
+# Whoever imports several programs at once, as their tests do, has another one's flag of this name.
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file for all numbers, if wanted.", allow_override=True)
 
 
 def main(_: Sequence[str]) -> int:

@@ -54,8 +54,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     plan = everywhere(lambda: _resolved(config))
     check_workdir(place)
     if are_several() and (plan.data.download or not is_own(plan.data)):
-        # What is downloaded or generated first one alone makes.
-        on_main(lambda: [open_split(plan.data, plan.task, training=training) for training in (True, False)])
+        on_main(lambda: _make_data(plan))
     plan, splits, claims = everywhere(lambda: _prepared(config, plan, place))
     check_agreement({"config": plan.content, "stages": claims})
     if plan.run.seeds:
@@ -72,6 +71,12 @@ def _resolved(config: ConfigDict) -> Plan:
     check_files(plan)
     check_sinks(plan.run.sinks)
     return plan
+
+
+def _make_data(plan: Plan) -> None:
+    """Lets what is downloaded or generated first be made, by one process alone."""
+    for training in (False, True):
+        open_split(plan.data, plan.task, training=training)
 
 
 def _prepared(config: ConfigDict, plan: Plan, workdir: Path) -> tuple[Plan, Splits, dict[int, dict[str, Any]]]:
