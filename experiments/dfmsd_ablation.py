@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-adaptation": _both({"methods.dfmsd.adapt": False}),
     "no-objects": _both({"methods.dfmsd.eta": 0.0}),
     "no-growth": _both({"methods.dfmsd.stage": 1}),
-    # A sum over raw features is left; it starts as large beside the student's own loss as the term of "full" does.
+    # A sum over raw features is left, whose weight says nothing: it starts as the norm's term on P3 to P5 would.
     "no-alignment": {
         **_both({"methods.dfmsd.alignment": "separate", "loss_weights.dfmsd_alignment": 0.0}),
         "first_student.method_share": 1.6,
