@@ -50,8 +50,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     for number, stage in enumerate((first, student), start=1):
         stage.methods.dfmsd = dfmsd = method_config("dfmsd", stage=number)
         if pair is None:
-            # P7 has one position in an image of 128 pixels: there is nothing to choose from, and a batch of 8 is too
-            # few for the norm of a channel.
+            # P7 has one position in an image of 128 pixels: nothing can be chosen to hide, and in a batch of 8 there
+            # are too few numbers for the norm of a channel.
             dfmsd.levels = ("p3", "p4", "p5", "p6")
         else:
             teacher = (pair.weaker, pair.teacher)[number - 1]
