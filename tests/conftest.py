@@ -22,6 +22,9 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+collect_ignore = ["goldens/make_pipelines.py"]
+"""It needs torchvision, which no test does."""
+
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
