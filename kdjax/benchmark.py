@@ -18,16 +18,14 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 
-from kdjax import operations
-from kdjax.checkpoint import describe
-from kdjax.devices import device_count, parallel, replicate, split
+from kdjax.devices import device_count, replicate, split
 from kdjax.errors import UserError
 from kdjax.main import CONFIG, parse, refuse
-from kdjax.models import build_model
 from kdjax.plan import Plan, StagePlan, resolve
 from kdjax.run.build import Facts, build, first_state, init_jit, stage_key
 from kdjax.run.data import open_batches
 from kdjax.run.fit import opened
+from kdjax.run.lowered import as_it_is, teacher_forward, teacher_of
 from kdjax.run.start import Teacher
 from kdjax.types import Batch, Source
 
@@ -71,30 +69,22 @@ def parts_of(plan: Plan, first: Batch, classes: int) -> dict[str, Callable[[], P
 
     def training(label: str, stage: StagePlan, teacher: Teacher | None) -> Part:
         built = build(stage, Facts(plan.task, classes, image_size, teacher=teacher and teacher.module))
-        state = first_state(stage, built, stage_key(plan.run.seed, stage), _as_it_is, {})
+        state = first_state(stage, built, stage_key(plan.run.seed, stage), as_it_is, {})
         variables = teacher.variables if teacher and built.teacher else None
         return _compile(label, built.step, [state, variables, batch, key], trains=True)
 
     alone = dataclasses.replace(stage, methods={})
     parts: dict[str, Callable[[], Part]] = {"student step": functools.partial(training, "student step", alone, None)}
-    if not options.teacher:
+    module = teacher_of(plan, stage, classes)
+    if module is None:
         return parts
-    known = plan[options.teacher].options.model if options.teacher in plan else describe(options.teacher)["model"]
-    module = build_model(known, num_classes=classes, dtype=jnp.dtype(options.dtype))
     images = jnp.zeros((1, *image_size, 3))
     teacher = Teacher(module, replicate(init_jit(module.init)(jax.random.key(0), images)))
 
-    def forward(variables: Any, batch: Batch) -> Any:
-        return operations.features(module, variables, module.preprocess(batch.images, batch.size))
-
-    mapped = parallel(forward, in_axes=(None, 0), replicated=False)
-    parts["teacher forward"] = functools.partial(_compile, "teacher forward", mapped, [teacher.variables, batch])
+    arguments = [teacher.variables, batch]
+    parts["teacher forward"] = functools.partial(_compile, "teacher forward", teacher_forward(module), arguments)
     parts["distillation step"] = functools.partial(training, "distillation step", stage, teacher)
     return parts
-
-
-def _as_it_is(variables: Any) -> Any:
-    return variables
 
 
 def _compile(name: str, function: Any, arguments: list[Any], trains: bool = False) -> Part:

@@ -217,31 +217,31 @@ def test_the_same_weights_are_judged_exactly_alike(together, tmp_path):
     assert numbers[0]["AR100"] > 0
 
 
+def refusals(workdir: Path, of_each) -> list[str]:
+    """What two processes with different flags say as both are refused."""
+    said = ended(started(training(workdir), processes=2, of_each=of_each))
+    assert [code for code, *_ in said] == [78, 78]
+    return [stderr for *_, stderr in said]
+
+
 @pytest.mark.slow
 def test_whoever_would_run_something_else_is_named_with_what_differs(tmp_path):
-    for code, _, stderr in ended(
-        started(training(tmp_path), processes=2, of_each=lambda process: [f"--config.student.log_every={process + 1}"])
-    ):
-        assert code == 78
-        assert "Process 1" in stderr
-        assert "config.student.log_every: 1 -> 2" in stderr
+    for sentence in refusals(tmp_path, lambda process: [f"--config.student.log_every={process + 1}"]):
+        assert "Process 1" in sentence
+        assert "config.student.log_every: 1 -> 2" in sentence
     assert not (tmp_path / "stages").exists()
 
 
 @pytest.mark.slow
 def test_a_workdir_that_only_one_process_sees_is_refused(tmp_path):
-    for code, _, stderr in ended(
-        started(training(tmp_path), processes=2, of_each=lambda process: [f"--workdir={tmp_path / str(process)}"])
-    ):
-        assert code == 78
-        assert "is another folder than that of process 0: name one that all hosts share" in stderr
+    for sentence in refusals(tmp_path, lambda process: [f"--workdir={tmp_path / str(process)}"]):
+        assert "is another folder than that of process 0: name one that all hosts share" in sentence
 
 
 @pytest.mark.slow
 def test_what_is_wrong_for_one_process_ends_all_with_its_sentence(tmp_path):
-    data = lambda process: [f"--config.data.name={'shapes/tiny' if process == 0 else 'coco_json:/nowhere'}"]  # noqa: E731
-    (code, _, main), (other_code, _, other) = ended(started(training(tmp_path), processes=2, of_each=data))
-    assert code == other_code == 78
+    names = ("shapes/tiny", "coco_json:/nowhere")
+    main, other = refusals(tmp_path, lambda process: [f"--config.data.name={names[process]}"])
     assert "kdjax (process 0 of 2): Process 1 cannot go on: " in main
     assert "kdjax (process 1 of 2): " in other
     assert "nowhere" in main

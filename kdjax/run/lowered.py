@@ -49,15 +49,15 @@ def lower_step(plan: Plan, stage: StagePlan, devices: Sequence[jax.Device], *, s
     shape = max(plan.data.sizing.shapes, key=math.prod)
     batch = _abstract_batch(plan, (len(devices), share), shape)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    facts = Facts(plan.task, classes, shape, teacher=_teacher(plan, stage, classes))
+    facts = Facts(plan.task, classes, shape, teacher=teacher_of(plan, stage, classes))
     with contextlib.redirect_stdout(io.StringIO()):
         facts = facts._replace(given=_given(plan, stage, facts))
         built = build(stage, facts, list(devices))
-        state = jax.eval_shape(lambda key: first_state(stage, built, key, _as_it_is, {}), key)
+        state = jax.eval_shape(lambda key: first_state(stage, built, key, as_it_is, {}), key)
     step, forward, variables, teacher = cast(Any, built.step), None, None, built.teacher
     if teacher:
         variables = jax.eval_shape(teacher.init, key, built.images)
-        forward = _lower_forward(teacher, devices, variables, batch)
+        forward = teacher_forward(teacher, list(devices)).lower(variables, batch)
     trained = [
         x.size
         for path, x in zip(jax.tree.leaves(paths(state.params)), jax.tree.leaves(state.params), strict=True)
@@ -77,12 +77,13 @@ def _given(plan: Plan, stage: StagePlan, facts: Facts) -> dict[str, list[str]]:
     return given
 
 
-def _lower_forward(teacher: Model, devices: Sequence[jax.Device], variables: Any, batch: Batch) -> Any:
+def teacher_forward(teacher: Model, devices: list[jax.Device] | None = None) -> Any:
+    """A teacher's part of a step, its features alone, mapped over devices: (variables, batch) -> features."""
+
     def forward(variables: Any, batch: Batch) -> Any:
         return operations.features(teacher, variables, teacher.preprocess(batch.images, batch.size))
 
-    mapped: Any = parallel(forward, in_axes=(None, 0), replicated=False, devices=list(devices))
-    return mapped.lower(variables, batch)
+    return parallel(forward, in_axes=(None, 0), replicated=False, devices=devices)
 
 
 def written_flops(plan: Plan, *, share: int, classes: int) -> dict[str, float]:
@@ -104,11 +105,13 @@ def _flops(lowered: Any) -> float:
     return float(lowered.cost_analysis()["flops"])
 
 
-def _as_it_is(variables: Any) -> Any:
+def as_it_is(variables: Any) -> Any:
+    """What a student starts from where nothing is given: its fresh variables."""
     return variables
 
 
-def _teacher(plan: Plan, stage: StagePlan, classes: int) -> Model | None:
+def teacher_of(plan: Plan, stage: StagePlan, classes: int) -> Model | None:
+    """The model that teaches a stage, of an earlier one or of a folder; None where there is none."""
     origin = stage.options.teacher
     if not origin:
         return None
