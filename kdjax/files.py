@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kdjax.errors import UserError
+from kdjax.errors import StorageError
 from kdjax.paths import Path, as_path, in_bucket
 
 
@@ -16,12 +16,12 @@ def writing(flag: str, path: str | os.PathLike[str]) -> Iterator[None]:
     """Says by which flag a path was named that turns out not to be one that can be written.
 
     Raises:
-        UserError: in place of the operating system's error.
+        StorageError: in place of the operating system's error.
     """
     try:
         yield
     except OSError as error:
-        raise UserError(f"--{flag}={path} cannot be written ({error.strerror or error}).") from error
+        raise StorageError(f"--{flag}={path} cannot be written ({error.strerror or error}).") from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -33,12 +33,17 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Puts ``text`` in the place of a file in one move; in a bucket every object appears whole."""
+    """As :func:`replace_bytes`, in UTF-8."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Puts ``data`` in the place of a file in one move; in a bucket every object appears whole."""
     if in_bucket(path):
-        path.write_text(text)
+        path.write_bytes(data)
         return
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_bytes(data)
     os.replace(temporary, path)
 
 

@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeGuard
 
 from etils import epath
 
-from kdjax.errors import UserError
+from kdjax.errors import StorageError, UserError
 
 Path: TypeAlias = pathlib.Path | epath.Path
 """Of this machine's files one of pathlib; of a bucket's one of etils, which has pathlib's methods."""
@@ -37,7 +37,8 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     kdjax.errors.UserError: s3://bucket/first is in no place that is known: name a local folder or gs://<bucket>/<folder>.
 
     Raises:
-        UserError: a URL of something else, a bucket that cannot be reached, or the home directory of somebody unknown.
+        UserError: a URL of something else, or the home directory of somebody unknown.
+        StorageError: a bucket that cannot be reached.
     """
     text = os.fspath(path)
     if url := _URL.fullmatch(text):
@@ -67,7 +68,7 @@ def _reached(bucket: str) -> epath.Path:
         path.stat()
     except Exception as error:  # Whatever network, credentials and packages raise.
         what = " ".join(str(error).split())[:200]
-        raise UserError(
+        raise StorageError(
             f"gs://{bucket} cannot be reached ({type(error).__name__}: {what}): check its name, this machine's network "
             "and what its account may do there."
         ) from error
@@ -121,6 +122,19 @@ def size_of(file: Path) -> int:
         OSError: there is no such file.
     """
     return file.stat().length if in_bucket(file) else file.stat().st_size
+
+
+def stamp_of(file: Path) -> tuple[int, int]:
+    """Bytes in a file, and the time of its last change in nanoseconds since 1970.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    if in_bucket(file):
+        found = file.stat()
+        return found.length, int(found.mtime * 1e9)
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -247,6 +247,13 @@ class Data:
         "Take images that are links to files outside of their folder, as caches and stores make them.",
         WITHOUT_EFFECT,
     ] = False
+    digest: Annotated[
+        bool,
+        FLAG,
+        "Read all image files whole at every start, and refuse to go on where one has other bytes than at the first; "
+        "False looks at sizes, times and some of the bytes.",
+        WITHOUT_EFFECT,
+    ] = False
     max_json_bytes: Annotated[
         int,
         whole(1),

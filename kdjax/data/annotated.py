@@ -50,7 +50,7 @@ def annotated_source(
         fractions: boxes and polygons are in fractions of their image's width and height, not in pixels.
 
     Raises:
-        UserError: one sentence with the data, the id, and what is wrong.
+        DataError: one sentence with the data, the id, and what is wrong.
     """
     class_names, category_ids, categories = categories_of(content, report)
     identity, names, annotated = images_of(content, report)
@@ -94,6 +94,7 @@ def annotated_source(
         category_ids=category_ids,
         read=lambda row: (root / paths[row]).read_bytes(),
         report=report,
+        path=lambda row: root / paths[row],
     )
     check_values(source)
     return source

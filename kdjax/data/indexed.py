@@ -19,7 +19,8 @@ from kdjax.data.flaws import DataReport, Flaw
 from kdjax.data.images import ImageError, UndecodableError, Values, decode, measure
 from kdjax.data.outlines import Outlines, OutlinesOf
 from kdjax.data.tables import Annotations, Images, settle_objects
-from kdjax.errors import UserError
+from kdjax.errors import DataError, StorageError
+from kdjax.paths import Path
 from kdjax.types import FILES
 
 _SKIPPING = threading.Lock()
@@ -52,6 +53,8 @@ class IndexedSource:
     read: Callable[[int], bytes]
     """The encoded image at a position; raises OSError or ValueError where the storage fails."""
     report: DataReport
+    path: Callable[[int], Path] | None = None
+    """The file of the image at a position; None where they have none of their own."""
     generated: bool = False
     """Made by this package: pixels are a function of the rest."""
     _first: np.ndarray = dataclasses.field(init=False, repr=False)
@@ -73,21 +76,21 @@ class IndexedSource:
                 continue
             objects = self.objects(row)
             if image.shape[:2] != objects.size:
-                raise UserError(f"{self.images.describe(row)} has changed since its size was read: open it again.")
+                raise DataError(f"{self.images.describe(row)} has changed since its size was read: open it again.")
             return objects.in_image(image)
-        raise UserError(f"{self.images.describe(start)} and those that follow it cannot be decoded; check the disk.")
+        raise StorageError(f"{self.images.describe(start)} and those that follow it cannot be decoded; check the disk.")
 
     def _decode(self, row: int) -> np.ndarray:
         try:
             data = self.read(row)
         except OSError as error:
-            raise UserError(f"{self.images.describe(row)} cannot be read any more ({error.strerror}).") from error
+            raise StorageError(f"{self.images.describe(row)} cannot be read any more ({error.strerror}).") from error
         try:
             return decode(data, self.report.checks.reading)
         except UndecodableError:
             raise
         except ImageError as error:
-            raise UserError(f"{self.images.describe(row)} {error}, unlike when it was opened.") from error
+            raise DataError(f"{self.images.describe(row)} {error}, unlike when it was opened.") from error
 
     def _skip(self, row: int, error: UndecodableError) -> None:
         identity = int(self.images.identity[row])
@@ -189,15 +192,15 @@ def check_counts(
         what remains, and the positions of the remaining images.
 
     Raises:
-        UserError: no image, or no object but crowds.
+        DataError: no image, or no object but crowds.
     """
     if not len(images.identity):
-        raise UserError(f"{report.origin} has no image.")
+        raise DataError(f"{report.origin} has no image.")
     if not len(annotations.image):
-        raise UserError(f"{report.origin} has no object in any of its {len(images.identity)} images.")
+        raise DataError(f"{report.origin} has no object in any of its {len(images.identity)} images.")
     crowds = np.count_nonzero(annotations.crowd)
     if crowds == len(annotations.image):
-        raise UserError(
+        raise DataError(
             f"{report.origin} has no object to find: all {crowds} are crowds (iscrowd 1, or marked to be ignored); of "
             "ordinary objects iscrowd is 0."
         )
@@ -272,7 +275,7 @@ def check_shared(train: IndexedSource, evaluation: IndexedSource) -> None:
     """Counts, in the report of the split that is evaluated, the images whose files the training split holds too.
 
     Raises:
-        UserError: there are some, and its checks are strict.
+        DataError: there are some, and its checks are strict.
     """
     common = np.intersect1d(train.images.digest, evaluation.images.digest)
     theirs_by_row, ours_by_row = (
@@ -294,7 +297,7 @@ def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
     """Several sources of the same classes as one, in order.
 
     Raises:
-        UserError: the classes differ, or images have the same id.
+        DataError: the classes differ, or images have the same id.
     """
     first = parts[0]
     start = np.cumsum([0, *map(len, parts)])
@@ -302,13 +305,13 @@ def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
     for part in parts:
         names = first.report.origin, first.class_names, part.report.origin, part.class_names
         if difference := compare_classes(*names):
-            raise UserError(f"{difference}.")
+            raise DataError(f"{difference}.")
         for flaw, ids in part.report.flaws.items():
             report.settle(flaw, ids, str, part.report.files[flaw])
 
     identity = np.concatenate([part.images.identity for part in parts])
     if len(np.unique(identity)) != len(identity):
-        raise UserError(f"{origin}: images of different parts have the same id.")
+        raise DataError(f"{origin}: images of different parts have the same id.")
 
     def read(row: int) -> bytes:
         part = int(np.searchsorted(start, row, side="right")) - 1

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from kdjax.checkpoint import copy_model
 from kdjax.config.schema import Data, Run
+from kdjax.data.manifest import MANIFEST_FILE, check_manifest
 from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.files import write_json
@@ -23,7 +24,7 @@ from kdjax.run.agreement import check_agreement, check_workdir
 from kdjax.run.data import Splits, is_own, open_split
 from kdjax.run.fit import opened
 from kdjax.run.floor import check_floors
-from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_predictions
+from kdjax.run.record import Finished, check_claim, check_twin, identity, is_begun, kept_predictions
 from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
 from kdjax.sinks import check_sinks
@@ -36,7 +37,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     Of several seeds each has a folder ``seed_<number>`` like the one described here, and the summary is about all.
 
     The workdir ends with a folder per stage, ``student/`` (the last stage's model alone, for
-    :func:`kdjax.load_student`), ``data_report.json``, ``predictions.png`` and ``summary.json``.
+    :func:`kdjax.load_student`), ``data_report.json``, ``data_manifest.npz``, ``predictions.png`` and ``summary.json``.
 
     Args:
         config: of :func:`kdjax.config.base_config`'s schema.
@@ -55,7 +56,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     check_workdir(place)
     if are_several() and (plan.data.download or not is_own(plan.data)):
         on_main(lambda: _make_data(plan))
-    plan, splits, claims = everywhere(lambda: _prepared(config, plan, place))
+    plan, splits = everywhere(lambda: _opened(config, plan))
+    on_main(lambda: _check_manifest(plan, place, splits))
+    claims = everywhere(lambda: _all_claims(plan, place, splits))
     check_agreement({"config": plan.content, "stages": claims})
     if plan.run.seeds:
         plans = {seed: with_seed(plan, seed) for seed in plan.run.seeds}
@@ -79,17 +82,30 @@ def _make_data(plan: Plan) -> None:
         open_split(plan.data, plan.task, training=training)
 
 
-def _prepared(config: ConfigDict, plan: Plan, workdir: Path) -> tuple[Plan, Splits, dict[int, dict[str, Any]]]:
-    """The plan with what is chosen from the data, the data, and by seed what each stage is known by.
-
-    With it all is refused that can be before a stage begins.
-    """
+def _opened(config: ConfigDict, plan: Plan) -> tuple[Plan, Splits]:
+    """The plan with what is chosen from the data, and the data, which have enough images."""
     plan, splits = opened(config, plan)
     _check_batches(plan, splits)
-    if not plan.run.seeds:
-        return plan, splits, {plan.run.seed: _claims(plan, workdir, splits)}
-    folders = {seed: _seed_folder(workdir, seed) for seed in plan.run.seeds}
-    return plan, splits, {seed: _claims(with_seed(plan, seed), folder, splits) for seed, folder in folders.items()}
+    return plan, splits
+
+
+def _check_manifest(plan: Plan, workdir: Path, splits: Splits) -> None:
+    """Refuses to go on with image files that have other bytes than when the run began."""
+    begun = any(
+        is_begun(_folder(folder, stage)) for folder in _folders(plan, workdir).values() for stage in plan.stages
+    )
+    check_manifest(workdir / MANIFEST_FILE, splits._asdict(), begun=begun, whole=plan.data.digest)
+
+
+def _all_claims(plan: Plan, workdir: Path, splits: Splits) -> dict[int, dict[str, Any]]:
+    """By seed what each stage is known by; with it all is refused that can be before a stage begins."""
+    folders = _folders(plan, workdir)
+    return {seed: _claims(with_seed(plan, seed), folder, splits) for seed, folder in folders.items()}
+
+
+def _folders(plan: Plan, workdir: Path) -> dict[int, Path]:
+    """The folder of each seed."""
+    return {seed: _seed_folder(workdir, seed) for seed in plan.run.seeds} or {plan.run.seed: workdir}
 
 
 def _seed_folder(workdir: Path, seed: int) -> Path:

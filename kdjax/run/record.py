@@ -10,7 +10,7 @@ from kdjax import __version__
 from kdjax.checkpoint import STAGE_FILE, describe, save_method, save_model
 from kdjax.config.schema import Data, MethodSection, Optimizer, Run, Stage
 from kdjax.distill import Applied, by_method
-from kdjax.errors import UserError
+from kdjax.errors import StorageError, UserError
 from kdjax.files import write_json
 from kdjax.methods import method_options
 from kdjax.options import declared, defaults
@@ -79,9 +79,14 @@ def _sha256(stage: StagePlan) -> str:
         with as_path(stage.options.weights).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(
+        raise StorageError(
             f"config.{stage.name}.weights={stage.options.weights} cannot be read ({error.strerror or error})."
         ) from error
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a stage's folder has a result, or a checkpoint to go on from."""
+    return (folder / RESULT_FILE).exists() or any((folder / "checkpoints").glob("[0-9]*"))
 
 
 def check_claim(folder: Path, known: Mapping[str, Any]) -> None:
@@ -94,8 +99,7 @@ def check_claim(folder: Path, known: Mapping[str, Any]) -> None:
     Raises:
         UserError: one sentence with the keys that differ.
     """
-    finished, begun = (folder / RESULT_FILE).exists(), any((folder / "checkpoints").glob("[0-9]*"))
-    if not (finished or begun) or not (folder / CONFIG_FILE).exists():
+    if not is_begun(folder) or not (folder / CONFIG_FILE).exists():
         return
     saved = json.loads((folder / CONFIG_FILE).read_text())
     version = saved.pop("kdjax", _FIRST_VERSION)
@@ -105,7 +109,7 @@ def check_claim(folder: Path, known: Mapping[str, Any]) -> None:
             f"{folder} holds a run of another config ({'; '.join(changed[:5])}): choose another --workdir, or delete "
             "that folder to start it anew."
         )
-    if version == _FIRST_VERSION and not finished:
+    if version == _FIRST_VERSION and not (folder / RESULT_FILE).exists():
         raise UserError(
             f"{folder} holds a stage that kdjax {version} began, and this version, {__version__}, draws other batches: "
             "finish it with that version, or delete that folder to start it anew."

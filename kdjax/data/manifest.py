@@ -1,0 +1,133 @@
+"""What is remembered of a run's image files, so that other bytes under the same names are found when it goes on.
+
+Opening a source reads some bytes of every file; a flipped bit between them would be other pixels in the same run. So a
+file of the run's folder has the size and the time of the last change of every image file, which cost one question to
+the file system at every start, and the SHA-256 of those that were once read for it.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from kdjax.data.images import for_all
+from kdjax.data.indexed import IndexedSource
+from kdjax.errors import DataError, StorageError, parsing
+from kdjax.files import replace_bytes
+from kdjax.paths import Path, stamp_of
+from kdjax.types import Source
+
+MANIFEST_FILE = "data_manifest.npz"
+
+_ROW = np.dtype([("size", np.int64), ("time", np.int64), ("digest", np.int64), ("sha256", np.uint8, 32)])
+"""Of a file: bytes, nanoseconds since 1970, what :class:`kdjax.data.tables.Images` has, and zeros where nobody read it.
+"""
+_SHOWN = 5
+
+
+def check_manifest(file: Path, splits: Mapping[str, Source], *, begun: bool, whole: bool) -> None:
+    """Holds the image files of a run against what they were when it began, and remembers what they are.
+
+    Sources whose images have no files of their own are left out: records have checksums.
+
+    Args:
+        file: of the manifest.
+        splits: the sources by name.
+        begun: whether there is something to go on with; otherwise the files may be what they are.
+        whole: read all files, and not only those whose bytes are known and whose time has changed.
+
+    Raises:
+        DataError: some have other bytes than before, or the manifest is damaged.
+        StorageError: some cannot be read any more.
+    """
+    known = _read(file) if begun and file.is_file() else {}
+    found = {}
+    for name, source in splits.items():
+        if isinstance(source, IndexedSource) and source.path:
+            # Other images are other data, which the stages' identities tell.
+            names = hashlib.sha256("\n".join(source.images.names).encode(errors="surrogatepass")).hexdigest()
+            key = f"{name}-{names[:16]}"
+            found[key] = _settled(source, known.get(key), whole, file)
+    if any(key not in known or not np.array_equal(rows, known[key]) for key, rows in found.items()):
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **cast(Any, found))
+        replace_bytes(file, buffer.getvalue())
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    """The rows by the key of their split."""
+    try:
+        with parsing(), np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
+            rows = dict(content)
+    except DataError as error:
+        raise DataError(
+            f"{file} is damaged ({error}): delete it, and the image files are remembered as they are now."
+        ) from error
+    return {key: x for key, x in rows.items() if x.dtype == _ROW}
+
+
+def _settled(source: IndexedSource, before: np.ndarray | None, whole: bool, file: Path) -> np.ndarray:
+    """The rows of a source's files, (n,) of ``_ROW``; refuses files that have other bytes than before."""
+    rows = _seen(source)
+    if before is None:
+        before = rows.copy()
+    known, moved = before["sha256"].any(axis=1), rows["time"] != before["time"]
+    changed = (rows["size"] != before["size"]) | (rows["digest"] != before["digest"])
+    rows["sha256"] = before["sha256"]
+    read = np.flatnonzero(~changed & (whole | (moved & known)))
+    rows["sha256"][read] = _digests(source, read)
+    changed |= known & (rows["sha256"] != before["sha256"]).any(axis=1)
+    if changed.any():
+        raise DataError(
+            f"{source.origin} has {_some(source, changed)} with other bytes than when this run began: put them back as "
+            f"they were, or choose another --workdir; without the folders of its stages beside {file} it starts anew."
+        )
+    if (unknown := moved & ~known).any():
+        print(
+            f"{source.origin} has {_some(source, unknown)} with another time than when this run began. Sizes, and the "
+            "bytes that every start reads, are the same; config.data.digest=True, from the first start on, compares "
+            "all bytes.",
+            flush=True,
+        )
+    return rows
+
+
+def _seen(source: IndexedSource) -> np.ndarray:
+    """What a source's files are without reading them."""
+
+    def stamp(row: int) -> tuple[int, int]:
+        try:
+            return stamp_of(source.path(row)) if source.path else (0, 0)
+        except OSError as error:
+            raise _gone(source, row, error) from error
+
+    rows = np.zeros(len(source), _ROW)
+    stamps = np.array(for_all(stamp, len(source)), np.int64).reshape(-1, 2)
+    rows["size"], rows["time"], rows["digest"] = stamps[:, 0], stamps[:, 1], source.images.digest
+    return rows
+
+
+def _digests(source: IndexedSource, rows: np.ndarray) -> np.ndarray:
+    """SHA-256 of some files, (k, 32) uint8."""
+
+    def digest(place: int) -> bytes:
+        row = int(rows[place])
+        try:
+            return hashlib.sha256(source.read(row)).digest()
+        except OSError as error:
+            raise _gone(source, row, error) from error
+
+    return np.frombuffer(b"".join(for_all(digest, len(rows))), np.uint8).reshape(-1, 32)
+
+
+def _gone(source: IndexedSource, row: int, error: OSError) -> StorageError:
+    return StorageError(f"{source.images.describe(row)} cannot be read any more ({error.strerror or error}).")
+
+
+def _some(source: IndexedSource, chosen: np.ndarray) -> str:
+    """How many image files, and the names of the first."""
+    rows = np.flatnonzero(chosen)
+    names = ", ".join(source.images.names[row] for row in rows[:_SHOWN].tolist())
+    return f"{len(rows)} image file{'s' * (len(rows) > 1)} ({names}{', ...' * (len(rows) > _SHOWN)})"
