@@ -23,7 +23,7 @@ from kdjax import __version__
 from kdjax.data.batches import padded
 from kdjax.data.sizing import Size, Sizing, sizing
 from kdjax.devices import globalize
-from kdjax.errors import UserError, parsing
+from kdjax.errors import DataError, UserError, parsing
 from kdjax.models import build_model
 from kdjax.paths import Path, absolute, as_path, files_in, in_bucket, remove
 from kdjax.processes import on_main
@@ -118,7 +118,8 @@ class Checkpoints:
         Of ``state``, :func:`abstract` suffices.
 
         Raises:
-            UserError: if what was saved cannot be read, or has other parameters or shapes than ``state``.
+            DataError: if what was saved cannot be read.
+            UserError: if it has other parameters or shapes than ``state``.
         """
         self._manager.wait_until_finished()
         step, wanted = self.latest() if step is None else step, _items(abstract(state))
@@ -187,7 +188,7 @@ def sizing_of(folder: str | os.PathLike) -> Sizing | None:
         folder: of a model, or one step of a run's checkpoints.
 
     Raises:
-        UserError: if ``folder`` is neither, or damaged.
+        DataError: if ``folder`` is neither, or damaged.
     """
     description = describe(folder)
     if "image_size" not in description:
@@ -195,7 +196,7 @@ def sizing_of(folder: str | os.PathLike) -> Sizing | None:
     try:
         return Sizing.of(description.get("sizing", {"image_size": [description["image_size"]]}))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
+        raise DataError(
             f"{folder} is damaged: it does not say how its images were scaled; take an undamaged copy of that folder."
         ) from error
 
@@ -230,10 +231,10 @@ def load_method(folder: str | os.PathLike) -> dict[str, Any]:
     """The parameters in a folder that :func:`save_method` wrote.
 
     Raises:
-        UserError: if it is no such folder, or damaged.
+        DataError: if it is no such folder, or damaged.
     """
     if not (as_path(folder) / METHOD_FILE).is_file():
-        raise UserError(f"{folder} holds no method; give the folder `method` of a stage whose method learns something.")
+        raise DataError(f"{folder} holds no method; give the folder `method` of a stage whose method learns something.")
     return _read(folder, describe(folder))
 
 
@@ -306,17 +307,17 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
             "image_size" and "sizing", which version 0.1 did not write).
 
     Raises:
-        UserError: if ``folder`` is none of them.
+        DataError: if ``folder`` is none of them.
     """
     for file, keys in _DESCRIPTIONS.items():
         path = as_path(folder) / file
-        if path.exists():
+        if path.is_file():
             return _described(path, keys)
     step = absolute(as_path(folder))
     if all((step / item).is_dir() for item in (STUDENT, REST)):
         stage = step.parents[1] / STAGE_FILE
         return {"checkpoint": str(step), **(_described(stage, set()) if stage.exists() else {})}
-    raise UserError(
+    raise DataError(
         f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir, or one step in the "
         "`checkpoints` of a stage."
     )
@@ -326,11 +327,11 @@ def _described(path: Path, keys: Set[str]) -> dict[str, Any]:
     """What a file says of the arrays beside it, ``keys`` at least."""
     try:
         description = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
     if not isinstance(description, dict) or keys - description.keys():
         missing = keys - set(description if isinstance(description, dict) else ())
-        raise UserError(
+        raise DataError(
             f"{path} is damaged: it lacks {', '.join(sorted(missing))}; take an undamaged copy of that folder."
         )
     return description
@@ -340,7 +341,7 @@ def load_variables(folder: str | os.PathLike) -> dict[str, Any]:
     """The variables {"params": ..., "batch_stats": ...} in a model folder or in one step of a run's checkpoints.
 
     Raises:
-        UserError: if ``folder`` is neither, or damaged.
+        DataError: if ``folder`` is neither, or damaged.
     """
     return _read(folder, describe(folder))
 
@@ -354,7 +355,7 @@ def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any =
         like: the shapes and dtypes that the arrays must have; None takes whatever there is.
 
     Raises:
-        UserError: they cannot be read, are others than wanted, or not those that were saved.
+        DataError: they cannot be read, are others than wanted, or not those that were saved.
     """
     arrays = absolute(as_path(folder)) / (STUDENT if "checkpoint" in description else ARRAYS_FOLDER)
     what, advice = f"The arrays in {arrays}", "take an undamaged copy of that folder, or make it anew"
@@ -362,12 +363,12 @@ def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any =
         with _orbax(what, advice):
             saved = checkpointer.metadata(arrays).item_metadata.tree
         if like is not None and (misfits := _misfits(saved, like)):
-            raise UserError(f"{what} are not those of the model in {MODEL_FILE}: {misfits}.")
+            raise DataError(f"{what} are not those of the model in {MODEL_FILE}: {misfits}.")
         with _orbax(what, advice):
             read = checkpointer.restore(arrays, jax.tree.map(_on_default_device, saved if like is None else like))
     saved_digest = description.get("sha256")
     if saved_digest and saved_digest != _digest(read):
-        raise UserError(f"{what} are damaged: their sha256 is not the one that was saved with them; {advice}.")
+        raise DataError(f"{what} are damaged: their sha256 is not the one that was saved with them; {advice}.")
     return read
 
 
@@ -377,11 +378,11 @@ def _orbax(what: str, advice: str) -> Iterator[None]:
     try:
         with parsing():
             yield
-    except UserError as error:
+    except DataError as error:
         if isinstance(error.__cause__, jax.errors.JaxRuntimeError | MemoryError):
             # The files may be sound: there is no room for them.
             raise error.__cause__ from None
-        raise UserError(f"{what} cannot be read ({str(error)[:200]}); {advice}.") from error
+        raise DataError(f"{what} cannot be read ({str(error)[:200]}); {advice}.") from error
 
 
 def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[Model, dict[str, Any]]:
@@ -399,11 +400,11 @@ def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[
         the linen module and its variables, {"params": ..., "batch_stats": ...}, float32.
 
     Raises:
-        UserError: if the folder holds no model, is damaged, or its arrays are not those of its config.
+        DataError: if the folder holds no model, is damaged, or its arrays are not those of its config.
     """
     description = describe(folder)
     if "model" not in description:
-        raise UserError(f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir.")
+        raise DataError(f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir.")
     module = build_model(
         description["model"],
         num_classes=len(description["class_names"]),
@@ -429,11 +430,11 @@ def prepare(images: Sequence[np.ndarray], folder: str | os.PathLike) -> tuple[np
         the images, (N, H, W, 3) uint8, and their heights and widths without the padding, (N, 2) int32.
 
     Raises:
-        UserError: the folder holds no model, or does not say how its images were scaled.
+        DataError: the folder holds no model, or does not say how its images were scaled.
     """
     scaled = sizing_of(folder)
     if scaled is None:
-        raise UserError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")
+        raise DataError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")
     return padded(images, scaled)
 
 

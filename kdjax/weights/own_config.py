@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from kdjax.errors import UserError
+from kdjax.errors import DataError, UserError
+from kdjax.options import COLOUR, SPREAD
 from kdjax.weights.sources import Sections, Source, merged
 
 MOST_CHARACTERS = 2**20
@@ -19,6 +20,9 @@ _NAMES = ("model", "img_norm_cfg")
 
 _DEEPEST = 50
 """Brackets inside of one another."""
+
+_LONGEST_NUMBER = 40
+"""Characters of a number."""
 
 _TOKEN = re.compile(
     r"""(?:\s|\#[^\n]*)*(?:(?P<text>'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
@@ -67,7 +71,7 @@ class _Reader:
         if kind == "text":
             # Escapes stay as they are: no name or number that is looked for has any.
             return token[1:-1]
-        if kind == "number":
+        if kind == "number" and len(token) <= _LONGEST_NUMBER:
             return float(token) if set(token) & set(".eE") else int(token)
         if token in _NAMED:
             return _NAMED[token]
@@ -165,6 +169,7 @@ def own_facts(config: Mapping[str, Any], detector: str) -> Own:
 
     Raises:
         UserError: it says something that no model here is, though its arrays may fit.
+        DataError: it says what no model can be.
     """
     model = _section(config, "model")
     pixels, bgr = _pixels(_section(model, "data_preprocessor") or _section(config, "img_norm_cfg"))
@@ -206,6 +211,9 @@ def _pixels(section: Mapping[str, Any]) -> tuple[dict[str, Any], bool | None]:
     fields = {"pixel_mean": _numbers(section.get("mean")), "pixel_std": _numbers(section.get("std"))}
     if rgb is None or any(x is None or len(x) != 3 for x in fields.values()):
         return {}, None
+    for key, rule in (("pixel_mean", COLOUR), ("pixel_std", SPREAD)):
+        if not rule.holds(fields[key]):
+            raise DataError(f"its own config has the {key} {fields[key]}; it must be {rule.words}")
     return {key: x if rgb else x[::-1] for key, x in fields.items() if x}, not rgb
 
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.errors import UserError
+from kdjax.errors import DataError
 
 MOST_INSTRUCTIONS = 2**22
 """A pickle may have no more."""
@@ -134,12 +134,12 @@ def interpret(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> A
         storages: is filled with the storages that the pickle mentions, by key.
 
     Raises:
-        UserError: it is broken, names something that weights do not need, or is too large.
+        DataError: it is broken, names something that weights do not need, or is too large.
     """
     try:
         return _Machine(storages if storages is not None else {}).run(_instructions(stream))
     except (IndexError, KeyError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-        raise UserError(f"its pickle is broken ({type(error).__name__})") from error
+        raise DataError(f"its pickle is broken ({type(error).__name__})") from error
 
 
 def described(value: Any) -> str:
@@ -157,12 +157,12 @@ def to_bytes(text: str) -> bytes:
     """The bytes that a text stands for, as pickles have them that Python 2 can read or has written.
 
     Raises:
-        UserError: it has characters that are none of the first 256.
+        DataError: it has characters that are none of the first 256.
     """
     try:
         return text.encode("latin-1")
     except UnicodeError as error:
-        raise UserError("its pickle is broken (a text stands where bytes should be)") from error
+        raise DataError("its pickle is broken (a text stands where bytes should be)") from error
 
 
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
@@ -179,14 +179,14 @@ def _instructions(stream: BinaryIO) -> Iterator[Instruction]:
     while code := stream.read(1):
         opcode = _OPCODES.get(code.decode("latin-1"))
         if opcode is None:
-            raise UserError(f"its pickle has the unknown instruction {code!r}")
+            raise DataError(f"its pickle has the unknown instruction {code!r}")
         argument = _argument(opcode, stream) if opcode.arg else None
         if isinstance(argument, (str, bytes, bytearray)):
             kept += len(argument)
             if kept > MOST_KEPT:
-                raise UserError(f"the texts in its pickle have more than {MOST_KEPT} characters")
+                raise DataError(f"the texts in its pickle have more than {MOST_KEPT} characters")
         yield opcode.name, argument
-    raise UserError("its pickle has no end")
+    raise DataError("its pickle has no end")
 
 
 def _argument(opcode: Any, stream: BinaryIO) -> Any:
@@ -199,10 +199,10 @@ def _argument(opcode: Any, stream: BinaryIO) -> Any:
         layout = _LENGTHS[opcode.arg.n]
         head = stream.read(struct.calcsize(layout))
         if len(head) < struct.calcsize(layout):
-            raise UserError("its pickle is broken (it ends too early)")
+            raise DataError("its pickle is broken (it ends too early)")
         length = struct.unpack(layout, head)[0]
         if not 0 <= length <= _LONGEST:
-            raise UserError(f"its pickle is broken (something in it has {length} bytes)")
+            raise DataError(f"its pickle is broken (something in it has {length} bytes)")
         if length > LONGEST_KEPT:
             block = Block(stream.tell(), length, utf8="UNICODE" in opcode.name)
             stream.seek(length, io.SEEK_CUR)
@@ -211,7 +211,7 @@ def _argument(opcode: Any, stream: BinaryIO) -> Any:
     try:
         return opcode.arg.reader(source)
     except ValueError as error:
-        raise UserError(f"its pickle is broken ({' '.join(str(error).split())})") from error
+        raise DataError(f"its pickle is broken ({' '.join(str(error).split())})") from error
 
 
 class _Machine:
@@ -227,7 +227,7 @@ class _Machine:
         """Follows the instructions to the end."""
         for count, (name, argument) in enumerate(instructions):
             if count > MOST_INSTRUCTIONS:
-                raise UserError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
+                raise DataError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
             if name == "STOP":
                 return self._pop()
             if name in _CONSTANTS:
@@ -235,8 +235,8 @@ class _Machine:
             elif name in _STEPS:
                 _STEPS[name](self, argument)
             else:
-                raise UserError(f"its pickle has the instruction {name}, which weights do not need")
-        raise UserError("its pickle has no end")
+                raise DataError(f"its pickle has the instruction {name}, which weights do not need")
+        raise DataError("its pickle has no end")
 
     def _pop(self) -> Any:
         if self._marks and self._marks[-1] >= len(self._stack):
@@ -308,10 +308,10 @@ class _Machine:
         if kind != "storage" or not isinstance(key, str) or any(x is not None for x in view):
             raise _unknown_tensors()
         if name not in _STORAGES:
-            raise UserError(f"it has tensors of {name}; they must be one of {', '.join(_STORAGES)}")
+            raise DataError(f"it has tensors of {name}; they must be one of {', '.join(_STORAGES)}")
         storage = Storage(key, np.dtype(_STORAGES[name]))
         if self._storages.setdefault(key, storage) != storage:
-            raise UserError(f"the data {key!r} have two types")
+            raise DataError(f"the data {key!r} have two types")
         self._stack.append(storage)
 
     def _call(self, _: Any) -> None:
@@ -359,15 +359,15 @@ def _attribute(name: str, arguments: Any) -> Placeholder:
     raise _needless(name)
 
 
-def _needless(name: str) -> UserError:
-    return UserError(
+def _needless(name: str) -> DataError:
+    return DataError(
         f"it names {name}, which weights do not need; if you trust the file, save its state dict alone, preferably as "
         ".safetensors"
     )
 
 
-def _unknown_tensors() -> UserError:
-    return UserError("it keeps tensors in a way that this version does not know")
+def _unknown_tensors() -> DataError:
+    return DataError("it keeps tensors in a way that this version does not know")
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:

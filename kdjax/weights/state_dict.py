@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kdjax.errors import UserError
+from kdjax.errors import DataError, UserError
 from kdjax.weights.coco import COCO_IDS, COCO_NAMES
 from kdjax.weights.load import Tree
 from kdjax.weights.misfit import why_misfit
@@ -213,8 +213,9 @@ def import_state_dict(
         config: of the file's own, see :func:`kdjax.weights.own_config.read_config`.
 
     Raises:
-        UserError: an unknown source, a detector it has no table for, a config of another detector, or a tensor that is
-            not finite, not of floats, or does not fit.
+        UserError: an unknown source, a detector it has no table for, a config of another detector, or a tensor that
+            does not fit.
+        DataError: a tensor that is not finite, or not of floats.
     """
     where, table = f"The {source} weights of {origin}", _table(source)
     state, changes, left_out = plain_names(state, table, model["name"])
@@ -264,6 +265,8 @@ def _table(source: str) -> Source:
 def _own(config: Mapping[str, Any], detector: str, source: str, origin: str) -> Own:
     try:
         return own_facts(config, detector)
+    except DataError as error:
+        raise DataError(f"The {source} weights of {origin} cannot be used: {error}.") from error
     except UserError as error:
         raise UserError(f"The {source} weights of {origin} are of another detector: {error}.") from error
 
@@ -323,7 +326,8 @@ def _fill(
     """Every path to its array, arranged as ours is.
 
     Raises:
-        UserError: if an array is not of finite floats, or has another shape than ``wanted``.
+        UserError: if an array has another shape than ``wanted``.
+        DataError: if it is not of finite floats.
     """
     filled, misfits = {}, []
     for path, (name, rule) in places.items():
@@ -378,11 +382,11 @@ def _classes_in(
 
 def _float32(array: np.ndarray, name: str, where: str) -> np.ndarray:
     if array.dtype.name not in FLOATS:
-        raise UserError(f"{where} have the tensor {name} of {array.dtype.name}; it must be one of {', '.join(FLOATS)}.")
+        raise DataError(f"{where} have the tensor {name} of {array.dtype.name}; it must be one of {', '.join(FLOATS)}.")
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise UserError(f"{where} have NaN or infinity in the tensor {name}.")
+        raise DataError(f"{where} have NaN or infinity in the tensor {name}.")
     return array
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from kdjax.errors import UserError, parsing
+from kdjax.errors import DataError, UserError, parsing
 from kdjax.weights.own_config import MOST_CHARACTERS, read_config
 from kdjax.weights.pickles import Array, Block, DType, Storage, Tensor, described, interpret, to_bytes
 
@@ -68,7 +68,7 @@ def read_torch_zip(path: Path, most_bytes: int, key: str) -> WeightFile:
         key: of the entry that is the state dict; "" for the usual ones.
 
     Raises:
-        UserError: one sentence says what is wrong with the file.
+        DataError: one sentence says what is wrong with the file.
         OSError: it cannot be read.
     """
     with parsing():
@@ -82,18 +82,18 @@ def read_torch_zip(path: Path, most_bytes: int, key: str) -> WeightFile:
         entries = {entry.filename: entry for entry in archive.infolist()}
         pickles = [name for name in entries if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise UserError("it is a zip archive, but none of torch.save: it has no data.pkl")
+            raise DataError("it is a zip archive, but none of torch.save: it has no data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
         if folder + "constants.pkl" in entries:
-            raise UserError("it is a TorchScript program, which would have to be run; save model.state_dict() instead")
+            raise DataError("it is a TorchScript program, which would have to be run; save model.state_dict() instead")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-            raise UserError("it is a compressed zip archive, which torch.save never writes")
+            raise DataError("it is a compressed zip archive, which torch.save never writes")
         if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
-            raise UserError("its parts are larger than the file")
+            raise DataError("its parts are larger than the file")
         if folder + "byteorder" in entries and read(folder + "byteorder") != b"little":
-            raise UserError("it was written on a big-endian machine; save it again on a common one")
+            raise DataError("it was written on a big-endian machine; save it again on a common one")
         if entries[pickles[0]].file_size > MOST_PICKLE_BYTES:
-            raise UserError(f"its pickle is longer than {MOST_PICKLE_BYTES} bytes")
+            raise DataError(f"its pickle is longer than {MOST_PICKLE_BYTES} bytes")
         data, stream = folder + "data/", io.BytesIO(read(pickles[0]))
         sizes = {name.removeprefix(data): entry.file_size for name, entry in entries.items() if name.startswith(data)}
         content = _Content(interpret(stream), sizes, lambda key: read(data + key), stream)
@@ -109,7 +109,7 @@ def read_pickle(path: Path, most_bytes: int, key: str) -> WeightFile:
         key: of the entry that is the state dict; "" for the usual ones.
 
     Raises:
-        UserError: one sentence says what is wrong with the file.
+        DataError: one sentence says what is wrong with the file.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -122,15 +122,15 @@ def read_pickle(path: Path, most_bytes: int, key: str) -> WeightFile:
 def _legacy(file: BinaryIO) -> _Content:
     """Three pickles after the magic number (protocol, system, object), one of the storages' keys, and the storages."""
     if interpret(file) != _LEGACY_START[1]:
-        raise UserError("it does not begin as a file of torch.save does")
+        raise DataError("it does not begin as a file of torch.save does")
     system = interpret(file)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise UserError("it was written on a big-endian machine; save it again on a common one")
+        raise DataError("it was written on a big-endian machine; save it again on a common one")
     storages: dict[str, Storage] = {}
     content = interpret(file, storages)
     keys = interpret(file)
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
-        raise UserError("the list of its tensors is broken")
+        raise DataError("the list of its tensors is broken")
     sizes, offsets, end, length = {}, {}, file.tell(), os.fstat(file.fileno()).st_size
     for key in keys:
         if end > length:
@@ -140,7 +140,7 @@ def _legacy(file: BinaryIO) -> _Content:
         offsets[key] = end + 8
         end += 8 + sizes[key]
     if end > length:
-        raise UserError("it is cut off")
+        raise DataError("it is cut off")
 
     def load(key: str) -> bytes:
         file.seek(offsets[key])
@@ -156,13 +156,13 @@ def _weights(content: _Content, most_bytes: int, key: str) -> WeightFile:
     arrays, total = {}, 0
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, (Tensor, Array)):
-            raise UserError(f"the entry {name!r} of its state dict is {described(value)} instead of a tensor")
+            raise DataError(f"the entry {name!r} of its state dict is {described(value)} instead of a tensor")
         place = value.storage.key if isinstance(value, Tensor) else value
         if place not in loaded:
             size = _storage_size(value, content, name) if isinstance(value, Tensor) else _array_size(value, name)
             total += size
             if total > most_bytes:
-                raise UserError(f"its tensors have more than {most_bytes} bytes")
+                raise DataError(f"its tensors have more than {most_bytes} bytes")
             loaded[place] = (
                 np.frombuffer(content.load(value.storage.key), value.storage.dtype)
                 if isinstance(value, Tensor)
@@ -176,10 +176,11 @@ def _state_dict(content: Any, key: str) -> tuple[dict[Any, Any], tuple[str, ...]
     """The state dict in an object, and which of several it is, in words.
 
     Raises:
-        UserError: there is none, or several without one of the usual keys.
+        DataError: there is none.
+        UserError: none has that key, or there are several and none has a usual one.
     """
     if not isinstance(content, dict):
-        raise UserError(f"it holds {described(content)} instead of a dict of tensors; save model.state_dict()")
+        raise DataError(f"it holds {described(content)} instead of a dict of tensors; save model.state_dict()")
     found = [name for name, value in content.items() if isinstance(name, str) and _is_state_dict(value)]
     usual = [name for name in _KEYS if isinstance(content.get(name), dict)]
     if key:
@@ -237,7 +238,7 @@ def _storage_size(tensor: Tensor, content: _Content, name: str) -> int:
     """In bytes."""
     key, dtype = tensor.storage
     if key not in content.sizes or content.sizes[key] % dtype.itemsize:
-        raise UserError(f"the data of the tensor {name!r} are missing or cut off")
+        raise DataError(f"the data of the tensor {name!r} are missing or cut off")
     return content.sizes[key]
 
 
@@ -248,7 +249,7 @@ def _view(storage: np.ndarray, tensor: Tensor, name: str) -> np.ndarray:
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     size = math.prod(tensor.shape)
     if size > storage.size or (size and last >= storage.size):
-        raise UserError(f"the tensor {name!r} is larger than its data")
+        raise DataError(f"the tensor {name!r} is larger than its data")
     strides = [stride * storage.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
 
@@ -261,14 +262,14 @@ def _check_shape(shape: tuple[Any, ...], name: str, others: tuple[Any, ...] = ()
         raise _impossible(name)
 
 
-def _impossible(name: str) -> UserError:
-    return UserError(f"the tensor {name!r} has an impossible shape")
+def _impossible(name: str) -> DataError:
+    return DataError(f"the tensor {name!r} has an impossible shape")
 
 
 def _array_size(array: Array, name: str) -> int:
     """In bytes, of its numbers."""
     if not isinstance(array.dtype, DType) or array.dtype.dtype is None:
-        raise UserError(f"the array {name!r} is not of plain numbers")
+        raise DataError(f"the array {name!r} is not of plain numbers")
     if not isinstance(array.shape, tuple):
         raise _impossible(name)
     _check_shape(array.shape, name)
@@ -281,7 +282,7 @@ def _array(array: Array, size: int, stream: BinaryIO, name: str) -> np.ndarray:
     if isinstance(data, Block):
         # A byte is one character of UTF-8, or two.
         if data.length > size * (2 if data.utf8 else 1):
-            raise UserError(f"the data of the array {name!r} are larger than itself")
+            raise DataError(f"the data of the array {name!r} are larger than itself")
         stream.seek(data.start)
         data = stream.read(data.length)
         if array.data.utf8:
@@ -290,6 +291,6 @@ def _array(array: Array, size: int, stream: BinaryIO, name: str) -> np.ndarray:
     if isinstance(data, str):
         data = to_bytes(data)
     if not isinstance(data, (bytes, bytearray)) or len(data) != size:
-        raise UserError(f"the data of the array {name!r} are missing or cut off")
+        raise DataError(f"the data of the array {name!r} are missing or cut off")
     flat = np.frombuffer(data, array.dtype.dtype)
     return flat.reshape(array.shape, order="F" if array.fortran else "C")

@@ -394,10 +394,34 @@ def test_an_npz_that_unfolds_to_too_much_is_refused(tmp_path, monkeypatch):
         read_weights(tmp_path / "bomb.npz")
 
 
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "deflated.npz", x=np.zeros(2**23, np.float32))
+    assert (tmp_path / "deflated.npz").stat().st_size < 2**16
+    for name, way in (("lzma", zipfile.ZIP_LZMA), ("bzip2", zipfile.ZIP_BZIP2)):
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w", way) as archive:
+            archive.writestr("x.npy", bytes(2**20))
+    monkeypatch.setattr(zipfile.ZipFile, "open", forbid)
+    with pytest.raises(UserError, match="its arrays would become more than 16 times as large as the file"):
+        read_weights(tmp_path / "deflated.npz")
+    for name in ("lzma", "bzip2"):
+        with pytest.raises(UserError, match=r"it is packed in a way that numpy\.savez never packs"):
+            read_weights(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.pth"])
+def test_a_directory_of_too_many_entries_is_refused_before_it_is_read(tmp_path, monkeypatch, name):
+    np.savez(tmp_path / "x.npz", **{str(k): np.zeros(1) for k in range(20)})
+    write_zip(tmp_path / "x.pth", op_dict(weight=GOOD), data={str(k): bytes(16) for k in range(20)})
+    monkeypatch.setattr(files, "MOST_INDEX_BYTES", 1000)
+    with pytest.raises(UserError, match="its list of entries has more than 1000 bytes"):
+        read_weights(tmp_path / name)
+
+
 SAFETENSORS = {
     "header": (b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "no whole file of safetensors"),
     "type": (b'{"x":{"dtype":"F8_E5M2","shape":[4],"data_offsets":[0,4]}}', "'x' is of F8_E5M2"),
     "cut": (b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', "no whole file of safetensors"),
+    "long": (b'{"x":' + b" " * 2**24, "its header has more than 16777216 bytes"),
 }
 
 

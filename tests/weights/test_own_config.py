@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from kdjax.errors import UserError
+from kdjax.errors import DataError, UserError
 from kdjax.models import complete
 from kdjax.weights import SOURCES, expected_model, read_weights
 from kdjax.weights.own_config import own_facts, read_config
@@ -216,3 +216,24 @@ def test_every_source_of_mmdetections_can_be_any_other_by_its_config():
     ]
     assert len(found) == 3
     assert all(model == found[0] for model in found)
+
+
+@pytest.mark.parametrize("std", ["[0.0, 1.0, 1.0]", "[1.0, -1.0, 1.0]", "[1e999, 1.0, 1.0]", "[1.0, 1.0, 1e-999]"])
+@pytest.mark.parametrize("text", [RETINANET, FCOS], ids=["2.28", "3.3"])
+def test_a_spread_of_pixels_that_nothing_can_be_divided_by_is_refused_with_the_file(text, std):
+    spoilt = re.sub(r"std=\[[^]]*\]", f"std={std}", text)
+    assert spoilt != text
+    detector = "retinanet" if text == RETINANET else "fcos"
+    words = r"weights of x\.pth cannot be used: its own config has the pixel_std .*; it must be three numbers above 0"
+    with pytest.raises(DataError, match=words):
+        expected_model(
+            complete({"name": detector}),
+            "mmdet",
+            {"bbox_head.retina_cls.bias": np.zeros(1)},
+            "x.pth",
+            read_config(spoilt),
+        )
+
+
+def test_numbers_of_many_digits_are_no_numbers():
+    assert read_config(f"model = dict(x={'9' * 10**5})") == {}
