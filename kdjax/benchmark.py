@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 
 from kdjax.devices import device_count, replicate, split
-from kdjax.errors import UserError
-from kdjax.main import CONFIG, parse, refuse
+from kdjax.errors import Exit
+from kdjax.main import CONFIG, ended, parse
 from kdjax.plan import Plan, StagePlan, resolve
 from kdjax.run.build import Facts, build, first_state, init_jit, stage_key
 from kdjax.run.data import open_batches
@@ -110,16 +110,18 @@ def input_rate(plan: Plan, source: Source, batches: int = 60) -> float:
 
 
 def main(_: Sequence[str]) -> int:
-    """Prints the table."""
+    """Prints the table; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
     jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
-        source = splits.train
-        first = next(open_batches(plan, plan[plan.student], source, 0))
-        parts = [compiled() for compiled in parts_of(plan, first, len(source.class_names)).values()]
-    except UserError as error:
-        return refuse(error)
+    return ended(_measured, "nothing was written")
+
+
+def _measured() -> int:
+    """Measures, and prints what was found."""
+    plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
+    source = splits.train
+    first = next(open_batches(plan, plan[plan.student], source, 0))
+    parts = [compiled() for compiled in parts_of(plan, first, len(source.class_names)).values()]
     batch_size = plan[plan.student].options.batch_size
     for part in parts:
         part.call()
@@ -149,7 +151,7 @@ def main(_: Sequence[str]) -> int:
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     of_device = f"{peak / 2**20:.0f} MiB of the device, " if peak else ""
     print(f"peak memory of this process, all parts together: {of_device}{host:.0f} MiB of the host")
-    return 0
+    return Exit.FINISHED
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from kdjax.checkpoint import MODEL_FILE, describe_model, save_model
 from kdjax.config.schema import Data
-from kdjax.errors import UserError
+from kdjax.errors import DataError, Exit, UsageError, UserError
 from kdjax.files import writing
-from kdjax.main import CONFIG, parse, refuse
+from kdjax.main import CONFIG, ended, parse
 from kdjax.options import parse as parse_options
 from kdjax.paths import Path, as_path
 from kdjax.run.start import import_detector, other_classes
@@ -61,12 +61,14 @@ def convert(
         key: of the state dict in a file that holds several; "" for the usual ones.
 
     Raises:
+        UsageError: a flag's value cannot be.
+        DataError: the file is damaged.
         UserError: one sentence says what does not fit.
     """
     if not isinstance(config.get(stage), ConfigDict) or "model" not in config[stage]:
-        raise UserError(f"--stage={stage} is no stage of the config; its stages are {', '.join(config.stages)}.")
+        raise UsageError(f"--stage={stage} is no stage of the config; its stages are {', '.join(config.stages)}.")
     if output.exists() and not (output / MODEL_FILE).is_file():
-        raise UserError(f"--output={output} exists and is no model folder; name one, or a new folder.")
+        raise UsageError(f"--output={output} exists and is no model folder; name one, or a new folder.")
     number = len(class_names) if class_names else None
     imported = import_detector(config[stage].model.to_dict(), weights, source, number, key=key)
     if imported.report.untouched:
@@ -76,7 +78,7 @@ def convert(
         )
     names = class_names or imported.class_names
     if not names:
-        raise UserError(f"{weights} does not say what its classes are: name them by --class_names.")
+        raise UsageError(f"{weights} does not say what its classes are: name them by --class_names.")
     if difference := other_classes(weights, imported.class_names or names, "--class_names", names):
         raise UserError(f"{difference}.")
     sizing = parse_options(Data, config.data.to_dict(), "config.data").sizing._replace(resize=SOURCES[source].resize)
@@ -89,34 +91,37 @@ def read_class_names(path: str) -> tuple[str, ...] | None:
     """The names of classes in a text file, one in a line; None where ``path`` is empty.
 
     Raises:
-        UserError: the file cannot be read, is empty, or has a name twice.
+        DataError: the file cannot be read, is empty, or has a name twice.
     """
     if not path:
         return None
+    if not as_path(path).is_file():
+        raise DataError(f"--class_names={path} cannot be read: it is no file.")
     try:
         lines = as_path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--class_names={path} cannot be read: {error}.") from error
+        raise DataError(f"--class_names={path} cannot be read: {error}.") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names or len(set(names)) < len(names):
-        raise UserError(f"--class_names={path} must have one name in each line, none of them twice.")
+        raise DataError(f"--class_names={path} must have one name in each line, none of them twice.")
     return names
 
 
 def main(argv: Sequence[str]) -> int:
     """Converts what the flags name; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
-    try:
+
+    def work() -> int:
         for flag, meaning in ((_WEIGHTS, "the file"), (_SOURCE, "its origin"), (_OUTPUT, "the new folder")):
             if not flag.value:
-                raise UserError(f"--{flag.name} is missing; it names {meaning}.")
+                raise UsageError(f"--{flag.name} is missing; it names {meaning}.")
         names = read_class_names(_CLASS_NAMES.value)
         output = as_path(_OUTPUT.value)
         report = convert(CONFIG.value, _STAGE.value, _WEIGHTS.value, _SOURCE.value, names, output, key=_KEY.value)
-    except UserError as error:
-        return refuse(error)
-    print(f"{_OUTPUT.value}: {report}.")
-    return 0
+        print(f"{_OUTPUT.value}: {report}.")
+        return Exit.FINISHED
+
+    return ended(work, "the folder is as it was, or whole")
 
 
 if __name__ == "__main__":

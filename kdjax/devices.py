@@ -36,7 +36,7 @@ def cache_compilations(workdir: str | os.PathLike[str] = "") -> None:
         workdir: of the run, if it is one.
 
     Raises:
-        UserError: the workdir's bucket cannot be reached.
+        StorageError: the workdir's bucket cannot be reached.
     """
     place = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if not place:

@@ -26,15 +26,15 @@ class Exit(enum.IntEnum):
         return member
 
     FINISHED = 0, "everything is done", "nothing"
-    BUG = 1, "a mistake of kdjax's own, with its traceback", "report it"
+    BUG = 1, "a mistake in kdjax, or in a class of yours, with its traceback", "report it, or mend yours"
     NO_GAIN = 2, "with `--require_gain` alone: the method was not worth anything", "read the verdict"
     USAGE = 64, "a flag or the command line is wrong", "correct the command"
     DATA = 65, "annotations, images, weights or a model are damaged, or not what they should be", "mend the files"
     NUMBERS = 70, "the loss left the finite numbers", "lower the learning rate, or look at the data"
-    STORAGE = 74, "the storage refuses to be written or read", "make room, or mend it; then start again"
-    AGAIN = 75, "a signal stopped it, or it hung; what was saved is whole", "start the same command again"
-    CONFIG = 78, "a key of the config is wrong, or what it names does not fit", "correct the config"
-    INTERRUPTED = 130, "somebody pressed Ctrl-C", "start the same command again, if you like"
+    STORAGE = 74, "the storage refuses to be written or read", "make room, or mend it; then give the same command again"
+    AGAIN = 75, "a signal stopped it, it hung, or its other processes were not there", "give the same command again"
+    CONFIG = 78, "a key of the config is wrong, or what it names is not there or does not fit", "correct the config"
+    INTERRUPTED = 130, "somebody pressed Ctrl-C", "give the same command again, to go on"
 
 
 class UserError(ValueError):

@@ -16,7 +16,7 @@ from kdjax.config import find_config
 from kdjax.config.schema import Data, Run
 from kdjax.data.check import compare_classes
 from kdjax.devices import device_count
-from kdjax.errors import UserError
+from kdjax.errors import Exit, UsageError, UserError
 from kdjax.evaluation import evaluate, make_predict
 from kdjax.files import write_json, writing
 from kdjax.main import CONFIG, begin, ended, parse
@@ -43,7 +43,8 @@ def measure(config: ConfigDict, model: str) -> Metrics:
         model: a model folder, or one step of a run's checkpoints.
 
     Raises:
-        UserError: the folder or the data cannot be used, or the model tells other classes apart.
+        DataError: the folder or the data are damaged.
+        UserError: they cannot be used, or the model tells other classes apart.
     """
     content = config.to_dict()
     run = parse_options(Run, {key: content[key] for key in ("task", "eval_batch_size") if key in content}, "config")
@@ -82,7 +83,7 @@ def main(_: Sequence[str]) -> int:
     def work() -> int:
         begin()
         if not _MODEL.value:
-            raise UserError("--model is missing; name a folder, such as --model=runs/first/student.")
+            raise UsageError("--model is missing; name a folder, such as --model=runs/first/student.")
         config = CONFIG.value
         if Path(config_flags.get_config_filename(flags.FLAGS["config"])) == find_config(PLAIN)[0]:
             said = [name.removeprefix("config.data.") for name in flags.FLAGS if name.startswith("config.data.")]
@@ -92,7 +93,7 @@ def main(_: Sequence[str]) -> int:
             with writing("json", _JSON.value):
                 write_json(as_path(_JSON.value), metrics)
         print(tables(metrics))
-        return 0
+        return Exit.FINISHED
 
     return ended(work, "nothing was written")
 

@@ -11,9 +11,9 @@ import numpy as np
 from absl import app, flags, logging
 
 from kdjax.devices import device_count
-from kdjax.errors import UserError
+from kdjax.errors import Exit
 from kdjax.files import writing
-from kdjax.main import CONFIG, parse, refuse
+from kdjax.main import CONFIG, ended, parse
 from kdjax.paths import absolute, as_path
 from kdjax.plan import Plan, resolve
 from kdjax.run.data import open_batches
@@ -28,17 +28,18 @@ _IMAGES = flags.DEFINE_integer("images", 16, "Images in the picture.", lower_bou
 def main(_: Sequence[str]) -> int:
     """Prints and draws; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
-    try:
+
+    def work() -> int:
         plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
         for name, source in zip((plan.data.train_split, plan.data.eval_split), splits, strict=True):
             print("\n".join(["", f"{plan.data.name}, {name}", *plan.task.describe(source)]))
         pictures = list(itertools.islice(training_images(plan, splits.train), _IMAGES.value))
         with writing("picture", _PICTURE.value):
             save_contact_sheet(as_path(_PICTURE.value), pictures)
-    except UserError as error:
-        return refuse(error)
-    print(f"\nTraining images are in {absolute(as_path(_PICTURE.value))}.")
-    return 0
+        print(f"\nTraining images are in {absolute(as_path(_PICTURE.value))}.")
+        return Exit.FINISHED
+
+    return ended(work, "there may be no picture")
 
 
 def training_images(plan: Plan, source: Source) -> Iterator[tuple[str, np.ndarray, list[Mark]]]:

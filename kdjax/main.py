@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from kdjax.config import find_config, leaves, load_config
 from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
 from kdjax.devices import cache_compilations
-from kdjax.errors import NumericError, UserError
+from kdjax.errors import Exit, NumericError, UsageError, UserError
 from kdjax.methods import method_class
 from kdjax.models import model_class
 from kdjax.options import declared, hint
@@ -32,25 +32,24 @@ _PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0
 _REQUIRE_GAIN = flags.DEFINE_bool(
     "require_gain", False, "End with exit code 2 unless the students of config.seeds are better than their twins."
 )
-_NO_GAIN = 2
-"""Exit code of a run whose method was not worth anything, where that is asked for."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the stages of ``--config`` in ``--workdir``; returns the exit code."""
+    """Runs the stages of ``--config`` in ``--workdir``; returns the exit code, see :class:`kdjax.errors.Exit`."""
     # Orbax, Grain and TFDS take a second to import: --help and a typo are answered before.
     from kdjax.run import pipeline
 
     logging.set_verbosity(logging.ERROR)
     if _REQUIRE_GAIN.value and not CONFIG.value.get("seeds"):
-        return refuse(UserError("--require_gain asks what several seeds say: give --config.seeds='(0, 1, 2)'."))
+        return refuse(UsageError("--require_gain asks what several seeds say: give --config.seeds='(0, 1, 2)'."))
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = _WORKDIR.value or os.path.join("runs", name)
 
     def work() -> int:
         begin(workdir)
         summary = pipeline.run(CONFIG.value, workdir)
-        return _NO_GAIN if _REQUIRE_GAIN.value and summary["verdict"]["outcome"] != "gain" else 0
+        failed = _REQUIRE_GAIN.value and summary["verdict"]["outcome"] != "gain"
+        return Exit.NO_GAIN if failed else Exit.FINISHED
 
     return ended(work, "the same command goes on from the last checkpoint, if any")
 
@@ -69,12 +68,12 @@ def ended(work: Callable[[], int], interrupted: str) -> int:
     except KeyboardInterrupt:
         print(f"kdjax: interrupted; {interrupted}.", file=sys.stderr)
         if are_several():
-            leave(130)
-        return 130
+            leave(Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
     except Exception:
         if are_several():
             traceback.print_exc()
-            leave(1)
+            leave(Exit.BUG)
         raise
 
 
@@ -85,7 +84,9 @@ def begin(workdir: str = "") -> None:
         workdir: of a run.
 
     Raises:
-        UserError: the processes do not find each other, or the workdir's bucket cannot be reached.
+        UsageError: what is said of the processes makes no sense together.
+        UnreachedError: they do not find each other.
+        StorageError: the workdir's bucket cannot be reached.
     """
     connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     cache_compilations(workdir)
@@ -95,14 +96,15 @@ def begin(workdir: str = "") -> None:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; whatever is wrong with it is one sentence and exit code 78."""
+    """Parses the command line; whatever is wrong with it is one sentence and an exit code, 64 of flags, 78 of keys."""
     try:
         argv = _with_config_path(argv)
         if not any(argument in ("--help", "-help", "--helpfull", "-?") for argument in argv):
             _check(argv)
         return flags.FLAGS(argv)
     except flags.Error as error:
-        raise SystemExit(refuse(UserError(" ".join(str(error).split())))) from error
+        kind = UserError if "--config." in str(error) else UsageError
+        raise SystemExit(refuse(kind(" ".join(str(error).split())))) from error
     except UserError as error:
         raise SystemExit(refuse(error)) from error
 
@@ -130,7 +132,7 @@ def _check(argv: Sequence[str]) -> None:
     """Refuses in words what the flag library would refuse with a traceback, or not at all."""
     specs = [value for name, value in _values(argv) if name == "config"]
     if not specs or not specs[-1]:
-        raise UserError("--config is missing; name a config, such as --config=mgd, or the path of a config file.")
+        raise UsageError("--config is missing; name a config, such as --config=mgd, or the path of a config file.")
     config = load_config(specs[-1])
     known = dict(leaves(config))
     for name, value in _values(argv):
@@ -147,7 +149,7 @@ def _check(argv: Sequence[str]) -> None:
     rest = [argument for argument in argv[1:] if not argument.startswith("-")]
     spaced = [value for name, value in _values(argv) if f"--{name}={value}" not in argv]
     if stray := [argument for argument in rest if argument not in spaced]:
-        raise UserError(f"{stray[0]!r} is no flag; every option is --flag=value.")
+        raise UsageError(f"{stray[0]!r} is no flag; every option is --flag=value.")
 
 
 def _kind(config: ConfigDict, key: str) -> type:

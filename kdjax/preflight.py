@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from kdjax.errors import UserError
+from kdjax.errors import Exit, UserError
 from kdjax.files import write_json, writing
-from kdjax.main import CONFIG, parse, refuse
+from kdjax.main import CONFIG, ended, parse
 from kdjax.paths import as_path
 from kdjax.tpu import in_words, preflight
 
@@ -29,7 +29,8 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON file for all numbers, if wante
 def main(_: Sequence[str]) -> int:
     """Prints the report; returns the exit code."""
     logging.set_verbosity(logging.ERROR)
-    try:
+
+    def work() -> int:
         report = preflight(
             CONFIG.value, _TOPOLOGY.value, per_chip=_PER_CHIP.value, classes=_CLASSES.value, bisect=_BISECT.value
         )
@@ -42,10 +43,10 @@ def main(_: Sequence[str]) -> int:
                 f"{report['per_chip']} images per chip have no room on {report['topology']} ({report['refused']}); "
                 + (f"--per_chip={most} has." if most else "no number of them has.")
             )
-    except UserError as error:
-        return refuse(error)
-    print(in_words(report))
-    return 0
+        print(in_words(report))
+        return Exit.FINISHED
+
+    return ended(work, "nothing was written")
 
 
 if __name__ == "__main__":

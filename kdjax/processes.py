@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from kdjax.devices import AXIS, parallel
-from kdjax.errors import UserError
+from kdjax.errors import Exit, UsageError, UserError
 
 T = TypeVar("T")
 
@@ -28,6 +28,12 @@ _PATIENCE = 300.0
 """Seconds that a process waits for process 0, as JAX does."""
 _TASKS = {"SLURM_STEP_NODELIST": "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_SIZE"}
 """Variables that tell of a launcher, and those with the number of processes that it started."""
+
+
+class UnreachedError(UserError):
+    """The other processes of a run are not there; they may be when it is started again."""
+
+    exit_code = Exit.AGAIN
 
 
 def connect(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -42,7 +48,8 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
         process: the number of this one, from 0.
 
     Raises:
-        UserError: only some of the three are said, they contradict each other, or the others are not reached.
+        UsageError: only some of the three are said, or they contradict each other.
+        UnreachedError: the others are not there.
     """
     processes = _number("JAX_NUM_PROCESSES") if processes is None else processes
     process = _number("JAX_PROCESS_ID") if process is None else process
@@ -80,31 +87,31 @@ def _number(variable: str) -> int | None:
     if text is None:
         return None
     if not text.isdecimal():
-        raise UserError(f"The environment variable {variable} is {text!r}; it must be a whole number.")
+        raise UsageError(f"The environment variable {variable} is {text!r}; it must be a whole number.")
     return int(text)
 
 
 def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Raises UserError where the three do not make sense together."""
+    """Raises UsageError where the three do not make sense together."""
     if coordinator is None or processes is None or process is None:
-        raise UserError(
+        raise UsageError(
             "--coordinator=HOST:PORT, --processes=N and --process=I belong together, one command for each I from 0 to "
             "N - 1; on Cloud TPU, Slurm and Open MPI none of them is needed."
         )
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdecimal() and int(port) < 2**16):
-        raise UserError(
+        raise UsageError(
             f"--coordinator={coordinator} is no HOST:PORT; it must be where process 0 listens, such as 10.0.0.1:8476."
         )
     if not 0 <= process < processes:
-        raise UserError(f"--process={process} of --processes={processes}; it must be from 0 to {processes - 1}.")
+        raise UsageError(f"--process={process} of --processes={processes}; it must be from 0 to {processes - 1}.")
 
 
 def _reach(coordinator: str) -> None:
     """Waits until process 0 listens; JAX would end this process without a word to its user.
 
     Raises:
-        UserError: nobody listens.
+        UnreachedError: nobody listens.
     """
     host, _, port = coordinator.rpartition(":")
     begun = time.monotonic()
@@ -114,7 +121,7 @@ def _reach(coordinator: str) -> None:
             return
         except OSError as error:
             if time.monotonic() - begun > _PATIENCE:
-                raise UserError(
+                raise UnreachedError(
                     f"--coordinator={coordinator} cannot be reached ({error.strerror or error}): start process 0 "
                     "there, within five minutes of the others, and let them through to that port."
                 ) from error
@@ -131,7 +138,7 @@ def _initialize(*arguments: Any) -> None:
         jax.distributed.initialize(*arguments)
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
         where = f" at {arguments[0]}" if arguments else ""
-        raise UserError(
+        raise UnreachedError(
             f"The processes of this run do not find each other{where} ({' '.join(str(error).split())[:200]}): start "
             "one for each number, all within five minutes, where all reach the coordinator."
         ) from error
@@ -188,25 +195,25 @@ def everywhere(work: Callable[[], T]) -> T:
     Nobody may talk to others inside it: one that has failed does not answer.
 
     Raises:
-        UserError: of this process, or one that names the process whose it is.
+        UserError: of this process, or one that names the process whose it is and ends as that does.
     """
     if jax.process_count() == 1:
         return work()
     try:
         result = work()
     except UserError as error:
-        gather((str(error), True))
+        gather((str(error), error.exit_code))
         error.everywhere = True
         raise
     except Exception as error:
-        gather((repr(error), False))
+        gather((repr(error), None))
         raise
     for process, failure in enumerate(gather(None)):
         if failure is not None:
-            words, by_design = failure
+            words, code = failure
             error = UserError(f"Process {process} cannot go on: {words}")
             # One that a bug ends is not there any more where processes end together.
-            error.everywhere = by_design
+            error.exit_code, error.everywhere = code or Exit.BUG, code is not None
             raise error
     return result
 

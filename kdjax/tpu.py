@@ -61,7 +61,8 @@ def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None,
         what :func:`examine` does, and "chips" and "per_chip".
 
     Raises:
-        UserError: the topology or the config cannot be used.
+        UsageError: there is no such topology.
+        UserError: the config cannot be used.
     """
     from jax.experimental import topologies
 
@@ -172,6 +173,7 @@ def preflight(
         say; with ``bisect``, and where there is no room, also "largest_batch", of images per chip.
 
     Raises:
+        UsageError: there is no such topology.
         UserError: what is asked for cannot be compiled.
     """
     chip = _chip(topology)
@@ -190,7 +192,7 @@ def preflight(
 def _chip(topology: str) -> Chip:
     generation, _, shape = topology.partition(":")
     if generation not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
-        raise UserError(
+        raise UsageError(
             f"--topology={topology} is none that is known: it is a generation ({', '.join(CHIPS)}) and a shape, such "
             "as v5e:16x16 or v5p:2x2x2."
         )

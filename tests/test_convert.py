@@ -14,7 +14,7 @@ import kdjax
 from kdjax.checkpoint import describe
 from kdjax.config import load_config
 from kdjax.convert import convert, read_class_names
-from kdjax.errors import UserError
+from kdjax.errors import Exit, UserError
 from kdjax.models import build_model
 from tests.weights.naming import resnet_names, to_state_dict, torchvision_names
 from tests.weights.pickles import op_dict, op_texts, write_pth
@@ -60,7 +60,7 @@ def test_the_command_writes_a_model_that_loads(weights, expected, tmp_path):
     assert described["model"]["backbone"]["style"] == "pytorch"
     # A second time the folder is replaced; without the file's flag it is one sentence.
     run = subprocess.run(command[:4] + command[5:], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 78
+    assert run.returncode == Exit.USAGE
     assert run.stderr == "kdjax: --weights is missing; it names the file.\n"
 
 

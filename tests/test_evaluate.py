@@ -11,6 +11,7 @@ from kdjax.checkpoint import describe_model
 from kdjax.config import load_config
 from kdjax.config.schema import Data
 from kdjax.data.sizing import Sizing
+from kdjax.errors import Exit
 from kdjax.evaluate import as_trained
 from kdjax.options import parse
 
@@ -56,20 +57,24 @@ def test_another_split_and_a_checkpoint_are_measured_as_well(flags, teacher):
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "code", "words"),
     [
-        (["--model="], "--model is missing; name a folder"),
-        (["--model=/no/such"], "/no/such holds no kdjax model"),
-        (["--config.data.eval_split=holiday"], "holiday"),
-        (["--config.eval_batch_size=0"], "config.eval_batch_size is 0; it must be a whole number of at least 1"),
-        (["--config.task=segmentation"], "There is no task 'segmentation'; choose one of detection"),
-        (["--json=/no/such/file.json"], "--json=/no/such/file.json cannot be written"),
-        (["--config.data.image_siz=3"], "perhaps config.data.image_size is meant"),
+        (["--model="], Exit.USAGE, "--model is missing; name a folder"),
+        (["--model=/no/such"], Exit.DATA, "/no/such holds no kdjax model"),
+        (["--config.data.eval_split=holiday"], Exit.CONFIG, "holiday"),
+        (
+            ["--config.eval_batch_size=0"],
+            Exit.CONFIG,
+            "config.eval_batch_size is 0; it must be a whole number of at least 1",
+        ),
+        (["--config.task=segmentation"], Exit.CONFIG, "There is no task 'segmentation'; choose one of detection"),
+        (["--json=/no/such/file.json"], Exit.STORAGE, "--json=/no/such/file.json cannot be written"),
+        (["--config.data.image_siz=3"], Exit.CONFIG, "perhaps config.data.image_size is meant"),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
 )
-def test_a_mistake_is_one_sentence(flags, more, words):
+def test_a_mistake_is_one_sentence_and_an_exit_code(flags, more, code, words):
     done = run(*flags, *more)
-    assert done.returncode == 78, done.stderr
+    assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from kdjax import inspect
-from kdjax.errors import UserError
+from kdjax.errors import Exit, UserError
 from kdjax.plan import resolve
 from kdjax.run.data import open_batches, open_split, open_splits
 from tests.data.folders import content, encoded, write
@@ -166,12 +166,12 @@ def test_the_command_prints_and_draws(folder):
         assert len(sheet.convert("RGB").getcolors(1 << 24)) > 1000
 
 
-def test_a_mistake_is_one_sentence_and_exit_code_78(folder, monkeypatch, capsys):
+def test_a_mistake_is_one_sentence_and_an_exit_code(folder, monkeypatch, capsys):
     (folder / "train" / "7.png").unlink()
     config = load(CONFIGS[0], "tiny")
     config.data.name = f"coco_json:{folder}"
     monkeypatch.setattr(inspect, "CONFIG", types.SimpleNamespace(value=config))
-    assert inspect.main([]) == 78
+    assert inspect.main([]) == Exit.DATA
     assert capsys.readouterr().err == (
         f"kdjax: {folder}/annotations_train.json has images that cannot be used: 7.png (image 7) is missing; "
         "config.data.lenient=True leaves them out.\n"

@@ -6,50 +6,62 @@ from pathlib import Path
 
 import pytest
 
+from kdjax.errors import Exit
+
 ROOT = Path(__file__).parents[1]
 
 MISTAKES = {
-    "--config=configs/mgd.py --config.student.lr=0.1": "perhaps config.student.optimizer.learning_rate is meant",
-    "--config=configs/mgd.py --config.student.stepz=3": "stepz",
-    "--config=configs/mgd.py --config.student.steps=many": "many",
-    "--config=configs/mgd.py --config.student.optimizer.learning_rate=nan": "learning_rate is nan; it must be",
-    "--config=configs/mgd.py --config.student.methods.mgd.mask_ratio=1.5": "mask_ratio is 1.5; it must be",
-    "--config=configs/mgd.py --config.student.teacher_floor=high": "teacher_floor is 'high'; it must be a number",
-    "--config=configs/mgd.py:coco": "no variant 'coco'",
-    "--config=configs/mdg.py": "there is no file configs/mdg.py; name one, or one of the configs that come",
-    "--config=mdg": "perhaps mgd",
-    "--config= --workdir=x": "--config is missing",
-    "--config=mgd --config.student.loss_weights.mgd=high": "loss_weights.mgd is 'high'; it must be a number of",
-    "--config=mgd --config.student.model.head.convs=many": "convs is 'many'; it must be a whole number of at least 0",
-    "--config=mgd --require_gain": "--require_gain asks what several seeds say",
-    "--config=mgd --config.seeds=(0,0)": "seeds is (0, 0); it must be a tuple of different whole numbers",
-    "--config=mgd:coco": "no variant 'coco'",
-    "--config=mgd --config.batch_size=3": "perhaps config.student.batch_size or config.teacher.batch_size is meant",
-    "--config=mgd --config.learning_rate=3": "perhaps config.student.optimizer.learning_rate or config.teacher",
-    "--config=maskd --config.tokens.methods.maskd_tokens.tokens=1": "tokens is 1; it must be a whole number of",
-    "--config=mgd --config.student.methods.mgd.name=maskd": "mask is not a key of the method 'maskd', whose",
-    "": "--config is missing",
-    "--config=configs/mgd.py --confg=3": "confg",
-    "--config=configs/mgd.py --workdir=/dev/null": "--workdir=/dev/null cannot be used",
-    "--config=configs/mgd.py --workdir=s3://bucket/x": "s3://bucket/x is in no place that is known",
-    "--config=configs/mgd.py --config.data.name=coco_json:s3://bucket/x": "s3://bucket/x is in no place that is known",
-    "--config=~/no/such.py": f"there is no file {Path.home()}/no/such.py",
-    "--config=configs/mgd.py extra": "'extra' is no flag",
-    "--config=configs/mgd.py --config.data.name=coco": "unknown data source 'coco'",
+    Exit.CONFIG: {
+        "--config=configs/mgd.py --config.student.lr=0.1": "perhaps config.student.optimizer.learning_rate is meant",
+        "--config=configs/mgd.py --config.student.stepz=3": "stepz",
+        "--config=configs/mgd.py --config.student.steps=many": "many",
+        "--config=configs/mgd.py --config.student.optimizer.learning_rate=nan": "learning_rate is nan; it must be",
+        "--config=configs/mgd.py --config.student.methods.mgd.mask_ratio=1.5": "mask_ratio is 1.5; it must be",
+        "--config=configs/mgd.py --config.student.teacher_floor=high": "teacher_floor is 'high'; it must be a number",
+        "--config=configs/mgd.py:coco": "no variant 'coco'",
+        "--config=mgd --config.student.loss_weights.mgd=high": "loss_weights.mgd is 'high'; it must be a number of",
+        "--config=mgd --config.student.model.head.convs=many": "convs is 'many'; it must be a whole number",
+        "--config=mgd --config.compare=maybe": "compare",
+        "--config=mgd --config.seeds=(0,0)": "seeds is (0, 0); it must be a tuple of different whole numbers",
+        "--config=mgd:coco": "no variant 'coco'",
+        "--config=mgd --config.batch_size=3": "perhaps config.student.batch_size or config.teacher.batch_size is meant",
+        "--config=mgd --config.learning_rate=3": "perhaps config.student.optimizer.learning_rate or config.teacher",
+        "--config=maskd --config.tokens.methods.maskd_tokens.tokens=1": "tokens is 1; it must be a whole number of",
+        "--config=mgd --config.student.methods.mgd.name=maskd": "mask is not a key of the method 'maskd', whose",
+        "--config=configs/mgd.py --workdir=s3://bucket/x": "s3://bucket/x is in no place that is known",
+        "--config=configs/mgd.py --config.data.name=coco_json:s3://bucket/x": "s3://bucket/x is in no place",
+        "--config=configs/mgd.py --config.data.name=coco": "unknown data source 'coco'",
+    },
+    Exit.USAGE: {
+        "--config=configs/mdg.py": "there is no file configs/mdg.py; name one, or one of the configs that come",
+        "--config=mdg": "perhaps mgd",
+        "--config= --workdir=x": "--config is missing",
+        "--config=mgd --require_gain": "--require_gain asks what several seeds say",
+        "": "--config is missing",
+        "--config=configs/mgd.py --confg=3": "confg",
+        "--config=mgd --processes=few": "few",
+        "--config=~/no/such.py": f"there is no file {Path.home()}/no/such.py",
+        "--config=configs/mgd.py extra": "'extra' is no flag",
+    },
+    Exit.STORAGE: {
+        "--config=configs/mgd.py --workdir=/dev/null": "--workdir=/dev/null cannot be used",
+    },
 }
 
 
-@pytest.mark.parametrize("arguments", MISTAKES)
-def test_a_mistake_is_one_sentence_and_exit_code_78(arguments, tmp_path):
+@pytest.mark.parametrize(
+    ("code", "arguments"), [(code, arguments) for code, mistakes in MISTAKES.items() for arguments in mistakes]
+)
+def test_a_mistake_is_one_sentence_and_an_exit_code(code, arguments, tmp_path):
     workdir = [] if "--workdir" in arguments else [f"--workdir={tmp_path}"]
     run = subprocess.run(
         [sys.executable, "-m", "kdjax.main", *arguments.split(), *workdir], cwd=ROOT, capture_output=True, text=True
     )
-    assert run.returncode == 78, run.stderr
+    assert run.returncode == code, run.stderr
     lines = run.stderr.strip().splitlines()
     assert len(lines) == 1, run.stderr
     assert lines[0].startswith("kdjax: ")
-    assert MISTAKES[arguments] in lines[0]
+    assert MISTAKES[code][arguments] in lines[0]
 
 
 def test_a_typo_is_answered_before_what_is_slow_to_import():

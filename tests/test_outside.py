@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kdjax.errors import Exit
+
 ROOT = Path(__file__).parents[1]
 
 PACKAGE = '''
@@ -134,7 +136,7 @@ MISTAKES = {
 @pytest.mark.parametrize("flag", MISTAKES)
 def test_a_mistake_in_naming_them_is_one_sentence(folder, flag):
     run = python(folder, "-m", "kdjax.main", "--config=mine.py", f"--workdir={folder}/other", flag)
-    assert run.returncode == 78, run.stderr
+    assert run.returncode == Exit.CONFIG, run.stderr
     assert MISTAKES[flag] in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
 

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import kdjax
-from kdjax.errors import UserError
+from kdjax.errors import UsageError, UserError
 from kdjax.paths import as_path
 
 
@@ -31,7 +31,7 @@ def find_config(spec: str) -> tuple[Path, list[str]]:
     ('mgd.py', ['tiny'])
 
     Raises:
-        UserError: there is no such config or file.
+        UsageError: there is no such config or file.
     """
     name, *variant = spec.split(":", 1)
     known = config_names()
@@ -41,7 +41,7 @@ def find_config(spec: str) -> tuple[Path, list[str]]:
         return as_path(name), variant
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
     meant = f", perhaps {near[0]}" if near else ""
-    raise UserError(
+    raise UsageError(
         f"--config={spec} cannot be read: there is no file {as_path(name)}; name one, or one of the configs that "
         f"come with kdjax ({', '.join(known)}){meant}."
     )
@@ -54,12 +54,13 @@ def load_config(spec: str) -> ConfigDict:
     ['mgd']
 
     Raises:
-        UserError: there is no such config, file or variant, or the file fails.
+        UsageError: there is no such config or file.
+        UserError: there is no such variant, or the file fails.
     """
     path, variant = find_config(spec)
     module_spec = importlib.util.spec_from_file_location("config", path)
     if module_spec is None or module_spec.loader is None:
-        raise UserError(f"--config={spec} is no Python file.")
+        raise UsageError(f"--config={spec} is no Python file.")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)

@@ -34,7 +34,7 @@ def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
 
     Raises:
         NoSplitError: the folder has no such split.
-        UserError: one sentence with the file, the id, and what is wrong.
+        DataError: one sentence with the file, the id, and what is wrong.
     """
     folder = readable(folder, "coco_json")
     name, part = sliced(split)

@@ -15,7 +15,7 @@ from kdjax.data.flaws import Checks, DataReport, Flaw
 from kdjax.data.folders import read_text, unsafe_name
 from kdjax.data.outlines import PolygonStore
 from kdjax.data.tables import Annotations
-from kdjax.errors import UserError
+from kdjax.errors import DataError
 from kdjax.paths import Path
 
 _IGNORED = ("ignore", "ignored", "difficult", "is_difficult")
@@ -31,19 +31,19 @@ def parsed(file: Path, store: PolygonStore, checks: Checks) -> dict[str, Any]:
         with _without_collector():
             content = json.loads(text, object_hook=store.take)
     except RecursionError as error:
-        raise UserError(f"{file} is nested too deeply to be annotations.") from error
+        raise DataError(f"{file} is nested too deeply to be annotations.") from error
     except MemoryError as error:
-        raise UserError(f"{file} does not fit into memory.") from error
+        raise DataError(f"{file} does not fit into memory.") from error
     except ValueError as error:
-        raise UserError(f"{file} is not valid json: {error}.") from error
+        raise DataError(f"{file} is not valid json: {error}.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}; it must be an object with images and annotations.")
+        raise DataError(f"{file} holds a {type(content).__name__}; it must be an object with images and annotations.")
     for section in ("images", "annotations", "categories"):
         if section not in content:
-            raise UserError(f"{file} has no {section!r}; it must have images, annotations and categories.")
+            raise DataError(f"{file} has no {section!r}; it must have images, annotations and categories.")
         entries = content[section]
         if not isinstance(entries, list) or set(map(type, entries)) - {dict}:
-            raise UserError(f"{file}: {section!r} must be a list of objects.")
+            raise DataError(f"{file}: {section!r} must be a list of objects.")
     return content
 
 
@@ -73,7 +73,7 @@ def _column(
         row = next(row for row, value in enumerate(values) if type(value) not in kinds)
         words = " or ".join({int: "an integer", float: "a number", str: "a text"}.get(kind, "absent") for kind in kinds)
         shown = repr(values[row])[:60] if key in entries[row] else "missing"
-        raise UserError(f"{report.origin}: {describe(row)} has {key} {shown}; it must be {words}.")
+        raise DataError(f"{report.origin}: {describe(row)} has {key} {shown}; it must be {words}.")
     return values
 
 
@@ -84,14 +84,14 @@ def _identities(entries: Sequence[dict[str, Any]], key: str, what: str, report: 
         return np.array(values, np.int64)
     except OverflowError:
         value = max(values, key=abs)
-        raise UserError(f"{report.origin}: {key} {str(value)[:30]} of an {what} is beyond 64 bits.") from None
+        raise DataError(f"{report.origin}: {key} {str(value)[:30]} of an {what} is beyond 64 bits.") from None
 
 
 def _unique(identity: np.ndarray, what: str, report: DataReport) -> None:
     values, count = np.unique(identity, return_counts=True)
     if len(values) != len(identity):
         several = values[count > 1]
-        raise UserError(
+        raise DataError(
             f"{report.origin}: {what} id {several[0]} is there {count[count > 1][0]} times"
             f"{f', and {len(several) - 1} other ids are repeated' * (len(several) > 1)}; ids must be unique."
         )
@@ -104,7 +104,7 @@ def categories_of(content: dict[str, Any], report: DataReport) -> tuple[tuple[st
     _unique(identity, "category", report)
     names = _column(entries, "name", (str,), report, lambda row: f"category {identity[row]}")
     if not len(identity):
-        raise UserError(f"{report.origin} has no category.")
+        raise DataError(f"{report.origin} has no category.")
     labels: dict[str, int] = {}
     category_ids, repeated = [], []
     order = np.argsort(identity)
@@ -150,7 +150,7 @@ def images_of(content: dict[str, Any], report: DataReport) -> tuple[np.ndarray, 
         values = _column(entries, key, (int, type(None)), report, describe)
         side = np.array([0 if value is None else min(max(value, -1), 2**31) for value in values], np.int64)
         if wrong := [row for row, value in enumerate(values) if value is not None and value < -1]:
-            raise UserError(f"{report.origin}: {describe(wrong[0])} has {key} {values[wrong[0]]}; it must be positive.")
+            raise DataError(f"{report.origin}: {describe(wrong[0])} has {key} {values[wrong[0]]}; it must be positive.")
         unsaid |= np.array([value in (0, -1) for value in values], bool)
         sides.append(np.maximum(side, 0))
     rows = np.flatnonzero(unsaid).tolist()
@@ -183,7 +183,7 @@ def annotations_of(
     crowd = _column(entries, "iscrowd", (int, bool), report, describe, default=0)
     if wrong := set(crowd) - {0, 1}:
         row = next(row for row, value in enumerate(crowd) if value in wrong)
-        raise UserError(f"{report.origin}: {describe(row)} has iscrowd {crowd[row]}; it must be 0 or 1.")
+        raise DataError(f"{report.origin}: {describe(row)} has iscrowd {crowd[row]}; it must be 0 or 1.")
 
     def settle(flaw: Flaw, rows: Sequence[int]) -> None:
         report.settle(flaw, identity[rows], lambda k: describe(rows[k]), [names[row] for row in image[rows].tolist()])

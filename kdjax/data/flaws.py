@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from kdjax.data.sizing import READING, Reading, Sizing
-from kdjax.errors import UserError
+from kdjax.errors import DataError
 
 
 class Checks(NamedTuple):
@@ -166,7 +166,7 @@ class DataReport:
             files: of the images, one for each of ``ids``, or names of the categories; empty where they are not known.
 
         Raises:
-            UserError: the flaw is one to refuse; the first cases are named.
+            DataError: the flaw is one to refuse; the first cases are named.
         """
         if not len(ids):
             return
@@ -175,7 +175,7 @@ class DataReport:
         if self.checks.strict or not tolerated:
             more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
             cases = ", ".join(describe(k) for k in range(min(len(ids), 5)))
-            raise UserError(f"{self.origin} has {flaw.what}: {cases}{more}{'; ' * bool(flaw.hint)}{flaw.hint}.")
+            raise DataError(f"{self.origin} has {flaw.what}: {cases}{more}{'; ' * bool(flaw.hint)}{flaw.hint}.")
         self.flaws.setdefault(flaw, []).extend(int(identity) for identity in ids)
         self.files.setdefault(flaw, []).extend(files)
 

@@ -15,7 +15,7 @@ import numpy as np
 from kdjax.data import flaws
 from kdjax.data.flaws import Checks, DataReport
 from kdjax.data.images import Header, ImageError, for_all, read_header
-from kdjax.errors import UserError
+from kdjax.errors import DataError, UserError
 from kdjax.paths import Path, as_path, files_in, in_bucket, size_of
 
 SPLITS = {
@@ -108,26 +108,26 @@ def read_text(file: Path, checks: Checks) -> str:
     """The whole of a text file.
 
     Raises:
-        UserError: it is too large, cannot be read, or is no plain UTF-8.
+        DataError: it is too large, cannot be read, or is no plain UTF-8.
     """
     try:
         if not in_bucket(file) and not stat.S_ISREG(os.stat(file).st_mode):
-            raise UserError(f"{file} is no file that can be read.")
+            raise DataError(f"{file} is no file that can be read.")
         size = size_of(file)
         if size > checks.most_json_bytes:
-            raise UserError(
+            raise DataError(
                 f"{file} has {size:,} bytes, more than the {checks.most_json_bytes:,} that are read; "
                 "config.data.max_json_bytes raises that limit."
             )
         data = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror or 'no such file'}).") from error
+        raise DataError(f"{file} cannot be read ({error.strerror or 'no such file'}).") from error
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{file} begins with a byte order mark; it must be plain UTF-8, saved without one.")
+        raise DataError(f"{file} begins with a byte order mark; it must be plain UTF-8, saved without one.")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not in UTF-8: {error}.") from error
+        raise DataError(f"{file} is not in UTF-8: {error}.") from error
 
 
 def unsafe_name(name: str) -> str:

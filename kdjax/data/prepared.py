@@ -27,7 +27,7 @@ from kdjax.data.indexed import IndexedSource, check_counts, check_values, joined
 from kdjax.data.outlines import Outlines, PolygonStore, usable_outlines
 from kdjax.data.sizing import Reading
 from kdjax.data.tables import Annotations, Images, settle_objects
-from kdjax.errors import UserError
+from kdjax.errors import DataError, StorageError, UserError
 from kdjax.paths import as_path, in_bucket
 
 _ARRAY_RECORD = "array_record"
@@ -80,7 +80,7 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
             except OSError as error:
                 builder = shapes.Shapes(config=config, data_dir=data_dir)
                 if not builder.is_prepared():
-                    raise UserError(
+                    raise StorageError(
                         f"The data set shapes cannot be generated in {builder.data_dir} ({error.strerror or error}); "
                         "set config.data.data_dir to a folder that can be written."
                     ) from error
@@ -101,7 +101,7 @@ def open_prepared(
         download: let TFDS download and prepare what is missing.
 
     Raises:
-        UserError: one sentence with the data set, the record, and what is wrong.
+        DataError: one sentence with the data set, the record, and what is wrong.
     """
     folder, slash, configs = name.rpartition("/")
     root = epath.Path(as_path(data_dir or constants.DATA_DIR))
@@ -145,7 +145,7 @@ def _builder(name: str, root: epath.Path, download: bool) -> Any:
         try:
             return tfds.builder_from_directory(newest)
         except Exception as error:  # Whatever a damaged description leads TFDS to.
-            raise UserError(
+            raise DataError(
                 f"tfds:{name}: {newest} cannot be opened ({type(error).__name__}): prepare it again with "
                 f"`{_command(name, root)} --overwrite`."
             ) from error
@@ -164,7 +164,7 @@ def _builder(name: str, root: epath.Path, download: bool) -> Any:
             f"tfds:{name} can only be prepared with TensorFlow ({error}): install it with `pip install 'kdjax[tfds]'`."
         ) from error
     except Exception as error:  # Whatever network, disk or builder raise.
-        raise UserError(f"tfds:{name} cannot be prepared in {root}: {type(error).__name__}: {error}") from error
+        raise StorageError(f"tfds:{name} cannot be prepared in {root}: {type(error).__name__}: {error}") from error
     return tfds.builder_from_directory(builder.data_dir)
 
 
@@ -179,7 +179,7 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
     try:
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError:
-        raise UserError(
+        raise DataError(
             f"{name} in {builder.data_dir} is in the {builder.info.file_format.value} format: prepare it with "
             f"--file_format={_ARRAY_RECORD}."
         ) from None
@@ -191,14 +191,14 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
             return records[row]
         except Exception as error:  # Readers raise whatever damaged files lead them to.
             what = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
+            raise DataError(
                 f"{name}, {split}: record {row} in {builder.data_dir} cannot be read ({what}): {again}."
             ) from error
 
     found = for_all(lambda row: _read(record(row), checks.reading), len(records))
     identity = np.array([first_id + row if r.image_id is None else r.image_id for row, r in enumerate(found)], np.int64)
     if len(np.unique(identity)) != len(identity):
-        raise UserError(f"{report.origin} has several images with the same image/id; ids must be unique.")
+        raise DataError(f"{report.origin} has several images with the same image/id; ids must be unique.")
     names = [r.name or f"record {row}" for row, r in enumerate(found)]
     headers = [r.header for r in found]
     images, rows = check_images(identity, names, np.zeros((len(found), 2), np.int64), headers, report)
@@ -250,10 +250,10 @@ def _check_features(name: str, features: Any) -> None:
         return key if group is features else f"objects/{key}"
 
     if missing := sorted(called(group, key) for group, key, _, _ in needed if key not in group):
-        raise UserError(f"{name} has no {', '.join(missing)}: it needs the features of TFDS's COCO or VOC.")
+        raise DataError(f"{name} has no {', '.join(missing)}: it needs the features of TFDS's COCO or VOC.")
     for group, key, holds, words in needed + optional:
         if key in group and not holds(group[key]):
-            raise UserError(f"{name}: the feature {called(group, key)} is {group[key]!r}; it must be {words}.")
+            raise DataError(f"{name}: the feature {called(group, key)} is {group[key]!r}; it must be {words}.")
 
 
 def _is_relative(feature: Any) -> bool:
@@ -272,14 +272,18 @@ def _check_shards(name: str, builder: Any, split: str, again: str) -> None:
             raise UserError(f"{name} has no split {part!r}: choose {', '.join(sorted(splits))}.")
         info = splits[part]
         if not info.num_examples:
-            raise UserError(f"{name}: the split {part!r} in {builder.data_dir} is empty.")
+            raise DataError(f"{name}: the split {part!r} in {builder.data_dir} is empty.")
         listed = {path.name: path for path in info.filepaths}
         prefix = next(iter(sorted(listed))).rpartition("-")[0].rpartition("-of")[0].rpartition("-")[0]
-        there = {path.name for path in epath.Path(builder.data_dir).iterdir() if path.name.startswith(f"{prefix}-")}
+        there = {
+            path.name
+            for path in epath.Path(builder.data_dir).iterdir()
+            if path.name.startswith(f"{prefix}-") and path.is_file()
+        }
         for files, words in ((listed.keys() - there, "lacks"), (there - listed.keys(), "has besides its own files")):
             if files:
                 some = ", ".join(sorted(files)[:3])
-                raise UserError(f"{name}: {builder.data_dir} {words} {some} ({len(files)} file(s)): {again}.")
+                raise DataError(f"{name}: {builder.data_dir} {words} {some} ({len(files)} file(s)): {again}.")
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             continue
         for path, length in zip(sorted(info.filepaths), info.shard_lengths, strict=True):
@@ -288,9 +292,9 @@ def _check_shards(name: str, builder: Any, split: str, again: str) -> None:
                 count = reader.num_records()
                 reader.close()
             except Exception as error:  # As above.
-                raise UserError(f"{name}: {path} is damaged ({str(error).splitlines()[0]}): {again}.") from error
+                raise DataError(f"{name}: {path} is damaged ({str(error).splitlines()[0]}): {again}.") from error
             if count != length:
-                raise UserError(f"{name}: {path} has {count} records instead of {length}: {again}.")
+                raise DataError(f"{name}: {path} has {count} records instead of {length}: {again}.")
 
 
 def _read(record: Any, reading: Reading) -> _Record:

@@ -70,7 +70,8 @@ def open_source(
         download: let TFDS download and prepare a set that is missing; nothing is downloaded otherwise.
 
     Raises:
-        UserError: one sentence about what is unknown, missing, or wrong with the data, with file and id.
+        UserError: one sentence about what is unknown or missing.
+        DataError: one about what is wrong with the data, with file and id.
     """
     kind, colon, rest = name.partition(":")
     opener = SOURCES.get(kind + colon)

@@ -17,7 +17,7 @@ from kdjax.data.folders import SPLITS, no_split, other_splits, pictures, read_te
 from kdjax.data.images import for_all
 from kdjax.data.indexed import IndexedSource
 from kdjax.data.outlines import PolygonStore
-from kdjax.errors import UserError
+from kdjax.errors import DataError
 from kdjax.paths import Path
 
 _LABELS = ("Annotations", "annotations", "labels", "xmls")
@@ -57,7 +57,7 @@ def open_voc(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAUL
 
     Raises:
         NoSplitError: the folder has no such split.
-        UserError: one sentence with the file or the id, and what is wrong.
+        DataError: one sentence with the file or the id, and what is wrong.
     """
     folder = readable(folder, "voc")
     name, part = sliced(split)
@@ -67,7 +67,7 @@ def open_voc(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAUL
     paths = sorted({path for split_folder in (place, *others) for path in _label_folder(split_folder).glob("*.xml")})
     files = dict(zip(paths, for_all(lambda k: _parsed(paths[k], checks), len(paths)), strict=True))
     if missing := [stem for stem in listed or () if labels / f"{stem}.xml" not in files]:
-        raise UserError(f"{labels} has no {missing[0]}.xml, which the list of the split {name!r} names.")
+        raise DataError(f"{labels} has no {missing[0]}.xml, which the list of the split {name!r} names.")
     chosen = {path.stem: file for path, file in files.items() if path.parent == labels}
     if listed is not None:
         chosen = {stem: chosen[stem] for stem in sorted(set(listed))}
@@ -171,24 +171,24 @@ def _parsed(file: Path, checks: Checks) -> _File:
     """What an annotation file says."""
     text = read_text(file, checks)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{file} defines a document type; annotations have none.")
+        raise DataError(f"{file} defines a document type; annotations have none.")
     try:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"{file} is not valid XML: {error}.") from error
+        raise DataError(f"{file} is not valid XML: {error}.") from error
     if root.tag != "annotation":
-        raise UserError(f"{file} holds <{root.tag}>; it must be an <annotation>.")
+        raise DataError(f"{file} holds <{root.tag}>; it must be an <annotation>.")
     height, width = (_side(file, root, name) for name in ("height", "width"))
     objects = []
     for number, entry in enumerate(root.findall("object"), start=1):
         label, corners = _text(entry, "name"), [_text(entry, f"bndbox/{name}") for name in _CORNERS]
         if not label:
-            raise UserError(f"{file}: object {number} has no name, which is its class.")
+            raise DataError(f"{file}: object {number} has no name, which is its class.")
         try:
             box = tuple(float(corner) for corner in corners)
         except ValueError:
             shown = ", ".join(f"{name} {corner!r}" for name, corner in zip(_CORNERS, corners, strict=True))
-            raise UserError(f"{file}: object {number} has {shown}; its bndbox must have four numbers.") from None
+            raise DataError(f"{file}: object {number} has {shown}; its bndbox must have four numbers.") from None
         objects.append((label, box, _text(entry, "difficult")))
     return _File(_text(root, "filename"), height, width, objects)
 
@@ -198,7 +198,7 @@ def _side(file: Path, root: ElementTree.Element, name: str) -> int | None:
     try:
         return int(said) if said else None
     except ValueError:
-        raise UserError(f"{file} has {name} {said!r}; it must be a whole number of pixels.") from None
+        raise DataError(f"{file} has {name} {said!r}; it must be a whole number of pixels.") from None
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

@@ -16,7 +16,7 @@ from kdjax.data.flaws import DEFAULT, Checks, DataReport
 from kdjax.data.folders import no_split, other_splits, pictures, read_text, readable, split_words
 from kdjax.data.indexed import IndexedSource
 from kdjax.data.outlines import PolygonStore
-from kdjax.errors import UserError
+from kdjax.errors import DataError, UserError
 from kdjax.paths import Path, as_path, exists, in_bucket, is_file, is_folder
 
 _NAMES = ("classes.txt", "obj.names", "labels.txt", "labels/classes.txt", "train/classes.txt")
@@ -45,7 +45,7 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
 
     Raises:
         NoSplitError: the folder has no such split.
-        UserError: one sentence with the file, the line or the id, and what is wrong.
+        DataError: one sentence with the file, the line or the id, and what is wrong.
     """
     path = as_path(folder)
     file: Path | None = path
@@ -71,7 +71,7 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
         images.append({"id": len(images) + 1, "file_name": image})
         lines.read(labels, len(images))
     if all(image.get("unlabelled") for image in images):
-        raise UserError(
+        raise DataError(
             f"{folder} has no label file for any of the {len(names)} images of the split {name!r}: that of {names[0]} "
             f"would be {_label_names(names[0])[0]}."
         )
@@ -92,11 +92,11 @@ def _yaml_file(folder: Path, checks: Checks) -> tuple[Path | None, dict[str, Any
     """The yaml file of a folder that lists classes, and what it says; None and {} where there is none."""
     files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     said: dict[Path, Any] = {}
-    broken: list[UserError] = []
+    broken: list[DataError] = []
     for file in files:
         try:
             said[file] = _yaml(file, checks)
-        except UserError as error:
+        except DataError as error:
             broken.append(error)
     found = [file for file, content in said.items() if isinstance(content, dict) and "names" in content]
     if not found and broken and not any((folder / name).is_file() for name in _NAMES):
@@ -112,13 +112,13 @@ def _yaml(file: Path, checks: Checks) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{file} is not valid yaml: {' '.join(str(error).split())}.") from error
+        raise DataError(f"{file} is not valid yaml: {' '.join(str(error).split())}.") from error
 
 
 def _parsed(file: Path, checks: Checks) -> dict[str, Any]:
     said = _yaml(file, checks)
     if not isinstance(said, dict):
-        raise UserError(f"{file} holds a {type(said).__name__}; it must have names, and where the images are.")
+        raise DataError(f"{file} holds a {type(said).__name__}; it must have names, and where the images are.")
     return said
 
 
@@ -129,18 +129,18 @@ def _classes(folder: Path, file: Path | None, said: dict[str, Any], checks: Chec
         if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
             names = [names[number] for number in range(len(names))]
         if isinstance(names, list) and any(isinstance(name, bool) for name in names):
-            raise UserError(f"{file} has names that yaml takes for true or false: write them in quotes, such as 'yes'.")
+            raise DataError(f"{file} has names that yaml takes for true or false: write them in quotes, such as 'yes'.")
         if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
-            raise UserError(
+            raise DataError(
                 f"{file} has names {str(said.get('names', 'missing'))[:60]}; they must be a list of classes, or their "
                 "numbers from 0 to their names."
             )
         if said.get("nc", len(names)) != len(names):
-            raise UserError(f"{file} has nc {said['nc']} and {len(names)} names; both are the number of classes.")
+            raise DataError(f"{file} has nc {said['nc']} and {len(names)} names; both are the number of classes.")
         return [str(name) for name in names], file
     found = [folder / name for name in _NAMES if (folder / name).is_file()] or sorted(folder.glob("*.names"))
     if not found:
-        raise UserError(
+        raise DataError(
             f"{folder} says nowhere what its classes are: it must have a yaml file with names, as data.yaml, or "
             "classes.txt with a class in each line."
         )
@@ -148,7 +148,7 @@ def _classes(folder: Path, file: Path | None, said: dict[str, Any], checks: Chec
     while lines and not lines[-1]:
         lines.pop()
     if not lines or not all(lines):
-        raise UserError(f"{found[0]} has an empty line or no class; it must have a class in each line.")
+        raise DataError(f"{found[0]} has an empty line or no class; it must have a class in each line.")
     return lines, found[0]
 
 
@@ -159,13 +159,13 @@ def _images(folder: Path, file: Path | None, said: dict[str, Any], split: str, c
     if key:
         entries = said[key] if isinstance(said[key], list) else [said[key]]
         if not all(isinstance(entry, str) for entry in entries):
-            raise UserError(
+            raise DataError(
                 f"{file} has {key} {str(said[key])[:60]}; it must be a folder, a list of images, or several."
             )
         places = [_place(folder, file.parent if file else folder, entry) for entry in entries]
         if missing := [entry for entry, place in zip(entries, places, strict=True) if place is None]:
             if key == "train" or split == "test":
-                raise UserError(f"{file} has {key} {missing[0]!r}, which is not there; it is looked for from {folder}.")
+                raise DataError(f"{file} has {key} {missing[0]!r}, which is not there; it is looked for from {folder}.")
             raise no_split(folder, split, f"no {missing[0]!r}, which {file} names for {key}", "correct it")
     else:
         places = [_usual(folder, words)]
@@ -175,7 +175,7 @@ def _images(folder: Path, file: Path | None, said: dict[str, Any], split: str, c
             raise no_split(folder, split, f"no images for the split {split!r}", "name them in data.yaml")
     found = [image for place in places if place for image in _listed(folder, place, checks)]
     if not found:
-        raise UserError(f"{', '.join(map(str, places))} has no image.")
+        raise DataError(f"{', '.join(map(str, places))} has no image.")
     return sorted(set(found))
 
 
@@ -274,7 +274,7 @@ class _Lines:
             ),
         ):
             if 2 * len(places) > len(self.annotations):
-                raise UserError(
+                raise DataError(
                     f"{origin} has {len(places)} of {len(self.annotations)} objects {what}, such as {places[0]}: these "
                     f"look like {advice}."
                 )
@@ -283,7 +283,7 @@ class _Lines:
         try:
             label, *numbers = map(float, words)
         except ValueError:
-            raise UserError(f"{place} is {' '.join(words)[:60]!r}; {_FORM}.") from None
+            raise DataError(f"{place} is {' '.join(words)[:60]!r}; {_FORM}.") from None
         if self._poses:
             numbers = numbers[:4]
         outline = len(numbers) >= 6 and len(numbers) % 2 == 0
@@ -291,11 +291,11 @@ class _Lines:
             confidence = "; a sixth is a confidence, which predictions have and annotations have not" * (
                 len(words) == 6
             )
-            raise UserError(f"{place} has {len(words)} numbers; {_FORM}{confidence}.")
+            raise DataError(f"{place} has {len(words)} numbers; {_FORM}{confidence}.")
         if not label.is_integer() or not all(map(math.isfinite, numbers)):
-            raise UserError(f"{place} is {' '.join(words)[:60]!r}; {_FORM}.")
+            raise DataError(f"{place} is {' '.join(words)[:60]!r}; {_FORM}.")
         if not (0 <= label < self._classes or self._checks.lenient):
-            raise UserError(
+            raise DataError(
                 f"{place} has class {label:g}, and {self._where} has the classes 0 to {self._classes - 1}; "
                 "config.data.lenient=True leaves such objects out."
             )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from kdjax import __version__
-from kdjax.errors import UserError
+from kdjax.errors import StorageError, UserError
 from kdjax.paths import Path
 from kdjax.processes import MAIN, everywhere, gather, is_main, on_main
 from kdjax.run.record import differences
@@ -49,7 +49,8 @@ def check_workdir(workdir: Path) -> None:
     """Makes the workdir, or says why it cannot be used: it can be written, and every process finds it.
 
     Raises:
-        UserError: on all processes.
+        StorageError: it cannot be written; on all processes.
+        UserError: it is another folder on some host; on all processes.
     """
     probe = workdir / ".writable"
 
@@ -59,7 +60,7 @@ def check_workdir(workdir: Path) -> None:
             text = uuid.uuid4().hex
             probe.write_text(text)
         except OSError as error:
-            raise UserError(
+            raise StorageError(
                 f"--workdir={workdir} cannot be used ({error.strerror or error}); name a folder that can be written, "
                 "or a new one."
             ) from error
@@ -77,7 +78,7 @@ def check_workdir(workdir: Path) -> None:
                 own.write_text("")
                 own.unlink()
         except OSError as error:
-            raise UserError(f"--workdir={workdir} cannot be written on {platform.node()} ({error}).") from error
+            raise StorageError(f"--workdir={workdir} cannot be written on {platform.node()} ({error}).") from error
 
     written = on_main(write)
     everywhere(find)

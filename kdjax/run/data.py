@@ -13,7 +13,7 @@ from kdjax.data.flaws import Checks
 from kdjax.data.indexed import IndexedSource, check_shared
 from kdjax.data.sources import open_source
 from kdjax.data.statistics import MOST_OBJECTS
-from kdjax.errors import UserError
+from kdjax.errors import DataError
 from kdjax.options import defaults
 from kdjax.plan import Plan, StagePlan
 from kdjax.types import Batch, Source, Task
@@ -66,7 +66,8 @@ def open_splits(plan: Plan) -> Splits:
     """Opens both splits, and prints what was found.
 
     Raises:
-        UserError: a split cannot be used, or they differ in their classes; or strict data share images.
+        UserError: a split cannot be used.
+        DataError: it is damaged, or they differ in their classes; or strict data share images.
     """
     data, task = plan.data, plan.task
     # A split that is not there is known at once, the other one perhaps after a minute.
@@ -78,7 +79,7 @@ def open_splits(plan: Plan) -> Splits:
         f"the split {data.eval_split!r}",
         splits.evaluation.class_names,
     ):
-        raise UserError(f"{data.name}: {difference}; both must have the same classes in the same order.")
+        raise DataError(f"{data.name}: {difference}; both must have the same classes in the same order.")
     if isinstance(splits.train, IndexedSource) and isinstance(splits.evaluation, IndexedSource):
         check_shared(splits.train, splits.evaluation)
     for source in splits:
