@@ -75,6 +75,10 @@ class NumericError(ArithmeticError):
     everywhere = True
 
 
+_MOST_QUOTED = 300
+"""Characters of a library's words; some repeat what they read."""
+
+
 @contextlib.contextmanager
 def parsing(kind: type[UserError] = DataError) -> Iterator[None]:
     """Turns whatever a library raises over what it was given into an error of ``kind`` with the library's words.
@@ -84,4 +88,4 @@ def parsing(kind: type[UserError] = DataError) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise kind(" ".join(str(error).split()).rstrip(".") or type(error).__name__) from error
+        raise kind(" ".join(str(error).split())[:_MOST_QUOTED].rstrip(".") or type(error).__name__) from error

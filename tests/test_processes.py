@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax.errors import UserError
+from kdjax.errors import Exit, UserError
 from kdjax.processes import connect, everywhere, gather, on_main
 
 ROOT = Path(__file__).parents[1]
@@ -217,10 +217,10 @@ def test_the_same_weights_are_judged_exactly_alike(together, tmp_path):
     assert numbers[0]["AR100"] > 0
 
 
-def refusals(workdir: Path, of_each) -> list[str]:
+def refusals(workdir: Path, of_each, expected: Exit = Exit.CONFIG) -> list[str]:
     """What two processes with different flags say as both are refused."""
     said = ended(started(training(workdir), processes=2, of_each=of_each))
-    assert [code for code, *_ in said] == [78, 78]
+    assert [code for code, *_ in said] == [expected] * 2
     return [stderr for *_, stderr in said]
 
 
@@ -239,10 +239,12 @@ def test_a_workdir_that_only_one_process_sees_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_for_one_process_ends_all_with_its_sentence(tmp_path):
-    names = ("shapes/tiny", "coco_json:/nowhere")
-    main, other = refusals(tmp_path, lambda process: [f"--config.data.name={names[process]}"])
+def test_what_is_wrong_for_one_process_ends_all_with_its_sentence_and_its_code(tmp_path):
+    (tmp_path / "val.json").write_text("{")
+    names = ("shapes/tiny", f"coco_json:{tmp_path}")
+    flags = [[f"--config.data.name={name}"] for name in names]
+    main, other = refusals(tmp_path / "run", flags.__getitem__, Exit.DATA)
     assert "kdjax (process 0 of 2): Process 1 cannot go on: " in main
     assert "kdjax (process 1 of 2): " in other
-    assert "nowhere" in main
-    assert "nowhere" in other
+    assert "val.json is not valid json" in main
+    assert "val.json is not valid json" in other

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, safe_open
 
 from kdjax.errors import DataError, UserError, parsing
 from kdjax.paths import Path, as_path, on_this_machine, size_of
@@ -134,19 +134,29 @@ def _read_safetensors(path: Path, most_bytes: int, key: str) -> WeightFile:
     if size_of(path) > most_bytes:
         raise DataError(f"it has more than {most_bytes} bytes")
     with path.open("rb") as file:
-        if int.from_bytes(file.read(8), "little") > MOST_INDEX_BYTES:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MOST_INDEX_BYTES:
             raise DataError(f"its header has more than {MOST_INDEX_BYTES} bytes")
-    state = {}
-    data = path.read_bytes()
     try:
-        tensors = deserialize(data)
+        with on_this_machine(path) as file, safe_open(file, framework="numpy"):
+            data = path.read_bytes()
     except SafetensorError as error:
         raise DataError(f"it is no whole file of safetensors ({error})") from error
-    for name, tensor in tensors:
+    # The library would copy each tensor; it has held the header against the file.
+    with parsing():
+        header = json.loads(data[8 : 8 + length])
+    state = {}
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
         if tensor["dtype"] not in _SAFETENSORS_TYPES:
             raise DataError(f"the tensor {name!r} is of {tensor['dtype']}, not of {', '.join(_SAFETENSORS_TYPES)}")
-        dtype = np.dtype(_SAFETENSORS_TYPES[tensor["dtype"]])
-        state[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+        dtype, count = np.dtype(_SAFETENSORS_TYPES[tensor["dtype"]]), math.prod(tensor["shape"])
+        with parsing():
+            place = 8 + length + tensor["data_offsets"][0]
+            # Of nothing NumPy makes no array where the file ends.
+            flat = np.frombuffer(data, dtype, count, place) if count else np.zeros(0, dtype)
+            state[name] = flat.reshape(tensor["shape"])
     return WeightFile(state)
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import tarfile
 import zipfile
@@ -478,6 +479,36 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path, index):
         except UserError:
             refused += 1
     assert refused > 20
+
+
+ODD = (b"-1", b"True", b"None", b"1e9", b"9" * 30, b"4294967296", b"()", b"{}", b"'x'", b"|O", b"|V8", b"<c16", b"F64")
+
+
+def with_odd_word(rng, header):
+    """A header in which something odd stands for a number, a type or a key."""
+    found = list(re.finditer(rb"\d+|<f4|F32|True|False|fortran_order|shape|dtype|data_offsets|descr", header))
+    place = rng.choice(found)
+    return header[: place.start()] + rng.choice(ODD) + header[place.end() :]
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_a_header_that_says_something_odd_is_read_or_refused_and_nothing_else(tmp_path, kind):
+    """As above, but behind sound checksums and lengths."""
+    array, rng, refused = np.ones((2, 3), np.float32), random.Random(0), []
+    for _ in range(100):
+        if kind == "npz":
+            header = with_odd_word(rng, b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }").decode()
+            with zipfile.ZipFile(tmp_path / "x", "w") as archive:
+                archive.writestr("x.npy", npy(header, array.tobytes()))
+        else:
+            header = with_odd_word(rng, b'{"x":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}')
+            (tmp_path / "x").write_bytes(struct.pack("<Q", len(header)) + header + array.tobytes())
+        try:
+            read_weights(tmp_path / "x")
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert max(map(len, refused)) < 700
 
 
 ANY_NAME = ("epoch=3.ckpt", "model_best.pth.tar", "model_final.pkl", "weights", "checkpoint.npz", "x.safetensors")
