@@ -40,7 +40,7 @@ def check_manifest(file: Path, splits: Mapping[str, Source], *, begun: bool, who
 
     Raises:
         DataError: some have other bytes than before, or the manifest is damaged.
-        StorageError: some cannot be read any more.
+        StorageError: some cannot be read any more, or the manifest not be written.
     """
     known = _read(file) if begun and file.is_file() else {}
     found = {}
@@ -53,7 +53,10 @@ def check_manifest(file: Path, splits: Mapping[str, Source], *, begun: bool, who
     if any(key not in known or not np.array_equal(rows, known[key]) for key, rows in found.items()):
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **cast(Any, found))
-        replace_bytes(file, buffer.getvalue())
+        try:
+            replace_bytes(file, buffer.getvalue())
+        except OSError as error:
+            raise StorageError(f"{file} cannot be written ({error.strerror or error}).") from error
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
@@ -82,11 +85,11 @@ def _settled(source: IndexedSource, before: np.ndarray | None, whole: bool, file
     if changed.any():
         raise DataError(
             f"{source.origin} has {_some(source, changed)} with other bytes than when this run began: put them back as "
-            f"they were, or choose another --workdir; without the folders of its stages beside {file} it starts anew."
+            f"they were, choose another --workdir, or delete the stages in {file.parent} to start anew."
         )
     if (unknown := moved & ~known).any():
         print(
-            f"{source.origin} has {_some(source, unknown)} with another time than when this run began. Sizes, and the "
+            f"{source.origin} has {_some(source, unknown)} with another time than at the last start. Sizes, and the "
             "bytes that every start reads, are the same; config.data.digest=True, from the first start on, compares "
             "all bytes.",
             flush=True,

@@ -86,7 +86,7 @@ def test_where_they_are_not_known_another_time_is_said_once(folder, capsys):
         spoil(path, UNSEEN)
     check(folder)
     said = capsys.readouterr().out
-    assert "annotations_train.json has 3 image files (5.png, 7.png, 9.png) with another time than when" in said
+    assert "annotations_train.json has 3 image files (5.png, 7.png, 9.png) with another time than at" in said
     assert "config.data.digest=True, from the first start on, compares all bytes" in said
     check(folder)
     assert capsys.readouterr().out == ""
@@ -127,6 +127,12 @@ def test_a_file_that_is_gone_meanwhile_is_said(folder):
     (folder / "train" / "7.png").unlink()
     with pytest.raises(StorageError, match=r"7\.png \(image 7\) cannot be read any more"):
         check_manifest(folder / MANIFEST_FILE, {"train": source}, begun=True, whole=False)
+
+
+def test_a_manifest_that_cannot_be_written_is_a_matter_of_the_storage(folder):
+    (folder / MANIFEST_FILE).mkdir()
+    with pytest.raises(StorageError, match=r"data_manifest\.npz cannot be written \(Is a directory\)"):
+        check(folder)
 
 
 def test_records_of_larger_files_have_none(data_dir, tmp_path):
