@@ -29,6 +29,7 @@ from kdjax.devices import globalize
 from kdjax.errors import DataError, StorageError, UserError, parsing
 from kdjax.files import refusal, sync
 from kdjax.models import build_model
+from kdjax.options import Rule
 from kdjax.paths import Path, absolute, as_path, files_in, in_bucket, move, remove
 from kdjax.processes import gather, is_main, on_main
 from kdjax.state import TrainState
@@ -41,6 +42,19 @@ STAGE_FILE = "description.json"
 ARRAYS_FOLDER = "variables"
 _DESCRIPTIONS = {MODEL_FILE: {"model", "class_names", "image_size", "sha256"}, METHOD_FILE: {"method", "sha256"}}
 """What describes a folder of arrays, and the keys that it cannot do without."""
+_DESCRIBED = {
+    "model": Rule("a section with keys", lambda value: isinstance(value, dict)),
+    "class_names": Rule(
+        "a list of texts", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)
+    ),
+    "image_size": Rule(
+        "two whole numbers below 65536",
+        lambda value: (
+            isinstance(value, list) and len(value) == 2 and all(type(x) is int and 0 < x < 2**16 for x in value)
+        ),
+    ),
+}
+"""What some of them may be, wherever they stand."""
 STUDENT, REST, RECORD = "student", "rest", "record"
 """The items of a checkpoint: two of arrays, and what they were as they were saved."""
 RECORD_FILE = "record.json"
@@ -563,6 +577,10 @@ def _described(path: Path, keys: Set[str]) -> dict[str, Any]:
         raise DataError(
             f"{path} is damaged: it lacks {', '.join(sorted(missing))}; take an undamaged copy of that folder."
         )
+    for key, rule in _DESCRIBED.items():
+        if key in description and not rule.holds(description[key]):
+            shown = repr(description[key])[:100]
+            raise DataError(f"{path} is damaged: {key} is {shown}, and must be {rule.words}.")
     return description
 
 
@@ -673,12 +691,15 @@ def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[
     description = describe(folder)
     if "model" not in description:
         raise DataError(f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir.")
-    module = build_model(
-        description["model"],
-        num_classes=len(description["class_names"]),
-        dtype=jnp.dtype(dtype),
-    )
-    images = jnp.zeros((1, *description["image_size"], 3))
+    try:
+        module = build_model(
+            description["model"],
+            num_classes=len(description["class_names"]),
+            dtype=jnp.dtype(dtype),
+        )
+    except UserError as error:
+        raise DataError(f"The model that {folder} describes cannot be built: {error}") from error
+    images = jax.ShapeDtypeStruct((1, *description["image_size"], 3), jnp.float32)
     like = jax.eval_shape(module.init, jax.random.key(0), images)
     return module, _read(folder, description, like)
 

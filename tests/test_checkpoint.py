@@ -23,7 +23,7 @@ from kdjax.checkpoint import (
     sizing_of,
 )
 from kdjax.data.sizing import Sizing
-from kdjax.errors import UserError
+from kdjax.errors import DataError, UserError
 from kdjax.models import build_model
 from kdjax.optim import make_optimizer
 from kdjax.state import init_state
@@ -206,6 +206,31 @@ def test_a_damaged_description_is_refused(trained, tmp_path, text):
     (tmp_path / "model" / "model.json").write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=r"model/model.json (is damaged: it lacks|cannot be read)"):
         kdjax.load_student(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("model", [], "is damaged: model is [], and must be a section"),
+        ("class_names", 3, "is damaged: class_names is 3, and must be a list of texts"),
+        ("image_size", [2**40, 2**40], "and must be two whole numbers below 65536"),
+        ("image_size", "big", "and must be two whole numbers below 65536"),
+        (
+            "pixel_std",
+            [0, 0, 0],
+            "cannot be built: RetinaNet's pixel_std is (0, 0, 0); it must be three numbers above 0",
+        ),
+        ("name", "no_such", "cannot be built: There is no detector 'no_such'"),
+    ],
+)
+def test_a_description_of_what_cannot_be_is_refused_with_its_folder(trained, tmp_path, key, value, words):
+    file = shutil.copytree(trained[0], tmp_path / "model") / "model.json"
+    description = json.loads(file.read_text())
+    (description if key in description else description["model"])[key] = value
+    file.write_text(json.dumps(description))
+    with pytest.raises(DataError, match=re.escape(words)) as raised:
+        kdjax.load_student(file.parent)
+    assert str(file.parent) in str(raised.value)
 
 
 def two_steps(folder, size=3000):
