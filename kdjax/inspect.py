@@ -27,7 +27,7 @@ _IMAGES = flags.DEFINE_integer("images", 16, "Images in the picture.", lower_bou
 
 def main(_: Sequence[str]) -> int:
     """Prints and draws; returns the exit code."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
 
     def work() -> int:
         plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))

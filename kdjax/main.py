@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     # Orbax, Grain and TFDS take a second to import: --help and a typo are answered before.
     from kdjax.run import pipeline
 
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     if _REQUIRE_GAIN.value and not CONFIG.value.get("seeds"):
         return refuse(UsageError("--require_gain asks what several seeds say: give --config.seeds='(0, 1, 2)'."))
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -67,7 +67,7 @@ def ended(work: Callable[[], int], interrupted: str) -> int:
     except (UserError, NumericError) as error:
         return refuse(error)
     except Stopped as stopped:
-        print(f"{speaker()}: {stopped}", file=sys.stderr)
+        print(f"{speaker()}: {stopped}.", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         print(f"kdjax: interrupted; {interrupted}.", file=sys.stderr)
@@ -92,11 +92,18 @@ def begin(workdir: str = "") -> None:
         UnreachedError: they do not find each other.
         StorageError: the workdir's bucket cannot be reached.
     """
+    sys.unraisablehook = _unraisable
     connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     cache_compilations(workdir)
     if not is_main():
         # The main process alone tells; what is wrong here goes to standard error.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    """Leaves out what TensorStore gives up after its loop is closed: what went wrong there is told elsewhere."""
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
 
 
 def parse(argv: Sequence[str]) -> list[str]:

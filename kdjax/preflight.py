@@ -28,7 +28,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON file for all numbers, if wante
 
 def main(_: Sequence[str]) -> int:
     """Prints the report; returns the exit code."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
 
     def work() -> int:
         report = preflight(

@@ -26,7 +26,7 @@ class Stopped(Exception):  # noqa: N818 Nothing went wrong.
     """A run was asked to end, and has: everything is saved."""
 
     def __init__(self, number: int, words: str):
-        """What ended it, and a sentence on where it stands."""
+        """Which signal ended it, and where it stands."""
         super().__init__(words)
         self.exit_code = EXITS[number]
 
@@ -58,12 +58,8 @@ class Stop:
         self._agreeing = False
         self._holding = False
 
-    def stopped(self, words: str) -> Stopped:
-        """What to raise once :meth:`due` says so.
-
-        Args:
-            words: a sentence on where the run stands.
-        """
+    def stopped(self, words: str = "stopped") -> Stopped:
+        """What to raise once :meth:`due` says so, with words on where the run stands."""
         return Stopped(self._number, words)
 
     @contextlib.contextmanager
@@ -93,7 +89,9 @@ class Stop:
         self._asked = True
         print(f"{speaker()}: {name}: saves and ends; a second one ends it at once.", file=sys.stderr, flush=True)
         if self._board is None:
-            self._number, self._last = number, 0
+            with self._changed:
+                self._number, self._last = number, 0
+                self._changed.notify_all()
         else:
             self._board.put(_NOTICE, str(number))
 
