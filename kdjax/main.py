@@ -100,7 +100,7 @@ def begin(workdir: str = "") -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _unraisable(found: sys.UnraisableHookArgs) -> None:
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
     """Leaves out what TensorStore gives up after its loop is closed: what went wrong there is told elsewhere."""
     if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(found)
