@@ -26,6 +26,8 @@ MAIN = 0
 """Number of the process that prints and writes."""
 _PATIENCE = 300.0
 """Seconds that a process waits for process 0, as JAX does."""
+_SILENCE = 30
+"""Seconds without a sign of life after which JAX takes a process for dead, and ends the others."""
 _TASKS = {"SLURM_STEP_NODELIST": "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_SIZE"}
 """Variables that tell of a launcher, and those with the number of processes that it started."""
 
@@ -126,11 +128,11 @@ def _launcher() -> int:
     return max((int(os.environ.get(count, 1)) for sign, count in _TASKS.items() if sign in os.environ), default=0)
 
 
-def _initialize(*arguments: Any) -> None:
+def _initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     try:
-        jax.distributed.initialize(*arguments)
+        jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=_SILENCE)
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-        where = f" at {arguments[0]}" if arguments else ""
+        where = f" at {coordinator}" if coordinator else ""
         raise UserError(
             f"The processes of this run do not find each other{where} ({' '.join(str(error).split())[:200]}): start "
             "one for each number, all within five minutes, where all reach the coordinator."

@@ -18,6 +18,7 @@ import kdjax
 from kdjax.config import base_config
 from kdjax.config import tiny as tiny_config
 from kdjax.errors import NumericError, UserError
+from kdjax.lock import take
 from kdjax.models import build_model
 from kdjax.plan import resolve
 from kdjax.run import pipeline
@@ -231,6 +232,12 @@ def test_a_stage_of_no_steps_takes_over_a_file_and_teaches(data_dir, tmp_path, c
     np.savez(tmp_path / "backbone.npz", **{name: 2 * x for name, x in torch.items()})
     with pytest.raises(UserError, match=r"stages/teacher holds a run of another config \(from.weights"):
         pipeline.run(config, tmp_path / "run")
+
+
+def test_a_workdir_that_another_run_is_in_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "opened", pytest.fail)
+    with take(tmp_path), pytest.raises(UserError, match=rf"{tmp_path} is in use: by process {os.getpid()} on "):
+        pipeline.run(tiny_config(base_config()), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file"])

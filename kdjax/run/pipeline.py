@@ -1,5 +1,6 @@
 """The stages of a config in order, each skipped when it is done, and what they were worth together."""
 
+import contextlib
 import itertools
 import os
 import shlex
@@ -14,10 +15,11 @@ from kdjax.config.schema import Data, Run
 from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.files import write_json
+from kdjax.lock import take
 from kdjax.options import defaults
 from kdjax.paths import Path, as_path
 from kdjax.plan import BASELINE, Plan, StagePlan, check_files, resolve, with_seed
-from kdjax.processes import are_several, everywhere, on_main
+from kdjax.processes import are_several, everywhere, is_main, on_main
 from kdjax.report import Row, duration, summary_table
 from kdjax.run.agreement import check_agreement, check_workdir
 from kdjax.run.data import Splits, is_own, open_split
@@ -46,12 +48,18 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         what ``summary.json`` holds.
 
     Raises:
-        UserError: the config, the workdir or something that the config names cannot be used.
+        UserError: the config, the workdir or something that the config names cannot be used; or another run is in it.
         NumericError: a loss is not finite.
     """
     started = time.monotonic()
     place = everywhere(lambda: as_path(workdir))
     plan = everywhere(lambda: _resolved(config))
+    with everywhere(lambda: take(place) if is_main() else contextlib.ExitStack()):
+        return _run_all(config, plan, place, started)
+
+
+def _run_all(config: ConfigDict, plan: Plan, place: Path, started: float) -> dict[str, Any]:
+    """The run, in a workdir that is this one's alone since ``started``."""
     check_workdir(place)
     if are_several() and (plan.data.download or not is_own(plan.data)):
         on_main(lambda: _make_data(plan))
