@@ -114,6 +114,15 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Gives a damaged file or folder the name ``<name>.corrupt``, in the place of an earlier one; returns that."""
+    aside = path.with_name(path.name + ".corrupt")
+    if is_file(aside):
+        aside.unlink()
+    remove(aside)
+    return path.rename(aside)
+
+
 def size_of(file: Path) -> int:
     """Bytes in a file.
 

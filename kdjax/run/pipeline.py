@@ -280,7 +280,8 @@ def _draw(plan: Plan, workdir: Path, splits: Splits, finished: Mapping[str, Fini
         return
 
     columns = {
-        name: Column(kept_predictions(stage.folder)[: plan.run.pictures], stage.metrics)
+        name: Column(kept[: plan.run.pictures], stage.metrics)
         for name, stage in finished.items()
+        if (kept := kept_predictions(stage.folder))
     }
     plan.task.draw(workdir / "predictions.png", splits.evaluation, columns)

@@ -20,7 +20,6 @@ from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
 from kdjax.errors import NumericError
 from kdjax.evaluation import Evaluation, evaluate, make_predict
-from kdjax.files import write_json
 from kdjax.methods import method_class
 from kdjax.paths import Path
 from kdjax.plan import Plan, StagePlan
@@ -29,7 +28,8 @@ from kdjax.report import MetricWriter, Throughput, duration, parameter_table, pr
 from kdjax.run.build import Built, Facts, build, first_state, stage_key
 from kdjax.run.data import Splits, open_batches
 from kdjax.run.floor import metrics_of_teacher
-from kdjax.run.record import MOST_PICTURES, RESULT_FILE, Finished, claim, export, finished_result
+from kdjax.run.record import MOST_PICTURES, Finished, claim, export
+from kdjax.run.result import finished_result, write_result
 from kdjax.run.start import Origins, load_origins
 from kdjax.state import TrainState, Variables
 from kdjax.types import Judge, Metrics
@@ -67,7 +67,7 @@ def train_stage(
         UserError: something that the config names does not fit, or the teacher is worse than ``teacher_floor``.
         NumericError: the loss is not finite.
     """
-    if done_before := on_main(lambda: finished_result(folder)):
+    if done_before := on_main(lambda: finished_result(stage, folder, plan.task.primary)):
         found = spoken(done_before["metrics"], plan.task.spoken[:1])
         print(f"[{stage.name}] finished earlier: {found}. Nothing to do.", flush=True)
         return done_before
@@ -97,7 +97,7 @@ def train_stage(
     def finish() -> None:
         export(stage, built.methods, folder, state, kept)
         # Last: it marks the stage as finished.
-        write_json(folder / RESULT_FILE, result)
+        write_result(folder, result)
 
     on_main(finish)
     print(f"[{stage.name}] {number} took {duration(time.monotonic() - started)}.", flush=True)
