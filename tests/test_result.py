@@ -44,13 +44,17 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def damaged(data: bytes, how: str) -> bytes:
-    if how == "flipped":  # A digit, which leaves JSON as sound as it was.
+def put(file, data: bytes, how: str) -> None:
+    """Puts damaged data in the place of a file."""
+    file.unlink()
+    if how == "folder":
+        file.mkdir()
+    elif how == "flipped":  # A digit, which leaves JSON as sound as it was.
         at = next(k for k, byte in enumerate(data) if chr(byte).isdigit())
-        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-    return {"empty": b"", "cut": data[: len(data) // 2], "bytes": b"\xff\xfe", "list": b"[1]", "deep": b"[" * 10**5}[
-        how
-    ]
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    elif how != "gone":
+        others = {"empty": b"", "cut": data[: len(data) // 2], "bytes": b"\xff", "list": b"[1]", "deep": b"[" * 10**5}
+        file.write_bytes(others[how])
 
 
 def test_what_was_written_is_found_with_its_nans(folder):
@@ -61,16 +65,14 @@ def test_what_was_written_is_found_with_its_nans(folder):
     assert found(folder) is None
 
 
-HOWS = ("flipped", "empty", "cut", "bytes", "list", "deep", "gone")
+HOWS = ("flipped", "empty", "cut", "bytes", "list", "deep", "folder", "gone")
 CASES = [(name, how) for name in FILES for how in HOWS if (name, how) != ("result.json", "gone")]
 
 
 @pytest.mark.parametrize(("name", "how"), CASES)
 def test_what_is_damaged_is_said_and_set_aside_and_the_stage_is_finished_again(name, how, folder, capsys):
     data = (folder / name).read_bytes()
-    (folder / name).unlink()
-    if how != "gone":
-        (folder / name).write_bytes(damaged(data, how))
+    put(folder / name, data, how)
     assert found(folder) is None
     said = capsys.readouterr().out
     assert said.startswith("[student] is finished, but damaged: ")
@@ -134,9 +136,7 @@ def test_a_stage_of_which_is_not_known_whose_it_is_is_refused(state, how, folder
     known = {"seed": 0, "data": {"train": "1"}, "stage": {"methods": {}, "optimizer": {}}, "from": {}}
     write_json(folder / "config.json", {"kdjax": "0.2.0", **known})
     data = (folder / "config.json").read_bytes()
-    (folder / "config.json").unlink()
-    if how != "gone":
-        (folder / "config.json").write_bytes(damaged(data.replace(b"0.2.0", b"1.2.0"), how))
+    put(folder / "config.json", data.replace(b"0.2.0", b"1.2.0"), how)
     before = files(folder)
     words = "holds a run of another config" if how == "flipped" else "put an undamaged one in its place, or delete its"
     with pytest.raises(ValueError, match=words):

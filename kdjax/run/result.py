@@ -9,7 +9,7 @@ from typing import Any
 from kdjax.checkpoint import METHOD_FILE, MODEL_FILE, load_method, load_variables
 from kdjax.errors import DataError, UserError
 from kdjax.files import plain, read_json, sha256_of, write_json
-from kdjax.paths import Path, exists, set_aside
+from kdjax.paths import Path, exists, is_file, set_aside
 from kdjax.plan import StagePlan
 from kdjax.run.record import PREDICTIONS_FILE, RESULT_FILE, is_begun
 
@@ -98,7 +98,7 @@ def _digests(folder: Path) -> dict[str, str]:
     """Hexadecimal sha256 of the files that a finished stage leaves, by their names in its folder; not of arrays."""
     methods = sorted((folder / "method").glob(f"*/{METHOD_FILE}"))
     files = [folder / "model" / MODEL_FILE, folder / "method" / METHOD_FILE, *methods, folder / PREDICTIONS_FILE]
-    return {str(file.relative_to(folder)): sha256_of(file) for file in files if exists(file)}
+    return {str(file.relative_to(folder)): sha256_of(file) for file in files if is_file(file)}
 
 
 def _damage(folder: Path, digests: Mapping[str, str]) -> dict[Path, str]:
@@ -113,7 +113,7 @@ def _damage(folder: Path, digests: Mapping[str, str]) -> dict[Path, str]:
         path = folder / name
         arrays = path.name in (MODEL_FILE, METHOD_FILE)
         try:
-            if digest and digest != (sha256_of(path) if exists(path) else ""):
+            if digest and digest != (sha256_of(path) if is_file(path) else ""):
                 raise DataError(f"{path} is damaged (its sha256 is not the one that was written).")
             if arrays:
                 (load_variables if path.name == MODEL_FILE else load_method)(path.parent)
