@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from kdjax.checkpoint import copy_model
@@ -30,6 +31,7 @@ from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
 from kdjax.sinks import check_sinks
 from kdjax.types import Column
+from kdjax.watchdog import Watchdog
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -162,11 +164,12 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
     on_main(begin)
     results: dict[str, dict[str, Any]] = {}
     finished: dict[str, Finished] = {}
-    for stage in plan.stages:
-        folder = _folder(workdir, stage)
-        result = train_stage(plan, stage, splits, identities[stage.name], folder, finished)
-        results[stage.name], finished[stage.name] = result, Finished(folder, result["metrics"])
-        check_floors(plan, stage.name, result["metrics"], splits.train.class_names)
+    with Watchdog(workdir / _hang_report(), plan.run.patience) as watchdog:
+        for stage in plan.stages:
+            folder = _folder(workdir, stage)
+            result = train_stage(plan, stage, splits, identities[stage.name], folder, finished, watchdog)
+            results[stage.name], finished[stage.name] = result, Finished(folder, result["metrics"])
+            check_floors(plan, stage.name, result["metrics"], splits.train.class_names)
     summary = _summary(plan, results)
 
     def finish() -> None:
@@ -179,6 +182,11 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
     on_main(finish)
     print(_table(plan, results))
     return summary
+
+
+def _hang_report() -> str:
+    """The name of this process's file for what it was doing as it hung."""
+    return f"hang_report_{jax.process_index()}.txt" if are_several() else "hang_report.txt"
 
 
 def _folder(workdir: Path, stage: StagePlan) -> Path:

@@ -5,6 +5,7 @@ and, once finished, ``model/`` (the trained detector alone), ``method/`` (what t
 ``predictions.json`` (of the images that are drawn) and ``result.json``.
 """
 
+import collections
 import functools
 import math
 import time
@@ -19,7 +20,7 @@ from kdjax.checkpoint import Best, Checkpoints, abstract, describe_model
 from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
 from kdjax.errors import NumericError
-from kdjax.evaluation import Evaluation, evaluate, make_predict
+from kdjax.evaluation import Evaluation, Predict, evaluate, make_predict
 from kdjax.methods import method_class
 from kdjax.paths import Path
 from kdjax.plan import Plan, StagePlan
@@ -33,6 +34,7 @@ from kdjax.run.result import finished_result, write_result
 from kdjax.run.start import Origins, load_origins
 from kdjax.state import TrainState, Variables
 from kdjax.types import Judge, Metrics
+from kdjax.watchdog import Watchdog
 
 _OVERFITTING = 0.05
 """Share of the best value of the primary metric by which the last one must be worse for overfitting to be named."""
@@ -48,6 +50,7 @@ def train_stage(
     identity: Mapping[str, Any],
     folder: Path,
     earlier: Mapping[str, Finished],
+    watchdog: Watchdog,
 ) -> dict[str, Any]:
     """Trains one stage of a plan, or continues it, or finds it finished.
 
@@ -58,6 +61,7 @@ def train_stage(
         identity: what determines the stage's result.
         folder: the stage's own.
         earlier: the stages before it, by name.
+        watchdog: told of all that is done.
 
     Returns:
         what ``result.json`` holds: "metrics" (percent), those of the "teacher" or None, "steps", "images_per_second",
@@ -74,14 +78,12 @@ def train_stage(
     started, number = time.monotonic(), f"stage {plan.stages.index(stage) + 1} of {len(plan.stages)}"
     print(f"[{stage.name}] {number}: {_extent(stage, len(splits.train))}.", flush=True)
     class_names, sizing = splits.train.class_names, plan.data.sizing
-    evaluation = functools.partial(
-        evaluate, source=splits.evaluation, task=plan.task, batch_size=plan.run.eval_batch_size, image_size=sizing
-    )
+    evaluation = _watched(watchdog, plan, splits)
     origins, built = everywhere(lambda: _prepared(plan, stage, splits, earlier))
     teacher_metrics = metrics_of_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
     description = describe_model(origins.model, class_names, sizing, splits.train.category_ids)
     on_main(lambda: claim(folder, identity, description))
-    loop = _Loop(plan, stage, built, folder, evaluation)
+    loop = _Loop(plan, stage, built, folder, evaluation, watchdog)
     teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None
     # The loop alone holds the state: on a device there is no room for two.
     state, metrics, judge = loop.run(functools.partial(_begin, plan, stage, built, origins), teacher_variables, splits)
@@ -99,9 +101,28 @@ def train_stage(
         # Last: it marks the stage as finished.
         write_result(folder, result)
 
-    on_main(finish)
+    with watchdog.doing("checkpoint"):
+        on_main(finish)
     print(f"[{stage.name}] {number} took {duration(time.monotonic() - started)}.", flush=True)
     return result
+
+
+def _watched(watchdog: Watchdog, plan: Plan, splits: Splits) -> Evaluation:
+    """Evaluates on a plan's split, and tells the watchdog of every batch."""
+    evaluation = functools.partial(
+        evaluate,
+        source=splits.evaluation,
+        task=plan.task,
+        batch_size=plan.run.eval_batch_size,
+        image_size=plan.data.sizing,
+        progress=watchdog.fed,
+    )
+
+    def watched(predict: Predict, variables: Variables) -> tuple[Metrics, Judge]:
+        with watchdog.doing("evaluation"):
+            return evaluation(predict, variables)
+
+    return watched
 
 
 def _prepared(plan: Plan, stage: StagePlan, splits: Splits, earlier: Mapping[str, Finished]) -> tuple[Origins, Built]:
@@ -157,10 +178,20 @@ def _begin(plan: Plan, stage: StagePlan, built: Built, origins: Origins) -> Trai
 class _Loop:
     """The steps of one stage, and all that happens between them."""
 
-    def __init__(self, plan: Plan, stage: StagePlan, built: Built, folder: Path, evaluation: Evaluation):
+    def __init__(
+        self,
+        plan: Plan,
+        stage: StagePlan,
+        built: Built,
+        folder: Path,
+        evaluation: Evaluation,
+        watchdog: Watchdog,
+    ):
         self.throughput = Throughput(stage.steps, stage.options.batch_size)
         self._plan, self._stage, self._built, self._folder = plan, stage, built, folder
         self._evaluate = functools.partial(evaluation, make_predict(built.student))
+        self._watchdog = watchdog
+        self._under_way: collections.deque[dict[str, jax.Array]] = collections.deque()
         self._images = 0
         self._explained = False
         self._recent: list[dict[str, jax.Array]] = []
@@ -180,7 +211,8 @@ class _Loop:
         )
         with opened as checkpoints:
             state, evaluated = self._train(begin, teacher_variables, splits, checkpoints)
-            best = checkpoints.best()
+            with self._watchdog.doing("checkpoint"):
+                best = checkpoints.best()
             if best is None or best.step == int(state.step):
                 return state, *evaluated
             self._compare(best, evaluated[0])
@@ -188,7 +220,8 @@ class _Loop:
                 return state, *evaluated
             like = abstract(state)
             del state
-            state = checkpoints.restore(like, best.step)
+            with self._watchdog.doing("checkpoint"):
+                state = checkpoints.restore(like, best.step)
             return state, *self._evaluate(state.student())
 
     def _train(
@@ -199,11 +232,14 @@ class _Loop:
         checkpoints: Checkpoints,
     ) -> tuple[TrainState, tuple[Metrics, Judge]]:
         """The last state and what it is worth."""
-        stage, state = self._stage, everywhere(begin)
+        stage = self._stage
+        with self._watchdog.doing("compilation"):
+            state = everywhere(begin)
         if checkpoints.latest() is not None:
             like = abstract(state)
             del state
-            state = checkpoints.restore(like)
+            with self._watchdog.doing("checkpoint"):
+                state = checkpoints.restore(like)
             print(f"[{stage.name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
         first = int(state.step)
         self._explained = first > 0
@@ -214,6 +250,7 @@ class _Loop:
         key = replicate(stage_key(self._plan.run.seed, stage))
         teacher_variables = teacher_variables and replicate(teacher_variables)
         with (
+            self._watchdog.doing("step"),
             everywhere(lambda: self._writer(first)) as writer,
             Prefetch(batches, parts=stage.options.accumulate) as placed,
         ):
@@ -251,7 +288,7 @@ class _Loop:
         """One step; the first one of each shape compiles, which is said and not measured."""
         if not placed.ready():
             # What the devices still have to do is no waiting for data.
-            jax.block_until_ready(state)
+            self._wait()
         with self.throughput.waiting():
             batch = next(placed)
         height, width = batch.images.shape[2:4]
@@ -260,7 +297,7 @@ class _Loop:
         else:
             self._compiled.add((height, width))
             started = time.perf_counter()
-            with self.throughput.paused(steps=1):
+            with self.throughput.paused(steps=1), self._watchdog.doing("compilation"):
                 state, values = jax.block_until_ready(self._built.step(state, teacher_variables, batch, key))
             seconds = time.perf_counter() - started
             print(
@@ -268,7 +305,15 @@ class _Loop:
                 flush=True,
             )
         self._recent.append(values)
+        self._under_way.append(values)
+        self._watchdog.fed()
         return state
+
+    def _wait(self) -> None:
+        """Waits for the steps that the devices still have to do, of each of which the watchdog is told."""
+        while self._under_way:
+            jax.block_until_ready(self._under_way.popleft())
+            self._watchdog.fed()
 
     def _between(
         self, done: int, state: TrainState, writer: MetricWriter | None, checkpoints: Checkpoints
@@ -279,8 +324,9 @@ class _Loop:
         saves = evaluates or _due(done, stage.checkpoint_every)
         if not (saves or _due(done, stage.options.log_every)):
             if done % _MOST_STEPS_IN_FLIGHT == 0:
-                jax.block_until_ready(self._recent[-1])
+                self._wait()
             return None
+        self._wait()
         means, self._recent = _means(self._recent), []
         row = self._progress(done, means)
         finite = all(map(math.isfinite, means.values()))
@@ -294,7 +340,8 @@ class _Loop:
         if not finite:
             raise _not_finite(stage.name, done, means)
         if saves:
-            checkpoints.save(state, evaluated[0][self._plan.task.primary] if evaluated else None)
+            with self._watchdog.doing("checkpoint"):
+                checkpoints.save(state, evaluated[0][self._plan.task.primary] if evaluated else None)
         return evaluated
 
     def _progress(self, done: int, means: Mapping[str, float]) -> dict[str, Any]:
