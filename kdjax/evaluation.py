@@ -36,7 +36,7 @@ def evaluate(
     *,
     batch_size: int,
     image_size: Size | Sizing,
-    progress: Callable[[], object] = lambda: None,
+    between: Callable[[], object] = lambda: None,
 ) -> tuple[Metrics, Judge]:
     """The metrics of a model over a whole source, the last partial batch included.
 
@@ -49,7 +49,7 @@ def evaluate(
         task: judges.
         batch_size: images that all devices of all processes see at once.
         image_size: height and width of the padded images, into which every image is scaled to fit; or a sizing.
-        progress: called after each batch.
+        between: is called after each batch; what it raises ends the evaluation.
 
     Returns:
         the metrics, and the judge, which knows what the model said of this process's images.
@@ -70,7 +70,7 @@ def evaluate(
     )
     for batch, output in outputs(predict, replicate(variables), batches):
         judge.add(output, batch)
-        progress()
+        between()
     states = gather(judge.state())
     return on_main(lambda: judge.merge(states)), judge
 

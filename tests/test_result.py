@@ -95,7 +95,7 @@ def test_arrays_that_are_not_those_that_were_saved_are_found(folder, capsys):
     (folder / "other").rename(folder / "model")
     (folder / "model" / "model.json").write_bytes(described)
     assert found(folder) is None
-    assert "their sha256 is not the one that was saved with them" in capsys.readouterr().out
+    assert "[student] is finished, but damaged: The arrays in " in capsys.readouterr().out
     assert (folder / "model.corrupt" / "model.json").exists()
 
 

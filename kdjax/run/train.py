@@ -10,13 +10,13 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import jax
 import numpy as np
 
-from kdjax.checkpoint import Best, Checkpoints, abstract, describe_model
+from kdjax.checkpoint import Best, Checkpoints, DamagedError, abstract, describe_model
 from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
 from kdjax.errors import NumericError
@@ -33,6 +33,7 @@ from kdjax.run.record import MOST_PICTURES, Finished, claim, export
 from kdjax.run.result import finished_result, write_result
 from kdjax.run.start import Origins, load_origins
 from kdjax.state import TrainState, Variables
+from kdjax.stopping import Stop, Stopped
 from kdjax.types import Judge, Metrics
 from kdjax.watchdog import Watchdog
 
@@ -50,6 +51,7 @@ def train_stage(
     identity: Mapping[str, Any],
     folder: Path,
     earlier: Mapping[str, Finished],
+    stop: Stop,
     watchdog: Watchdog,
 ) -> dict[str, Any]:
     """Trains one stage of a plan, or continues it, or finds it finished.
@@ -61,6 +63,7 @@ def train_stage(
         identity: what determines the stage's result.
         folder: the stage's own.
         earlier: the stages before it, by name.
+        stop: says when to end before the end.
         watchdog: told of all that is done.
 
     Returns:
@@ -70,6 +73,8 @@ def train_stage(
     Raises:
         UserError: something that the config names does not fit, or the teacher is worse than ``teacher_floor``.
         NumericError: the loss is not finite.
+        StorageError: checkpoints cannot be saved.
+        Stopped: a signal ended it; the checkpoint of the step that it had come to is saved.
     """
     if done_before := on_main(lambda: finished_result(stage, folder, plan.task.primary)):
         found = spoken(done_before["metrics"], plan.task.spoken[:1])
@@ -83,7 +88,7 @@ def train_stage(
     teacher_metrics = metrics_of_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
     description = describe_model(origins.model, class_names, sizing, splits.train.category_ids)
     on_main(lambda: claim(folder, identity, description))
-    loop = _Loop(plan, stage, built, folder, evaluation, watchdog)
+    loop = _Loop(plan, stage, built, folder, evaluation, stop, watchdog)
     teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None
     # The loop alone holds the state: on a device there is no room for two.
     state, metrics, judge = loop.run(functools.partial(_begin, plan, stage, built, origins), teacher_variables, splits)
@@ -109,18 +114,24 @@ def train_stage(
 
 def _watched(watchdog: Watchdog, plan: Plan, splits: Splits) -> Evaluation:
     """Evaluates on a plan's split, and tells the watchdog of every batch."""
-    evaluation = functools.partial(
-        evaluate,
-        source=splits.evaluation,
-        task=plan.task,
-        batch_size=plan.run.eval_batch_size,
-        image_size=plan.data.sizing,
-        progress=watchdog.fed,
-    )
 
-    def watched(predict: Predict, variables: Variables) -> tuple[Metrics, Judge]:
+    def watched(
+        predict: Predict, variables: Variables, between: Callable[[], object] = lambda: None
+    ) -> tuple[Metrics, Judge]:
+        def progress() -> None:
+            watchdog.fed()
+            between()
+
         with watchdog.doing("evaluation"):
-            return evaluation(predict, variables)
+            return evaluate(
+                predict,
+                variables,
+                splits.evaluation,
+                plan.task,
+                batch_size=plan.run.eval_batch_size,
+                image_size=plan.data.sizing,
+                between=progress,
+            )
 
     return watched
 
@@ -185,13 +196,14 @@ class _Loop:
         built: Built,
         folder: Path,
         evaluation: Evaluation,
+        stop: Stop,
         watchdog: Watchdog,
     ):
         self.throughput = Throughput(stage.steps, stage.options.batch_size)
-        self._plan, self._stage, self._built, self._folder = plan, stage, built, folder
-        self._evaluate = functools.partial(evaluation, make_predict(built.student))
+        self._plan, self._stage, self._built, self._folder, self._stop = plan, stage, built, folder, stop
         self._watchdog = watchdog
         self._under_way: collections.deque[dict[str, jax.Array]] = collections.deque()
+        self._evaluate = functools.partial(evaluation, make_predict(built.student), between=self._between_batches)
         self._images = 0
         self._explained = False
         self._recent: list[dict[str, jax.Array]] = []
@@ -221,7 +233,7 @@ class _Loop:
             like = abstract(state)
             del state
             with self._watchdog.doing("checkpoint"):
-                state = checkpoints.restore(like, best.step)
+                state = _best(checkpoints, like)
             return state, *self._evaluate(state.student())
 
     def _train(
@@ -234,33 +246,77 @@ class _Loop:
         """The last state and what it is worth."""
         stage = self._stage
         with self._watchdog.doing("compilation"):
-            state = everywhere(begin)
-        if checkpoints.latest() is not None:
-            like = abstract(state)
-            del state
-            with self._watchdog.doing("checkpoint"):
-                state = checkpoints.restore(like)
-            print(f"[{stage.name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
+            state = self._first(begin, checkpoints)
         first = int(state.step)
         self._explained = first > 0
-        if first == stage.steps:
-            return state, self._evaluate(state.student())
-        batches = open_batches(self._plan, stage, splits.train, first)
-        # Placed once: what comes from one device is broadcast again at every step.
-        key = replicate(stage_key(self._plan.run.seed, stage))
-        teacher_variables = teacher_variables and replicate(teacher_variables)
-        with (
-            self._watchdog.doing("step"),
-            everywhere(lambda: self._writer(first)) as writer,
-            Prefetch(batches, parts=stage.options.accumulate) as placed,
-        ):
-            for done in range(first + 1, stage.steps + 1):
-                state = self._step(state, teacher_variables, placed, key)
-                if done == first + 1:
-                    self.throughput.measure(done)
-                evaluated = self._between(done, state, writer, checkpoints)
+        with everywhere(lambda: self._writer(first)) as writer:
+            evaluated = self._owed(state, writer, checkpoints)
+            if first == stage.steps:
+                return state, evaluated or self._evaluate(state.student())
+            batches = open_batches(self._plan, stage, splits.train, first)
+            # Placed once: what comes from one device is broadcast again at every step.
+            key = replicate(stage_key(self._plan.run.seed, stage))
+            teacher_variables = teacher_variables and replicate(teacher_variables)
+            with (
+                self._watchdog.doing("step"),
+                Prefetch(batches, parts=stage.options.accumulate) as placed,
+                ExitStack() as held,
+            ):
+                for done in range(first + 1, stage.steps + 1):
+                    state = self._step(state, teacher_variables, placed, key)
+                    if done == first + 1:
+                        self.throughput.measure(done)
+                        held.enter_context(self._stop.holding())
+                    try:
+                        evaluated = self._between(done, state, writer, checkpoints)
+                        self._between_batches()
+                    except Stopped:
+                        with self._watchdog.doing("checkpoint"):
+                            checkpoints.commit(state)
+                        raise
         assert evaluated is not None  # The last step is evaluated.
+        with self._watchdog.doing("checkpoint"):
+            if not checkpoints.settle():
+                checkpoints.commit(state, evaluated[0][self._plan.task.primary])
         return state, evaluated
+
+    def _first(self, begin: Callable[[], TrainState], checkpoints: Checkpoints) -> TrainState:
+        """The state of the newest checkpoint that is sound, or of step 0."""
+        state = everywhere(begin)
+        if checkpoints.latest() is None:
+            return state
+        like = abstract(state)
+        del state  # On a device there is no room for two.
+        restored = checkpoints.resume(like)
+        if restored is None:
+            return everywhere(begin)
+        print(f"[{self._stage.name}] continues from the checkpoint of step {int(restored.step)}.", flush=True)
+        return restored
+
+    def _owed(
+        self, state: TrainState, writer: MetricWriter | None, checkpoints: Checkpoints
+    ) -> tuple[Metrics, Judge] | None:
+        """The evaluation that was due at the step of a checkpoint, and that a signal kept from its end."""
+        step = int(state.step)
+        if not (step and self._evaluates(step)) or checkpoints.value(step) is not None:
+            return None
+        metrics, judge = self._evaluate(state.student())
+        print(f"[{self._stage.name}] step {step}: {spoken(metrics, self._plan.task.spoken)}", flush=True)
+        if writer:
+            writer.write(step, {"eval": metrics})
+        checkpoints.commit(state, metrics[self._plan.task.primary])
+        return metrics, judge
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether an evaluation is due after a step."""
+        return step == self._stage.steps or _due(step, self._stage.eval_every)
+
+    def _between_batches(self) -> None:
+        """Ends the run where it was asked to."""
+        if self._stop.due():
+            raise self._stop.stopped(
+                f"Stage {self._stage.name!r} was stopped, and is saved; the same command goes on from there."
+            )
 
     def _writer(self, step: int) -> AbstractContextManager[MetricWriter | None]:
         """Records the steps after ``step``; nothing but on the main process."""
@@ -320,7 +376,7 @@ class _Loop:
     ) -> tuple[Metrics, Judge] | None:
         """What is due after a step: its line and row, an evaluation, a checkpoint. Returns the evaluation."""
         stage, evaluated = self._stage, None
-        evaluates = done == stage.steps or _due(done, stage.eval_every)
+        evaluates = self._evaluates(done)
         saves = evaluates or _due(done, stage.checkpoint_every)
         if not (saves or _due(done, stage.options.log_every)):
             if done % _MOST_STEPS_IN_FLIGHT == 0:
@@ -373,6 +429,14 @@ class _Loop:
             "images_per_second": rate.images_per_second,
             "waited": rate.waited,
         }
+
+
+def _best(checkpoints: Checkpoints, like: TrainState) -> TrainState:
+    """The state of the best checkpoint that is sound."""
+    while (best := checkpoints.best()) is not None:
+        if (state := checkpoints.restore(like, best.step)) is not None:
+            return state
+    raise DamagedError("No checkpoint is sound any more: start the same command again, which trains anew from step 0.")
 
 
 def _due(step: int, every: int) -> bool:
