@@ -111,7 +111,7 @@ def input_rate(plan: Plan, source: Source, batches: int = 60) -> float:
 
 def main(_: Sequence[str]) -> int:
     """Prints the table."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))

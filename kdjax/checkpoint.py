@@ -129,7 +129,7 @@ class Checkpoints:
             metric: the name of what says which is best.
             higher_is_better: of that metric.
         """
-        self._metric = metric
+        self._metric, self._keep = metric, keep
         self._folder = absolute(as_path(folder))
         best = functools.partial(_merit, metric=metric, sign=1 if higher_is_better else -1)
         policy = checkpoint_managers.AnyPreservationPolicy(
@@ -145,11 +145,34 @@ class Checkpoints:
         self._failures = 0
         """In a row."""
         self._manager = self._opened()
+        self._identity = None if in_bucket(self._folder) else self._folder.stat().st_ino
 
     def _opened(self) -> ocp.CheckpointManager:
         on_main(lambda: _tidy(self._folder))
         handlers = {name: ocp.StandardCheckpointHandler() for name in (STUDENT, REST)}
         return _Manager(str(self._folder), item_handlers={**handlers, RECORD: _RecordHandler()}, options=self._options)
+
+    def check_room(self, state: TrainState) -> None:
+        """Refuses to begin where there is no room for the checkpoints: the newest, the best and the one being saved.
+
+        Raises:
+            StorageError: with both figures.
+        """
+        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+        def check() -> None:
+            if in_bucket(self._folder):
+                return
+            there = sum(file.stat().st_size for file in self._folder.rglob("*") if file.is_file())
+            free, needed = shutil.disk_usage(self._folder).free + there, (self._keep + 2) * each
+            if free < needed:
+                raise StorageError(
+                    f"{self._folder} has room for {free / 1e6:.0f} MB, but the {self._keep} newest checkpoints, the "
+                    f"best and the one being saved need {needed / 1e6:.0f} MB: make room, keep fewer, or take another "
+                    "--workdir."
+                )
+
+        on_main(check)
 
     def latest(self) -> int | None:
         """The newest committed step, or None."""
@@ -180,6 +203,7 @@ class Checkpoints:
             StorageError: its folder is gone, or the storage has refused several times in a row.
         """
         self.settle()
+        self._check_folder()
         # A metric of nothing is NaN, which must not count as the best.
         metrics = {self._metric: value} if value is not None and math.isfinite(value) else None
         step, items = int(state.step), _items(state)
@@ -223,7 +247,7 @@ class Checkpoints:
         try:
             work()
         except Exception as error:
-            what = refusal(error, self._folder)
+            what = refusal(error, self._folder) or "it is gone" * (not self._is_there())
             if not what:
                 raise
         what = next(filter(None, gather(what)), "")
@@ -232,10 +256,12 @@ class Checkpoints:
         return not what
 
     def _recover(self, what: str) -> None:
-        """Removes what is left of a save that failed; the next one can be tried."""
+        """Removes what is left of a save that failed, so that the next one can be tried."""
         self._failures += 1
-        if not on_main(self._folder.is_dir):
-            raise StorageError(f"{self._folder} is not there any more ({what}); bring it back, or begin elsewhere.")
+        self._check_folder()
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = self._opened()
         if self._failures >= _MOST_FAILURES:
             raise StorageError(
                 f"No checkpoint could be saved in {self._folder} {self._failures} times in a row ({what}); the earlier "
@@ -246,9 +272,14 @@ class Checkpoints:
             "save tries again.",
             flush=True,
         )
-        with contextlib.suppress(Exception):
-            self._manager.close()
-        self._manager = self._opened()
+
+    def _is_there(self) -> bool:
+        """Whether the folder is the one that was opened; one that is gone Orbax would make anew."""
+        return in_bucket(self._folder) or (self._folder.is_dir() and self._folder.stat().st_ino == self._identity)
+
+    def _check_folder(self) -> None:
+        if not on_main(self._is_there):
+            raise StorageError(f"{self._folder} is not there any more: bring it back, or begin in another --workdir.")
 
     def resume(self, state: TrainState) -> TrainState | None:
         """The newest state that is sound, as :meth:`restore` has it; None without one."""

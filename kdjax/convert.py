@@ -105,7 +105,7 @@ def read_class_names(path: str) -> tuple[str, ...] | None:
 
 def main(argv: Sequence[str]) -> int:
     """Converts what the flags name; returns the exit code."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     try:
         for flag, meaning in ((_WEIGHTS, "the file"), (_SOURCE, "its origin"), (_OUTPUT, "the new folder")):
             if not flag.value:

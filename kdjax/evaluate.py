@@ -77,7 +77,7 @@ def tables(metrics: Metrics) -> str:
 
 def main(_: Sequence[str]) -> int:
     """Prints the tables; returns the exit code."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
 
     def work() -> int:
         begin()

@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from kdjax.errors import DataError, UserError
-from kdjax.paths import Path, as_path, in_bucket
+from kdjax.errors import DataError, StorageError, UserError
+from kdjax.paths import Path, absolute, as_path, in_bucket
 
 T = TypeVar("T")
 
@@ -44,11 +44,11 @@ def read_json(path: Path, kind: type[T]) -> T:
         kind: what it must hold, such as a dict.
 
     Raises:
-        DataError: it cannot be read, is no JSON, or holds something else.
+        DataError: it is missing, is no JSON, or holds something else.
     """
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}).") from error
     if not isinstance(value, kind):
         raise DataError(f"{path} is damaged (it holds no {kind.__name__}).")
@@ -86,19 +86,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-_REFUSALS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.ESTALE,
-    errno.ENOENT,
-    errno.ENOTDIR,
-)
-"""Errors of storage that is full, protected, damaged or gone."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+_AWAY = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+"""Errors of storage that is full or damaged, and of paths that are gone or protected."""
 
 
 def refusal(error: BaseException, folder: Path) -> str:
@@ -108,14 +98,35 @@ def refusal(error: BaseException, folder: Path) -> str:
         error: libraries may have wrapped the operating system's in one of theirs, which has its words.
         folder: what was written or read; of a bucket every error counts, networks have many.
     """
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
+    if isinstance(error, OSError) and error.errno in (*_FULL, *_AWAY):
         return error.strerror or str(error)
     words = " ".join(str(error).split())
-    if found := [os.strerror(number) for number in _REFUSALS if os.strerror(number) in words]:
+    if found := [os.strerror(number) for number in (*_FULL, *_AWAY) if os.strerror(number) in words]:
         return found[0]
     if error.__cause__ is not None and (deeper := refusal(error.__cause__, folder)):
         return deeper
     return f"{type(error).__name__}: {words[:200]}" if in_bucket(folder) and isinstance(error, Exception) else ""
+
+
+@contextlib.contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """Says in words where the storage of a folder refuses to be written or read.
+
+    Raises:
+        StorageError: in place of the operating system's error, unless that is about something else: a file that is
+            missing in a folder that is there is a mistake of ours.
+    """
+    try:
+        yield
+    except OSError as error:
+        inside = error.filename is not None and str(error.filename).startswith(str(absolute(folder)))
+        away = error.errno in _AWAY and inside and (error.errno != errno.ENOENT or not folder.exists())
+        if error.errno not in _FULL and not away:
+            raise
+        raise StorageError(
+            f"{error.filename or folder} cannot be written or read any more ({error.strerror}); what was saved is as "
+            "it was. Make room, or mend it; the same command goes on from there."
+        ) from error
 
 
 def plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ _IMAGES = flags.DEFINE_integer("images", 16, "Images in the picture.", lower_bou
 
 def main(_: Sequence[str]) -> int:
     """Prints and draws; returns the exit code."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     try:
         plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
         for name, source in zip((plan.data.train_split, plan.data.eval_split), splits, strict=True):

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     # Orbax, Grain and TFDS take a second to import: --help and a typo are answered before.
     from kdjax.run import pipeline
 
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     if _REQUIRE_GAIN.value and not CONFIG.value.get("seeds"):
         return refuse(UserError("--require_gain asks what several seeds say: give --config.seeds='(0, 1, 2)'."))
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -68,7 +68,7 @@ def ended(work: Callable[[], int], interrupted: str) -> int:
     except (UserError, NumericError) as error:
         return refuse(error)
     except Stopped as stopped:
-        print(f"{speaker()}: {stopped}", file=sys.stderr)
+        print(f"{speaker()}: {stopped}.", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         print(f"kdjax: interrupted; {interrupted}.", file=sys.stderr)

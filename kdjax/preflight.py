@@ -28,7 +28,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON file for all numbers, if wante
 
 def main(_: Sequence[str]) -> int:
     """Prints the report; returns the exit code."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     try:
         report = preflight(
             CONFIG.value, _TOPOLOGY.value, per_chip=_PER_CHIP.value, classes=_CLASSES.value, bisect=_BISECT.value

@@ -26,7 +26,7 @@ class Stopped(Exception):  # noqa: N818 Nothing went wrong.
     """A run was asked to end, and has: everything is saved."""
 
     def __init__(self, number: int, words: str):
-        """What ended it, and a sentence on where it stands."""
+        """Which signal ended it, and where it stands."""
         super().__init__(words)
         self.exit_code = EXITS[number]
 
@@ -58,12 +58,8 @@ class Stop:
         self._agreeing = False
         self._holding = False
 
-    def stopped(self, words: str) -> Stopped:
-        """What to raise once :meth:`due` says so.
-
-        Args:
-            words: a sentence on where the run stands.
-        """
+    def stopped(self, words: str = "stopped") -> Stopped:
+        """What to raise once :meth:`due` says so, with words on where the run stands."""
         return Stopped(self._number, words)
 
     @contextlib.contextmanager

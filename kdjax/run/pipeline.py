@@ -15,7 +15,7 @@ from kdjax.checkpoint import copy_model
 from kdjax.config.schema import Data, Run
 from kdjax.devices import device_count
 from kdjax.errors import UserError
-from kdjax.files import write_json
+from kdjax.files import storing, write_json
 from kdjax.lock import take
 from kdjax.options import defaults
 from kdjax.paths import Path, as_path
@@ -53,9 +53,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: the config, the workdir or something that the config names cannot be used; or another run is in it.
         NumericError: a loss is not finite.
+        StorageError: the workdir cannot be written.
         Stopped: a signal ended it, and it is saved.
     """
-    with stopping() as stop:
+    with stopping() as stop, storing(as_path(workdir)):
         return _stoppable(config, workdir, stop)
 
 

@@ -273,7 +273,10 @@ class _Loop:
                     except Stopped:
                         with self._watchdog.doing("checkpoint"):
                             checkpoints.commit(state)
-                        raise
+                        words = (
+                            f"stopped; stage {stage.name!r} is saved at step {done}, and the same command goes on there"
+                        )
+                        raise self._stop.stopped(words) from None
         assert evaluated is not None  # The last step is evaluated.
         with self._watchdog.doing("checkpoint"):
             if not checkpoints.settle():
@@ -283,6 +286,7 @@ class _Loop:
     def _first(self, begin: Callable[[], TrainState], checkpoints: Checkpoints) -> TrainState:
         """The state of the newest checkpoint that is sound, or of step 0."""
         state = everywhere(begin)
+        checkpoints.check_room(state)
         if checkpoints.latest() is None:
             return state
         like = abstract(state)
@@ -314,9 +318,7 @@ class _Loop:
     def _between_batches(self) -> None:
         """Ends the run where it was asked to."""
         if self._stop.due():
-            raise self._stop.stopped(
-                f"Stage {self._stage.name!r} was stopped, and is saved; the same command goes on from there."
-            )
+            raise self._stop.stopped()
 
     def _writer(self, step: int) -> AbstractContextManager[MetricWriter | None]:
         """Records the steps after ``step``; nothing but on the main process."""
