@@ -26,6 +26,7 @@ from kdjax.lock import take
 from kdjax.paths import as_path, files_in
 from kdjax.report import MetricWriter
 from kdjax.run.agreement import check_workdir
+from kdjax.run.result import finished_result
 from kdjax.visualize import save_contact_sheet
 from kdjax.weights import read_weights
 from tests.bucket import stand_in
@@ -33,6 +34,7 @@ from tests.data import test_voc, test_yolo
 from tests.data.folders import content, encoded, write
 from tests.test_lock import contend
 from tests.test_processes import DIFFERENT, ROOT, ended, killed_and_resumed, started, training
+from tests.test_result import STAGE, finished_stage
 from tests.weights.pickles import write_pth
 
 pytestmark = pytest.mark.skipif(util.find_spec("gcsfs") is None, reason="kdjax[gcs] is not installed")
@@ -290,3 +292,18 @@ def test_a_workdir_in_a_bucket_whose_owner_was_killed_is_taken_over(server, buck
     assert refused.value.exit_code == Exit.AGAIN
     (as_path(bucket) / ".lock").write_text(json.dumps(dead | {"host": "elsewhere", "renewed": time.time() - 181}))
     take(as_path(bucket)).close()
+
+
+def test_what_is_damaged_of_a_finished_stage_in_a_bucket_is_set_aside(bucket):
+    folder = finished_stage(as_path(bucket) / "student")
+    assert finished_result(STAGE, folder, "AP")["steps"] == 4
+    (folder / "checkpoints" / "4" / "x").write_text("")
+    for name in ("result.json", "predictions.json", "model/model.json"):
+        finished_stage(folder)
+        (folder / name).write_text("{")
+        assert finished_result(STAGE, folder, "AP") is None
+        aside = name.partition("/")[0]
+        assert (folder / f"{aside}.corrupt").exists()
+        assert not (folder / aside).exists()
+        assert not (folder / "result.json").exists()
+    assert (folder / "model.corrupt" / "model.json").read_text() == "{"

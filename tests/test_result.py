@@ -24,16 +24,20 @@ RESULT = {
 FILES = ("result.json", "predictions.json", "model/model.json", "method/method.json")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A finished stage's, with a checkpoint."""
-    folder = tmp_path / "student"
+def finished_stage(folder):
+    """What a finished stage leaves, without checkpoints."""
     save_model(folder / "model", {"params": {"a": jnp.arange(6.0)}}, describe_model({"name": "x"}, ["cat"], (64, 64)))
     save_method(folder / "method", {"b": jnp.ones(2)}, {"name": "mgd"})
     write_json(folder / "predictions.json", [{"scores": [0.5]}])
     write_result(folder, RESULT)
-    (folder / "checkpoints" / "4").mkdir(parents=True)
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A finished stage's, with a checkpoint."""
+    (tmp_path / "student" / "checkpoints" / "4").mkdir(parents=True)
+    return finished_stage(tmp_path / "student")
 
 
 def found(folder):
