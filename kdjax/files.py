@@ -87,7 +87,7 @@ def sync(path: Path) -> None:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
-_AWAY = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+_AWAY = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
 """Errors of storage that is full or damaged, and of paths that are gone or protected."""
 
 

@@ -12,8 +12,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from kdjax import report
 from kdjax.config.schema import Run
-from kdjax.errors import UserError
-from kdjax.files import write_json
+from kdjax.errors import StorageError, UserError
+from kdjax.files import storing, write_json
 from kdjax.options import declared
 from kdjax.report import (
     MetricWriter,
@@ -235,6 +235,12 @@ def test_json_is_plain_and_readable(tmp_path):
         "compare": True,
         "7": [None, "mgd"],
     }
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(StorageError, match=r"metrics.json.* cannot be written .*Is a directory"), storing(tmp_path):
+        write_json(tmp_path / "metrics.json", {})
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
