@@ -95,11 +95,18 @@ def begin(workdir: str = "") -> None:
     Raises:
         UserError: the processes do not find each other, or the workdir's bucket cannot be reached.
     """
+    sys.unraisablehook = _unraisable
     connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     cache_compilations(workdir)
     if not is_main():
         # The main process alone tells; what is wrong here goes to standard error.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Leaves out what TensorStore gives up after its loop is closed: what went wrong there is told elsewhere."""
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
 
 
 def parse(argv: Sequence[str]) -> list[str]:

@@ -89,7 +89,9 @@ class Stop:
         self._asked = True
         print(f"{speaker()}: {name}: saves and ends; a second one ends it at once.", file=sys.stderr, flush=True)
         if self._board is None:
-            self._number, self._last = number, 0
+            with self._changed:
+                self._number, self._last = number, 0
+                self._changed.notify_all()
         else:
             self._board.put(_NOTICE, str(number))
 

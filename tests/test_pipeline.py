@@ -283,14 +283,30 @@ def command(workdir: Path, data_dir: Path, *more: str) -> list[str]:
     ]
 
 
-def test_a_run_killed_in_the_middle_continues_as_if_never_stopped(teacher, data_dir, tmp_path):
+def interrupted(command, number, line_of_output):
+    """Sends a signal to a run once it has printed a line; its exit code, and all that it printed."""
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+    ) as process:
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if line_of_output in line:
+                process.send_signal(number)
+                line_of_output = "nothing more"
+    return process.returncode, "".join(printed)
+
+
+def test_a_run_stopped_and_then_killed_in_the_middle_continues_as_if_never_stopped(teacher, data_dir, tmp_path):
     reference, killed = (with_teacher(teacher, tmp_path / name) for name in ("reference", "killed"))
     subprocess.run(command(reference, data_dir), cwd=ROOT, check=True, capture_output=True)
-    with subprocess.Popen(command(killed, data_dir), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if "[student] step 5/6" in line:
-                process.send_signal(signal.SIGKILL)
-                break
+    code, printed = interrupted(command(killed, data_dir), signal.SIGTERM, "[student] step 1/6")
+    assert code == 75
+    (stopped,) = map(int, re.findall(r"^kdjax: stopped; stage 'student' is saved at step (\d),", printed, re.M))
+    assert os.listdir(killed / "stages" / "student" / "checkpoints") == [str(stopped)]
+    code, printed = interrupted(command(killed, data_dir), signal.SIGKILL, "[student] step 5/6")
+    assert code == -signal.SIGKILL
+    assert f"continues from the checkpoint of step {stopped}" in printed
     assert not (killed / "student").exists()
     again = subprocess.run(command(killed, data_dir), cwd=ROOT, check=True, capture_output=True, text=True)
     assert "continues from the checkpoint of step" in again.stdout
