@@ -2,14 +2,17 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from kdjax.errors import StorageError
+from kdjax.errors import DataError, StorageError
 from kdjax.paths import Path, absolute, as_path, in_bucket
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -31,6 +34,31 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     Arrays become lists; numbers that are not finite become null.
     """
     replace_text(as_path(path), json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """What a JSON file holds.
+
+    Args:
+        path: of the file.
+        kind: what it must hold, such as a dict.
+
+    Raises:
+        DataError: it is missing, is no JSON, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}).") from error
+    if not isinstance(value, kind):
+        raise DataError(f"{path} is damaged (it holds no {kind.__name__}).")
+    return value
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -64,7 +92,7 @@ def sync(path: Path) -> None:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
-_AWAY = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+_AWAY = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
 """Errors of storage that is full or damaged, and of paths that are gone or protected."""
 
 

@@ -17,7 +17,7 @@ from kdjax.errors import Exit, NumericError, UsageError, UserError
 from kdjax.methods import method_class
 from kdjax.models import model_class
 from kdjax.options import declared, hint
-from kdjax.processes import are_several, connect, is_main, leave, speaker
+from kdjax.processes import are_several, connect, is_main, is_of_others, leave, speaker
 from kdjax.stopping import Stopped
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -74,7 +74,11 @@ def ended(work: Callable[[], int], interrupted: str) -> int:
         if are_several():
             leave(Exit.INTERRUPTED)
         return Exit.INTERRUPTED
-    except Exception:
+    except Exception as error:
+        if are_several() and is_of_others(error):
+            what = " ".join(str(error).split())[:200]
+            print(f"{speaker()}: another process of this run is gone ({what}); {interrupted}.", file=sys.stderr)
+            leave(Exit.AGAIN)
         if are_several():
             traceback.print_exc()
             leave(Exit.BUG)

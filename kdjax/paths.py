@@ -115,6 +115,15 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Gives a damaged file or folder the name ``<name>.corrupt``, in the place of an earlier one; returns that."""
+    aside = path.with_name(path.name + ".corrupt")
+    if is_file(aside):
+        aside.unlink()
+    remove(aside)
+    return path.rename(aside)
+
+
 def move(folder: Path, target: Path) -> None:
     """Gives a folder another name; in a bucket its files are copied, and the old ones removed."""
     if not in_bucket(folder):

@@ -28,6 +28,8 @@ MAIN = 0
 """Number of the process that prints and writes."""
 _PATIENCE = 300.0
 """Seconds that a process waits for process 0, as JAX does."""
+_SILENCE = 30
+"""Seconds without a sign of life after which JAX takes a process for dead, and ends the others."""
 _TASKS = {"SLURM_STEP_NODELIST": "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_SIZE"}
 """Variables that tell of a launcher, and those with the number of processes that it started."""
 
@@ -135,13 +137,13 @@ def _launcher() -> int:
     return max((int(os.environ.get(count, 1)) for sign, count in _TASKS.items() if sign in os.environ), default=0)
 
 
-def _initialize(*arguments: Any) -> None:
+def _initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     # It would take SIGTERM, and wait with it for steps, of which there may be none for a long time.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(*arguments)
+        jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=_SILENCE)
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-        where = f" at {arguments[0]}" if arguments else ""
+        where = f" at {coordinator}" if coordinator else ""
         raise UnreachedError(
             f"The processes of this run do not find each other{where} ({' '.join(str(error).split())[:200]}): start "
             "one for each number, all within five minutes, where all reach the coordinator."
@@ -201,6 +203,19 @@ def speaker() -> str:
 def are_several() -> bool:
     """Whether this is one of several processes; it may be asked before anything asks JAX for devices."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+_GONE = ("Gloo all-", "remote process exited")
+"""What Gloo, which connects CPUs, and NCCL say where another process is not there any more."""
+
+
+def is_of_others(error: Exception) -> bool:
+    """Whether an error says that another process is gone, and not that something is wrong in this one.
+
+    >>> is_of_others(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"))
+    True
+    """
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _GONE)
 
 
 def leave(code: int) -> NoReturn:

@@ -47,9 +47,8 @@ class MetricWriter:
         """
         path = as_path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        earlier = path.read_text().splitlines() if path.exists() else []
-        kept = "".join(f"{line}\n" for line in earlier if _step(line) <= step)
-        if earlier:
+        kept = _recorded(path, step) if path.exists() else ""
+        if path.exists():
             replace_text(path, kept)
         self._clock = clock
         with contextlib.ExitStack() as opened:
@@ -97,12 +96,30 @@ class _Rewritten(io.StringIO):
         self._path.write_text(self.getvalue())
 
 
-def _step(line: str) -> float:
-    """The step of a row; infinite for a line cut short by a kill, which only the last one can be."""
+def _recorded(path: Path, step: int) -> str:
+    """The rows of a file up to a step; those that are damaged are dropped, and counted in a sentence.
+
+    One that a kill cut short, which only the last one can be, is as one that was not begun.
+    """
+    lines = path.read_bytes().split(b"\n")
+    steps = [_step(line) for line in lines]
+    if damaged := steps[:-1].count(None):
+        print(f"{path}: {damaged} of {len(lines) - 1} rows are damaged, and dropped.", flush=True)
+    return "".join(f"{line.decode()}\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step)
+
+
+def _step(line: bytes) -> int | None:
+    r"""The step of a row; None of one that is damaged.
+
+    >>> [_step(line) for line in (b'{"step": 2}', b'{"step": "2"}', b"[2]", b'{"step', b"\xff")]
+    [2, None, None, None, None]
+    """
     try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int else None
 
 
 class Rate(NamedTuple):

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import json
 import math
 import os
 import pathlib
@@ -13,8 +12,8 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from kdjax.errors import UserError, parsing
-from kdjax.files import write_json
+from kdjax.errors import DataError, UserError, parsing
+from kdjax.files import read_json, write_json
 from kdjax.paths import Path, in_bucket
 
 
@@ -132,14 +131,21 @@ _RUNS_FILE = "sinks.json"
 
 def _known_run(folder: Path, sink: str, step: int) -> str | None:
     """What a sink calls the run of a stage that goes on after ``step``; None of a new one."""
-    path = folder / _RUNS_FILE
-    return json.loads(path.read_text()).get(sink) if step and path.exists() else None
+    return _known_runs(folder).get(sink) if step else None
 
 
 def _remember_run(folder: Path, sink: str, run: str) -> None:
+    write_json(folder / _RUNS_FILE, _known_runs(folder) | {sink: run})
+
+
+def _known_runs(folder: Path) -> dict[str, str]:
+    """What the sinks call a stage's runs, by sink; {} where that is not known."""
     path = folder / _RUNS_FILE
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, known | {sink: run})
+    try:
+        return {sink: str(run) for sink, run in read_json(path, dict).items()} if path.exists() else {}
+    except DataError as error:
+        print(f"{error} What goes on is recorded in a new run.", flush=True)
+        return {}
 
 
 def _title(folder: Path) -> str:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
+import time
 from importlib import util
 from pathlib import Path
 
@@ -14,20 +16,25 @@ import numpy as np
 import pytest
 
 import kdjax
+from kdjax import lock
 from kdjax.checkpoint import copy_model, describe, describe_model, load_method, load_variables, save_method, save_model
 from kdjax.data.sources import open_source
 from kdjax.devices import cache_compilations
-from kdjax.errors import UserError
+from kdjax.errors import Exit, UserError
 from kdjax.files import write_json
+from kdjax.lock import take
 from kdjax.paths import as_path, files_in
 from kdjax.report import MetricWriter
 from kdjax.run.agreement import check_workdir
+from kdjax.run.result import finished_result
 from kdjax.visualize import save_contact_sheet
 from kdjax.weights import read_weights
 from tests.bucket import stand_in
 from tests.data import test_voc, test_yolo
 from tests.data.folders import content, encoded, write
+from tests.test_lock import contend
 from tests.test_processes import DIFFERENT, ROOT, ended, killed_and_resumed, started, training
+from tests.test_result import STAGE, finished_stage
 from tests.weights.pickles import write_pth
 
 pytestmark = pytest.mark.skipif(util.find_spec("gcsfs") is None, reason="kdjax[gcs] is not installed")
@@ -260,3 +267,43 @@ def test_two_processes_share_a_bucket_and_go_on_there(server, bucket):
         assert code == 0, stderr
     assert describe(f"{bucket}/student")["class_names"]
     assert [row["step"] for row in rows(bucket, "student")] == list(range(1, 7))
+
+
+def test_of_those_that_want_a_workdir_in_a_bucket_at_once_one_has_it(server, bucket, monkeypatch):
+    monkeypatch.setattr(lock, "_SETTLING", 0.5)
+    as_path(bucket)
+    for _ in range(2):
+        assert len(contend(as_path(bucket), 4)) == 3
+        assert written(server, bucket)[-1] == "DELETE .lock"
+
+
+def test_a_workdir_in_a_bucket_whose_owner_was_killed_is_taken_over(server, bucket, monkeypatch):
+    monkeypatch.setattr(lock, "_SETTLING", 0.0)
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    dead = {"pid": gone.pid, "host": platform.node(), "started": "", "renewed": time.time(), "token": "dead"}
+    (as_path(bucket) / ".lock").write_text(json.dumps(dead))
+    with take(as_path(bucket)):
+        pass
+    # Of one on another host nobody knows, before three minutes have passed.
+    (as_path(bucket) / ".lock").write_text(json.dumps(dead | {"host": "elsewhere"}))
+    with pytest.raises(UserError, match=f"by process {gone.pid} on elsewhere.*start again in three") as refused:
+        take(as_path(bucket))
+    assert refused.value.exit_code == Exit.AGAIN
+    (as_path(bucket) / ".lock").write_text(json.dumps(dead | {"host": "elsewhere", "renewed": time.time() - 181}))
+    take(as_path(bucket)).close()
+
+
+def test_what_is_damaged_of_a_finished_stage_in_a_bucket_is_set_aside(bucket):
+    folder = finished_stage(as_path(bucket) / "student")
+    assert finished_result(STAGE, folder, "AP")["steps"] == 4
+    (folder / "checkpoints" / "4" / "x").write_text("")
+    for name in ("result.json", "predictions.json", "model/model.json"):
+        finished_stage(folder)
+        (folder / name).write_text("{")
+        assert finished_result(STAGE, folder, "AP") is None
+        aside = name.partition("/")[0]
+        assert (folder / f"{aside}.corrupt").exists()
+        assert not (folder / aside).exists()
+        assert not (folder / "result.json").exists()
+    assert (folder / "model.corrupt" / "model.json").read_text() == "{"

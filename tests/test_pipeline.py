@@ -17,7 +17,8 @@ from flax.traverse_util import flatten_dict
 import kdjax
 from kdjax.config import base_config
 from kdjax.config import tiny as tiny_config
-from kdjax.errors import NumericError, UserError
+from kdjax.errors import DataError, NumericError, UserError
+from kdjax.lock import take
 from kdjax.models import build_model
 from kdjax.plan import resolve
 from kdjax.run import pipeline
@@ -80,6 +81,26 @@ def test_a_stage_begun_by_a_version_that_drew_other_batches_is_refused_and_a_fin
         check_twin(tmp_path / "stages" / "baseline", folder)
     (folder / "result.json").unlink()
     with pytest.raises(UserError, match=r"holds a stage that kdjax 0.1.0 began, and this version, 0.2.0"):
+        pipeline.run(config, tmp_path)
+
+
+def test_a_finished_stage_that_is_damaged_is_finished_again_and_is_the_same(teacher, data_dir, tmp_path, capsys):
+    config = tiny(ROOT / "configs" / "none.py", data_dir)
+    config.stages = ("teacher",)
+    folder = with_teacher(teacher, tmp_path) / "stages" / "teacher"
+    file = max((folder / "model" / "variables").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    pipeline.run(config, tmp_path)
+    assert re.search(r"\[teacher\] is finished, but damaged: The arrays in .*/model/variables", capsys.readouterr().out)
+    ours, theirs = (json.loads((workdir / "summary.json").read_text()) for workdir in (tmp_path, teacher))
+    assert ours["student"] == theirs["student"]
+    arrays = [kdjax.load_student(workdir / "student")[1] for workdir in (tmp_path, teacher)]
+    jax.tree.map(np.testing.assert_array_equal, *arrays)
+    assert (folder / "model.corrupt").is_dir()
+    (folder / "config.json").unlink()
+    with pytest.raises(DataError, match=r"teacher/config.json, which says of which run the stage .* is not there"):
         pipeline.run(config, tmp_path)
 
 
@@ -231,6 +252,12 @@ def test_a_stage_of_no_steps_takes_over_a_file_and_teaches(data_dir, tmp_path, c
     np.savez(tmp_path / "backbone.npz", **{name: 2 * x for name, x in torch.items()})
     with pytest.raises(UserError, match=r"stages/teacher holds a run of another config \(from.weights"):
         pipeline.run(config, tmp_path / "run")
+
+
+def test_a_workdir_that_another_run_is_in_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "opened", pytest.fail)
+    with take(tmp_path), pytest.raises(UserError, match=rf"{tmp_path} is in use: by process {os.getpid()} on "):
+        pipeline.run(tiny_config(base_config()), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file"])

@@ -29,7 +29,7 @@ def alone(monkeypatch):
     for name in (*ours, "SLURM_NTASKS", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     met = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: met.append(arguments))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, heartbeat_timeout_seconds: met.append(given))
     return met
 
 
@@ -67,7 +67,7 @@ def test_a_coordinator_that_nobody_is_is_said(monkeypatch, alone):
     assert not alone
 
 
-@pytest.mark.parametrize(("tasks", "expected"), [("1", []), ("4", [()])])
+@pytest.mark.parametrize(("tasks", "expected"), [("1", []), ("4", [(None, None, None)])])
 def test_a_launcher_of_several_processes_is_asked_and_of_one_is_not(tasks, expected, monkeypatch, alone):
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[001-004]")
     monkeypatch.setenv("SLURM_NTASKS", tasks)
@@ -139,7 +139,7 @@ def killed_and_resumed(workdir) -> list[tuple[int, str, str]]:
     running = started(training(workdir), processes=2)
     for line in running[0].stdout:
         if "[student] step 5/6" in line:
-            # JAX ends the main process, too, once it has missed the other for 100 seconds: nobody waits for that here.
+            # JAX ends the main process, too, once it has missed the other for 30 seconds: nobody waits for that here.
             for process in reversed(running):
                 process.kill()
             break

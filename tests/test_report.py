@@ -12,8 +12,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from kdjax import report
 from kdjax.config.schema import Run
-from kdjax.errors import UserError
-from kdjax.files import write_json
+from kdjax.errors import StorageError, UserError
+from kdjax.files import storing, write_json
 from kdjax.options import declared
 from kdjax.report import (
     MetricWriter,
@@ -184,6 +184,31 @@ def test_the_rule_of_the_key_is_about_the_sinks_that_there_are():
         assert not rule.holds(wrong), wrong
 
 
+def test_damaged_rows_are_dropped_and_counted_where_a_run_goes_on(tmp_path, capsys):
+    with MetricWriter(tmp_path, clock=Clock(), sinks=()) as writer:
+        writer.write(1, {"loss": 1.0})
+        writer.write(2, {"loss": 2.0})
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    for line in (b"\xff\xfe", b"[1]", b"3", b"{}", b'{"step": "1"}', b'{"step": true}', b"[" * 10**5, b""):
+        path.write_bytes(line + b"\n" + whole + b'{"step": 3, "lo')
+        MetricWriter(tmp_path, 2, sinks=()).close()
+        assert path.read_bytes() == whole
+        # The last one was cut short by a kill, which is no damage.
+        assert capsys.readouterr().out == f"{path}: 1 of 3 rows are damaged, and dropped.\n"
+    MetricWriter(tmp_path, 2, sinks=()).close()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
+def test_a_damaged_file_of_a_services_runs_begins_a_new_one(text, services, tmp_path, capsys):
+    (tmp_path / "sinks.json").write_text(text)
+    with MetricWriter(tmp_path, 2, sinks=("wandb",)):
+        pass
+    assert "sinks.json is damaged" in capsys.readouterr().out
+    assert json.loads((tmp_path / "sinks.json").read_text()).keys() == {"wandb"}
+
+
 def test_a_new_run_starts_empty(tmp_path):
     for _ in range(2):
         with MetricWriter(tmp_path) as writer:
@@ -210,6 +235,12 @@ def test_json_is_plain_and_readable(tmp_path):
         "compare": True,
         "7": [None, "mgd"],
     }
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(StorageError, match=r"metrics.json.* cannot be written .*Is a directory"), storing(tmp_path):
+        write_json(tmp_path / "metrics.json", {})
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -377,6 +377,14 @@ class Run:
         'Where losses and metrics go besides metrics.jsonl, such as ("tensorboard", "wandb"); () for nowhere else.',
         WITHOUT_EFFECT,
     ] = ("tensorboard",)
+    patience: Annotated[
+        float,
+        number(0),
+        "Factor on how long nothing may be done before a run is taken for hung, and ends with exit code 75: 10 minutes "
+        "in a step, 2 hours while one is compiled, 30 minutes in a batch of an evaluation or in a checkpoint. 0 waits "
+        "for ever.",
+        WITHOUT_EFFECT,
+    ] = 1.0
 
 
 def placeholder(default: Any) -> Any:

@@ -4,19 +4,14 @@ import json
 import platform
 import uuid
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import jax
 
-from kdjax import __version__
 from kdjax.errors import StorageError, UserError
 from kdjax.paths import Path
 from kdjax.processes import MAIN, everywhere, gather, is_main, on_main
-from kdjax.run.record import differences
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-"""Those whose versions decide what is computed, or what processes tell each other."""
+from kdjax.run.record import differences, environment
 
 
 def check_agreement(run: Mapping[str, Any]) -> None:
@@ -30,9 +25,7 @@ def check_agreement(run: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    versions = {package: metadata.version(package) for package in _PACKAGES}
-    versions |= {"kdjax": __version__, "python": platform.python_version()}
-    known = {**run, "versions": versions, "devices of a process": jax.local_device_count()}
+    known = {**run, "environment": environment(), "devices of a process": jax.local_device_count()}
     everyone = gather((platform.node(), json.loads(json.dumps(known))))
     host, main = everyone[MAIN]
     for process, (other, theirs) in enumerate(everyone):

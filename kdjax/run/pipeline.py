@@ -1,5 +1,6 @@
 """The stages of a config in order, each skipped when it is done, and what they were worth together."""
 
+import contextlib
 import itertools
 import os
 import shlex
@@ -7,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from kdjax.checkpoint import copy_model
@@ -15,10 +17,11 @@ from kdjax.data.manifest import MANIFEST_FILE, check_manifest
 from kdjax.devices import device_count
 from kdjax.errors import UserError
 from kdjax.files import storing, write_json
+from kdjax.lock import take
 from kdjax.options import defaults
 from kdjax.paths import Path, as_path
 from kdjax.plan import BASELINE, Plan, StagePlan, check_files, resolve, with_seed
-from kdjax.processes import are_several, everywhere, on_main
+from kdjax.processes import are_several, everywhere, is_main, on_main
 from kdjax.report import Row, duration, summary_table
 from kdjax.run.agreement import check_agreement, check_workdir
 from kdjax.run.data import Splits, is_own, open_split
@@ -30,6 +33,7 @@ from kdjax.run.verdict import judge
 from kdjax.sinks import check_sinks
 from kdjax.stopping import Stop, stopping
 from kdjax.types import Column
+from kdjax.watchdog import Watchdog
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         what ``summary.json`` holds.
 
     Raises:
-        UserError: the config, the workdir or something that the config names cannot be used.
+        UserError: the config, the workdir or something that the config names cannot be used; or another run is in it.
         NumericError: a loss is not finite.
         StorageError: the workdir cannot be written.
         Stopped: a signal ended it, and it is saved.
@@ -61,6 +65,12 @@ def _stoppable(config: ConfigDict, workdir: str | os.PathLike[str], stop: Stop) 
     started = time.monotonic()
     place = everywhere(lambda: as_path(workdir))
     plan = everywhere(lambda: _resolved(config))
+    with everywhere(lambda: take(place) if is_main() else contextlib.ExitStack()):
+        return _run_all(config, plan, place, started, stop)
+
+
+def _run_all(config: ConfigDict, plan: Plan, place: Path, started: float, stop: Stop) -> dict[str, Any]:
+    """The run, in a workdir that is this one's alone, since ``started``."""
     check_workdir(place)
     if are_several() and (plan.data.download or not is_own(plan.data)):
         on_main(lambda: _make_data(plan))
@@ -182,11 +192,12 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
     on_main(begin)
     results: dict[str, dict[str, Any]] = {}
     finished: dict[str, Finished] = {}
-    for stage in plan.stages:
-        folder = _folder(workdir, stage)
-        result = train_stage(plan, stage, splits, identities[stage.name], folder, finished, stop)
-        results[stage.name], finished[stage.name] = result, Finished(folder, result["metrics"])
-        check_floors(plan, stage.name, result["metrics"], splits.train.class_names)
+    with Watchdog(workdir / _hang_report(), plan.run.patience) as watchdog:
+        for stage in plan.stages:
+            folder = _folder(workdir, stage)
+            result = train_stage(plan, stage, splits, identities[stage.name], folder, finished, stop, watchdog)
+            results[stage.name], finished[stage.name] = result, Finished(folder, result["metrics"])
+            check_floors(plan, stage.name, result["metrics"], splits.train.class_names)
     summary = _summary(plan, results)
 
     def finish() -> None:
@@ -199,6 +210,11 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
     on_main(finish)
     print(_table(plan, results))
     return summary
+
+
+def _hang_report() -> str:
+    """The name of this process's file for what it was doing as it hung."""
+    return f"hang_report_{jax.process_index()}.txt" if are_several() else "hang_report.txt"
 
 
 def _folder(workdir: Path, stage: StagePlan) -> Path:
@@ -300,7 +316,8 @@ def _draw(plan: Plan, workdir: Path, splits: Splits, finished: Mapping[str, Fini
         return
 
     columns = {
-        name: Column(kept_predictions(stage.folder)[: plan.run.pictures], stage.metrics)
+        name: Column(kept[: plan.run.pictures], stage.metrics)
         for name, stage in finished.items()
+        if (kept := kept_predictions(stage.folder))
     }
     plan.task.draw(workdir / "predictions.png", splits.evaluation, columns)

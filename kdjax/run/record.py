@@ -1,20 +1,22 @@
-"""What is kept of a stage: whose run its folder is, its results, its model, and what it was worth."""
+"""What is kept of a stage: whose run its folder is, its model, and what that said."""
 
-import hashlib
 import json
-import math
+import platform
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any, NamedTuple
+
+import jax
 
 from kdjax import __version__
 from kdjax.checkpoint import STAGE_FILE, describe, save_method, save_model
 from kdjax.config.schema import Data, MethodSection, Optimizer, Run, Stage
 from kdjax.distill import Applied, by_method
-from kdjax.errors import StorageError, UserError
-from kdjax.files import write_json
+from kdjax.errors import DataError, StorageError, UserError
+from kdjax.files import read_json, sha256_of, write_json
 from kdjax.methods import method_options
 from kdjax.options import declared, defaults
-from kdjax.paths import Path, as_path
+from kdjax.paths import Path, as_path, exists
 from kdjax.plan import Plan, StagePlan
 from kdjax.run.data import Splits
 from kdjax.state import TrainState
@@ -25,6 +27,9 @@ _FIRST_VERSION = "0.1.0"
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "config.json"
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+"""Those whose versions decide what is computed, or what processes tell each other."""
 
 PREDICTIONS_FILE = "predictions.json"
 _FORMER_PREDICTIONS_FILE = "detections.json"
@@ -76,8 +81,7 @@ def identity(plan: Plan, stage: StagePlan, splits: Splits) -> dict[str, Any]:
 
 def _sha256(stage: StagePlan) -> str:
     try:
-        with as_path(stage.options.weights).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(as_path(stage.options.weights))
     except OSError as error:
         raise StorageError(
             f"config.{stage.name}.weights={stage.options.weights} cannot be read ({error.strerror or error})."
@@ -86,11 +90,13 @@ def _sha256(stage: StagePlan) -> str:
 
 def is_begun(folder: Path) -> bool:
     """Whether a stage's folder has a result, or a checkpoint to go on from."""
-    return (folder / RESULT_FILE).exists() or any((folder / "checkpoints").glob("[0-9]*"))
+    return (folder / RESULT_FILE).exists() or has_checkpoints(folder)
 
 
 def check_claim(folder: Path, known: Mapping[str, Any]) -> None:
     """Refuses to go on in the folder of a run of another config; nothing is written.
+
+    Says where a stage goes on with other packages or devices than before.
 
     Args:
         folder: of the stage.
@@ -98,22 +104,64 @@ def check_claim(folder: Path, known: Mapping[str, Any]) -> None:
 
     Raises:
         UserError: one sentence with the keys that differ.
+        DataError: it cannot be known whose run the folder is.
     """
-    if not is_begun(folder) or not (folder / CONFIG_FILE).exists():
+    if not is_begun(folder):
         return
-    saved = json.loads((folder / CONFIG_FILE).read_text())
-    version = saved.pop("kdjax", _FIRST_VERSION)
-    saved = _completed(saved)
+    saved, finished = _saved_config(folder), (folder / RESULT_FILE).exists()
+    version, before = saved.pop("kdjax", _FIRST_VERSION), saved.pop("environment", None)
+    try:
+        saved = _completed(saved)
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder / CONFIG_FILE} is damaged ({error!r}); {_MENDED}.") from error
     if changed := differences(saved, _as_far_as(saved, known)):
         raise UserError(
             f"{folder} holds a run of another config ({'; '.join(changed[:5])}): choose another --workdir, or delete "
             "that folder to start it anew."
         )
-    if version == _FIRST_VERSION and not (folder / RESULT_FILE).exists():
+    if version == _FIRST_VERSION and not finished:
         raise UserError(
             f"{folder} holds a stage that kdjax {version} began, and this version, {__version__}, draws other batches: "
             "finish it with that version, or delete that folder to start it anew."
         )
+    if not finished and isinstance(before, dict) and (changed := differences(before, environment())):
+        print(
+            f"[{folder.name}] goes on with other packages or devices than before ({'; '.join(changed)}): its last "
+            "digits may be others than theirs.",
+            flush=True,
+        )
+
+
+_MENDED = "put an undamaged one in its place, or delete its folder to start the stage anew"
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a stage's folder has checkpoints."""
+    return any((folder / "checkpoints").glob("[0-9]*"))
+
+
+def _saved_config(folder: Path) -> dict[str, Any]:
+    """What the folder of a stage that was begun is known by.
+
+    Raises:
+        DataError: its file is not there, or damaged.
+    """
+    path = folder / CONFIG_FILE
+    if not exists(path):
+        raise DataError(f"{path}, which says of which run the stage in its folder is, is not there: {_MENDED}.")
+    try:
+        return read_json(path, dict)
+    except DataError as error:
+        raise DataError(f"{str(error).rstrip('.')}; {_MENDED}.") from error
+
+
+def environment() -> dict[str, Any]:
+    """What a stage is computed with: versions of packages and of Python, and the devices. It is not its identity."""
+    versions = {package: metadata.version(package) for package in _PACKAGES}
+    devices = {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+    return {"kdjax": __version__, "python": platform.python_version(), **versions, **devices}
 
 
 def _as_far_as(saved: Any, known: Any) -> Any:
@@ -191,9 +239,12 @@ def _effective(kind: type, section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def claim(folder: Path, known: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-    """Makes a folder that of a stage: with its identity, and with what its checkpoints are going to hold."""
+    """Makes a folder that of a stage: with its identity, and with what its checkpoints are going to hold.
+
+    What the stage is computed with stands beside its identity, and is no part of it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG_FILE, {"kdjax": __version__, **known})
+    write_json(folder / CONFIG_FILE, {"kdjax": __version__, "environment": environment(), **known})
     write_json(folder / STAGE_FILE, description)
 
 
@@ -228,21 +279,10 @@ def export(
 
 
 def kept_predictions(folder: Path) -> list[Any]:
-    """What the model of a finished stage said of the first images, as its task draws it."""
+    """What the model of a finished stage said of the first images, as its task draws it; [] where that is lost."""
     path = folder / PREDICTIONS_FILE
-    return json.loads((path if path.exists() else folder / _FORMER_PREDICTIONS_FILE).read_text())
-
-
-def finished_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished stage, None for one that is not; what JSON cannot hold (NaN) is NaN again."""
-
-    def restored(metrics: Any) -> Any:
-        if isinstance(metrics, dict):
-            return {key: restored(value) for key, value in metrics.items()}
-        return math.nan if metrics is None else metrics
-
-    path = folder / RESULT_FILE
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text())
-    return {key: restored(value) if key != "teacher" or value else None for key, value in result.items()}
+    try:
+        return read_json(path if exists(path) else folder / _FORMER_PREDICTIONS_FILE, list)
+    except DataError as error:
+        print(f"[{folder.name}] is not drawn: {error}", flush=True)
+        return []

@@ -5,6 +5,7 @@ and, once finished, ``model/`` (the trained detector alone), ``method/`` (what t
 ``predictions.json`` (of the images that are drawn) and ``result.json``.
 """
 
+import collections
 import functools
 import math
 import time
@@ -19,8 +20,7 @@ from kdjax.checkpoint import Best, Checkpoints, DamagedError, abstract, describe
 from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
 from kdjax.errors import NumericError
-from kdjax.evaluation import Evaluation, evaluate, make_predict
-from kdjax.files import write_json
+from kdjax.evaluation import Evaluation, Predict, evaluate, make_predict
 from kdjax.methods import method_class
 from kdjax.paths import Path
 from kdjax.plan import Plan, StagePlan
@@ -29,11 +29,13 @@ from kdjax.report import MetricWriter, Throughput, duration, parameter_table, pr
 from kdjax.run.build import Built, Facts, build, first_state, stage_key
 from kdjax.run.data import Splits, open_batches
 from kdjax.run.floor import metrics_of_teacher
-from kdjax.run.record import MOST_PICTURES, RESULT_FILE, Finished, claim, export, finished_result
+from kdjax.run.record import MOST_PICTURES, Finished, claim, export
+from kdjax.run.result import finished_result, write_result
 from kdjax.run.start import Origins, load_origins
 from kdjax.state import TrainState, Variables
 from kdjax.stopping import Stop, Stopped
 from kdjax.types import Judge, Metrics
+from kdjax.watchdog import Watchdog
 
 _OVERFITTING = 0.05
 """Share of the best value of the primary metric by which the last one must be worse for overfitting to be named."""
@@ -50,6 +52,7 @@ def train_stage(
     folder: Path,
     earlier: Mapping[str, Finished],
     stop: Stop,
+    watchdog: Watchdog,
 ) -> dict[str, Any]:
     """Trains one stage of a plan, or continues it, or finds it finished.
 
@@ -61,6 +64,7 @@ def train_stage(
         folder: the stage's own.
         earlier: the stages before it, by name.
         stop: says when to end before the end.
+        watchdog: told of all that is done.
 
     Returns:
         what ``result.json`` holds: "metrics" (percent), those of the "teacher" or None, "steps", "images_per_second",
@@ -72,21 +76,19 @@ def train_stage(
         StorageError: checkpoints cannot be saved.
         Stopped: a signal ended it; the checkpoint of the step that it had come to is saved.
     """
-    if done_before := on_main(lambda: finished_result(folder)):
+    if done_before := on_main(lambda: finished_result(stage, folder, plan.task.primary)):
         found = spoken(done_before["metrics"], plan.task.spoken[:1])
         print(f"[{stage.name}] finished earlier: {found}. Nothing to do.", flush=True)
         return done_before
     started, number = time.monotonic(), f"stage {plan.stages.index(stage) + 1} of {len(plan.stages)}"
     print(f"[{stage.name}] {number}: {_extent(stage, len(splits.train))}.", flush=True)
     class_names, sizing = splits.train.class_names, plan.data.sizing
-    evaluation = functools.partial(
-        evaluate, source=splits.evaluation, task=plan.task, batch_size=plan.run.eval_batch_size, image_size=sizing
-    )
+    evaluation = _watched(watchdog, plan, splits)
     origins, built = everywhere(lambda: _prepared(plan, stage, splits, earlier))
     teacher_metrics = metrics_of_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
     description = describe_model(origins.model, class_names, sizing, splits.train.category_ids)
     on_main(lambda: claim(folder, identity, description))
-    loop = _Loop(plan, stage, built, folder, evaluation, stop)
+    loop = _Loop(plan, stage, built, folder, evaluation, stop, watchdog)
     teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None
     # The loop alone holds the state: on a device there is no room for two.
     state, metrics, judge = loop.run(functools.partial(_begin, plan, stage, built, origins), teacher_variables, splits)
@@ -102,11 +104,36 @@ def train_stage(
     def finish() -> None:
         export(stage, built.methods, folder, state, kept)
         # Last: it marks the stage as finished.
-        write_json(folder / RESULT_FILE, result)
+        write_result(folder, result)
 
-    on_main(finish)
+    with watchdog.doing("checkpoint"):
+        on_main(finish)
     print(f"[{stage.name}] {number} took {duration(time.monotonic() - started)}.", flush=True)
     return result
+
+
+def _watched(watchdog: Watchdog, plan: Plan, splits: Splits) -> Evaluation:
+    """Evaluates on a plan's split, and tells the watchdog of every batch."""
+
+    def watched(
+        predict: Predict, variables: Variables, between: Callable[[], object] = lambda: None
+    ) -> tuple[Metrics, Judge]:
+        def progress() -> None:
+            watchdog.fed()
+            between()
+
+        with watchdog.doing("evaluation"):
+            return evaluate(
+                predict,
+                variables,
+                splits.evaluation,
+                plan.task,
+                batch_size=plan.run.eval_batch_size,
+                image_size=plan.data.sizing,
+                between=progress,
+            )
+
+    return watched
 
 
 def _prepared(plan: Plan, stage: StagePlan, splits: Splits, earlier: Mapping[str, Finished]) -> tuple[Origins, Built]:
@@ -162,9 +189,20 @@ def _begin(plan: Plan, stage: StagePlan, built: Built, origins: Origins) -> Trai
 class _Loop:
     """The steps of one stage, and all that happens between them."""
 
-    def __init__(self, plan: Plan, stage: StagePlan, built: Built, folder: Path, evaluation: Evaluation, stop: Stop):
+    def __init__(
+        self,
+        plan: Plan,
+        stage: StagePlan,
+        built: Built,
+        folder: Path,
+        evaluation: Evaluation,
+        stop: Stop,
+        watchdog: Watchdog,
+    ):
         self.throughput = Throughput(stage.steps, stage.options.batch_size)
         self._plan, self._stage, self._built, self._folder, self._stop = plan, stage, built, folder, stop
+        self._watchdog = watchdog
+        self._under_way: collections.deque[dict[str, jax.Array]] = collections.deque()
         self._evaluate = functools.partial(evaluation, make_predict(built.student), between=self._between_batches)
         self._images = 0
         self._explained = False
@@ -185,7 +223,8 @@ class _Loop:
         )
         with opened as checkpoints:
             state, evaluated = self._train(begin, teacher_variables, splits, checkpoints)
-            best = checkpoints.best()
+            with self._watchdog.doing("checkpoint"):
+                best = checkpoints.best()
             if best is None or best.step == int(state.step):
                 return state, *evaluated
             self._compare(best, evaluated[0])
@@ -193,7 +232,8 @@ class _Loop:
                 return state, *evaluated
             like = abstract(state)
             del state
-            state = _best(checkpoints, like)
+            with self._watchdog.doing("checkpoint"):
+                state = _best(checkpoints, like)
             return state, *self._evaluate(state.student())
 
     def _train(
@@ -205,7 +245,8 @@ class _Loop:
     ) -> tuple[TrainState, tuple[Metrics, Judge]]:
         """The last state and what it is worth."""
         stage = self._stage
-        state = self._first(begin, checkpoints)
+        with self._watchdog.doing("compilation"):
+            state = self._first(begin, checkpoints)
         first = int(state.step)
         self._explained = first > 0
         with everywhere(lambda: self._writer(first)) as writer:
@@ -216,7 +257,11 @@ class _Loop:
             # Placed once: what comes from one device is broadcast again at every step.
             key = replicate(stage_key(self._plan.run.seed, stage))
             teacher_variables = teacher_variables and replicate(teacher_variables)
-            with Prefetch(batches, parts=stage.options.accumulate) as placed, ExitStack() as held:
+            with (
+                self._watchdog.doing("step"),
+                Prefetch(batches, parts=stage.options.accumulate) as placed,
+                ExitStack() as held,
+            ):
                 for done in range(first + 1, stage.steps + 1):
                     state = self._step(state, teacher_variables, placed, key)
                     if done == first + 1:
@@ -226,14 +271,16 @@ class _Loop:
                         evaluated = self._between(done, state, writer, checkpoints)
                         self._between_batches()
                     except Stopped:
-                        checkpoints.commit(state)
+                        with self._watchdog.doing("checkpoint"):
+                            checkpoints.commit(state)
                         words = (
                             f"stopped; stage {stage.name!r} is saved at step {done}, and the same command goes on there"
                         )
                         raise self._stop.stopped(words) from None
         assert evaluated is not None  # The last step is evaluated.
-        if not checkpoints.settle():
-            checkpoints.commit(state, evaluated[0][self._plan.task.primary])
+        with self._watchdog.doing("checkpoint"):
+            if not checkpoints.settle():
+                checkpoints.commit(state, evaluated[0][self._plan.task.primary])
         return state, evaluated
 
     def _first(self, begin: Callable[[], TrainState], checkpoints: Checkpoints) -> TrainState:
@@ -299,7 +346,7 @@ class _Loop:
         """One step; the first one of each shape compiles, which is said and not measured."""
         if not placed.ready():
             # What the devices still have to do is no waiting for data.
-            jax.block_until_ready(state)
+            self._wait()
         with self.throughput.waiting():
             batch = next(placed)
         height, width = batch.images.shape[2:4]
@@ -308,7 +355,7 @@ class _Loop:
         else:
             self._compiled.add((height, width))
             started = time.perf_counter()
-            with self.throughput.paused(steps=1):
+            with self.throughput.paused(steps=1), self._watchdog.doing("compilation"):
                 state, values = jax.block_until_ready(self._built.step(state, teacher_variables, batch, key))
             seconds = time.perf_counter() - started
             print(
@@ -316,7 +363,15 @@ class _Loop:
                 flush=True,
             )
         self._recent.append(values)
+        self._under_way.append(values)
+        self._watchdog.fed()
         return state
+
+    def _wait(self) -> None:
+        """Waits for the steps that the devices still have to do, of each of which the watchdog is told."""
+        while self._under_way:
+            jax.block_until_ready(self._under_way.popleft())
+            self._watchdog.fed()
 
     def _between(
         self, done: int, state: TrainState, writer: MetricWriter | None, checkpoints: Checkpoints
@@ -327,8 +382,9 @@ class _Loop:
         saves = evaluates or _due(done, stage.checkpoint_every)
         if not (saves or _due(done, stage.options.log_every)):
             if done % _MOST_STEPS_IN_FLIGHT == 0:
-                jax.block_until_ready(self._recent[-1])
+                self._wait()
             return None
+        self._wait()
         means, self._recent = _means(self._recent), []
         row = self._progress(done, means)
         finite = all(map(math.isfinite, means.values()))
@@ -342,7 +398,8 @@ class _Loop:
         if not finite:
             raise _not_finite(stage.name, done, means)
         if saves:
-            checkpoints.save(state, evaluated[0][self._plan.task.primary] if evaluated else None)
+            with self._watchdog.doing("checkpoint"):
+                checkpoints.save(state, evaluated[0][self._plan.task.primary] if evaluated else None)
         return evaluated
 
     def _progress(self, done: int, means: Mapping[str, float]) -> dict[str, Any]:
