@@ -4,29 +4,33 @@ That is why the file is long: whatever Orbax raises, or leaves half done, is met
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from kdjax import __version__
 from kdjax.data.batches import padded
 from kdjax.data.sizing import Size, Sizing, sizing
 from kdjax.devices import globalize
-from kdjax.errors import UserError, parsing
+from kdjax.errors import DataError, StorageError, UserError, parsing
+from kdjax.files import refusal, sync
 from kdjax.models import build_model
-from kdjax.paths import Path, absolute, as_path, files_in, in_bucket, remove
-from kdjax.processes import on_main
+from kdjax.paths import Path, absolute, as_path, files_in, in_bucket, move, remove
+from kdjax.processes import gather, is_main, on_main
 from kdjax.state import TrainState
 from kdjax.types import Model
 
@@ -37,14 +41,24 @@ STAGE_FILE = "description.json"
 ARRAYS_FOLDER = "variables"
 _DESCRIPTIONS = {MODEL_FILE: {"model", "class_names", "image_size", "sha256"}, METHOD_FILE: {"method", "sha256"}}
 """What describes a folder of arrays, and the keys that it cannot do without."""
-STUDENT, REST = "student", "rest"
-"""The two items of a checkpoint."""
+STUDENT, REST, RECORD = "student", "rest", "record"
+"""The items of a checkpoint: two of arrays, and what they were as they were saved."""
+RECORD_FILE = "record.json"
+"""In the last of them: the step, its metrics, and by item and path the shape and the digest of each array."""
+_TEMPORARY = ".orbax-checkpoint-tmp"
+"""In the names of folders that Orbax still writes."""
+_COMMITTED = "commit_success.txt"
+"""Orbax's last file of a folder in a bucket."""
 
 
 def _items(state: TrainState) -> dict[str, Any]:
     """A state in the two parts in which it is saved."""
     student = {"params": state.params["student"], "batch_stats": state.batch_stats}
     return {STUDENT: student, REST: state.replace(params={"method": state.params["method"]}, batch_stats={})}
+
+
+class DamagedError(DataError):
+    """What was saved is not there any more, or not as it was saved."""
 
 
 class Best(NamedTuple):
@@ -60,15 +74,54 @@ def _merit(metrics: Mapping[str, float], *, metric: str, sign: int) -> float:
     return sign * metrics[metric]
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: when to stop is agreed on elsewhere."""
+        return False
+
+
+class _RecordHandler(ocp.AsyncCheckpointHandler):
+    """Writes ``RECORD_FILE`` as an item of a checkpoint; the digests are made while the training goes on."""
+
+    async def async_save(self, directory: epath.Path, args: "_Record") -> list[ocp.future.Future]:
+        return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(directory, args), name="record")]
+
+    async def _write(self, directory: epath.Path, args: "_Record") -> None:
+        if is_main():
+            record = {**args.known, **{item: _digests(arrays) for item, arrays in args.arrays.items()}}
+            (directory / RECORD_FILE).write_text(json.dumps({**record, "sha256": _seal(record)}, indent=1) + "\n")
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Nobody saves checkpoints at once."""
+        raise NotImplementedError
+
+    def restore(self, *args: Any, **kwargs: Any) -> None:
+        """Nobody reads it through Orbax."""
+        raise NotImplementedError
+
+
+@ocp.args.register_with_handler(_RecordHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _Record(ocp.args.CheckpointArgs):
+    """What a checkpoint is about, and the arrays, on the host, whose digests are to be written with it."""
+
+    known: Mapping[str, Any]
+    arrays: Mapping[str, Any]
+
+
 class Checkpoints:
     """The checkpoints of one run: asynchronous, atomic; the newest ``keep`` and the best one stay.
 
     Every step holds the student's variables apart from the rest, so that they can be read without the method or the
-    optimiser. A context manager: at its end, whatever ended it, everything is on disk.
+    optimiser, and the digests of all arrays, which they are held against whenever they are read. A step that is damaged
+    is set aside, as ``<step>.corrupt``, which is said. Where saving fails, the earlier ones stay as they are, and the
+    next save tries again.
+
+    A context manager: at its end everything is on disk.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, metric: str, higher_is_better: bool = True):
-        """Opens or makes a folder of checkpoints.
+        """Opens or makes a folder of checkpoints; what is seen to be damaged without reading arrays is set aside.
 
         Args:
             folder: of the run.
@@ -77,6 +130,7 @@ class Checkpoints:
             higher_is_better: of that metric.
         """
         self._metric = metric
+        self._folder = absolute(as_path(folder))
         best = functools.partial(_merit, metric=metric, sign=1 if higher_is_better else -1)
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
@@ -84,71 +138,236 @@ class Checkpoints:
                 checkpoint_managers.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
-        self._manager = ocp.CheckpointManager(
-            str(folder) if in_bucket(folder) else os.path.abspath(folder),
-            item_handlers={name: ocp.StandardCheckpointHandler() for name in (STUDENT, REST)},
-            options=ocp.CheckpointManagerOptions(best_fn=best, preservation_policy=policy),
-        )
+        self._options = ocp.CheckpointManagerOptions(best_fn=best, preservation_policy=policy)
+        self._saving = False
+        self._saved: int | None = None
+        """The last step."""
+        self._failures = 0
+        """In a row."""
+        self._manager = self._opened()
+
+    def _opened(self) -> ocp.CheckpointManager:
+        on_main(lambda: _tidy(self._folder))
+        handlers = {name: ocp.StandardCheckpointHandler() for name in (STUDENT, REST)}
+        return _Manager(str(self._folder), item_handlers={**handlers, RECORD: _RecordHandler()}, options=self._options)
 
     def latest(self) -> int | None:
         """The newest committed step, or None."""
         return on_main(self._manager.latest_step)
 
-    def best(self) -> Best | None:
-        """The best of the steps that were saved with a metric; None without one."""
-        self._manager.wait_until_finished()
+    def value(self, step: int) -> float | None:
+        """Of the metric that a step was saved with; None without one."""
 
-        def read() -> Best | None:
-            step = self._manager.best_step()
-            metrics = None if step is None else self._manager.metrics(step)
-            return Best(step, metrics[self._metric]) if step is not None and metrics else None
+        def read() -> float | None:
+            metrics = self._manager.metrics(step)
+            return metrics[self._metric] if metrics else None
 
         return on_main(read)
 
+    def best(self) -> Best | None:
+        """The best of the steps that were saved with a metric; None without one."""
+        self.settle()
+        step = on_main(self._manager.best_step)
+        value = None if step is None else self.value(step)
+        return None if step is None or value is None else Best(step, value)
+
     def save(self, state: TrainState, value: float | None = None) -> None:
-        """Starts saving ``state`` under its step; with the value of its metric it is a candidate for the best."""
+        """Starts saving ``state`` under its step; with the value of its metric it is a candidate for the best.
+
+        A step that is there already is saved anew.
+
+        Raises:
+            StorageError: its folder is gone, or the storage has refused several times in a row.
+        """
+        self.settle()
         # A metric of nothing is NaN, which must not count as the best.
         metrics = {self._metric: value} if value is not None and math.isfinite(value) else None
-        items = {name: ocp.args.StandardSave(item) for name, item in _items(globalize(state)).items()}
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
+        step, items = int(state.step), _items(state)
+        record = _Record({"step": step, "metrics": metrics}, jax.device_get(items) if is_main() else {})
+        saved = {name: ocp.args.StandardSave(item) for name, item in globalize(items).items()}
 
-    def restore(self, state: TrainState, step: int | None = None) -> TrainState:
-        """The saved state of a step, by default the newest, placed as the arrays of ``state`` are.
+        def begin() -> None:
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(step, args=ocp.args.Composite(**saved, **{RECORD: record}), metrics=metrics, force=True)
+
+        self._saved, self._saving = step, self._attempt(begin)
+
+    def settle(self) -> bool:
+        """Waits for what is being saved; whether what was saved last is on disk.
+
+        Raises:
+            StorageError: as :meth:`save`.
+        """
+        if self._saving:
+            self._saving = False
+            if self._attempt(self._manager.wait_until_finished):
+                self._failures = 0
+                on_main(lambda: sync(self._folder))
+        return self._failures == 0
+
+    def commit(self, state: TrainState, value: float | None = None) -> None:
+        """As :meth:`save`, unless that step was saved last, and waits until it is on disk.
+
+        Raises:
+            StorageError: it cannot be saved.
+        """
+        if self._saved != int(state.step) or not self.settle():
+            self.save(state, value)
+        if not self.settle():
+            raise StorageError(f"The checkpoint of step {int(state.step)} cannot be saved in {self._folder}.")
+
+    def _attempt(self, work: Callable[[], object]) -> bool:
+        """Whether the storage let all processes do their work."""
+        what = ""
+        try:
+            work()
+        except Exception as error:
+            what = refusal(error, self._folder)
+            if not what:
+                raise
+        what = next(filter(None, gather(what)), "")
+        if what:
+            self._recover(what)
+        return not what
+
+    def _recover(self, what: str) -> None:
+        """Removes what is left of a save that failed; the next one can be tried."""
+        self._failures += 1
+        if not on_main(self._folder.is_dir):
+            raise StorageError(f"{self._folder} is not there any more ({what}); bring it back, or begin elsewhere.")
+        if self._failures >= _MOST_FAILURES:
+            raise StorageError(
+                f"No checkpoint could be saved in {self._folder} {self._failures} times in a row ({what}); the earlier "
+                "ones are intact. Make room, or mend it; the same command goes on from there."
+            )
+        print(
+            f"A checkpoint could not be saved in {self._folder} ({what}); the earlier ones are intact, and the next "
+            "save tries again.",
+            flush=True,
+        )
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = self._opened()
+
+    def resume(self, state: TrainState) -> TrainState | None:
+        """The newest state that is sound, as :meth:`restore` has it; None without one."""
+        while (step := self.latest()) is not None:
+            if (restored := self.restore(state, step)) is not None:
+                return restored
+        return None
+
+    def restore(self, state: TrainState, step: int) -> TrainState | None:
+        """The saved state of a step, placed as the arrays of ``state`` are; None of one that is damaged, and set aside.
 
         Of ``state``, :func:`abstract` suffices.
 
         Raises:
-            UserError: if what was saved cannot be read, or has other parameters or shapes than ``state``.
+            UserError: it belongs to another model: it has other parameters or shapes than ``state``.
         """
-        self._manager.wait_until_finished()
-        step, wanted = self.latest() if step is None else step, _items(abstract(state))
-        what = f"The checkpoint of step {step} in {self._manager.directory}"
-        advice = "move the folder of that step away"
-        with _orbax(what, advice):
-            metadata = self._manager.item_metadata(step)
-            saved = {name: metadata[name].tree for name in wanted}
-        if misfits := _misfits(saved, wanted):
-            raise UserError(
-                f"{what} belongs to another model, method or optimiser ({misfits}); choose another --workdir, or "
-                "delete that folder."
-            )
-        args = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}
-        with _orbax(what, advice):
-            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        student, rest = restored[STUDENT], restored[REST]
-        params = {"student": student["params"], **rest.params}
-        return rest.replace(params=params, batch_stats=student["batch_stats"])
+        self.settle()
+        folder, restored, words = self._folder / str(step), None, ""
+        try:
+            restored = _read_state(folder, state)
+        except DamagedError as error:
+            words = str(error)
+        words = next(filter(None, gather(words)), "")
+        if not words:
+            return restored
+        on_main(lambda: _set_aside(folder, words))
+        self._manager.reload()
+        return None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(Exception):  # One error is enough, and the others may not be there any more.
+            self._manager.close()
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        self.settle()
         self._manager.close()
+
+
+_MOST_FAILURES = 3
+"""Saves in a row that fail until a run ends."""
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what is left of saves that were cut off, and sets aside steps that can be seen to be damaged."""
+    for step in sorted(folder.iterdir()) if folder.is_dir() else ():
+        unfinished = in_bucket(step) and step.name.isdecimal() and not (step / _COMMITTED).exists()
+        if unfinished or _TEMPORARY in step.name:
+            remove(step)
+        elif step.name.isdecimal():
+            try:
+                _recorded(step)
+            except DamagedError as error:
+                _set_aside(step, str(error))
+
+
+def _set_aside(step: Path, words: str) -> None:
+    """Keeps a damaged step under a name under which nobody looks for one."""
+    taken = {path.name for path in step.parent.iterdir()}
+    suffixes = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
+    name = next(name for suffix in suffixes if (name := f"{step.name}.corrupt{suffix}") not in taken)
+    move(step, step.with_name(name))
+    print(f"{words.rstrip('.')}: it is set aside as {name}, and the newest sound checkpoint counts.", flush=True)
+
+
+def _recorded(step: Path) -> dict[str, Any] | None:
+    """What a checkpoint's record says; None where it has none, as those of version 0.1.
+
+    Raises:
+        DamagedError: it cannot be what was saved.
+    """
+    what = f"The checkpoint of step {step.name} in {step.parent} is damaged"
+    if missing := [item for item in (STUDENT, REST) if not (step / item).is_dir()]:
+        raise DamagedError(f"{what}: it lacks {' and '.join(missing)}.")
+    file, metrics = step / RECORD / RECORD_FILE, step / "metrics" / "metrics"
+    try:
+        judged = json.loads(metrics.read_text()) if metrics.exists() else None
+        if not file.exists():
+            return None
+        record = json.loads(file.read_text())
+        if record.pop("sha256") != _seal(record):
+            raise DamagedError(f"{what}: what {file.name} says is not what was written.")
+    except (OSError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError(f"{what}: {metrics.name} or {file.name} cannot be read ({error}).") from error
+    if str(record["step"]) != step.name or record["metrics"] != judged:
+        raise DamagedError(f"{what}: {file.name} is of step {record['step']}, with the metrics {record['metrics']}.")
+    return record
+
+
+def _read_state(step: Path, state: TrainState) -> TrainState:
+    """What :meth:`Checkpoints.restore` reads.
+
+    Raises:
+        DamagedError: it is not what was saved.
+        UserError: it is of another model.
+    """
+    record, read = _recorded(step), {}
+    for item, like in _items(abstract(state)).items():
+        try:
+            read[item] = _read_arrays(step / item, like, record and record[item])
+        except _OthersError as error:
+            raise UserError(
+                f"The checkpoint of step {step.name} in {step.parent} belongs to another model, method or optimiser "
+                f"({error}); choose another --workdir, or delete that folder."
+            ) from error
+    student, rest = read[STUDENT], read[REST]
+    if str(int(rest.step)) != step.name:
+        raise DamagedError(
+            f"The checkpoint of step {step.name} in {step.parent} is damaged: it is of step {rest.step}."
+        )
+    return rest.replace(params={"student": student["params"], **rest.params}, batch_stats=student["batch_stats"])
 
 
 def abstract(state: TrainState) -> TrainState:
@@ -252,8 +471,19 @@ def _digest(arrays: Any) -> str:
     """Hexadecimal sha256 of all arrays' bytes, in the order of their paths."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(arrays):
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
+
+
+def _digests(arrays: Any) -> dict[str, str]:
+    """By path: what an array is, and the hexadecimal sha256 of its bytes."""
+    kinds, leaves = _kinds(arrays), jax.tree.leaves(arrays)
+    return {path: f"{kind} {_digest(x)}" for (path, kind), x in zip(kinds.items(), leaves, strict=True)}
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """Hexadecimal sha256 of a record, however it is laid out in a file."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _alone() -> ocp.StandardCheckpointer:
@@ -346,7 +576,7 @@ def load_variables(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any = None) -> dict[str, Any]:
-    """The arrays in a folder, on the default device, held against their digest where the folder has one.
+    """The arrays in a folder, on the default device, held against their digests where the folder has some.
 
     Args:
         folder: of a model, of a method, or of one step of a run's checkpoints.
@@ -354,25 +584,64 @@ def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any =
         like: the shapes and dtypes that the arrays must have; None takes whatever there is.
 
     Raises:
-        UserError: they cannot be read, are others than wanted, or not those that were saved.
+        UserError: they are others than wanted.
+        DamagedError: they cannot be read, or are not those that were saved.
     """
-    arrays = absolute(as_path(folder)) / (STUDENT if "checkpoint" in description else ARRAYS_FOLDER)
-    what, advice = f"The arrays in {arrays}", "take an undamaged copy of that folder, or make it anew"
+    folder = absolute(as_path(folder))
+    if "checkpoint" in description:
+        record = _recorded(folder)
+        return _read_arrays(folder / STUDENT, None, record and record[STUDENT])
+    arrays = folder / ARRAYS_FOLDER
+    try:
+        read = _read_arrays(arrays, like)
+    except _OthersError as error:
+        raise UserError(f"The arrays in {arrays} are not those of the model in {MODEL_FILE}: {error}.") from error
+    if description["sha256"] != _digest(read):
+        raise DamagedError(
+            f"The arrays in {arrays} are damaged: their sha256 is not the one that was saved; {_ADVICE}."
+        )
+    return read
+
+
+_ADVICE = "take an undamaged copy of that folder, or make it anew"
+
+
+class _OthersError(Exception):
+    """Arrays are sound, and others than wanted; it says which."""
+
+
+def _read_arrays(arrays: Path, like: Any = None, known: Mapping[str, str] | None = None) -> Any:
+    """The arrays in a folder of Orbax's, for this process alone.
+
+    Args:
+        arrays: the folder.
+        like: their shapes and dtypes and where they are to be; None for all that there are, on the default device.
+        known: what :func:`_digests` said of them before they were saved.
+
+    Raises:
+        DamagedError: they cannot be read, or are not those that were saved.
+        _OthersError: they are, and others than wanted.
+    """
+    what = f"The arrays in {arrays}"
+    before = {path: kind.partition(" ")[0] for path, kind in known.items()} if known is not None else None
+    if like is not None and before is not None and (misfits := _misfits(before, _kinds(like))):
+        raise _OthersError(misfits)
     with _alone() as checkpointer:
-        with _orbax(what, advice):
+        with _orbax(what):
             saved = checkpointer.metadata(arrays).item_metadata.tree
-        if like is not None and (misfits := _misfits(saved, like)):
-            raise UserError(f"{what} are not those of the model in {MODEL_FILE}: {misfits}.")
-        with _orbax(what, advice):
-            read = checkpointer.restore(arrays, jax.tree.map(_on_default_device, saved if like is None else like))
-    saved_digest = description.get("sha256")
-    if saved_digest and saved_digest != _digest(read):
-        raise UserError(f"{what} are damaged: their sha256 is not the one that was saved with them; {advice}.")
+        if before is not None and (misfits := _misfits(_kinds(saved), before)):
+            raise DamagedError(f"{what} are damaged: {misfits}; {_ADVICE}.")
+        if like is not None and (misfits := _misfits(_kinds(saved), _kinds(like))):
+            raise _OthersError(misfits)
+        with _orbax(what):
+            read = checkpointer.restore(arrays, jax.tree.map(_on_default_device, saved) if like is None else like)
+    if known is not None and (others := [path for path, x in _digests(read).items() if x != known[path]]):
+        raise DamagedError(f"{what} are damaged: {', '.join(others[:3])} are not what was saved; {_ADVICE}.")
     return read
 
 
 @contextlib.contextmanager
-def _orbax(what: str, advice: str) -> Iterator[None]:
+def _orbax(what: str) -> Iterator[None]:
     """Says what cannot be read where Orbax fails: it raises whatever missing or damaged files lead it to."""
     try:
         with parsing():
@@ -381,7 +650,7 @@ def _orbax(what: str, advice: str) -> Iterator[None]:
         if isinstance(error.__cause__, jax.errors.JaxRuntimeError | MemoryError):
             # The files may be sound: there is no room for them.
             raise error.__cause__ from None
-        raise UserError(f"{what} cannot be read ({str(error)[:200]}); {advice}.") from error
+        raise DamagedError(f"{what} cannot be read ({str(error)[:200]}); {_ADVICE}.") from error
 
 
 def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[Model, dict[str, Any]]:
@@ -437,20 +706,22 @@ def prepare(images: Sequence[np.ndarray], folder: str | os.PathLike) -> tuple[np
     return padded(images, scaled)
 
 
-def _misfits(saved: Any, wanted: Any) -> str:
-    """The first arrays of which shape or dtype differ between two trees, in words; "" where none does.
+def _kinds(tree: Any) -> dict[str, str]:
+    """By path, dtype and shape of the arrays of a tree, such as float32[3,5]."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(x.dtype).name}{list(x.shape)}".replace(
+            " ", ""
+        )
+        for path, x in leaves
+    }
+
+
+def _misfits(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """The first arrays that differ between two of :func:`_kinds`, in words; "" where none does.
 
     Orbax would say so only for some, in pages, and casts another dtype silently.
     """
-
-    def described(tree: Any) -> dict[str, str]:
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(x.dtype).name}{list(x.shape)}"
-            for path, x in leaves
-        }
-
-    old, new = described(saved), described(wanted)
     paths = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
     lines = [f"{path} is {old.get(path, 'absent')}, wanted {new.get(path, 'absent')}" for path in paths[:3]]
     return "; ".join(lines) + f" and {len(paths) - 3} more" * (len(paths) > 3)

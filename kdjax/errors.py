@@ -1,7 +1,40 @@
-"""The two ways in which a run ends early by design; everything else is a bug and keeps its traceback."""
+"""How programs end: the table of exit codes, and what ends one early by design; all else is a bug with a traceback."""
 
 import contextlib
+import enum
 from collections.abc import Iterator
+
+
+class Exit(enum.IntEnum):
+    """The exit codes of all programs, each with how such an end came about, and what is to be done then.
+
+    Those from 64 to 78 are named as in BSD's ``sysexits.h``, 130 as shells have it.
+
+    >>> Exit(65).name, Exit.DATA.cause
+    ('DATA', 'annotations, images, weights or a model are damaged, or not what they should be')
+    """
+
+    cause: str
+    """How a program comes to end so."""
+    remedy: str
+    """What to do then."""
+
+    def __new__(cls, code: int, cause: str, remedy: str) -> "Exit":
+        """A member that is its code."""
+        member = int.__new__(cls, code)
+        member._value_, member.cause, member.remedy = code, cause, remedy
+        return member
+
+    FINISHED = 0, "everything is done", "nothing"
+    BUG = 1, "a mistake of kdjax's own, with its traceback", "report it"
+    NO_GAIN = 2, "with `--require_gain` alone: the method was not worth anything", "read the verdict"
+    USAGE = 64, "a flag or the command line is wrong", "correct the command"
+    DATA = 65, "annotations, images, weights or a model are damaged, or not what they should be", "mend the files"
+    NUMBERS = 70, "the loss left the finite numbers", "lower the learning rate, or look at the data"
+    STORAGE = 74, "the storage refuses to be written or read", "make room, or mend it; then start again"
+    AGAIN = 75, "a signal stopped it, or it hung; what was saved is whole", "start the same command again"
+    CONFIG = 78, "a key of the config is wrong, or what it names does not fit", "correct the config"
+    INTERRUPTED = 130, "somebody pressed Ctrl-C", "start the same command again, if you like"
 
 
 class UserError(ValueError):
@@ -9,27 +42,46 @@ class UserError(ValueError):
 
     It is raised where that sentence is written. Other exceptions are turned into one only where they are about what was
     given: those of the operating system about files, of a config file, and of libraries that parse, by :func:`parsing`.
+    This one itself is about the config, or about what does not fit it; those below are about the rest.
     """
 
-    exit_code = 78
+    exit_code = Exit.CONFIG
     everywhere = False
     """Whether all processes of a run raise one here."""
 
 
-class NumericError(ArithmeticError):
-    """The loss left the finite numbers; what was saved before stays."""
+class UsageError(UserError):
+    """A flag, or the command line."""
 
-    exit_code = 70
+    exit_code = Exit.USAGE
+
+
+class DataError(UserError):
+    """Annotations, images, weights or a model's folder: damaged, or not what they should be."""
+
+    exit_code = Exit.DATA
+
+
+class StorageError(UserError):
+    """A disk, a bucket or another place of files that does not do what it should: full, away, or not to be written."""
+
+    exit_code = Exit.STORAGE
+
+
+class NumericError(ArithmeticError):
+    """Too many steps in a row were not finite; what was saved before stays."""
+
+    exit_code = Exit.NUMBERS
     everywhere = True
 
 
 @contextlib.contextmanager
-def parsing() -> Iterator[None]:
-    """Turns whatever a library raises over damaged input into a :class:`UserError` with the library's words.
+def parsing(kind: type[UserError] = DataError) -> Iterator[None]:
+    """Turns whatever a library raises over what it was given into an error of ``kind`` with the library's words.
 
     Only calls of the library may stand inside: a mistake of ours would be taken for the user's.
     """
     try:
         yield
     except Exception as error:
-        raise UserError(" ".join(str(error).split()).rstrip(".") or type(error).__name__) from error
+        raise kind(" ".join(str(error).split()).rstrip(".") or type(error).__name__) from error

@@ -29,7 +29,14 @@ def make_predict(model: Model) -> Predict:
 
 
 def evaluate(
-    predict: Predict, variables: Any, source: Source, task: Task, *, batch_size: int, image_size: Size | Sizing
+    predict: Predict,
+    variables: Any,
+    source: Source,
+    task: Task,
+    *,
+    batch_size: int,
+    image_size: Size | Sizing,
+    between: Callable[[], object] = lambda: None,
 ) -> tuple[Metrics, Judge]:
     """The metrics of a model over a whole source, the last partial batch included.
 
@@ -42,6 +49,7 @@ def evaluate(
         task: judges.
         batch_size: images that all devices of all processes see at once.
         image_size: height and width of the padded images, into which every image is scaled to fit; or a sizing.
+        between: is called after each batch; what it raises ends the evaluation.
 
     Returns:
         the metrics, and the judge, which knows what the model said of this process's images.
@@ -62,6 +70,7 @@ def evaluate(
     )
     for batch, output in outputs(predict, replicate(variables), batches):
         judge.add(output, batch)
+        between()
     states = gather(judge.state())
     return on_main(lambda: judge.merge(states)), judge
 

@@ -1,6 +1,7 @@
 """Files that are replaced all at once: who reads one, or is killed while writing, finds the old or the new one."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -38,8 +39,55 @@ def replace_text(path: Path, text: str) -> None:
         path.write_text(text)
         return
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Lets the operating system write a file, or the names in a folder, to the disk; a bucket does so by itself."""
+    if in_bucket(path):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOENT,
+    errno.ENOTDIR,
+)
+"""Errors of storage that is full, protected, damaged or gone."""
+
+
+def refusal(error: BaseException, folder: Path) -> str:
+    """In its own words, why storage refused, where that is what an error is about; "" otherwise.
+
+    Args:
+        error: libraries may have wrapped the operating system's in one of theirs, which has its words.
+        folder: what was written or read; of a bucket every error counts, networks have many.
+    """
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return error.strerror or str(error)
+    words = " ".join(str(error).split())
+    if found := [os.strerror(number) for number in _REFUSALS if os.strerror(number) in words]:
+        return found[0]
+    if error.__cause__ is not None and (deeper := refusal(error.__cause__, folder)):
+        return deeper
+    return f"{type(error).__name__}: {words[:200]}" if in_bucket(folder) and isinstance(error, Exception) else ""
 
 
 def plain(value: Any) -> Any:

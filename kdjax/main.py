@@ -18,6 +18,7 @@ from kdjax.methods import method_class
 from kdjax.models import model_class
 from kdjax.options import declared, hint
 from kdjax.processes import are_several, connect, is_main, leave, speaker
+from kdjax.stopping import Stopped
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config by name, such as mgd, or its file; with a variant behind a colon, such as mgd:tiny."
@@ -66,6 +67,9 @@ def ended(work: Callable[[], int], interrupted: str) -> int:
         return work()
     except (UserError, NumericError) as error:
         return refuse(error)
+    except Stopped as stopped:
+        print(f"{speaker()}: {stopped}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print(f"kdjax: interrupted; {interrupted}.", file=sys.stderr)
         if are_several():

@@ -114,6 +114,16 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def move(folder: Path, target: Path) -> None:
+    """Gives a folder another name; in a bucket its files are copied, and the old ones removed."""
+    if not in_bucket(folder):
+        folder.rename(target)
+        return
+    for file in files_in(folder):
+        (target / file.relative_to(folder)).write_bytes(file.read_bytes())
+    remove(folder)
+
+
 def size_of(file: Path) -> int:
     """Bytes in a file.
 

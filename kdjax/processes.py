@@ -4,6 +4,7 @@ Every process does the same, in the same order, on its own part of each batch. T
 writes. What passes between them is bytes: through JAX's arrays, int64 would become int32 and float64 float32.
 """
 
+import itertools
 import os
 import pickle
 import socket
@@ -11,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import util
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from kdjax.devices import AXIS, parallel
@@ -127,6 +129,8 @@ def _launcher() -> int:
 
 
 def _initialize(*arguments: Any) -> None:
+    # It would take SIGTERM, and wait with it for steps, of which there may be none for a long time.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*arguments)
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
@@ -135,6 +139,42 @@ def _initialize(*arguments: Any) -> None:
             f"The processes of this run do not find each other{where} ({' '.join(str(error).split())[:200]}): start "
             "one for each number, all within five minutes, where all reach the coordinator."
         ) from error
+
+
+class Board(NamedTuple):
+    """Short texts that the processes of a run leave for each other; unlike :func:`gather` it needs no other at once."""
+
+    client: Any
+    """JAX's own, of the service by which its processes find each other."""
+    prefix: str
+
+    def put(self, key: str, text: str) -> None:
+        """Leaves a text, which replaces an earlier one."""
+        self.client.key_value_set(f"{self.prefix}/{key}", text, allow_overwrite=True)
+
+    def get(self, key: str) -> str | None:
+        """What somebody left, None so far."""
+        try:
+            return self.client.key_value_try_get(f"{self.prefix}/{key}")
+        except jax.errors.JaxRuntimeError:
+            return None
+
+    def all(self, key: str, text: str) -> list[str]:
+        """The texts of all processes, in their order; waits for them."""
+        self.put(f"{key}/{jax.process_index()}", text)
+        patience = int(1000 * _PATIENCE)
+        return [
+            self.client.blocking_key_value_get(f"{self.prefix}/{key}/{process}", patience)
+            for process in range(jax.process_count())
+        ]
+
+
+_BOARDS = itertools.count()
+
+
+def board() -> Board:
+    """A new one, which is the same on all processes of several: each makes as many."""
+    return Board(distributed.global_state.client, f"kdjax/{next(_BOARDS)}")
 
 
 def is_main() -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from kdjax.errors import UserError, parsing
+from kdjax.errors import UsageError, UserError, parsing
 from kdjax.plan import resolve
 from kdjax.run.data import is_open
 from kdjax.run.lowered import examine, lower_step, written_flops
@@ -65,7 +65,7 @@ def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None,
     """
     from jax.experimental import topologies
 
-    with parsing():
+    with parsing(UsageError):
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     config = ConfigDict(content)
     config.eval_batch_size = len(devices)

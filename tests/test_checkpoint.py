@@ -13,6 +13,7 @@ import pytest
 import kdjax
 from kdjax.checkpoint import (
     Checkpoints,
+    DamagedError,
     describe,
     describe_model,
     load_method,
@@ -61,7 +62,7 @@ def test_the_newest_state_comes_back_whole(tmp_path):
     assert checkpoints.latest() is None
     saved = state(7)
     checkpoints.save(saved)
-    restored = checkpoints.restore(state(0))
+    restored = checkpoints.resume(state(0))
     checkpoints.close()
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(saved)))
@@ -71,7 +72,7 @@ def test_a_state_of_another_model_is_refused_by_name(tmp_path):
     checkpoints = Checkpoints(tmp_path, metric="AP")
     checkpoints.save(state(7))
     with pytest.raises(UserError, match=r"step 7 .* another model.*head/kernel is float32\[3\], wanted float32\[5\]"):
-        checkpoints.restore(state(0, size=5))
+        checkpoints.resume(state(0, size=5))
     checkpoints.close()
 
 
@@ -207,14 +208,120 @@ def test_a_damaged_description_is_refused(trained, tmp_path, text):
         kdjax.load_student(tmp_path / "model")
 
 
+def two_steps(folder, size=3000):
+    """Checkpoints of steps 1 and 2, the second one the better."""
+    with Checkpoints(folder, metric="AP") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state(step, size), float(step))
+    return folder
+
+
+def resumed(folder, size=3000):
+    """What a run goes on from, and what is best then."""
+    with Checkpoints(folder, metric="AP") as checkpoints:
+        return checkpoints.resume(state(0, size)), checkpoints.best()
+
+
+def damages():
+    """By name, what may become of a file."""
+
+    def flipped(place):
+        def flip(path):
+            data = bytearray(path.read_bytes())
+            if data:
+                data[int(place * len(data))] ^= 1 << int(place * 64) % 8
+            path.write_bytes(data)
+
+        return flip
+
+    def zeroed(path):
+        data = path.read_bytes()
+        middle = len(data) // 2
+        path.write_bytes(data[:middle] + bytes(min(4096, len(data) - middle)) + data[middle + 4096 :])
+
+    return {
+        **{f"flipped at {place}": flipped(place) for place in (0.01, 0.3, 0.55, 0.8, 0.99)},
+        "zeroed": zeroed,
+        "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        "emptied": lambda path: path.write_bytes(b""),
+        "deleted": lambda path: path.unlink(),
+    }
+
+
 @ABANDONED
-def test_a_damaged_checkpoint_is_refused_with_its_step(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("flipped at 0.55", "cut"))) for name in damages()],
+)
+def test_of_checkpoints_whose_newest_is_damaged_the_newest_sound_one_counts(tmp_path, capsys, damage):
+    original, sound = two_steps(tmp_path / "original"), (state(1, 3000), state(2, 3000))
+    files = sorted(path.relative_to(original) for path in (original / "2").rglob("*") if path.is_file())
+    aside = 0
+    for number, file in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(original, folder)
+        damages()[damage](folder / file)
+        capsys.readouterr()
+        found, best = resumed(folder)
+        assert jax.tree.all(jax.tree.map(np.array_equal, found, sound[int(found.step) - 1])), file
+        assert best.step == int(found.step), file
+        if int(found.step) == 1:
+            aside += 1
+            words = capsys.readouterr().out
+            assert re.search(r"step 2 in .* is damaged|The arrays in .*/2/\w+ (are damaged|cannot be read)", words), (
+                words
+            )
+            assert "is set aside as 2.corrupt, and the newest sound checkpoint counts." in words
+            assert sorted(os.listdir(folder)) == ["1", "2.corrupt"]
+    assert aside >= 3
+
+
+@ABANDONED
+@pytest.mark.parametrize("item", ["student", "rest", "metrics", "record"])
+def test_an_item_of_another_step_is_found(tmp_path, item):
+    folder = two_steps(tmp_path)
+    shutil.rmtree(folder / "2" / item)
+    shutil.copytree(folder / "1" / item, folder / "2" / item)
+    found, best = resumed(folder)
+    assert (int(found.step), best.step) == (1, 1)
+    assert (folder / "2.corrupt").is_dir()
+
+
+def test_folders_that_are_no_checkpoints_are_set_aside(tmp_path):
+    folder = two_steps(tmp_path)
+    for name in ("99", str(10**18), "3.orbax-checkpoint-tmp", "notes", "2.corrupt"):
+        (folder / name).mkdir()
+    found, _ = resumed(folder)
+    assert int(found.step) == 2
+    assert sorted(os.listdir(folder)) == ["1", f"{10**18}.corrupt", "2", "2.corrupt", "99.corrupt", "notes"]
+
+
+@ABANDONED
+def test_where_nothing_is_sound_nothing_is_lost(tmp_path):
+    folder = two_steps(tmp_path)
+    for step in ("1", "2"):
+        for path in files_of_arrays(folder / step):
+            path.write_bytes(path.read_bytes()[:100])
+    assert resumed(folder) == (None, None)
+    assert sorted(os.listdir(folder)) == ["1.corrupt", "2.corrupt"]
+
+
+@ABANDONED
+def test_variables_of_a_damaged_checkpoint_are_refused(tmp_path):
+    folder = two_steps(tmp_path)
+    shutil.rmtree(folder / "2" / "student")
+    shutil.copytree(folder / "1" / "student", folder / "2" / "student")
+    with pytest.raises(DamagedError, match=r"2/student are damaged: params/head/kernel are not what was saved"):
+        load_variables(folder / "2")
+
+
+def test_a_step_is_saved_anew_with_the_metric_that_it_lacked(tmp_path):
     with Checkpoints(tmp_path, metric="AP") as checkpoints:
-        checkpoints.save(state(7, size=3000))
-    for path in files_of_arrays(tmp_path / "7"):
-        path.write_bytes(path.read_bytes()[:100])
-    with (
-        Checkpoints(tmp_path, metric="AP") as checkpoints,
-        pytest.raises(UserError, match=r"The checkpoint of step 7 in .* cannot be read .*; move the folder of that"),
-    ):
-        checkpoints.restore(state(0, size=3000))
+        checkpoints.commit(state(1))
+        checkpoints.commit(state(1))
+        assert checkpoints.value(1) is None
+    with Checkpoints(tmp_path, metric="AP") as checkpoints:
+        assert checkpoints.value(1) is None
+        checkpoints.commit(state(1), 5.0)
+        assert checkpoints.value(1) == 5.0
+        assert checkpoints.best() == (1, 5.0)

@@ -27,6 +27,7 @@ from kdjax.run.record import Finished, check_claim, check_twin, identity, kept_p
 from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
 from kdjax.sinks import check_sinks
+from kdjax.stopping import Stop, stopping
 from kdjax.types import Column
 
 
@@ -47,8 +48,14 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         UserError: the config, the workdir or something that the config names cannot be used.
-        NumericError: a loss is not finite.
+        NumericError: too many steps in a row were not finite.
+        Stopped: a signal ended it, and it is saved.
     """
+    with stopping() as stop:
+        return _stoppable(config, workdir, stop)
+
+
+def _stoppable(config: ConfigDict, workdir: str | os.PathLike[str], stop: Stop) -> dict[str, Any]:
     started = time.monotonic()
     place = everywhere(lambda: as_path(workdir))
     plan = everywhere(lambda: _resolved(config))
@@ -59,9 +66,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     check_agreement({"config": plan.content, "stages": claims})
     if plan.run.seeds:
         plans = {seed: with_seed(plan, seed) for seed in plan.run.seeds}
-        summary, folder = _repeat(plans, place, splits, claims), _seed_folder(place, plan.run.seeds[0])
+        summary, folder = _repeat(plans, place, splits, claims, stop), _seed_folder(place, plan.run.seeds[0])
     else:
-        summary, folder = _run(plan, place, splits, claims[plan.run.seed]), place
+        summary, folder = _run(plan, place, splits, claims[plan.run.seed], stop), place
     print(_closing(plan, place, folder, time.monotonic() - started), flush=True)
     return summary
 
@@ -118,13 +125,17 @@ def _claims(plan: Plan, workdir: Path, splits: Splits) -> dict[str, dict[str, An
 
 
 def _repeat(
-    plans: Mapping[int, Plan], workdir: Path, splits: Splits, identities: Mapping[int, Mapping[str, Any]]
+    plans: Mapping[int, Plan],
+    workdir: Path,
+    splits: Splits,
+    identities: Mapping[int, Mapping[str, Any]],
+    stop: Stop,
 ) -> dict[str, Any]:
     """One run for each seed, in a folder of its own, and what they say together of the student and its twin."""
     summaries = {}
     for number, (seed, plan) in enumerate(plans.items(), start=1):
         print(f"Seed {seed}, {number} of {len(plans)}:", flush=True)
-        summaries[seed] = _run(plan, _seed_folder(workdir, seed), splits, identities[seed])
+        summaries[seed] = _run(plan, _seed_folder(workdir, seed), splits, identities[seed], stop)
     task = next(iter(plans.values())).task
     found = {role: [summary[role][task.primary] for summary in summaries.values()] for role in ("student", "baseline")}
     verdict = judge(found["student"], found["baseline"], task.primary, higher_is_better=task.higher_is_better)
@@ -143,7 +154,7 @@ def _repeat(
     return summary
 
 
-def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any]) -> dict[str, Any]:
+def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any], stop: Stop) -> dict[str, Any]:
     """The run of one seed, whose stages are known by ``identities``."""
 
     def begin() -> None:
@@ -156,7 +167,7 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
     finished: dict[str, Finished] = {}
     for stage in plan.stages:
         folder = _folder(workdir, stage)
-        result = train_stage(plan, stage, splits, identities[stage.name], folder, finished)
+        result = train_stage(plan, stage, splits, identities[stage.name], folder, finished, stop)
         results[stage.name], finished[stage.name] = result, Finished(folder, result["metrics"])
         check_floors(plan, stage.name, result["metrics"], splits.train.class_names)
     summary = _summary(plan, results)

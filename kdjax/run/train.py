@@ -10,13 +10,13 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import jax
 import numpy as np
 
-from kdjax.checkpoint import Best, Checkpoints, abstract, describe_model
+from kdjax.checkpoint import Best, Checkpoints, DamagedError, abstract, describe_model
 from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
 from kdjax.evaluation import Evaluation, evaluate, make_predict
@@ -33,6 +33,7 @@ from kdjax.run.record import MOST_PICTURES, RESULT_FILE, Finished, claim, export
 from kdjax.run.skipped import Skips
 from kdjax.run.start import Origins, load_origins
 from kdjax.state import TrainState, Variables
+from kdjax.stopping import Stop, Stopped
 from kdjax.types import Judge, Metrics
 
 _OVERFITTING = 0.05
@@ -49,6 +50,7 @@ def train_stage(
     identity: Mapping[str, Any],
     folder: Path,
     earlier: Mapping[str, Finished],
+    stop: Stop,
 ) -> dict[str, Any]:
     """Trains one stage of a plan, or continues it, or finds it finished.
 
@@ -59,6 +61,7 @@ def train_stage(
         identity: what determines the stage's result.
         folder: the stage's own.
         earlier: the stages before it, by name.
+        stop: says when to end before the end.
 
     Returns:
         what ``result.json`` holds: "metrics" (percent), those of the "teacher" or None, "steps", "images_per_second",
@@ -67,6 +70,8 @@ def train_stage(
     Raises:
         UserError: something that the config names does not fit, or the teacher is worse than ``teacher_floor``.
         NumericError: too many steps in a row were not finite.
+        StorageError: checkpoints cannot be saved.
+        Stopped: a signal ended it; the checkpoint of the step that it had come to is saved.
     """
     if done_before := on_main(lambda: finished_result(folder)):
         found = spoken(done_before["metrics"], plan.task.spoken[:1])
@@ -82,7 +87,7 @@ def train_stage(
     teacher_metrics = metrics_of_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
     description = describe_model(origins.model, class_names, sizing, splits.train.category_ids)
     on_main(lambda: claim(folder, identity, description))
-    loop = _Loop(plan, stage, built, folder, evaluation)
+    loop = _Loop(plan, stage, built, folder, evaluation, stop)
     teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None
     # The loop alone holds the state: on a device there is no room for two.
     state, metrics, judge = loop.run(functools.partial(_begin, plan, stage, built, origins), teacher_variables, splits)
@@ -158,10 +163,10 @@ def _begin(plan: Plan, stage: StagePlan, built: Built, origins: Origins) -> Trai
 class _Loop:
     """The steps of one stage, and all that happens between them."""
 
-    def __init__(self, plan: Plan, stage: StagePlan, built: Built, folder: Path, evaluation: Evaluation):
+    def __init__(self, plan: Plan, stage: StagePlan, built: Built, folder: Path, evaluation: Evaluation, stop: Stop):
         self.throughput = Throughput(stage.steps, stage.options.batch_size)
-        self._plan, self._stage, self._built, self._folder = plan, stage, built, folder
-        self._evaluate = functools.partial(evaluation, make_predict(built.student))
+        self._plan, self._stage, self._built, self._folder, self._stop = plan, stage, built, folder, stop
+        self._evaluate = functools.partial(evaluation, make_predict(built.student), between=self._between_batches)
         self._images = 0
         self._explained = False
         self._recent: list[dict[str, jax.Array]] = []
@@ -190,7 +195,7 @@ class _Loop:
                 return state, *evaluated
             like = abstract(state)
             del state
-            state = checkpoints.restore(like, best.step)
+            state = _best(checkpoints, like)
             return state, *self._evaluate(state.student())
 
     def _train(
@@ -201,31 +206,72 @@ class _Loop:
         checkpoints: Checkpoints,
     ) -> tuple[TrainState, tuple[Metrics, Judge]]:
         """The last state and what it is worth."""
-        stage, state = self._stage, everywhere(begin)
-        if checkpoints.latest() is not None:
-            like = abstract(state)
-            del state
-            state = checkpoints.restore(like)
-            print(f"[{stage.name}] continues from the checkpoint of step {int(state.step)}.", flush=True)
+        stage = self._stage
+        state = self._first(begin, checkpoints)
         first = int(state.step)
         self._explained = first > 0
-        if first == stage.steps:
-            return state, self._evaluate(state.student())
-        batches = open_batches(self._plan, stage, splits.train, first)
-        # Placed once: what comes from one device is broadcast again at every step.
-        key = replicate(stage_key(self._plan.run.seed, stage))
-        teacher_variables = teacher_variables and replicate(teacher_variables)
-        with (
-            everywhere(lambda: self._writer(first)) as writer,
-            Prefetch(batches, parts=stage.options.accumulate) as placed,
-        ):
-            for done in range(first + 1, stage.steps + 1):
-                state = self._step(state, teacher_variables, placed, key)
-                if done == first + 1:
-                    self.throughput.measure(done)
-                evaluated = self._between(done, state, writer, checkpoints)
+        with everywhere(lambda: self._writer(first)) as writer:
+            evaluated = self._owed(state, writer, checkpoints)
+            if first == stage.steps:
+                return state, evaluated or self._evaluate(state.student())
+            batches = open_batches(self._plan, stage, splits.train, first)
+            # Placed once: what comes from one device is broadcast again at every step.
+            key = replicate(stage_key(self._plan.run.seed, stage))
+            teacher_variables = teacher_variables and replicate(teacher_variables)
+            with Prefetch(batches, parts=stage.options.accumulate) as placed, ExitStack() as held:
+                for done in range(first + 1, stage.steps + 1):
+                    state = self._step(state, teacher_variables, placed, key)
+                    if done == first + 1:
+                        self.throughput.measure(done)
+                        held.enter_context(self._stop.holding())
+                    try:
+                        evaluated = self._between(done, state, writer, checkpoints)
+                        self._between_batches()
+                    except Stopped:
+                        checkpoints.commit(state)
+                        raise
         assert evaluated is not None  # The last step is evaluated.
+        if not checkpoints.settle():
+            checkpoints.commit(state, evaluated[0][self._plan.task.primary])
         return state, evaluated
+
+    def _first(self, begin: Callable[[], TrainState], checkpoints: Checkpoints) -> TrainState:
+        """The state of the newest checkpoint that is sound, or of step 0."""
+        state = everywhere(begin)
+        if checkpoints.latest() is None:
+            return state
+        like = abstract(state)
+        del state  # On a device there is no room for two.
+        restored = checkpoints.resume(like)
+        if restored is None:
+            return everywhere(begin)
+        print(f"[{self._stage.name}] continues from the checkpoint of step {int(restored.step)}.", flush=True)
+        return restored
+
+    def _owed(
+        self, state: TrainState, writer: MetricWriter | None, checkpoints: Checkpoints
+    ) -> tuple[Metrics, Judge] | None:
+        """The evaluation that was due at the step of a checkpoint, and that a signal kept from its end."""
+        step = int(state.step)
+        if not (step and self._evaluates(step)) or checkpoints.value(step) is not None:
+            return None
+        metrics, judge = self._evaluate(state.student())
+        print(f"[{self._stage.name}] step {step}: {spoken(metrics, self._plan.task.spoken)}", flush=True)
+        if writer:
+            writer.write(step, {"eval": metrics})
+        checkpoints.commit(state, metrics[self._plan.task.primary])
+        return metrics, judge
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether an evaluation is due after a step."""
+        return step == self._stage.steps or _due(step, self._stage.eval_every)
+
+    def _between_batches(self) -> None:
+        """Ends the run where it was asked to."""
+        if self._stop.due():
+            raise self._stop.stopped(
+                f"Stage {self._stage.name!r} was stopped, and is saved; the same command goes on from there."
+            )
 
     def _writer(self, step: int) -> AbstractContextManager[MetricWriter | None]:
         """Records the steps after ``step``; nothing but on the main process."""
@@ -277,7 +323,7 @@ class _Loop:
     ) -> tuple[Metrics, Judge] | None:
         """What is due after a step: its line and row, an evaluation, a checkpoint. Returns the evaluation."""
         stage, evaluated = self._stage, None
-        evaluates = done == stage.steps or _due(done, stage.eval_every)
+        evaluates = self._evaluates(done)
         saves = evaluates or _due(done, stage.checkpoint_every)
         if not (saves or _due(done, stage.options.log_every)):
             if done % _MOST_STEPS_IN_FLIGHT == 0:
@@ -328,6 +374,14 @@ class _Loop:
             "images_per_second": rate.images_per_second,
             "waited": rate.waited,
         }
+
+
+def _best(checkpoints: Checkpoints, like: TrainState) -> TrainState:
+    """The state of the best checkpoint that is sound."""
+    while (best := checkpoints.best()) is not None:
+        if (state := checkpoints.restore(like, best.step)) is not None:
+            return state
+    raise DamagedError("No checkpoint is sound any more: start the same command again, which trains anew from step 0.")
 
 
 def _due(step: int, every: int) -> bool:
