@@ -90,6 +90,7 @@ def make(
             ema_decay=ema,
             method_share=share,
             norm=functools.partial(trained_norm, freeze=freeze),
+            whole_norm=functools.partial(trained_norm, freeze=freeze),
         ),
         in_axes=(None, None, 0, None),
         replicated=True,
