@@ -1,6 +1,7 @@
 """The distillation step: pure, written for one device, mapped over devices by ``kdjax.devices.parallel``."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -260,8 +261,12 @@ def distill_step(
     ema_decay: float = 0.0,
     method_share: float = 0.0,
     norm: Callable[[Any], jax.Array] = optax.tree.norm,
+    whole_norm: Callable[[Any], jax.Array] = optax.tree.norm,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimisation step of the student (and of what the method learns) on one device's part of the batch.
+
+    A step whose loss, gradient or new state is not finite is skipped: it counts, so that the next one sees other
+    images, and changes nothing else. All devices decide alike, by what has been averaged over them.
 
     Args:
         state: the training state, equal on all devices.
@@ -280,10 +285,13 @@ def distill_step(
         method_share: where the state has a scale, what the methods' terms are together at the first step, as a multiple
             of the student's own loss.
         norm: of the gradient, for the metrics (of its trained part, where paths are frozen).
+        whole_norm: of all of the gradient that moves something, whatever its optimiser clips: where that is beyond
+            float32, the gradient counts as not finite.
 
     Returns:
         the new state, and float32 scalars: "loss", "raw/<term>", "raw/<term>/<level>" of terms that are sums over
-        levels, "loss/<term>" (weighted), "grad_norm", and "method_scale" where the state has a scale.
+        levels, "loss/<term>" (weighted), "grad_norm", "skipped" (1 of a step that is, 0 of others), and "method_scale"
+        where the state has a scale.
     """
     keys = image_keys(key, state.step, batch.index)
 
@@ -316,4 +324,13 @@ def distill_step(
         variables = {"params": params["student"], "batch_stats": batch_stats}
         ema = optax.incremental_update(variables, ema, 1.0 - ema_decay)
     metrics["grad_norm"] = norm(gradient)
-    return TrainState(state.step + 1, params, batch_stats, opt_state, ema, metrics.get("method_scale")), metrics
+    new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, metrics.get("method_scale"))
+    fine = _finite((metrics["loss"], whole_norm(gradient), new))
+    metrics["skipped"] = 1.0 - fine.astype(jnp.float32)
+    kept = jax.tree.map(functools.partial(jnp.where, fine), new, state)
+    return kept.replace(step=new.step), metrics
+
+
+def _finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite, () bool."""
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))

@@ -69,7 +69,7 @@ class StorageError(UserError):
 
 
 class NumericError(ArithmeticError):
-    """The loss left the finite numbers; what was saved before stays."""
+    """Too many steps in a row were not finite; what was saved before stays."""
 
     exit_code = Exit.NUMBERS
     everywhere = True

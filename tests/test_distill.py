@@ -90,6 +90,7 @@ def make(
             ema_decay=ema,
             method_share=share,
             norm=functools.partial(trained_norm, freeze=freeze),
+            whole_norm=functools.partial(trained_norm, freeze=freeze),
         ),
         in_axes=(None, None, 0, None),
         replicated=True,
@@ -179,7 +180,7 @@ def test_the_loss_is_the_weighted_sum_of_named_terms_and_falls():
     curve = run(1, 20).curve
     first = curve[0]
     levels = [f"raw/mgd/p{level}" for level in range(3, 7)]
-    terms = ("raw/cls", "raw/box", "raw/mgd", "loss/cls", "loss/box", "loss/mgd", "loss", "grad_norm")
+    terms = ("raw/cls", "raw/box", "raw/mgd", "loss/cls", "loss/box", "loss/mgd", "loss", "grad_norm", "skipped")
     assert {*terms, *levels} == first.keys()
     np.testing.assert_allclose(first["raw/mgd"], sum(first[level] for level in levels), rtol=1e-6)
     np.testing.assert_allclose(first["loss/mgd"], WEIGHTS["mgd"] * first["raw/mgd"], rtol=1e-6)

@@ -116,6 +116,15 @@ def train_batches(
     return _prepared(map(batch, itertools.count(first_step)), local_size, num_threads)
 
 
+def batch_positions(source: Source, *, batch_size: int, image_size: Size | Sizing, seed: int, step: int) -> list[int]:
+    """Where in the source the images of a step's global batch of :func:`train_batches` are.
+
+    Those of all processes: the one at place k of the list is at ``Batch.index`` k.
+    """
+    order = Order(_choose_shapes(source, sizing(image_size), logging.debug), batch_size, seed, NUMBERS)
+    return [int(order.example(position)[0]) for position in order.batch(step)[1].tolist()]
+
+
 def eval_batches(
     source: Source,
     *,

@@ -108,6 +108,7 @@ def build(stage: StagePlan, facts: Facts, devices: list[jax.Device] | None = Non
         ema_decay=options.ema_decay,
         method_share=options.method_share,
         norm=functools.partial(trained_norm, freeze=(*freeze, *own)),
+        whole_norm=functools.partial(trained_norm, freeze=freeze),
     )
     mapped = parallel(step, in_axes=(None, None, 0, None), replicated=True, devices=devices)
     init_methods = functools.partial(_init_methods, methods, example)

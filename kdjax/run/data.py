@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from kdjax.config.schema import Data
-from kdjax.data.batches import train_batches
+from kdjax.data.batches import batch_positions, train_batches
 from kdjax.data.check import compare_classes
 from kdjax.data.flaws import Checks
 from kdjax.data.indexed import IndexedSource, check_shared
@@ -101,7 +101,7 @@ def open_batches(plan: Plan, stage: StagePlan, source: Source, first_step: int) 
         batch_size=stage.options.batch_size,
         image_size=data.sizing,
         task=plan.task,
-        seed=int(np.random.SeedSequence((plan.run.seed, stage.number)).generate_state(1)[0]),
+        seed=_batches_seed(plan, stage),
         first_step=first_step,
         augmentation=data.augmentation,
         parts=stage.options.accumulate,
@@ -110,3 +110,18 @@ def open_batches(plan: Plan, stage: StagePlan, source: Source, first_step: int) 
         num_threads=data.threads,
         log=lambda text: print(f"[{stage.name}] {text}", flush=True),
     )
+
+
+def images_of_step(plan: Plan, stage: StagePlan, source: Source, step: int) -> list[int]:
+    """The positions in the source of all images that :func:`open_batches` gives the processes for a step, together."""
+    return batch_positions(
+        source,
+        batch_size=stage.options.batch_size,
+        image_size=plan.data.sizing,
+        seed=_batches_seed(plan, stage),
+        step=step,
+    )
+
+
+def _batches_seed(plan: Plan, stage: StagePlan) -> int:
+    return int(np.random.SeedSequence((plan.run.seed, stage.number)).generate_state(1)[0])

@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         UserError: the config, the workdir or something that the config names cannot be used; or another run is in it.
-        NumericError: a loss is not finite.
+        NumericError: too many steps in a row were not finite.
         StorageError: the workdir cannot be written.
         Stopped: a signal ended it, and it is saved.
     """

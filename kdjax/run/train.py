@@ -2,14 +2,15 @@
 
 A stage's folder holds ``config.json``, ``description.json``, ``metrics.jsonl``, TensorBoard events, ``checkpoints/``
 and, once finished, ``model/`` (the trained detector alone), ``method/`` (what the method learnt, if anything),
-``predictions.json`` (of the images that are drawn) and ``result.json``.
+``predictions.json`` (of the images that are drawn) and ``result.json``; or ``nan_report.json``, where steps
+that were not finite ended it.
 """
 
 import collections
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -19,7 +20,6 @@ import numpy as np
 from kdjax.checkpoint import Best, Checkpoints, DamagedError, abstract, describe_model
 from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
-from kdjax.errors import NumericError
 from kdjax.evaluation import Evaluation, Predict, evaluate, make_predict
 from kdjax.methods import method_class
 from kdjax.paths import Path
@@ -31,6 +31,7 @@ from kdjax.run.data import Splits, open_batches
 from kdjax.run.floor import metrics_of_teacher
 from kdjax.run.record import MOST_PICTURES, Finished, claim, export
 from kdjax.run.result import finished_result, write_result
+from kdjax.run.skipped import Skips
 from kdjax.run.start import Origins, load_origins
 from kdjax.state import TrainState, Variables
 from kdjax.stopping import Stop, Stopped
@@ -72,7 +73,7 @@ def train_stage(
 
     Raises:
         UserError: something that the config names does not fit, or the teacher is worse than ``teacher_floor``.
-        NumericError: the loss is not finite.
+        NumericError: too many steps in a row were not finite.
         StorageError: checkpoints cannot be saved.
         Stopped: a signal ended it; the checkpoint of the step that it had come to is saved.
     """
@@ -215,6 +216,7 @@ class _Loop:
         """From the state of step 0, or the newest checkpoint, to the state that is kept and what it is worth."""
         options = self._stage.options
         task, self._images = self._plan.task, len(splits.train)
+        self._skips = Skips(self._plan, self._stage, splits.train)
         opened = Checkpoints(
             self._folder / "checkpoints",
             keep=options.keep_checkpoints,
@@ -385,18 +387,18 @@ class _Loop:
                 self._wait()
             return None
         self._wait()
-        means, self._recent = _means(self._recent), []
-        row = self._progress(done, means)
-        finite = all(map(math.isfinite, means.values()))
-        if evaluates and finite:
+        recent, self._recent = jax.device_get(self._recent), []
+        self._skips.look(done, recent)
+        row = self._progress(done, _means(recent))
+        if evaluates and not self._skips.too_many:
             with self.throughput.paused():
                 evaluated = self._evaluate(state.student())
             row["eval"] = evaluated[0]
             print(f"[{stage.name}] step {done}: {spoken(evaluated[0], self._plan.task.spoken)}", flush=True)
         if writer:
             writer.write(done, row)
-        if not finite:
-            raise _not_finite(stage.name, done, means)
+        if self._skips.too_many:
+            raise self._skips.end(self._folder)
         if saves:
             with self._watchdog.doing("checkpoint"):
                 checkpoints.save(state, evaluated[0][self._plan.task.primary] if evaluated else None)
@@ -414,7 +416,7 @@ class _Loop:
         later = images / self.throughput.images_per_second if images else 0.0
         line = progress_line(done, stage.steps, shares, learning_rate, *rate, epochs=(epoch, epochs), later=later)
         print(f"[{stage.name}] {line}", flush=True)
-        if not self._explained:
+        if not (self._explained or math.isnan(means["loss"])):
             self._explained = True
             methods = {term: x for term, x in shares.items() if term not in self._built.student.terms}
             lines = _heavy(stage.name, methods, sum(shares.values()))
@@ -445,9 +447,15 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _means(recent: list[dict[str, jax.Array]]) -> dict[str, float]:
-    values = jax.device_get(recent)
-    return {name: float(np.mean([x[name] for x in values])) for name in values[0]}
+def _means(recent: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The means of the metrics of steps, NaN where all were skipped; of "skipped", how many were.
+
+    >>> _means([{"loss": 2.0, "skipped": 0.0}, {"loss": math.nan, "skipped": 1.0}, {"loss": 4.0, "skipped": 0.0}])
+    {'loss': 3.0, 'skipped': 1.0}
+    """
+    finite = [metrics for metrics in recent if not metrics["skipped"]]
+    means = {name: float(np.mean([x[name] for x in finite])) if finite else math.nan for name in recent[0]}
+    return means | {"skipped": float(sum(metrics["skipped"] for metrics in recent))}
 
 
 _HEAVY = 0.9
@@ -466,12 +474,3 @@ def _heavy(name: str, terms: Mapping[str, float], loss: float) -> list[str]:
         for term, x in terms.items()
         if x > _HEAVY * loss > 0
     ]
-
-
-def _not_finite(name: str, step: int, means: Mapping[str, float]) -> NumericError:
-    bad = [f"{key} {value}" for key, value in means.items() if not math.isfinite(value)]
-    return NumericError(
-        f"Stage {name!r} left the finite numbers by step {step} ({', '.join(bad)}): lower "
-        f"config.{name}.optimizer.learning_rate, or the weight of the first bad term in config.{name}.loss_weights. "
-        "Earlier checkpoints are intact."
-    )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
 
-from kdjax.data.batches import eval_batches, padded, train_batches
+from kdjax.data.batches import batch_positions, eval_batches, padded, train_batches
 from kdjax.data.masks import mask_grid, rasterize
 from kdjax.data.sizing import Augmentation, Sizing
 from kdjax.data.sources import open_source
@@ -104,6 +104,12 @@ def test_processes_share_one_global_batch(count, options):
     for step, parts in enumerate(zip(*slices, strict=True)):
         assert_equal(everything[2 + step], jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
     np.testing.assert_array_equal(everything[0].index, np.arange(8))
+
+
+@pytest.mark.parametrize("size", [SIZE["image_size"], EVERYTHING["image_size"]], ids=["plain", "shapes"])
+def test_which_images_a_step_sees_is_known_without_them(size):
+    for step, batch in enumerate(take(20, Marks(30), image_size=size)):
+        assert batch_positions(Marks(30), batch_size=4, image_size=size, seed=5, step=step) == names([batch])
 
 
 def test_a_part_of_a_batch_holds_the_same_images_however_many_processes_share_it():

@@ -198,6 +198,33 @@ def test_extremes_are_finite(name: str, extreme: str) -> None:
         assert not np.any(gradients[0])
 
 
+ODD: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "ordinary": lambda rng: rng.normal(size=(H, W, C)),
+    "zero": lambda rng: np.zeros((H, W, C)),
+    "constant": lambda rng: np.full((H, W, C), rng.normal()),
+    "constant channels": lambda rng: np.tile(rng.normal(size=C), (H, W, 1)),
+    "constant places": lambda rng: np.tile(rng.normal(size=(H, W, 1)), C),
+    "one number": lambda rng: np.where(rng.permuted(np.arange(H * W * C)).reshape(H, W, C) == 0, 1e4, 0.0),
+    "tiny": lambda rng: 1e-25 * rng.normal(size=(H, W, C)),
+    "large": lambda rng: 1e6 * rng.normal(size=(H, W, C)),
+    "large and the same": lambda rng: 1e6 + rng.normal(size=(H, W, C)),
+}
+"""The features of an image that breaks naive code, or does not."""
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_any_mixture_of_odd_images_is_finite(name: str, dtype: jnp.dtype) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        student, teacher = (
+            jnp.asarray(np.stack([ODD[kind](rng) for kind in rng.choice(list(ODD), N)]), dtype) for _ in range(2)
+        )
+        student = jnp.where(rng.random((N, 1, 1, 1)) < 0.2, teacher, student)
+        where = losses.valid_positions(jnp.asarray(rng.integers(0, [H + 1, W + 1], (N, 2))), (H, W), 1)
+        assert_finite(EVALUATE[name](student, teacher, where, None))
+
+
 @every_loss
 def test_bfloat16_features_give_the_float32_loss_of_what_they_hold(name: str) -> None:
     student, teacher = (array.astype(jnp.bfloat16) for array in features())

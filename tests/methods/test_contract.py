@@ -243,6 +243,58 @@ def test_extremes_stay_finite_with_their_gradients(name, case):
         assert np.isfinite(x).all()
 
 
+def odd_boxes(rng: np.random.Generator, size: np.ndarray) -> np.ndarray:
+    """Of four objects: their boxes (4, 4), some of no area, tiny, all of the image, outside of it, or the same."""
+    height, width = size.tolist()
+    corner = rng.uniform(0, [width, height], (4, 2))
+    ordinary = np.concatenate([corner, corner + rng.uniform(1, 32, (4, 2))], axis=1)
+    kinds = {
+        "ordinary": ordinary,
+        "no area": np.concatenate([corner, corner], axis=1),
+        "no width": np.concatenate([corner, corner + np.array([0, 9])], axis=1),
+        "tiny": np.concatenate([corner, corner + 1e-4], axis=1),
+        "all": np.tile([0.0, 0, width, height], (4, 1)),
+        "in the padding": np.tile([60.0, 60, 64, 64], (4, 1)),
+        "outside": ordinary + 1e4,
+        "the same": np.tile(ordinary[:1], (4, 1)),
+    }
+    return np.stack([kinds[kind][k] for k, kind in enumerate(rng.choice(list(kinds), 4))])
+
+
+def odd_features(rng: np.random.Generator, features):
+    """The same features, or others that break naive code."""
+    kind = rng.integers(6)
+
+    def change(x):
+        if kind == 0:
+            return jnp.zeros_like(x)
+        if kind == 1:
+            return jnp.full_like(x, rng.normal())
+        if kind == 2:
+            return jnp.broadcast_to(x[:, :1, :1], x.shape)
+        if kind == 3:
+            return jnp.broadcast_to(x[..., :1], x.shape)
+        return x * (1e6 if kind == 4 else 1.0)
+
+    return jax.tree.map(change, features)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_objects_and_features_stay_finite_with_their_gradients(name):
+    params, terms, gradients, _ = setup(name)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        student, teacher = (odd_features(rng, x) for x in pyramids(name))
+        size = rng.choice([0, 1, 5, 33, 64], (2, 2))
+        boxes = np.stack([odd_boxes(rng, x) for x in size])
+        valid = rng.random((2, 4)) < rng.choice([0, 0.5, 1])
+        truth = targets()._replace(boxes=jnp.asarray(boxes, jnp.float32), valid=jnp.asarray(valid))
+        step = jnp.asarray(rng.choice([0, 1, 100_000]), jnp.int32)
+        arguments = (params, student, teacher, jnp.asarray(size), truth, keys(2), step)
+        for x in jax.tree.leaves((terms(*arguments), gradients(*arguments))):
+            assert np.isfinite(x).all()
+
+
 @pytest.mark.parametrize(("name", "options"), [(name, options) for name in RATIOS for options in RATIOS[name]], ids=str)
 def test_hiding_nothing_or_everything_is_finite_with_its_gradients(name, options):
     method, params = build(name, options=options), setup(name)[0]

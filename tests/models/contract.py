@@ -342,32 +342,58 @@ def check_progress(case: Case) -> None:
         assert start[term] > end[term], (term, start[term], end[term])
 
 
-def check_gradients(case: Case) -> None:
-    """Every parameter moves, but those that are declared not to."""
-    detector, targets = case.detector, jax.tree.map(lambda x: x[:2], TRUTH)
+@functools.cache
+def learner(detector: Any) -> tuple[Any, Callable[..., Any]]:
+    """Fresh parameters, and (params, targets of two images) to the loss of these images and its gradient."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, *CANVAS, 3), np.uint8)
     variables = jax.jit(detector.init)(jax.random.key(0), jnp.zeros((1, *CANVAS, 3)))
 
     @jax.jit
-    def gradient(params: Any, images: jax.Array, targets: Targets) -> Any:
-        def total(params: Any) -> jax.Array:
-            (_, predictions), _ = detector.apply(
-                variables | {"params": params},
-                detector.preprocess(images, SIZE[:2]),
-                SIZE[:2],
-                train=True,
-                sampling=Sampling(targets, keys(2)),
-                mutable=["batch_stats"],
-            )
-            return sum(detector.loss(predictions, targets, SIZE[:2]).values())
+    @jax.value_and_grad
+    def learn(params: Any, images: jax.Array, targets: Targets) -> jax.Array:
+        (_, predictions), _ = detector.apply(
+            variables | {"params": params},
+            detector.preprocess(images, SIZE[:2]),
+            SIZE[:2],
+            train=True,
+            sampling=Sampling(targets, keys(2)),
+            mutable=["batch_stats"],
+        )
+        return sum(detector.loss(predictions, targets, SIZE[:2]).values())
 
-        return jax.grad(total)(params)
+    return variables["params"], lambda params, targets: learn(params, pixels, targets)
 
-    moved = jax.tree_util.tree_flatten_with_path(gradient(variables["params"], pixels, targets))[0]
-    for path, value in moved:
+
+def check_gradients(case: Case) -> None:
+    """Every parameter moves, but those that are declared not to."""
+    params, learn = learner(case.detector)
+    _, gradient = learn(params, jax.tree.map(lambda x: x[:2], TRUTH))
+    for path, value in jax.tree_util.tree_flatten_with_path(gradient)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        still = not set(name.split("/")).isdisjoint(detector.still)
+        still = not set(name.split("/")).isdisjoint(case.detector.still)
         assert bool(np.any(value)) != still, f"{name} {'moves' if still else 'gets no gradient'}"
+
+
+ODD_BOXES = (
+    ((10, 10, 10, 10), (20, 30, 20, 60), (4, 4, 124, 124), (4, 4, 124, 124)),
+    ((0, 0, 112, 96), (50.5, 50.5, 50.5001, 50.5001), (30, 40, 70, 40), (111, 95, 112, 96)),
+    ((100, 10, 120, 40), (1e4, 1e4, 2e4, 2e4), (-50, -50, -10, -10), (0, 0, 1e6, 1e6)),
+    ((0, 0, 0, 0), (5, 5, 5, 5), (5, 5, 5, 5), (0, 0, 64, 64)),
+)
+"""Of no area, tiny, twice the same, all of the image, in the padding, outside."""
+
+
+def check_odd_objects(case: Case) -> None:
+    """Objects of any form, all, some or none of them, leave the loss and its gradient finite."""
+    params, learn = learner(case.detector)
+    rng = np.random.default_rng(0)
+    for rows, share in (([0, 1], 1.0), ([2, 3], 1.0), ([1, 2], 0.5), ([0, 3], 0.0)):
+        odd = np.array(ODD_BOXES, np.float32)[rows]
+        valid = rng.random((2, 4)) < share
+        grid = np.broadcast_to(rng.random((2, 4, 1, 1)) < 0.5, (2, 4, 32, 32)) & valid[..., None, None]
+        targets = Targets(odd, TRUTH.labels[:2], valid, masks=Masks(grid, odd))
+        for value in jax.tree.leaves(learn(params, targets)):
+            assert np.isfinite(value).all(), (odd, valid)
 
 
 def check_classes(case: Case, config: dict[str, Any]) -> None:

@@ -56,6 +56,14 @@ def made(name: str, head: dict) -> Case:
 
 EVERYONE = (*MODELS, *OURS)
 EVERY = pytest.mark.parametrize("name", EVERYONE)
+LEARNING = pytest.mark.parametrize(
+    "name",
+    # Cascade Mask R-CNN has all the parts of the slow ones.
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("mask_rcnn", "cascade_rcnn") else name
+        for name in EVERYONE
+    ],
+)
 WITH_CONVENTIONS = pytest.mark.parametrize("name", [*EVERYONE, *CONVENTIONS])
 
 
@@ -88,16 +96,14 @@ def test_the_loss_falls_on_the_way_to_ideal_predictions(name):
     contract.check_progress(case(name))
 
 
-@pytest.mark.parametrize(
-    "name",
-    # Cascade Mask R-CNN has all the parts of the slow ones.
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("mask_rcnn", "cascade_rcnn") else name
-        for name in EVERYONE
-    ],
-)
+@LEARNING
 def test_every_parameter_moves_unless_it_is_declared_still(name):
     contract.check_gradients(case(name))
+
+
+@LEARNING
+def test_odd_objects_leave_the_loss_and_its_gradient_finite(name):
+    contract.check_odd_objects(case(name))
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "mask_rcnn", "cascade_rcnn"])
