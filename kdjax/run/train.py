@@ -310,7 +310,8 @@ class _Loop:
         print(f"[{self._stage.name}] step {step}: {spoken(metrics, self._plan.task.spoken)}", flush=True)
         if writer:
             writer.write(step, {"eval": metrics})
-        checkpoints.commit(state, metrics[self._plan.task.primary])
+        with self._watchdog.doing("checkpoint"):
+            checkpoints.commit(state, metrics[self._plan.task.primary])
         return metrics, judge
 
     def _evaluates(self, step: int) -> bool:
@@ -390,13 +391,15 @@ class _Loop:
         recent, self._recent = jax.device_get(self._recent), []
         self._skips.look(done, recent)
         row = self._progress(done, _means(recent))
-        if evaluates and not self._skips.too_many:
-            with self.throughput.paused():
-                evaluated = self._evaluate(state.student())
-            row["eval"] = evaluated[0]
-            print(f"[{stage.name}] step {done}: {spoken(evaluated[0], self._plan.task.spoken)}", flush=True)
-        if writer:
-            writer.write(done, row)
+        try:
+            if evaluates and not self._skips.too_many:
+                with self.throughput.paused():
+                    evaluated = self._evaluate(state.student())
+                row["eval"] = evaluated[0]
+                print(f"[{stage.name}] step {done}: {spoken(evaluated[0], self._plan.task.spoken)}", flush=True)
+        finally:  # A signal may end the evaluation, which is made up for later.
+            if writer:
+                writer.write(done, row)
         if self._skips.too_many:
             raise self._skips.end(self._folder)
         if saves:
