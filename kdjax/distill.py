@@ -333,4 +333,6 @@ def distill_step(
 
 def _finite(tree: Any) -> jax.Array:
     """Whether every number of a tree is finite, () bool."""
-    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
+    bad = jnp.stack([1.0 - jnp.isfinite(x).all().astype(jnp.float32) for x in jax.tree.leaves(tree)])
+    # A sum, or a logical and, XLA would fuse with all before it into whatever depends on it, once for each array.
+    return jnp.dot(bad, bad) == 0
