@@ -29,10 +29,11 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from kdjax.checkpoint import Checkpoints, abstract, load_method, load_student, load_variables
+from kdjax.checkpoint import Checkpoints, abstract
 from kdjax.errors import UserError
 from kdjax.files import write_json
 from kdjax.optim import make_optimizer
+from kdjax.saved import load_method, load_student, load_variables
 from kdjax.state import init_state
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/faults", "Folder for all runs.")

@@ -13,7 +13,7 @@ __all__ = ["load_student", "prepare"]
 def __getattr__(name: str) -> Any:
     # Lazily: importing one loss must not load Flax and Orbax.
     if name in __all__:
-        from kdjax import checkpoint
+        from kdjax import saved
 
-        return getattr(checkpoint, name)
+        return getattr(saved, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

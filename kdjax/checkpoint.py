@@ -1,7 +1,4 @@
-"""Orbax behind one file: a run's checkpoints, and the trained model as a folder of its own.
-
-That is why the file is long: whatever Orbax raises, or leaves half done, is met in here.
-"""
+"""The checkpoints of a run, by Orbax: what is kept, what comes back, and what is set aside as damaged."""
 
 import contextlib
 import dataclasses
@@ -10,51 +7,23 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from kdjax import __version__
-from kdjax.data.batches import padded
-from kdjax.data.sizing import Size, Sizing, sizing
+from kdjax.arrays import DamagedError, OthersError, digests, read_arrays
 from kdjax.devices import globalize
-from kdjax.errors import DataError, StorageError, UserError, parsing
+from kdjax.errors import StorageError, UserError
 from kdjax.files import refusal, sync
-from kdjax.models import build_model
-from kdjax.options import Rule
-from kdjax.paths import Path, absolute, as_path, files_in, in_bucket, move, remove
+from kdjax.paths import Path, absolute, as_path, in_bucket, move, remove
 from kdjax.processes import gather, is_main, on_main
 from kdjax.state import TrainState
-from kdjax.types import Model
 
-MODEL_FILE = "model.json"
-METHOD_FILE = "method.json"
-STAGE_FILE = "description.json"
-"""In the folder of a stage: what its checkpoints hold, as ``MODEL_FILE`` has it."""
-ARRAYS_FOLDER = "variables"
-_DESCRIPTIONS = {MODEL_FILE: {"model", "class_names", "image_size", "sha256"}, METHOD_FILE: {"method", "sha256"}}
-"""What describes a folder of arrays, and the keys that it cannot do without."""
-_DESCRIBED = {
-    "model": Rule("a section with keys", lambda value: isinstance(value, dict)),
-    "class_names": Rule(
-        "a list of texts", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)
-    ),
-    "image_size": Rule(
-        "two whole numbers below 65536",
-        lambda value: (
-            isinstance(value, list) and len(value) == 2 and all(type(x) is int and 0 < x < 2**16 for x in value)
-        ),
-    ),
-}
-"""What some of them may be, wherever they stand."""
 STUDENT, REST, RECORD = "student", "rest", "record"
 """The items of a checkpoint: two of arrays, and what they were as they were saved."""
 RECORD_FILE = "record.json"
@@ -63,16 +32,8 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 """In the names of folders that Orbax still writes."""
 _COMMITTED = "commit_success.txt"
 """Orbax's last file of a folder in a bucket."""
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    """A state in the two parts in which it is saved."""
-    student = {"params": state.params["student"], "batch_stats": state.batch_stats}
-    return {STUDENT: student, REST: state.replace(params={"method": state.params["method"]}, batch_stats={})}
-
-
-class DamagedError(DataError):
-    """What was saved is not there any more, or not as it was saved."""
+_MOST_FAILURES = 3
+"""Saves in a row that fail until a run ends."""
 
 
 class Best(NamedTuple):
@@ -81,46 +42,6 @@ class Best(NamedTuple):
     step: int
     value: float
     """Of the metric."""
-
-
-def _merit(metrics: Mapping[str, float], *, metric: str, sign: int) -> float:
-    """More is better."""
-    return sign * metrics[metric]
-
-
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        """Never: when to stop is agreed on elsewhere."""
-        return False
-
-
-class _RecordHandler(ocp.AsyncCheckpointHandler):
-    """Writes ``RECORD_FILE`` as an item of a checkpoint; the digests are made while the training goes on."""
-
-    async def async_save(self, directory: epath.Path, args: "_Record") -> list[ocp.future.Future]:
-        return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(directory, args), name="record")]
-
-    async def _write(self, directory: epath.Path, args: "_Record") -> None:
-        if is_main():
-            record = {**args.known, **{item: _digests(arrays) for item, arrays in args.arrays.items()}}
-            (directory / RECORD_FILE).write_text(json.dumps({**record, "sha256": _seal(record)}, indent=1) + "\n")
-
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        """Nobody saves checkpoints at once."""
-        raise NotImplementedError
-
-    def restore(self, *args: Any, **kwargs: Any) -> None:
-        """Nobody reads it through Orbax."""
-        raise NotImplementedError
-
-
-@ocp.args.register_with_handler(_RecordHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _Record(ocp.args.CheckpointArgs):
-    """What a checkpoint is about, and the arrays, on the host, whose digests are to be written with it."""
-
-    known: Mapping[str, Any]
-    arrays: Mapping[str, Any]
 
 
 class Checkpoints:
@@ -339,8 +260,55 @@ class Checkpoints:
         self._manager.close()
 
 
-_MOST_FAILURES = 3
-"""Saves in a row that fail until a run ends."""
+def abstract(state: TrainState) -> TrainState:
+    """Shapes, dtypes and places of a state's arrays, without the arrays."""
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """A state in the two parts in which it is saved."""
+    student = {"params": state.params["student"], "batch_stats": state.batch_stats}
+    return {STUDENT: student, REST: state.replace(params={"method": state.params["method"]}, batch_stats={})}
+
+
+def _merit(metrics: Mapping[str, float], *, metric: str, sign: int) -> float:
+    """More is better."""
+    return sign * metrics[metric]
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: when to stop is agreed on elsewhere."""
+        return False
+
+
+class _RecordHandler(ocp.AsyncCheckpointHandler):
+    """Writes ``RECORD_FILE`` as an item of a checkpoint; the digests are made while the training goes on."""
+
+    async def async_save(self, directory: epath.Path, args: "_Record") -> list[ocp.future.Future]:
+        return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(directory, args), name="record")]
+
+    async def _write(self, directory: epath.Path, args: "_Record") -> None:
+        if is_main():
+            record = {**args.known, **{item: digests(arrays) for item, arrays in args.arrays.items()}}
+            (directory / RECORD_FILE).write_text(json.dumps({**record, "sha256": _seal(record)}, indent=1) + "\n")
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Nobody saves checkpoints at once."""
+        raise NotImplementedError
+
+    def restore(self, *args: Any, **kwargs: Any) -> None:
+        """Nobody reads it through Orbax."""
+        raise NotImplementedError
+
+
+@ocp.args.register_with_handler(_RecordHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _Record(ocp.args.CheckpointArgs):
+    """What a checkpoint is about, and the arrays, on the host, whose digests are to be written with it."""
+
+    known: Mapping[str, Any]
+    arrays: Mapping[str, Any]
 
 
 def _tidy(folder: Path) -> None:
@@ -351,7 +319,7 @@ def _tidy(folder: Path) -> None:
             remove(step)
         elif step.name.isdecimal():
             try:
-                _recorded(step)
+                recorded(step)
             except DamagedError as error:
                 _set_aside(step, str(error))
 
@@ -365,7 +333,7 @@ def _set_aside(step: Path, words: str) -> None:
     print(f"{words.rstrip('.')}: it is set aside as {name}, and the newest sound checkpoint counts.", flush=True)
 
 
-def _recorded(step: Path) -> dict[str, Any] | None:
+def recorded(step: Path) -> dict[str, Any] | None:
     """What a checkpoint's record says; None where it has none, as those of version 0.1.
 
     Raises:
@@ -391,6 +359,11 @@ def _recorded(step: Path) -> dict[str, Any] | None:
     return record
 
 
+def _seal(record: Mapping[str, Any]) -> str:
+    """Hexadecimal sha256 of a record, however it is laid out in a file."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def _read_state(step: Path, state: TrainState) -> TrainState:
     """What :meth:`Checkpoints.restore` reads.
 
@@ -398,11 +371,11 @@ def _read_state(step: Path, state: TrainState) -> TrainState:
         DamagedError: it is not what was saved.
         UserError: it is of another model.
     """
-    record, read = _recorded(step), {}
+    record, read = recorded(step), {}
     for item, like in _items(abstract(state)).items():
         try:
-            read[item] = _read_arrays(step / item, like, record and record[item])
-        except _OthersError as error:
+            read[item] = read_arrays(step / item, like, record and record[item])
+        except OthersError as error:
             raise UserError(
                 f"The checkpoint of step {step.name} in {step.parent} belongs to another model, method or optimiser "
                 f"({error}); choose another --workdir, or delete that folder."
@@ -413,372 +386,3 @@ def _read_state(step: Path, state: TrainState) -> TrainState:
             f"The checkpoint of step {step.name} in {step.parent} is damaged: it is of step {rest.step}."
         )
     return rest.replace(params={"student": student["params"], **rest.params}, batch_stats=student["batch_stats"])
-
-
-def abstract(state: TrainState) -> TrainState:
-    """Shapes, dtypes and places of a state's arrays, without the arrays."""
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-
-
-def describe_model(
-    model: Mapping[str, Any],
-    class_names: Sequence[str],
-    image_size: Size | Sizing,
-    category_ids: Sequence[int] = (),
-) -> dict[str, Any]:
-    """What is written beside a detector's arrays, so that it can be rebuilt: plain JSON.
-
-    Args:
-        model: the plain dict that :func:`kdjax.models.build_model` takes.
-        class_names: names of the labels, in order.
-        image_size: height and width in pixels that the model was trained at; or a sizing, how images were scaled.
-        category_ids: what the annotations that it learnt from call the labels, in order; () where that is not known.
-    """
-    scaled = sizing(image_size)
-    return {
-        "model": dict(model),
-        "class_names": list(class_names),
-        "category_ids": list(category_ids),
-        "image_size": list(scaled.shapes[0]),
-        "sizing": scaled.described(),
-    }
-
-
-def sizing_of(folder: str | os.PathLike) -> Sizing | None:
-    """How images were scaled for a model; None where its folder does not say, as a checkpoint of version 0.1.
-
-    Args:
-        folder: of a model, or one step of a run's checkpoints.
-
-    Raises:
-        DataError: if ``folder`` is neither, or damaged.
-    """
-    description = describe(folder)
-    if "image_size" not in description:
-        return None
-    try:
-        return Sizing.of(description.get("sizing", {"image_size": [description["image_size"]]}))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{folder} is damaged: it does not say how its images were scaled; take an undamaged copy of that folder."
-        ) from error
-
-
-def save_model(folder: Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-    """Writes a trained detector alone, with the config that rebuilds it: what :func:`load_student` reads.
-
-    The folder appears whole or not at all; one that exists is replaced.
-
-    Args:
-        folder: where to.
-        variables: {"params": ..., "batch_stats": ...}.
-        description: made by :func:`describe_model`.
-    """
-    _write(folder, variables, MODEL_FILE, description)
-
-
-def save_method(folder: Path, params: Mapping[str, Any], method: Mapping[str, Any]) -> None:
-    """Writes what a method learnt, for a later stage to take over: what :func:`load_method` reads.
-
-    The folder appears whole or not at all; one that exists is replaced.
-
-    Args:
-        folder: where to.
-        params: the method's parameters.
-        method: the plain dict that :func:`kdjax.methods.build_method` takes.
-    """
-    _write(folder, params, METHOD_FILE, {"method": dict(method)})
-
-
-def load_method(folder: str | os.PathLike) -> dict[str, Any]:
-    """The parameters in a folder that :func:`save_method` wrote.
-
-    Raises:
-        DataError: if it is no such folder, or damaged.
-    """
-    if not (as_path(folder) / METHOD_FILE).is_file():
-        raise DataError(f"{folder} holds no method; give the folder `method` of a stage whose method learns something.")
-    return _read(folder, describe(folder))
-
-
-def _write(folder: Path, arrays: Mapping[str, Any], file: str, description: Mapping[str, Any]) -> None:
-    """Writes a folder of arrays and the file that describes them, all at once."""
-    # Two trainings of one config differ by the digest: whatever is learnt from these arrays is remembered with it.
-    description = {"kdjax": __version__, **description, "sha256": _digest(arrays)}
-    with replacing(folder) as partial:
-        with _alone() as checkpointer:
-            # On the host: of arrays on the devices of one process among several Orbax wants nothing to do.
-            checkpointer.save(partial / ARRAYS_FOLDER, dict(jax.device_get(arrays)))
-        (partial / file).write_text(json.dumps(description, indent=2) + "\n")
-
-
-def _digest(arrays: Any) -> str:
-    """Hexadecimal sha256 of all arrays' bytes, in the order of their paths."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(arrays):
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()
-
-
-def _digests(arrays: Any) -> dict[str, str]:
-    """By path: what an array is, and the hexadecimal sha256 of its bytes."""
-    kinds, leaves = _kinds(arrays), jax.tree.leaves(arrays)
-    return {path: f"{kind} {_digest(x)}" for (path, kind), x in zip(kinds.items(), leaves, strict=True)}
-
-
-def _seal(record: Mapping[str, Any]) -> str:
-    """Hexadecimal sha256 of a record, however it is laid out in a file."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _alone() -> ocp.StandardCheckpointer:
-    """Writes and reads arrays for this process, whatever others do meanwhile."""
-    me = jax.process_index()
-    # The prefix keeps its barriers apart from those of another process that does the same.
-    alone = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}")
-    return ocp.StandardCheckpointer(multiprocessing_options=alone)
-
-
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of ``folder`` at the end: it appears whole or not at all.
-
-    Nothing moves in a bucket: there it is filled in its place. What describes it goes first and has to come last, and
-    without that it is none.
-    """
-    folder = absolute(as_path(folder))
-    if in_bucket(folder):
-        for file in _DESCRIPTIONS:
-            (folder / file).unlink(missing_ok=True)
-        remove(folder)
-        yield folder
-        return
-    partial = folder.with_name(folder.name + ".partial")
-    remove(partial)
-    partial.mkdir(parents=True)
-    yield partial
-    remove(folder)
-    partial.rename(folder)
-
-
-def copy_model(source: Path, folder: Path) -> None:
-    """Writes a model folder again elsewhere, as :func:`save_model` does; both on this machine or both in a bucket."""
-    with replacing(folder) as partial:
-        if not in_bucket(source):
-            shutil.copytree(source, partial, dirs_exist_ok=True)
-            return
-        for file in sorted(files_in(source), key=lambda file: file.name == MODEL_FILE):
-            (partial / file.relative_to(source)).write_bytes(file.read_bytes())
-
-
-def describe(folder: str | os.PathLike) -> dict[str, Any]:
-    """What a folder of arrays says of itself.
-
-    Args:
-        folder: of a model ("model", "class_names", "image_size", "sizing": how images were scaled, which version 0.1
-            did not write, "sha256", "kdjax": the version that wrote it), of a method ("method", "sha256", "kdjax"), or
-            one step of a run's checkpoints ("checkpoint": its path, and the model's "model", "class_names",
-            "image_size" and "sizing", which version 0.1 did not write).
-
-    Raises:
-        DataError: if ``folder`` is none of them.
-    """
-    for file, keys in _DESCRIPTIONS.items():
-        path = as_path(folder) / file
-        if path.is_file():
-            return _described(path, keys)
-    step = absolute(as_path(folder))
-    if all((step / item).is_dir() for item in (STUDENT, REST)):
-        stage = step.parents[1] / STAGE_FILE
-        return {"checkpoint": str(step), **(_described(stage, set()) if stage.exists() else {})}
-    raise DataError(
-        f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir, or one step in the "
-        "`checkpoints` of a stage."
-    )
-
-
-def _described(path: Path, keys: Set[str]) -> dict[str, Any]:
-    """What a file says of the arrays beside it, ``keys`` at least."""
-    try:
-        description = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(description, dict) or keys - description.keys():
-        missing = keys - set(description if isinstance(description, dict) else ())
-        raise DataError(
-            f"{path} is damaged: it lacks {', '.join(sorted(missing))}; take an undamaged copy of that folder."
-        )
-    for key, rule in _DESCRIBED.items():
-        if key in description and not rule.holds(description[key]):
-            shown = repr(description[key])[:100]
-            raise DataError(f"{path} is damaged: {key} is {shown}, and must be {rule.words}.")
-    return description
-
-
-def load_variables(folder: str | os.PathLike) -> dict[str, Any]:
-    """The variables {"params": ..., "batch_stats": ...} in a model folder or in one step of a run's checkpoints.
-
-    Raises:
-        DataError: if ``folder`` is neither, or damaged.
-    """
-    return _read(folder, describe(folder))
-
-
-def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any = None) -> dict[str, Any]:
-    """The arrays in a folder, on the default device, held against their digests where the folder has some.
-
-    Args:
-        folder: of a model, of a method, or of one step of a run's checkpoints.
-        description: what :func:`describe` says of it.
-        like: the shapes and dtypes that the arrays must have; None takes whatever there is.
-
-    Raises:
-        DataError: they are others than wanted.
-        DamagedError: they cannot be read, or are not those that were saved.
-    """
-    folder = absolute(as_path(folder))
-    if "checkpoint" in description:
-        record = _recorded(folder)
-        return _read_arrays(folder / STUDENT, None, record and record[STUDENT])
-    arrays = folder / ARRAYS_FOLDER
-    try:
-        read = _read_arrays(arrays, like)
-    except _OthersError as error:
-        raise DataError(f"The arrays in {arrays} are not those of the model in {MODEL_FILE}: {error}.") from error
-    if description["sha256"] != _digest(read):
-        raise DamagedError(
-            f"The arrays in {arrays} are damaged: their sha256 is not the one that was saved; {_ADVICE}."
-        )
-    return read
-
-
-_ADVICE = "take an undamaged copy of that folder, or make it anew"
-
-
-class _OthersError(Exception):
-    """Arrays are sound, and others than wanted; it says which."""
-
-
-def _read_arrays(arrays: Path, like: Any = None, known: Mapping[str, str] | None = None) -> Any:
-    """The arrays in a folder of Orbax's, for this process alone.
-
-    Args:
-        arrays: the folder.
-        like: their shapes and dtypes and where they are to be; None for all that there are, on the default device.
-        known: what :func:`_digests` said of them before they were saved.
-
-    Raises:
-        DamagedError: they cannot be read, or are not those that were saved.
-        _OthersError: they are, and others than wanted.
-    """
-    what = f"The arrays in {arrays}"
-    before = {path: kind.partition(" ")[0] for path, kind in known.items()} if known is not None else None
-    if like is not None and before is not None and (misfits := _misfits(before, _kinds(like))):
-        raise _OthersError(misfits)
-    with _alone() as checkpointer:
-        with _orbax(what):
-            saved = checkpointer.metadata(arrays).item_metadata.tree
-        if before is not None and (misfits := _misfits(_kinds(saved), before)):
-            raise DamagedError(f"{what} are damaged: {misfits}; {_ADVICE}.")
-        if like is not None and (misfits := _misfits(_kinds(saved), _kinds(like))):
-            raise _OthersError(misfits)
-        with _orbax(what):
-            read = checkpointer.restore(arrays, jax.tree.map(_on_default_device, saved) if like is None else like)
-    if known is not None and (others := [path for path, x in _digests(read).items() if x != known[path]]):
-        raise DamagedError(f"{what} are damaged: {', '.join(others[:3])} are not what was saved; {_ADVICE}.")
-    return read
-
-
-@contextlib.contextmanager
-def _orbax(what: str) -> Iterator[None]:
-    """Says what cannot be read where Orbax fails: it raises whatever missing or damaged files lead it to."""
-    try:
-        with parsing():
-            yield
-    except DataError as error:
-        if isinstance(error.__cause__, jax.errors.JaxRuntimeError | MemoryError):
-            # The files may be sound: there is no room for them.
-            raise error.__cause__ from None
-        raise DamagedError(f"{what} cannot be read ({str(error)[:200]}); {_ADVICE}.") from error
-
-
-def load_student(folder: str | os.PathLike, *, dtype: str = "float32") -> tuple[Model, dict[str, Any]]:
-    """Loads a trained detector: ``module, variables = kdjax.load_student("runs/mgd/student")``.
-
-    Neither the teacher nor the method is needed. ``module.detect`` does everything from uint8 images to detections::
-
-        detections = module.apply(variables, images, image_size, method="detect")
-
-    Args:
-        folder: a model folder, as a finished run leaves it in its workdir.
-        dtype: compute dtype.
-
-    Returns:
-        the linen module and its variables, {"params": ..., "batch_stats": ...}, float32.
-
-    Raises:
-        DataError: if the folder holds no model, is damaged, or its arrays are not those of its config.
-    """
-    description = describe(folder)
-    if "model" not in description:
-        raise DataError(f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir.")
-    try:
-        module = build_model(
-            description["model"],
-            num_classes=len(description["class_names"]),
-            dtype=jnp.dtype(dtype),
-        )
-    except UserError as error:
-        raise DataError(f"The model that {folder} describes cannot be built: {error}") from error
-    images = jax.ShapeDtypeStruct((1, *description["image_size"], 3), jnp.float32)
-    like = jax.eval_shape(module.init, jax.random.key(0), images)
-    return module, _read(folder, description, like)
-
-
-def prepare(images: Sequence[np.ndarray], folder: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Photographs as a trained model wants them: ``images, size = kdjax.prepare(photographs, "runs/mgd/student")``.
-
-    They are scaled as in the evaluations of that model's run, and all padded to the largest of them: what padding there
-    is changes boxes a little, so give those of one shape together. What the model finds in image i is in pixels
-    of the scaled one; ``boxes * (photograph's height / size[i, 0])`` is in the photograph's, of x likewise by widths.
-
-    Args:
-        images: each (H, W, 3) uint8, RGB, of any size.
-        folder: of the model.
-
-    Returns:
-        the images, (N, H, W, 3) uint8, and their heights and widths without the padding, (N, 2) int32.
-
-    Raises:
-        DataError: the folder holds no model, or does not say how its images were scaled.
-    """
-    scaled = sizing_of(folder)
-    if scaled is None:
-        raise DataError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")
-    return padded(images, scaled)
-
-
-def _kinds(tree: Any) -> dict[str, str]:
-    """By path, dtype and shape of the arrays of a tree, such as float32[3,5]."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(x.dtype).name}{list(x.shape)}".replace(
-            " ", ""
-        )
-        for path, x in leaves
-    }
-
-
-def _misfits(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """The first arrays that differ between two of :func:`_kinds`, in words; "" where none does.
-
-    Orbax would say so only for some, in pages, and casts another dtype silently.
-    """
-    paths = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
-    lines = [f"{path} is {old.get(path, 'absent')}, wanted {new.get(path, 'absent')}" for path in paths[:3]]
-    return "; ".join(lines) + f" and {len(paths) - 3} more" * (len(paths) > 3)
-
-
-def _on_default_device(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from kdjax.checkpoint import MODEL_FILE, describe_model, save_model
 from kdjax.config.schema import Data
 from kdjax.errors import DataError, Exit, UsageError, UserError
 from kdjax.files import writing
@@ -19,6 +18,7 @@ from kdjax.main import CONFIG, ended, parse
 from kdjax.options import parse as parse_options
 from kdjax.paths import Path, as_path
 from kdjax.run.start import import_detector, other_classes
+from kdjax.saved import MODEL_FILE, describe_model, save_model
 from kdjax.weights import SOURCES, ImportReport
 
 _WEIGHTS = flags.DEFINE_string("weights", "", "File of weights: of torch.save, .pkl, .safetensors or .npz.")

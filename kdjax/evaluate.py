@@ -11,7 +11,6 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from kdjax.checkpoint import describe, load_student, sizing_of
 from kdjax.config import find_config
 from kdjax.config.schema import Data, Run
 from kdjax.data.check import compare_classes
@@ -26,6 +25,7 @@ from kdjax.plan import check_eval_batch
 from kdjax.processes import is_main
 from kdjax.report import align, known
 from kdjax.run.data import open_split
+from kdjax.saved import describe, load_student, sizing_of
 from kdjax.tasks import build_task
 from kdjax.types import Metrics
 

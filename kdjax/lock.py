@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from kdjax.errors import Exit, UserError
+from kdjax.errors import Exit, StorageError, UserError
 from kdjax.paths import Path, in_bucket
 
 LOCK_FILE = ".lock"
@@ -45,8 +45,9 @@ def take(workdir: Path) -> contextlib.ExitStack:
         workdir: made if missing.
 
     Raises:
-        UserError: another run is in it, or it cannot be written. Where that run is on another host, of which cannot be
-            known whether it is still there, the exit code says to start again.
+        UserError: another run is in it. Where that is on another host, of which cannot be known whether it is still
+            there, the exit code says to start again.
+        StorageError: it cannot be written.
     """
     path = workdir / LOCK_FILE
     with contextlib.ExitStack() as taken:
@@ -55,7 +56,7 @@ def take(workdir: Path) -> contextlib.ExitStack:
             taken.enter_context(_renewed(path) if in_bucket(path) else _locked(path))
         except OSError as error:
             if in_bucket(path) or error.errno not in _WITHOUT_FLOCK:
-                raise UserError(
+                raise StorageError(
                     f"--workdir={workdir} cannot be used ({error.strerror or error}); name a folder that can be "
                     "written, or a new one."
                 ) from error

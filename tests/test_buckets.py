@@ -17,7 +17,6 @@ import pytest
 
 import kdjax
 from kdjax import lock
-from kdjax.checkpoint import copy_model, describe, describe_model, load_method, load_variables, save_method, save_model
 from kdjax.data.sources import open_source
 from kdjax.devices import cache_compilations
 from kdjax.errors import Exit, UserError
@@ -27,6 +26,7 @@ from kdjax.paths import as_path, files_in
 from kdjax.report import MetricWriter
 from kdjax.run.agreement import check_workdir
 from kdjax.run.result import finished_result
+from kdjax.saved import copy_model, describe, describe_model, load_method, load_variables, save_method, save_model
 from kdjax.visualize import save_contact_sheet
 from kdjax.weights import read_weights
 from tests.bucket import stand_in

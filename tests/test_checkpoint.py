@@ -11,21 +11,13 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax.checkpoint import (
-    Checkpoints,
-    DamagedError,
-    describe,
-    describe_model,
-    load_method,
-    load_variables,
-    save_method,
-    save_model,
-    sizing_of,
-)
+from kdjax.arrays import DamagedError
+from kdjax.checkpoint import Checkpoints
 from kdjax.data.sizing import Sizing
 from kdjax.errors import DataError, UserError
 from kdjax.models import build_model
 from kdjax.optim import make_optimizer
+from kdjax.saved import describe, describe_model, load_method, load_variables, save_method, save_model, sizing_of
 from kdjax.state import init_state
 
 OPTIMIZER = make_optimizer(lambda step: 0.1)

@@ -11,11 +11,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import kdjax
-from kdjax.checkpoint import describe
 from kdjax.config import load_config
 from kdjax.convert import convert, read_class_names
 from kdjax.errors import Exit, UserError
 from kdjax.models import build_model
+from kdjax.saved import describe
 from tests.weights.naming import resnet_names, to_state_dict, torchvision_names
 from tests.weights.pickles import op_dict, op_texts, write_pth
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from kdjax.checkpoint import describe_model
 from kdjax.config import load_config
 from kdjax.config.schema import Data
 from kdjax.data.sizing import Sizing
 from kdjax.errors import Exit
 from kdjax.evaluate import as_trained
 from kdjax.options import parse
+from kdjax.saved import describe_model
 
 ROOT = Path(__file__).parents[1]
 TWELVE = [f"AP{x}" for x in ("", 50, 75, "_small", "_medium", "_large")]

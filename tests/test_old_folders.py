@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax.checkpoint import describe, load_method, load_variables
 from kdjax.plan import resolve
 from kdjax.run.data import open_splits
 from kdjax.run.record import _as_far_as, _completed, differences, identity
+from kdjax.saved import describe, load_method, load_variables
 from kdjax.types import FILES
 from tests.runs import tiny
 

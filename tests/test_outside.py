@@ -78,7 +78,7 @@ RELOAD = """
 import json, sys
 import jax.numpy as jnp
 import kdjax
-from kdjax.checkpoint import describe, load_method
+from kdjax.saved import describe, load_method
 module, variables = kdjax.load_student("run/student")
 images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
 found = module.apply(variables, images, jnp.array([[64, 64]]), method="detect")

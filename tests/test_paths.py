@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax.checkpoint import describe, load_variables
 from kdjax.config import load_config
 from kdjax.data.sources import open_source
 from kdjax.errors import UserError
 from kdjax.paths import as_path
 from kdjax.plan import resolve
 from kdjax.run import pipeline
+from kdjax.saved import describe, load_variables
 from kdjax.weights import read_weights
 from tests.data.folders import content, write
 from tests.runs import tiny

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import kdjax
-from kdjax.checkpoint import load_method
 from kdjax.config import method_config
 from kdjax.errors import UserError
 from kdjax.plan import resolve
 from kdjax.run import pipeline
+from kdjax.saved import load_method
 from tests.runs import rows, tiny, with_teacher
 from tests.slow import slow_but
 from tests.test_config import CONFIGS, load

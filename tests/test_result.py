@@ -7,11 +7,11 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from kdjax.checkpoint import describe_model, save_method, save_model
 from kdjax.errors import DataError
 from kdjax.files import write_json
 from kdjax.run.record import check_claim, environment, kept_predictions
 from kdjax.run.result import finished_result, write_result
+from kdjax.saved import describe_model, save_method, save_model
 
 STAGE = types.SimpleNamespace(name="student", steps=4)
 RESULT = {

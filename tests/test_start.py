@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import kdjax
-from kdjax.checkpoint import STAGE_FILE, Checkpoints, describe_model, save_model
+from kdjax.checkpoint import Checkpoints
 from kdjax.config import base_config, tiny
 from kdjax.errors import UserError
 from kdjax.models import build_model
@@ -28,6 +28,7 @@ from kdjax.run.start import (
     import_detector,
     load_origins,
 )
+from kdjax.saved import STAGE_FILE, describe_model, save_model
 from kdjax.state import init_state
 from kdjax.tasks import Detection
 from kdjax.weights import COCO_NAMES, load_into

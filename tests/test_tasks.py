@@ -17,13 +17,14 @@ import pytest
 from PIL import Image
 
 import kdjax
-from kdjax.checkpoint import Checkpoints, load_variables
+from kdjax.checkpoint import Checkpoints
 from kdjax.config import load_config, method_config
 from kdjax.data.sizing import Augmentation
 from kdjax.errors import UserError
 from kdjax.plan import resolve
 from kdjax.run import pipeline
 from kdjax.run.verdict import judge
+from kdjax.saved import load_variables
 from tests.classification import CLASSES, Classification, Stripes, Top1
 from tests.runs import rows
 from tests.test_checkpoint import state
@@ -165,7 +166,16 @@ def test_the_judge_of_the_truth_is_perfect_and_halves_merge_to_the_whole():
 
 
 METRIC = re.compile(r"\bm?AP(50|75|_small|_medium|_large)?\b|\bmIoU\b|\btop-?1\b")
-SPEAKERS = ["run/*.py", "checkpoint.py", "distill.py", "evaluation.py", "report.py", "devices.py", "main.py"]
+SPEAKERS = ["run/*.py", *(f"{name}.py" for name in ("checkpoint", "saved", "distill", "evaluation", "report", "devices", "main"))]
+    "run/*.py",
+    "checkpoint.py",
+    "saved.py",
+    "distill.py",
+    "evaluation.py",
+    "report.py",
+    "devices.py",
+    "main.py",
+]
 
 
 def test_nothing_above_the_tasks_names_a_metric_of_one():

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import operations
-from kdjax.checkpoint import describe
 from kdjax.devices import parallel
 from kdjax.distill import by_method
 from kdjax.hlo import collectives, read_program, traffic
@@ -22,6 +21,7 @@ from kdjax.models import build_model
 from kdjax.optim import paths, under
 from kdjax.plan import Plan, StagePlan
 from kdjax.run.build import Facts, build, first_state
+from kdjax.saved import describe
 from kdjax.types import Batch, Model
 
 _REFUSED = re.compile(r"(Used [\d.]+\w? of [\d.]+\w? hbm|HLO temporaries \([\d.]+\w?\)[^.]*|Ran out of memory[^.]*)")

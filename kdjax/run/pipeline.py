@@ -11,7 +11,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from kdjax.checkpoint import copy_model
 from kdjax.config.schema import Data, Run
 from kdjax.data.manifest import MANIFEST_FILE, check_manifest
 from kdjax.devices import device_count
@@ -30,6 +29,7 @@ from kdjax.run.floor import check_floors
 from kdjax.run.record import Finished, check_claim, check_twin, identity, is_begun, kept_predictions
 from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
+from kdjax.saved import copy_model
 from kdjax.sinks import check_sinks
 from kdjax.stopping import Stop, stopping
 from kdjax.types import Column

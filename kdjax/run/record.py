@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 
 from kdjax import __version__
-from kdjax.checkpoint import STAGE_FILE, describe, save_method, save_model
 from kdjax.config.schema import Data, MethodSection, Optimizer, Run, Stage
 from kdjax.distill import Applied, by_method
 from kdjax.errors import DataError, StorageError, UserError
@@ -19,6 +18,7 @@ from kdjax.options import declared, defaults
 from kdjax.paths import Path, as_path, exists
 from kdjax.plan import Plan, StagePlan
 from kdjax.run.data import Splits
+from kdjax.saved import STAGE_FILE, describe, save_method, save_model
 from kdjax.state import TrainState
 from kdjax.types import FILES
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kdjax.checkpoint import METHOD_FILE, MODEL_FILE, load_method, load_variables
 from kdjax.errors import DataError, UserError
 from kdjax.files import plain, read_json, sha256_of, write_json
 from kdjax.paths import Path, exists, is_file, set_aside
 from kdjax.plan import StagePlan
 from kdjax.run.record import PREDICTIONS_FILE, RESULT_FILE, has_checkpoints
+from kdjax.saved import METHOD_FILE, MODEL_FILE, load_method, load_variables
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:

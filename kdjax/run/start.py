@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kdjax.checkpoint import describe, load_method, load_student, load_variables
 from kdjax.data.check import compare_classes
 from kdjax.errors import UserError
 from kdjax.models import build_model, class_outputs, complete, other_meaning, with_classes
 from kdjax.paths import Path, as_path
 from kdjax.plan import StagePlan
 from kdjax.run.record import Finished
+from kdjax.saved import describe, load_method, load_student, load_variables
 from kdjax.state import Variables
 from kdjax.types import Model
 from kdjax.weights import (

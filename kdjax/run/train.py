@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.checkpoint import Best, Checkpoints, DamagedError, abstract, describe_model
+from kdjax.arrays import DamagedError
+from kdjax.checkpoint import Best, Checkpoints, abstract
 from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
 from kdjax.evaluation import Evaluation, Predict, evaluate, make_predict
@@ -33,6 +34,7 @@ from kdjax.run.record import MOST_PICTURES, Finished, claim, export
 from kdjax.run.result import finished_result, write_result
 from kdjax.run.skipped import Skips
 from kdjax.run.start import Origins, load_origins
+from kdjax.saved import describe_model
 from kdjax.state import TrainState, Variables
 from kdjax.stopping import Stop, Stopped
 from kdjax.types import Judge, Metrics

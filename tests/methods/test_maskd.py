@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.checkpoint import load_method, save_method
 from kdjax.distill import Applied, distill_step
 from kdjax.methods import build_method
 from kdjax.optim import by_part, make_optimizer
+from kdjax.saved import load_method, save_method
 from kdjax.state import init_state
 from tests import tiny
 from tests.methods import calls
