@@ -28,7 +28,7 @@ def digest(arrays: Any) -> str:
     """Hexadecimal sha256 of all arrays' bytes, in the order of their paths."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(arrays):
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8))
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -166,8 +166,7 @@ def test_the_judge_of_the_truth_is_perfect_and_halves_merge_to_the_whole():
 
 
 METRIC = re.compile(r"\bm?AP(50|75|_small|_medium|_large)?\b|\bmIoU\b|\btop-?1\b")
-SPEAKERS = ["run/*.py", *(f"{name}.py" for name in ("checkpoint", "saved", "distill", "evaluation", "report", "devices", "main"))]
-    "run/*.py",
+SPEAKERS = [
     "checkpoint.py",
     "saved.py",
     "distill.py",
@@ -175,6 +174,7 @@ SPEAKERS = ["run/*.py", *(f"{name}.py" for name in ("checkpoint", "saved", "dist
     "report.py",
     "devices.py",
     "main.py",
+    "run/*.py",
 ]
 
 
