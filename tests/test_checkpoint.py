@@ -8,13 +8,14 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import kdjax
 from kdjax.arrays import DamagedError
 from kdjax.checkpoint import Checkpoints
 from kdjax.data.sizing import Sizing
-from kdjax.errors import DataError, UserError
+from kdjax.errors import DataError, StorageError, UserError
 from kdjax.models import build_model
 from kdjax.optim import make_optimizer
 from kdjax.saved import describe, describe_model, load_method, load_variables, save_method, save_model, sizing_of
@@ -342,3 +343,76 @@ def test_a_step_is_saved_anew_with_the_metric_that_it_lacked(tmp_path):
         checkpoints.commit(state(1), 5.0)
         assert checkpoints.value(1) == 5.0
         assert checkpoints.best() == (1, 5.0)
+
+
+class Full:
+    """A storage that refuses every save while it is full, as Orbax tells it."""
+
+    def __init__(self, monkeypatch):
+        self.full, save = True, ocp.CheckpointManager.save
+
+        def refusing(manager, *args, **kwargs):
+            if self.full:
+                (manager.directory / "9.orbax-checkpoint-tmp").mkdir()
+                raise ValueError('RESOURCE_EXHAUSTED: Error writing "9/d": No space left on device')
+            return save(manager, *args, **kwargs)
+
+        monkeypatch.setattr(ocp.CheckpointManager, "save", refusing)
+
+
+def test_a_save_that_fails_is_said_and_the_next_one_tries_again(tmp_path, monkeypatch, capsys):
+    two_steps(tmp_path)
+    storage = Full(monkeypatch)
+    with Checkpoints(tmp_path, metric="AP") as checkpoints:
+        checkpoints.save(state(3))
+        assert not checkpoints.settle()
+        assert "could not be saved" in (said := capsys.readouterr().out)
+        assert "(No space left on device); the earlier ones are intact, and the next save tries again." in said
+        assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+        with pytest.raises(StorageError, match="The checkpoint of step 4 cannot be saved"):
+            checkpoints.commit(state(4))
+        storage.full = False
+        checkpoints.commit(state(5), 1.0)
+    assert sorted(os.listdir(tmp_path)) == ["2", "5"]
+
+
+def test_a_storage_that_stays_full_ends_the_run_and_leaves_what_there_was(tmp_path, monkeypatch):
+    two_steps(tmp_path)
+    Full(monkeypatch)
+    with Checkpoints(tmp_path, metric="AP") as checkpoints:
+        checkpoints.save(state(3))
+        checkpoints.save(state(4))
+        with pytest.raises(
+            StorageError, match=r"3 times in a row \(No space left on device\); the earlier ones are int"
+        ):
+            checkpoints.save(state(5))
+    assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):
+    folder = two_steps(tmp_path / "checkpoints")
+    with Checkpoints(folder, metric="AP") as checkpoints:
+        folder.rename(tmp_path / "elsewhere")
+        with pytest.raises(StorageError, match="checkpoints is not there any more: bring it back"):
+            checkpoints.save(state(3))
+        folder.mkdir()
+        with pytest.raises(StorageError, match="is not there any more"):
+            checkpoints.save(state(3))
+
+
+def test_without_room_for_the_checkpoints_nothing_begins(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, keep=3, metric="AP") as checkpoints:
+        checkpoints.check_room(state(1))
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 4 * 10**6))
+        with pytest.raises(StorageError, match=r"has room for 4 MB, but the 3 newest .* need 60 MB: make room"):
+            checkpoints.check_room(state(1, 10**6))
+
+
+def test_a_mistake_of_ours_in_a_save_is_no_matter_of_the_storage(tmp_path, monkeypatch):
+    def mistaken(manager, *args, **kwargs):
+        raise TypeError("ours")
+
+    with Checkpoints(tmp_path, metric="AP") as checkpoints:
+        monkeypatch.setattr(ocp.CheckpointManager, "save", mistaken)
+        with pytest.raises(TypeError, match="ours"):
+            checkpoints.save(state(1))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -191,6 +192,24 @@ def test_two_processes_train_as_one_does_on_as_many_devices(together, single):
                     assert ours[name] == pytest.approx(theirs[name], rel=apart, abs=1e-6), (stage, ours["step"], name)
     student, reference = (kdjax.load_student(workdir / "student")[1] for workdir in (together[0], single))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), student, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_signal_to_one_process_ends_both_at_the_same_step(asked, together, tmp_path):
+    workdir, _ = together
+    shutil.copytree(workdir / "stages" / "teacher", tmp_path / "stages" / "teacher")
+    flags = (*training(tmp_path), "--config.student.steps=400", "--config.student.eval_every=0")
+    running = started(flags, processes=2)
+    for line in running[0].stdout:
+        if "[student] step   2/400" in line:
+            running[asked].terminate()
+            break
+    ends = ended(running)
+    assert [code for code, *_ in ends] == [75, 75], ends
+    steps = [re.findall(r"stage 'student' is saved at step (\d+), and the same", stderr) for *_, stderr in ends]
+    assert steps[0] == steps[1]
+    assert steps[0][0] in os.listdir(tmp_path / "stages" / "student" / "checkpoints")
 
 
 @pytest.mark.slow
