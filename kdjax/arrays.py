@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kdjax.errors import DataError, parsing
+from kdjax.errors import DataError, StorageError, parsing
+from kdjax.files import unread
 from kdjax.paths import Path
 
 
@@ -108,6 +109,8 @@ def _orbax(what: str) -> Iterator[None]:
         if isinstance(error.__cause__, jax.errors.JaxRuntimeError | MemoryError):
             # The files may be sound: there is no room for them.
             raise error.__cause__ from None
+        if words := unread(error):
+            raise StorageError(f"{what} cannot be read now ({words}); mend that, and start again.") from error
         raise DamagedError(f"{what} cannot be read ({str(error)[:200]}); {ADVICE}.") from error
 
 

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import itertools
 import json
 import math
 import shutil
@@ -19,8 +17,8 @@ from orbax.checkpoint import checkpoint_managers
 from kdjax.arrays import DamagedError, OthersError, digests, read_arrays
 from kdjax.devices import globalize
 from kdjax.errors import StorageError, UserError
-from kdjax.files import refusal, sync
-from kdjax.paths import Path, absolute, as_path, in_bucket, move, remove
+from kdjax.files import refusal, seal, sync, unread
+from kdjax.paths import Path, absolute, as_path, in_bucket, move, remove, set_aside
 from kdjax.processes import gather, is_main, on_main
 from kdjax.state import TrainState
 
@@ -32,6 +30,8 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 """In the names of folders that Orbax still writes."""
 _COMMITTED = "commit_success.txt"
 """Orbax's last file of a folder in a bucket."""
+_REPLACED = ".replaced"
+"""Behind the number of a step that is being saved anew."""
 _MOST_FAILURES = 3
 """Saves in a row that fail until a run ends."""
 
@@ -80,7 +80,7 @@ class Checkpoints:
         self._failures = 0
         """In a row."""
         self._manager = self._opened()
-        self._identity = None if in_bucket(self._folder) else self._folder.stat().st_ino
+        self._lost = any(on_main(lambda: [path.name for path in self._folder.glob("*.corrupt*")]))
 
     def _opened(self) -> ocp.CheckpointManager:
         on_main(lambda: _tidy(self._folder))
@@ -96,11 +96,11 @@ class Checkpoints:
         each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
         def check() -> None:
-            if in_bucket(self._folder):
-                return
-            there = sum(file.stat().st_size for file in self._folder.rglob("*") if file.is_file())
-            free, needed = shutil.disk_usage(self._folder).free + there, (self._keep + 2) * each
-            if free < needed:
+            if in_bucket(self._folder) or not (usage := shutil.disk_usage(self._folder)).total:
+                return  # Some file systems do not say.
+            files = (file for step in self._folder.glob("[0-9]*") if step.name.isdecimal() for file in step.rglob("*"))
+            free = usage.free + sum(file.stat().st_size for file in files if file.is_file())
+            if free < (needed := (self._keep + 2) * each):
                 raise StorageError(
                     f"{self._folder} has room for {free / 1e6:.0f} MB, but the {self._keep} newest checkpoints, the "
                     f"best and the one being saved need {needed / 1e6:.0f} MB: make room, keep fewer, or take another "
@@ -142,15 +142,14 @@ class Checkpoints:
         # A metric of nothing is NaN, which must not count as the best.
         metrics = {self._metric: value} if value is not None and math.isfinite(value) else None
         step, items = int(state.step), _items(state)
+        if step in self._manager.all_steps():
+            on_main(lambda: move(self._folder / str(step), self._folder / f"{step}{_REPLACED}"))
+            self._manager.reload()
         record = _Record({"step": step, "metrics": metrics}, jax.device_get(items) if is_main() else {})
         saved = {name: ocp.args.StandardSave(item) for name, item in globalize(items).items()}
-
-        def begin() -> None:
-            if step in self._manager.all_steps():
-                self._manager.delete(step)
-            self._manager.save(step, args=ocp.args.Composite(**saved, **{RECORD: record}), metrics=metrics, force=True)
-
-        self._saved, self._saving = step, self._attempt(begin)
+        args = ocp.args.Composite(**saved, **{RECORD: record})
+        self._saved = step
+        self._saving = self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics, force=True))
 
     def settle(self) -> bool:
         """Waits for what is being saved; whether what was saved last is on disk.
@@ -162,7 +161,7 @@ class Checkpoints:
             self._saving = False
             if self._attempt(self._manager.wait_until_finished):
                 self._failures = 0
-                on_main(lambda: sync(self._folder))
+                on_main(lambda: _tidy(self._folder))
         return self._failures == 0
 
     def commit(self, state: TrainState, value: float | None = None) -> None:
@@ -178,14 +177,15 @@ class Checkpoints:
 
     def _attempt(self, work: Callable[[], object]) -> bool:
         """Whether the storage let all processes do their work."""
-        what = ""
+        failed, what = None, ""
         try:
             work()
         except Exception as error:
-            what = refusal(error, self._folder) or "it is gone" * (not self._is_there())
-            if not what:
-                raise
+            failed, what = error, refusal(error, self._folder) or "it is gone" * (not self._is_there())
+        # Where the storage refused one process, the others have only waited for it in vain.
         what = next(filter(None, gather(what)), "")
+        if failed and not what:
+            raise failed
         if what:
             self._recover(what)
         return not what
@@ -209,19 +209,33 @@ class Checkpoints:
         )
 
     def _is_there(self) -> bool:
-        """Whether the folder is the one that was opened; one that is gone Orbax would make anew."""
-        return in_bucket(self._folder) or (self._folder.is_dir() and self._folder.stat().st_ino == self._identity)
+        """Whether the folder is the one that was opened; one that is gone Orbax may have made anew, without steps."""
+        steps = self._manager.all_steps()
+        known = not steps or any((self._folder / str(step)).exists() for step in steps)
+        return in_bucket(self._folder) or (self._folder.is_dir() and known)
 
     def _check_folder(self) -> None:
         if not on_main(self._is_there):
             raise StorageError(f"{self._folder} is not there any more: bring it back, or begin in another --workdir.")
 
-    def resume(self, state: TrainState) -> TrainState | None:
-        """The newest state that is sound, as :meth:`restore` has it; None without one."""
+    def is_empty(self) -> bool:
+        """Whether nothing was ever saved here."""
+        return self.latest() is None and not self._lost
+
+    def resume(self, state: TrainState) -> TrainState:
+        """The newest state that is sound, as :meth:`restore` has it.
+
+        Raises:
+            UserError: as :meth:`restore`.
+            DamagedError: there is none.
+        """
         while (step := self.latest()) is not None:
             if (restored := self.restore(state, step)) is not None:
                 return restored
-        return None
+        raise DamagedError(
+            f"No checkpoint in {self._folder} is sound: put a sound one in its place, or delete that folder to begin "
+            "the stage anew."
+        )
 
     def restore(self, state: TrainState, step: int) -> TrainState | None:
         """The saved state of a step, placed as the arrays of ``state`` are; None of one that is damaged, and set aside.
@@ -291,7 +305,7 @@ class _RecordHandler(ocp.AsyncCheckpointHandler):
     async def _write(self, directory: epath.Path, args: "_Record") -> None:
         if is_main():
             record = {**args.known, **{item: digests(arrays) for item, arrays in args.arrays.items()}}
-            (directory / RECORD_FILE).write_text(json.dumps({**record, "sha256": _seal(record)}, indent=1) + "\n")
+            (directory / RECORD_FILE).write_text(json.dumps({**record, "sha256": seal(record)}, indent=1) + "\n")
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Nobody saves checkpoints at once."""
@@ -313,7 +327,16 @@ class _Record(ocp.args.CheckpointArgs):
 
 def _tidy(folder: Path) -> None:
     """Removes what is left of saves that were cut off, and sets aside steps that can be seen to be damaged."""
-    for step in sorted(folder.iterdir()) if folder.is_dir() else ():
+    if not folder.is_dir():
+        return
+    for former in folder.glob(f"*{_REPLACED}"):
+        step = former.with_name(former.name.removesuffix(_REPLACED))
+        if step.exists() and (not in_bucket(step) or (step / _COMMITTED).exists()):
+            remove(former)
+        else:
+            remove(step)
+            move(former, step)
+    for step in sorted(folder.iterdir()):
         unfinished = in_bucket(step) and step.name.isdecimal() and not (step / _COMMITTED).exists()
         if unfinished or _TEMPORARY in step.name:
             remove(step)
@@ -322,14 +345,12 @@ def _tidy(folder: Path) -> None:
                 recorded(step)
             except DamagedError as error:
                 _set_aside(step, str(error))
+    sync(folder)
 
 
 def _set_aside(step: Path, words: str) -> None:
     """Keeps a damaged step under a name under which nobody looks for one."""
-    taken = {path.name for path in step.parent.iterdir()}
-    suffixes = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
-    name = next(name for suffix in suffixes if (name := f"{step.name}.corrupt{suffix}") not in taken)
-    move(step, step.with_name(name))
+    name = set_aside(step).name
     print(f"{words.rstrip('.')}: it is set aside as {name}, and the newest sound checkpoint counts.", flush=True)
 
 
@@ -348,20 +369,17 @@ def recorded(step: Path) -> dict[str, Any] | None:
         if not file.exists():
             return None
         record = json.loads(file.read_text())
-        if record.pop("sha256") != _seal(record):
+        if record.pop("sha256") != seal(record):
             raise DamagedError(f"{what}: what {file.name} says is not what was written.")
     except (OSError, ValueError, AttributeError, KeyError, RecursionError) as error:
         if isinstance(error, DamagedError):
             raise
+        if words := unread(error):
+            raise StorageError(f"{step} cannot be read ({words}); mend that, and start again.") from error
         raise DamagedError(f"{what}: {metrics.name} or {file.name} cannot be read ({error}).") from error
     if str(record["step"]) != step.name or record["metrics"] != judged:
         raise DamagedError(f"{what}: {file.name} is of step {record['step']}, with the metrics {record['metrics']}.")
     return record
-
-
-def _seal(record: Mapping[str, Any]) -> str:
-    """Hexadecimal sha256 of a record, however it is laid out in a file."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _read_state(step: Path, state: TrainState) -> TrainState:

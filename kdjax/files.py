@@ -80,20 +80,41 @@ def replace_bytes(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
-def sync(path: Path) -> None:
-    """Lets the operating system write a file, or the names in a folder, to the disk; a bucket does so by itself."""
-    if in_bucket(path):
+def sync(folder: Path) -> None:
+    """Lets the operating system write the names in a folder to the disk; a bucket does so by itself."""
+    if in_bucket(folder):
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # Some file systems cannot do that for folders, which is no reason to end.
+        if error.errno in _FULL:
+            raise
     finally:
         os.close(handle)
+
+
+def seal(value: Any) -> str:
+    """Hexadecimal sha256 of plain JSON, however it is laid out in a file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 _AWAY = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
 """Errors of storage that is full or damaged, and of paths that are gone or protected."""
+_BUSY = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+"""Errors of reading that say nothing of what is read."""
+_BUSY_WORDS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
+"""In the words of TensorStore, likewise."""
+
+
+def unread(error: BaseException) -> str:
+    """In its own words, why storage could not be read, where that says nothing of what is read; "" otherwise."""
+    if isinstance(error, OSError) and error.errno in _BUSY:
+        return error.strerror or str(error)
+    words = str(error)
+    found = [text for text in (*map(os.strerror, _BUSY), *_BUSY_WORDS) if text in words]
+    return found[0] if found else unread(error.__cause__) if error.__cause__ is not None else ""
 
 
 def refusal(error: BaseException, folder: Path) -> str:
@@ -124,7 +145,8 @@ def storing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        inside = error.filename is not None and str(error.filename).startswith(str(absolute(folder)))
+        named = "" if error.filename is None else os.path.abspath(os.fsdecode(error.filename))
+        inside = named.startswith(f"{absolute(folder)}{os.sep}") or named == str(absolute(folder))
         away = error.errno in _AWAY and inside and (error.errno != errno.ENOENT or not folder.exists())
         if error.errno not in _FULL and not away:
             raise

@@ -27,7 +27,7 @@ LOCK_FILE = ".lock"
 """In a workdir while a run is in it: JSON that names the process."""
 
 _STARTED = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-_WITHOUT_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+_WITHOUT_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 # All in seconds.
 _PATIENCE = 1.0
@@ -134,8 +134,9 @@ def _renewed(path: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(_RENEWAL)
-        if not is_others():
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(Exception):  # Of the network: in three minutes nobody minds.
+            if not is_others():
+                path.unlink(missing_ok=True)
 
 
 def _me() -> dict[str, Any]:

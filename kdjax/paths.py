@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import itertools
 import logging
 import os
 import pathlib
@@ -116,22 +117,22 @@ def remove(folder: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Gives a damaged file or folder the name ``<name>.corrupt``, in the place of an earlier one; returns that."""
-    aside = path.with_name(path.name + ".corrupt")
-    if is_file(aside):
-        aside.unlink()
-    remove(aside)
-    return path.rename(aside)
+    """Gives a damaged file or folder the name ``<name>.corrupt``, or one with a number; returns that."""
+    suffixes = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
+    names = (path.with_name(f"{path.name}.corrupt{suffix}") for suffix in suffixes)
+    aside = next(name for name in names if not exists(name))
+    move(path, aside)
+    return aside
 
 
-def move(folder: Path, target: Path) -> None:
-    """Gives a folder another name; in a bucket its files are copied, and the old ones removed."""
-    if not in_bucket(folder):
-        folder.rename(target)
+def move(path: Path, target: Path) -> None:
+    """Gives a file or a folder another name; in a bucket files are copied, and the old ones removed."""
+    if not in_bucket(path) or path.is_file():
+        path.rename(target)
         return
-    for file in files_in(folder):
-        (target / file.relative_to(folder)).write_bytes(file.read_bytes())
-    remove(folder)
+    for file in files_in(path):
+        (target / file.relative_to(path)).write_bytes(file.read_bytes())
+    remove(path)
 
 
 def size_of(file: Path) -> int:

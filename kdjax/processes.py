@@ -4,6 +4,7 @@ Every process does the same, in the same order, on its own part of each batch. T
 writes. What passes between them is bytes: through JAX's arrays, int64 would become int32 and float64 float32.
 """
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -223,8 +224,9 @@ def leave(code: int) -> NoReturn:
 
     The regular end of a process waits for theirs.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # Nobody may read it any more.
+            stream.flush()
     os._exit(code)
 
 

@@ -9,8 +9,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
+
+import jax
 
 from kdjax.errors import Exit
 from kdjax.processes import Board, are_several, board, leave, speaker
@@ -20,6 +23,8 @@ EXITS: Mapping[int, Exit] = {signal.SIGTERM: Exit.AGAIN, signal.SIGINT: Exit.INT
 _NOTICE = "stop"
 _POLL = 1.0
 """Seconds between two looks at whether another process was asked."""
+_SAME = 1.0
+"""Seconds within which two signals are one."""
 
 
 class Stopped(Exception):  # noqa: N818 Nothing went wrong.
@@ -38,19 +43,25 @@ class Stop:
     in the middle of a compilation; so does a second one.
     """
 
-    def __init__(self, board: Board | None = None, leave: Callable[[int], object] = leave):
+    def __init__(
+        self,
+        board: Board | None = None,
+        leave: Callable[[int], object] = leave,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         """Knows of no signal yet.
 
         Args:
             board: where the processes of a run tell each other; None where there is only one.
             leave: ends the process.
+            clock: seconds, only ever growing.
         """
-        self._board, self._leave = board, leave
+        self._board, self._leave, self._clock = board, leave, clock
         self._changed = threading.Condition()
         self._number = 0
         """Of the signal that ends the run, whichever process got it."""
-        self._asked = False
-        """Whether this process got one."""
+        self._asked: float | None = None
+        """When this process got one."""
         self._ticks = 0
         """How often it was asked, which is the same on all processes at the same place."""
         self._last: int | None = None
@@ -81,19 +92,21 @@ class Stop:
 
     def ask(self, number: int) -> None:
         """What a signal does; it is called from a thread."""
-        name = signal.Signals(number).name
-        if self._asked or not self._holding:
-            words = "at once, as it was asked twice" if self._asked else "there was nothing to save"
-            print(f"{speaker()}: stopped by {name}; {words}.", file=sys.stderr, flush=True)
+        name, now = signal.Signals(number).name, self._clock()
+        if self._asked is not None and now - self._asked < _SAME:
+            return  # Launchers pass on what the whole group of processes got.
+        if self._asked is not None or not self._holding:
+            words = "there was nothing to save" if self._asked is None else "at once, as it was asked twice"
+            _tell(f"stopped by {name}; {words}.")
             self._leave(EXITS[number])
-        self._asked = True
-        print(f"{speaker()}: {name}: saves and ends; a second one ends it at once.", file=sys.stderr, flush=True)
+        self._asked = now
         if self._board is None:
             with self._changed:
                 self._number, self._last = number, 0
                 self._changed.notify_all()
         else:
             self._board.put(_NOTICE, str(number))
+        _tell(f"{name}: saves and ends; a second one ends it at once.")
 
     def look(self) -> None:
         """Finds out whether any process was asked, and if so agrees with all on where to end; called from a thread."""
@@ -101,11 +114,13 @@ class Stop:
             return
         with self._changed:
             self._agreeing, ticks = True, self._ticks
-        self._number = int(notice)
-        last = max(map(int, self._board.all(f"{_NOTICE}_tick", str(ticks)))) + 1
-        with self._changed:
-            self._agreeing, self._last = False, last
-            self._changed.notify_all()
+        self._number, last = int(notice), None
+        try:
+            last = max(map(int, self._board.all(f"{_NOTICE}_tick", str(ticks)))) + 1
+        finally:  # Where some process is not there any more, the others do not wait for it here.
+            with self._changed:
+                self._agreeing, self._last = False, last
+                self._changed.notify_all()
 
 
 @contextlib.contextmanager
@@ -127,14 +142,16 @@ def stopping() -> Iterator[Stop]:
     def watch() -> None:
         while True:
             try:
-                numbers = ours.recv(1)
+                received = ours.recv(1)
             except TimeoutError:
-                stop.look()
-                continue
-            if not numbers:
+                received = b"\0"
+            if not received:
                 return
-            if numbers[0] in EXITS:
-                stop.ask(numbers[0])
+            number = received[0]
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # Of a board that some process has left.
+                if number in EXITS:
+                    stop.ask(number)
+                stop.look()
 
     former = {number: signal.signal(number, _handled) for number in EXITS}
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
@@ -145,10 +162,16 @@ def stopping() -> Iterator[Stop]:
     finally:
         signal.set_wakeup_fd(wakeup)
         for number, handler in former.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None is one of C's.
         theirs.close()
-        thread.join()
+        thread.join(3 * _POLL)
         ours.close()
+
+
+def _tell(words: str) -> None:
+    """To standard error, if anybody still reads it: ``tee`` ends by the same Ctrl-C."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"{speaker()}: {words}", file=sys.stderr, flush=True)
 
 
 def _handled(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from kdjax.paths import Path
 from kdjax.processes import are_several, is_main, speaker
 from kdjax.report import duration
 
-LIMITS: Mapping[str, float] = {"step": 600.0, "compilation": 7200.0, "evaluation": 1800.0, "checkpoint": 1800.0}
+LIMITS: Mapping[str, float] = {"step": 600.0, "compilation": 7200.0, "evaluation": 7200.0, "checkpoint": 1800.0}
 """Seconds by what is going on: until the next step or batch is done, or all of it."""
 
 _TICK = 1.0

@@ -1,5 +1,6 @@
 """Checkpoints and model folders: what is kept, what comes back, what is refused."""
 
+import errno
 import json
 import os
 import re
@@ -320,7 +321,11 @@ def test_where_nothing_is_sound_nothing_is_lost(tmp_path):
     for step in ("1", "2"):
         for path in files_of_arrays(folder / step):
             path.write_bytes(path.read_bytes()[:100])
-    assert resumed(folder) == (None, None)
+    for _ in range(2):
+        with pytest.raises(
+            DamagedError, match=r"No checkpoint in .* is sound: put a sound one in its place, or delete"
+        ):
+            resumed(folder)
     assert sorted(os.listdir(folder)) == ["1.corrupt", "2.corrupt"]
 
 
@@ -331,6 +336,31 @@ def test_variables_of_a_damaged_checkpoint_are_refused(tmp_path):
     shutil.copytree(folder / "1" / "student", folder / "2" / "student")
     with pytest.raises(DamagedError, match=r"2/student are damaged: params/head/kernel are not what was saved"):
         load_variables(folder / "2")
+
+
+def test_a_step_that_was_being_saved_anew_is_still_there(tmp_path):
+    folder = two_steps(tmp_path)
+    shutil.copytree(folder / "2", folder / "2.replaced")
+    found, _ = resumed(folder)
+    assert int(found.step) == 2
+    assert sorted(os.listdir(folder)) == ["1", "2"]
+    (folder / "2").rename(folder / "2.replaced")
+    (folder / "2.orbax-checkpoint-tmp").mkdir()
+    found, _ = resumed(folder)
+    assert int(found.step) == 2
+    assert sorted(os.listdir(folder)) == ["1", "2"]
+
+
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    folder = two_steps(tmp_path)
+
+    def refusing(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", refusing)
+    with pytest.raises(StorageError, match=r"cannot be read now \(Input/output error\); mend that, and start again"):
+        resumed(folder)
+    assert sorted(os.listdir(folder)) == ["1", "2"]
 
 
 def test_a_step_is_saved_anew_with_the_metric_that_it_lacked(tmp_path):
@@ -404,7 +434,7 @@ def test_without_room_for_the_checkpoints_nothing_begins(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, keep=3, metric="AP") as checkpoints:
         checkpoints.check_room(state(1))
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 4 * 10**6))
-        with pytest.raises(StorageError, match=r"has room for 4 MB, but the 3 newest .* need 60 MB: make room"):
+        with pytest.raises(StorageError, match=r"has room for 4 MB, but the 3 newest .* need 40 MB: make room"):
             checkpoints.check_room(state(1, 10**6))
 
 

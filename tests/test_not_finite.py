@@ -242,6 +242,7 @@ def names_in(config: Any, step: int) -> list[str]:
     return [source.name(x) for x in images_of_step(plan, plan["student"], source, step - 1)]
 
 
+@pytest.mark.slow
 def test_a_skipped_step_is_named_and_left_out_of_the_means_and_a_run_goes_on_as_if_never_stopped(
     teacher, data_dir, tmp_path, capsys
 ):
@@ -283,6 +284,7 @@ def test_five_in_a_row_end_the_run_with_a_report(teacher, data_dir, tmp_path, ca
     assert not (folder / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_a_rate_blows_up_are_never_infinite_in_a_checkpoint(teacher, data_dir, tmp_path):
     config = config_of(data_dir, checkpoint_every=1)
     config.student.optimizer.update(learning_rate=1e36, warmup_steps=0, clip_norm=0.0)

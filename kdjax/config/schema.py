@@ -381,8 +381,8 @@ class Run:
         float,
         number(0),
         "Factor on how long nothing may be done before a run is taken for hung, and ends with exit code 75: 10 minutes "
-        "in a step, 2 hours while one is compiled, 30 minutes in a batch of an evaluation or in a checkpoint. 0 waits "
-        "for ever.",
+        "in a step, 30 minutes in a checkpoint, 2 hours while a step is compiled or in a batch of an evaluation. 0 "
+        "waits for ever.",
         WITHOUT_EFFECT,
     ] = 1.0
 

@@ -139,7 +139,7 @@ _MENDED = "put an undamaged one in its place, or delete its folder to start the 
 
 def has_checkpoints(folder: Path) -> bool:
     """Whether a stage's folder has checkpoints."""
-    return any((folder / "checkpoints").glob("[0-9]*"))
+    return any(step.name.isdecimal() for step in (folder / "checkpoints").glob("[0-9]*"))
 
 
 def _saved_config(folder: Path) -> dict[str, Any]:
@@ -159,9 +159,16 @@ def _saved_config(folder: Path) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """What a stage is computed with: versions of packages and of Python, and the devices. It is not its identity."""
-    versions = {package: metadata.version(package) for package in _PACKAGES}
+    versions = {package: _version(package) for package in _PACKAGES}
     devices = {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
     return {"kdjax": __version__, "python": platform.python_version(), **versions, **devices}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # Some are installed under other names.
+        return "unknown"
 
 
 def _as_far_as(saved: Any, known: Any) -> Any:

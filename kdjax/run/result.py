@@ -1,13 +1,11 @@
 """What marks a stage as finished: its result, with digests by which is known that what it left is as it was written."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from kdjax.errors import DataError, UserError
-from kdjax.files import plain, read_json, sha256_of, write_json
+from kdjax.files import plain, read_json, seal, sha256_of, write_json
 from kdjax.paths import Path, exists, is_file, set_aside
 from kdjax.plan import StagePlan
 from kdjax.run.record import PREDICTIONS_FILE, RESULT_FILE, has_checkpoints
@@ -17,7 +15,7 @@ from kdjax.saved import METHOD_FILE, MODEL_FILE, load_method, load_variables
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Marks a stage as finished: its result, with the sha256 of what it left and of itself."""
     sealed = plain({**result, "files": _digests(folder)})
-    write_json(folder / RESULT_FILE, {**sealed, "sha256": _seal(sealed)})
+    write_json(folder / RESULT_FILE, {**sealed, "sha256": seal(sealed)})
 
 
 def finished_result(stage: StagePlan, folder: Path, primary: str) -> dict[str, Any] | None:
@@ -74,7 +72,7 @@ def _read_result(path: Path, primary: str) -> dict[str, Any]:
     """
     result = read_json(path, dict)
     digest = result.pop("sha256", None)
-    if digest and digest != _seal(result):
+    if digest and digest != seal(result):
         raise DataError(f"{path} is damaged (its sha256 is not the one that was written with it).")
     kinds = {
         "metrics": dict,
@@ -87,11 +85,6 @@ def _read_result(path: Path, primary: str) -> dict[str, Any]:
     if wrong or not isinstance(result["metrics"].get(primary, ()), float | int | None):
         raise DataError(f"{path} is damaged ({', '.join(wrong) or primary} is not what it should be).")
     return result
-
-
-def _seal(result: Mapping[str, Any]) -> str:
-    """Hexadecimal sha256 of plain JSON, however it is laid out."""
-    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -79,6 +79,8 @@ def train_stage(
         StorageError: checkpoints cannot be saved.
         Stopped: a signal ended it; the checkpoint of the step that it had come to is saved.
     """
+    if stop.due():
+        raise stop.stopped("stopped between two stages; the same command goes on there")
     if done_before := on_main(lambda: finished_result(stage, folder, plan.task.primary)):
         found = spoken(done_before["metrics"], plan.task.spoken[:1])
         print(f"[{stage.name}] finished earlier: {found}. Nothing to do.", flush=True)
@@ -281,23 +283,23 @@ class _Loop:
                             f"stopped; stage {stage.name!r} is saved at step {done}, and the same command goes on there"
                         )
                         raise self._stop.stopped(words) from None
-        assert evaluated is not None  # The last step is evaluated.
-        with self._watchdog.doing("checkpoint"):
-            if not checkpoints.settle():
-                checkpoints.commit(state, evaluated[0][self._plan.task.primary])
+                assert evaluated is not None  # The last step is evaluated.
+                with self._watchdog.doing("checkpoint"):
+                    if not checkpoints.settle():
+                        checkpoints.commit(state, evaluated[0][self._plan.task.primary])
         return state, evaluated
 
     def _first(self, begin: Callable[[], TrainState], checkpoints: Checkpoints) -> TrainState:
         """The state of the newest checkpoint that is sound, or of step 0."""
         state = everywhere(begin)
-        checkpoints.check_room(state)
-        if checkpoints.latest() is None:
+        if checkpoints.is_empty():
+            checkpoints.check_room(state)
             return state
         like = abstract(state)
         del state  # On a device there is no room for two.
         restored = checkpoints.resume(like)
-        if restored is None:
-            return everywhere(begin)
+        if int(restored.step) < self._stage.steps:
+            checkpoints.check_room(restored)
         print(f"[{self._stage.name}] continues from the checkpoint of step {int(restored.step)}.", flush=True)
         return restored
 
@@ -312,8 +314,9 @@ class _Loop:
         print(f"[{self._stage.name}] step {step}: {spoken(metrics, self._plan.task.spoken)}", flush=True)
         if writer:
             writer.write(step, {"eval": metrics})
-        with self._watchdog.doing("checkpoint"):
-            checkpoints.commit(state, metrics[self._plan.task.primary])
+        if math.isfinite(value := metrics[self._plan.task.primary]):
+            with self._watchdog.doing("checkpoint"):
+                checkpoints.commit(state, value)
         return metrics, judge
 
     def _evaluates(self, step: int) -> bool:
