@@ -168,7 +168,10 @@ def kinds(run: Path) -> Iterator[tuple[str, Path, Read]]:
 
 
 def flipped(run: Path, count: int, workdir: Path, rng: random.Random) -> dict[str, Counter[str]]:
-    """By kind: how often a flipped bit was "said", changed nothing that is read ("harmless"), or was "silent"."""
+    """By kind: how often a flipped bit was "said", changed nothing that is read ("harmless"), or was "silent".
+
+    "blocked" is where a run would not go on, with a sound checkpoint beside the damaged one.
+    """
     found: dict[str, Counter[str]] = {}
     everything = list(kinds(run))
     for number in range(count):
@@ -185,14 +188,14 @@ def flipped(run: Path, count: int, workdir: Path, rng: random.Random) -> dict[st
         try:
             after = read(copy)
         except UserError:
-            outcome = "said"
+            outcome = "blocked" if name == "checkpoints" else "said"
         else:
             outcome = "harmless" if same(after, sound) else "silent"
             if name == "checkpoints" and any(".corrupt" in step.name for step in copy.iterdir()):
                 outcome = "said"
         found.setdefault(name, Counter())[outcome] += 1
-        if outcome == "silent":
-            print(f"silent: {path.relative_to(copy)}", flush=True)
+        if outcome in ("silent", "blocked"):
+            print(f"{outcome}: {path.relative_to(copy)}", flush=True)
     return found
 
 
@@ -227,7 +230,7 @@ def main(_: Sequence[str]) -> int:
             subprocess.run(command(_METHODS.value[0], run), check=True, capture_output=True)
         found = flipped(run, _FLIPS.value, workdir, rng)
         results["flips"] = {name: dict(outcomes) for name, outcomes in found.items()}
-        wrong |= any(outcomes["silent"] for outcomes in found.values())
+        wrong |= any(outcomes["silent"] or outcomes["blocked"] for outcomes in found.values())
         print(f"flips: {results['flips']}", flush=True)
     write_json(workdir / "faults.json", results)
     return int(wrong)

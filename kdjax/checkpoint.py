@@ -80,6 +80,7 @@ class Checkpoints:
         self._failures = 0
         """In a row."""
         self._manager = self._opened()
+        self._inode = None if in_bucket(self._folder) else self._folder.stat().st_ino
         self._lost = any(on_main(lambda: [path.name for path in self._folder.glob("*.corrupt*")]))
 
     def _opened(self) -> ocp.CheckpointManager:
@@ -161,7 +162,7 @@ class Checkpoints:
             self._saving = False
             if self._attempt(self._manager.wait_until_finished):
                 self._failures = 0
-                on_main(lambda: _tidy(self._folder))
+                on_main(lambda: _drop_replaced(self._folder))
         return self._failures == 0
 
     def commit(self, state: TrainState, value: float | None = None) -> None:
@@ -209,10 +210,12 @@ class Checkpoints:
         )
 
     def _is_there(self) -> bool:
-        """Whether the folder is the one that was opened; one that is gone Orbax may have made anew, without steps."""
-        steps = self._manager.all_steps()
-        known = not steps or any((self._folder / str(step)).exists() for step in steps)
-        return in_bucket(self._folder) or (self._folder.is_dir() and known)
+        """Whether the folder is the one that was opened: one that is gone Orbax may have made anew, without steps."""
+        if in_bucket(self._folder):
+            return True
+        # Some file systems number a folder anew, and somebody may have made room by removing steps.
+        same = self._folder.is_dir() and self._folder.stat().st_ino == self._inode
+        return same or any((self._folder / str(step)).exists() for step in self._manager.all_steps())
 
     def _check_folder(self) -> None:
         if not on_main(self._is_there):
@@ -329,13 +332,7 @@ def _tidy(folder: Path) -> None:
     """Removes what is left of saves that were cut off, and sets aside steps that can be seen to be damaged."""
     if not folder.is_dir():
         return
-    for former in folder.glob(f"*{_REPLACED}"):
-        step = former.with_name(former.name.removesuffix(_REPLACED))
-        if step.exists() and (not in_bucket(step) or (step / _COMMITTED).exists()):
-            remove(former)
-        else:
-            remove(step)
-            move(former, step)
+    _drop_replaced(folder)
     for step in sorted(folder.iterdir()):
         unfinished = in_bucket(step) and step.name.isdecimal() and not (step / _COMMITTED).exists()
         if unfinished or _TEMPORARY in step.name:
@@ -345,6 +342,17 @@ def _tidy(folder: Path) -> None:
                 recorded(step)
             except DamagedError as error:
                 _set_aside(step, str(error))
+
+
+def _drop_replaced(folder: Path) -> None:
+    """Removes what steps were before they were saved anew, or puts it back where that was cut off."""
+    for former in folder.glob(f"*{_REPLACED}"):
+        step = former.with_name(former.name.removesuffix(_REPLACED))
+        if step.exists() and (not in_bucket(step) or (step / _COMMITTED).exists()):
+            remove(former)
+        else:
+            remove(step)
+            move(former, step)
     sync(folder)
 
 
