@@ -4,6 +4,8 @@ import pickle
 import sys
 from pathlib import Path
 
+import pytest
+
 import kdjax
 from kdjax.run import pipeline
 from tests.runs import tiny, with_teacher
@@ -15,6 +17,7 @@ def forbid(*_, **__):
     raise AssertionError("Something was about to be unpickled.")
 
 
+@pytest.mark.slow
 def test_training_evaluating_restoring_and_loading_unpickle_nothing_and_import_no_torch(
     teacher, data_dir, tmp_path, monkeypatch
 ):

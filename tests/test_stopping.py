@@ -117,10 +117,11 @@ with stopping():
 
 
 def test_a_signal_ends_a_process_whose_main_thread_does_not_come_back_to_python():
-    with subprocess.Popen(
-        [sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate()
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, said) == (75, "kdjax: stopped by SIGTERM; there was nothing to save.\n")

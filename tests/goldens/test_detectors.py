@@ -41,7 +41,6 @@ QUICK = (
     "torchvision_fcos_resnet50_fpn",
     "torchvision_fasterrcnn_resnet50_fpn",
     "torchvision_maskrcnn_resnet50_fpn",
-    "mmdet_cascade_mask_rcnn_x101_32x4d",
 )
 
 # Everything runs once: compiling takes longer than running, also of single operations, for which there is NumPy.
