@@ -127,12 +127,15 @@ def set_aside(path: Path) -> Path:
 
 def move(path: Path, target: Path) -> None:
     """Gives a file or a folder another name; in a bucket files are copied, and the old ones removed."""
-    if not in_bucket(path) or path.is_file():
+    if not in_bucket(path):
         path.rename(target)
-        return
-    for file in files_in(path):
-        (target / file.relative_to(path)).write_bytes(file.read_bytes())
-    remove(path)
+    elif path.is_file():
+        target.write_bytes(path.read_bytes())
+        path.unlink()
+    else:
+        for file in files_in(path):
+            (target / file.relative_to(path)).write_bytes(file.read_bytes())
+        remove(path)
 
 
 def size_of(file: Path) -> int:

@@ -140,7 +140,8 @@ def _launcher() -> int:
 
 def _initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     # It would take SIGTERM, and wait with it for steps, of which there may be none for a long time.
-    jax.config.update("jax_enable_preemption_service", False)
+    with contextlib.suppress(AttributeError):  # Older versions have no such option, and leave it to who comes last.
+        jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=_SILENCE)
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
