@@ -79,7 +79,8 @@ def read_arrays(arrays: Path, like: Any = None, known: Mapping[str, str] | None 
 
     Raises:
         DamagedError: they cannot be read, or are not those that were saved.
-        OthersError: they are, and others than wanted.
+        StorageError: they cannot be read now, which says nothing of them.
+        OthersError: they are sound, and others than wanted.
     """
     what = f"The arrays in {arrays}"
     before = {path: kind.partition(" ")[0] for path, kind in known.items()} if known is not None else None

@@ -1,4 +1,7 @@
-"""The checkpoints of a run, by Orbax: what is kept, what comes back, and what is set aside as damaged."""
+"""The checkpoints of a run, by Orbax: what is kept, what comes back, and what is set aside as damaged.
+
+One class and what it writes and reads: the file is long because a save, its failure and its damage are one matter.
+"""
 
 import contextlib
 import dataclasses
@@ -232,7 +235,20 @@ class Checkpoints:
             UserError: as :meth:`restore`.
             DamagedError: there is none.
         """
-        while (step := self.latest()) is not None:
+        return self._sound(state, self.latest)
+
+    def restore_best(self, state: TrainState) -> TrainState:
+        """The best state that is sound, as :meth:`restore` has it.
+
+        Raises:
+            UserError: as :meth:`restore`.
+            DamagedError: there is none.
+        """
+        return self._sound(state, lambda: None if (best := self.best()) is None else best.step)
+
+    def _sound(self, state: TrainState, find: Callable[[], int | None]) -> TrainState:
+        """The state of the first step that ``find`` gives and that is sound; those that are not are set aside."""
+        while (step := find()) is not None:
             if (restored := self.restore(state, step)) is not None:
                 return restored
         raise DamagedError(

@@ -446,3 +446,13 @@ def test_a_mistake_of_ours_in_a_save_is_no_matter_of_the_storage(tmp_path, monke
         monkeypatch.setattr(ocp.CheckpointManager, "save", mistaken)
         with pytest.raises(TypeError, match="ours"):
             checkpoints.save(state(1))
+
+
+@ABANDONED
+def test_of_the_best_that_is_damaged_the_next_best_takes_the_place(tmp_path):
+    folder = two_steps(tmp_path)
+    with Checkpoints(folder, metric="AP") as checkpoints:
+        assert int(checkpoints.restore_best(state(0, 3000)).step) == 2
+        for path in files_of_arrays(folder / "2"):
+            path.write_bytes(path.read_bytes()[:100])
+        assert int(checkpoints.restore_best(state(0, 3000)).step) == 1

@@ -4,6 +4,8 @@ A stage's folder holds ``config.json``, ``description.json``, ``metrics.jsonl``,
 and, once finished, ``model/`` (the trained detector alone), ``method/`` (what the method learnt, if anything),
 ``predictions.json`` (of the images that are drawn) and ``result.json``; or ``nan_report.json``, where steps
 that were not finite ended it.
+
+The file is long because all that may happen between two steps, a signal, a failure or an evaluation, meets in the loop.
 """
 
 import collections
@@ -17,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.arrays import DamagedError
 from kdjax.checkpoint import Best, Checkpoints, abstract
 from kdjax.devices import Prefetch, replicate
 from kdjax.distill import by_method
@@ -239,7 +240,7 @@ class _Loop:
             like = abstract(state)
             del state
             with self._watchdog.doing("checkpoint"):
-                state = _best(checkpoints, like)
+                state = checkpoints.restore_best(like)
             return state, *self._evaluate(state.student())
 
     def _train(
@@ -441,14 +442,6 @@ class _Loop:
             "images_per_second": rate.images_per_second,
             "waited": rate.waited,
         }
-
-
-def _best(checkpoints: Checkpoints, like: TrainState) -> TrainState:
-    """The state of the best checkpoint that is sound."""
-    while (best := checkpoints.best()) is not None:
-        if (state := checkpoints.restore(like, best.step)) is not None:
-            return state
-    raise DamagedError("No checkpoint is sound any more: start the same command again, which trains anew from step 0.")
 
 
 def _due(step: int, every: int) -> bool:
