@@ -81,6 +81,26 @@ class Targets(NamedTuple):
     """Where detectors learn masks: those of the boxes."""
 
 
+IGNORED = 255
+"""The class of a pixel that counts neither in training nor in evaluation."""
+
+
+class Labels(NamedTuple):
+    """What N images show, or each of their pixels: the targets of classification and of semantic segmentation."""
+
+    classes: jax.Array
+    """(N,) int32 in [0, classes) of images; (N, H, W) uint8 of pixels, ``IGNORED`` in the padding too."""
+
+
+class Logits(NamedTuple):
+    """The predictions of classifiers and segmenters, before any softmax."""
+
+    main: jax.Array
+    """(N, K) of images; (N, h, w, K) of the positions of a map, which is coarser than the image."""
+    auxiliary: jax.Array | None = None
+    """Likewise, of a second head on earlier features that is there for training alone."""
+
+
 class Sampling(NamedTuple):
     """What heads draw by in a training step, such as the proposals that a two-stage detector learns from."""
 

@@ -31,6 +31,28 @@ class Example(NamedTuple):
     """One for each object; None where the data set has none."""
 
 
+class ClassifiedImage(NamedTuple):
+    """One image of one class: an example of classification."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8, RGB."""
+    image_id: int
+    """Unique in its split."""
+    label: int
+    """In [0, classes)."""
+
+
+class MappedImage(NamedTuple):
+    """One image with the class of every pixel: an example of semantic segmentation."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8, RGB."""
+    image_id: int
+    """Unique in its split."""
+    classes: np.ndarray
+    """(H, W) uint8 in [0, classes), or :data:`kdjax.types.IGNORED`."""
+
+
 class Objects(NamedTuple):
     """The n objects of one image, which is not decoded for them: an :class:`Example` without its pixels."""
 
