@@ -14,7 +14,8 @@ from kdjax.data.check import check_images, check_objects, same_files, united
 from kdjax.data.coco_json import annotations_of, categories_of, images_of
 from kdjax.data.flaws import DataReport
 from kdjax.data.folders import headers_of
-from kdjax.data.indexed import IndexedSource, check_counts, check_values
+from kdjax.data.indexed import check_values
+from kdjax.data.object_source import IndexedObjects, check_counts
 from kdjax.data.outlines import PolygonStore, outline_boxes, usable_outlines
 from kdjax.data.tables import Annotations, settle_objects
 from kdjax.errors import UserError
@@ -36,7 +37,7 @@ def annotated_source(
     report: DataReport,
     store: PolygonStore,
     fractions: bool = False,
-) -> IndexedSource:
+) -> IndexedObjects:
     """The images and objects of annotation files, held against each other and against the files of the images.
 
     Args:
@@ -86,7 +87,7 @@ def annotated_source(
         settle_objects(flaws.NO_OUTLINE, boxed, images, kept, report)
     images, annotations, _ = check_counts(images, kept, report)
     paths = images.names
-    source = IndexedSource(
+    source = IndexedObjects(
         images=images,
         annotations=annotations,
         outlines=outlines,

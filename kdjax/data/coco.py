@@ -14,13 +14,13 @@ from kdjax.data.annotated import annotated_source, sliced
 from kdjax.data.coco_json import parsed
 from kdjax.data.flaws import DEFAULT, Checks, DataReport
 from kdjax.data.folders import no_split, other_splits, readable, spellings, split_words
-from kdjax.data.indexed import IndexedSource
+from kdjax.data.object_source import IndexedObjects
 from kdjax.data.outlines import PolygonStore
 from kdjax.errors import UserError
 from kdjax.paths import Path
 
 
-def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAULT) -> IndexedSource:
+def open_coco(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAULT) -> IndexedObjects:
     """Opens one split of a folder with annotations in COCO's format, after checking all of it.
 
     Args:

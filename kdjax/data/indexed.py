@@ -1,5 +1,6 @@
-"""A source whose objects are all in memory, checked, and whose images are decoded when they are asked for."""
+"""Sources whose truth is known and checked, and whose images are decoded when they are asked for."""
 
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -8,17 +9,15 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kdjax.data import flaws
-from kdjax.data.check import compare_classes, file_digests, scaled_sides
-from kdjax.data.examples import Example, Objects
+from kdjax.data.check import file_digests
 from kdjax.data.flaws import DataReport, Flaw
 from kdjax.data.images import ImageError, UndecodableError, Values, decode, measure
-from kdjax.data.outlines import Outlines, OutlinesOf
-from kdjax.data.tables import Annotations, Images, settle_objects
+from kdjax.data.tables import Images
 from kdjax.errors import DataError, StorageError
 from kdjax.paths import Path
 from kdjax.types import FILES
@@ -28,25 +27,35 @@ _MOST_SKIPPED = 100
 """Images that follow one another and cannot be decoded: of more, the disk is at fault, not the images."""
 _MEASURED = 16
 """Images whose values are measured when a source is opened."""
-_TINY = 2.0
-"""Pixels on a side of an image that a detector sees; of less it learns nothing."""
 _FEW_LEVELS = 64
 """Of 256: images of a whole source that use fewer are not what was meant, or can hardly be seen."""
 
 
-@dataclasses.dataclass(frozen=True)
-class IndexedSource:
-    """A :class:`kdjax.data.examples.ObjectSource` that knows all its objects.
+class Files(NamedTuple):
+    """The n files of one kind that the images of a source have, one each."""
+
+    kind: str
+    """In words: "image"."""
+    names: Sequence[str]
+    digest: np.ndarray
+    """(n,) int64: equal of files with equal bytes, and hardly ever of others."""
+    describe: Callable[[int], str]
+    """Names the file at a position in a sentence."""
+    read: Callable[[int], bytes]
+    """Its bytes; raises OSError or ValueError where the storage fails."""
+    path: Callable[[int], Path]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexedSource(abc.ABC):
+    """A :class:`kdjax.types.Source` that knows all of its truth; what that is says what derives from it.
 
     An image that turns out not to be decodable is replaced by the next one in the source's order that is, together
-    with its objects and its id, after the last by the first; it is named once and counted in the report. So what
-    stands at a position depends on the position and the files alone.
+    with its truth and its id, after the last by the first; it is named once and counted in the report. So what stands
+    at a position depends on the position and the files alone.
     """
 
     images: Images
-    annotations: Annotations
-    outlines: Outlines | None
-    """The segmentations of all objects, or None."""
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     """What the files call each label; of several ids for one label, the lowest."""
@@ -57,16 +66,38 @@ class IndexedSource:
     """The file of the image at a position; None where they have none of their own."""
     generated: bool = False
     """Made by this package: pixels are a function of the rest."""
-    _first: np.ndarray = dataclasses.field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        first = np.searchsorted(self.annotations.image, np.arange(len(self) + 1))
-        object.__setattr__(self, "_first", first)
+    @property
+    @abc.abstractmethod
+    def truth(self) -> tuple[np.ndarray, ...]:
+        """Arrays that change with anything that the images show."""
+
+    @abc.abstractmethod
+    def example(self, row: int, image: np.ndarray) -> Any:
+        """The example that has the truth of the image at a position, and its pixels, (H, W, 3) uint8."""
+
+    @property
+    @abc.abstractmethod
+    def found(self) -> str:
+        """What there is, counted, for a sentence: "200 images, ..."."""
+
+    @property
+    @abc.abstractmethod
+    def counts(self) -> dict[str, Any]:
+        """The same as plain JSON."""
+
+    @property
+    def files(self) -> tuple[Files, ...]:
+        """All files of the images and of what they show; () where they have none of their own."""
+        images = self.images
+        if self.path is None:
+            return ()
+        return (Files("image", images.names, images.digest, images.describe, self.read, self.path),)
 
     def __len__(self) -> int:
         return len(self.images.identity)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Any:
         start = range(len(self))[index]
         for row in (np.arange(start, start + min(len(self), _MOST_SKIPPED)) % len(self)).tolist():
             try:
@@ -74,10 +105,9 @@ class IndexedSource:
             except UndecodableError as error:
                 self._skip(row, error)
                 continue
-            objects = self.objects(row)
-            if image.shape[:2] != objects.size:
+            if image.shape[:2] != self.size(row):
                 raise DataError(f"{self.images.describe(row)} has changed since its size was read: open it again.")
-            return objects.in_image(image)
+            return self.example(row, image)
         raise StorageError(f"{self.images.describe(start)} and those that follow it cannot be decoded; check the disk.")
 
     def _decode(self, row: int) -> np.ndarray:
@@ -102,29 +132,14 @@ class IndexedSource:
         message = f"kdjax: {self.images.describe(row)} {error}; the next image takes its place wherever it comes up."
         print(message, file=sys.stderr, flush=True)
 
-    def objects(self, index: int) -> Objects:
-        """The objects of the image at a position, from memory."""
-        row = range(len(self))[index]
-        rows = slice(int(self._first[row]), int(self._first[row + 1]))
-        height, width = self.images.size[row].tolist()
-        return Objects(
-            image_id=int(self.images.identity[row]),
-            size=(height, width),
-            boxes=self.annotations.boxes[rows],
-            labels=self.annotations.labels[rows],
-            crowd=self.annotations.crowd[rows],
-            area=self.annotations.area[rows],
-            segmentation=OutlinesOf(self.outlines, range(rows.start, rows.stop)) if self.outlines else None,
-        )
-
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of ids, sizes, objects and classes, and behind ``FILES`` one of the files, unless they are generated.
+        """Digest of ids, sizes, truth and classes, and behind ``FILES`` one of the files, unless they are generated.
 
         That is what a run's examples and their order depend on.
         """
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
-        for column in (self.images.identity, self.images.size, *self.annotations):
+        for column in (self.images.identity, self.images.size, *self.truth):
             digest.update(np.ascontiguousarray(column).tobytes())
         files = hashlib.sha256(np.ascontiguousarray(self.images.digest).tobytes())
         return digest.hexdigest() + ("" if self.generated else FILES + files.hexdigest()[:16])
@@ -149,22 +164,14 @@ class IndexedSource:
 
     def report_lines(self) -> list[str]:
         """What was found, in a few lines for a person."""
-        objects, empty = len(self.annotations.image), np.count_nonzero(np.diff(self._first) == 0)
-        crowds = np.count_nonzero(self.annotations.crowd)
-        found = (
-            f"{self.report.origin}: {len(self)} images, {empty} of them without objects; {objects} objects of "
-            f"{len(self.class_names)} classes, {crowds} of them crowds."
-        )
-        return [found, *self.report.lines()]
+        return [f"{self.report.origin}: {self.found}.", *self.report.lines()]
 
     def report_dict(self) -> dict[str, Any]:
         """What was found, as plain JSON, with the ids of everything that was left out or repaired."""
         return {
             "origin": self.report.origin,
             "images": len(self),
-            "images_without_objects": int(np.count_nonzero(np.diff(self._first) == 0)),
-            "objects": len(self.annotations.image),
-            "crowds": int(np.count_nonzero(self.annotations.crowd)),
+            **self.counts,
             "classes": dict(zip(self.class_names, self.category_ids, strict=True)),
             "fingerprint": self.fingerprint,
             "flaws": [
@@ -179,55 +186,6 @@ class IndexedSource:
                 for flaw, ids in self.report.flaws.items()
             ],
         }
-
-
-def check_counts(
-    images: Images, annotations: Annotations, report: DataReport
-) -> tuple[Images, Annotations, np.ndarray]:
-    """Refuses a split without images or objects to find; leaves out images without objects where that is asked for.
-
-    Counts what a run cannot do justice to: more objects than it has room for or judges, and objects that are too small.
-
-    Returns:
-        what remains, and the positions of the remaining images.
-
-    Raises:
-        DataError: no image, or no object but crowds.
-    """
-    if not len(images.identity):
-        raise DataError(f"{report.origin} has no image.")
-    if not len(annotations.image):
-        raise DataError(f"{report.origin} has no object in any of its {len(images.identity)} images.")
-    crowds = np.count_nonzero(annotations.crowd)
-    if crowds == len(annotations.image):
-        raise DataError(
-            f"{report.origin} has no object to find: all {crowds} are crowds (iscrowd 1, or marked to be ignored); of "
-            "ordinary objects iscrowd is 0."
-        )
-    if 2 * crowds > len(annotations.image):
-        settle_objects(flaws.MOSTLY_CROWDS, annotations.crowd, images, annotations, report)
-    count, checks = np.bincount(annotations.image, minlength=len(images.identity)), report.checks
-    ordinary = np.bincount(annotations.image[~annotations.crowd], minlength=len(images.identity))
-    for flaw, found, most in (
-        (flaws.CROWDED, count, checks.max_objects),
-        (flaws.UNREACHABLE, ordinary, checks.max_detections),
-    ):
-        if most is not None:
-            _settle_counts(flaw, images, found, most, report)
-    if checks.sizing:
-        tiny = (scaled_sides(images, annotations, checks.sizing) < _TINY).any(axis=1) & ~annotations.crowd
-        settle_objects(flaws.TINY, tiny, images, annotations, report)
-    kept = np.flatnonzero(count) if report.checks.skip_empty else np.arange(len(count))
-    return images.take(kept), annotations._replace(image=np.searchsorted(kept, annotations.image)), kept
-
-
-def _settle_counts(flaw: Flaw, images: Images, count: np.ndarray, most: int, report: DataReport) -> None:
-    """Counts or refuses the images that have more objects than ``most``."""
-    rows = np.flatnonzero(count > most)
-    files = [images.names[row] for row in rows.tolist()]
-    report.settle(
-        flaw, images.identity[rows], lambda k: f"{images.describe(int(rows[k]))} has {count[rows[k]]} of {most}", files
-    )
 
 
 def check_values(source: IndexedSource) -> None:
@@ -290,45 +248,4 @@ def check_shared(train: IndexedSource, evaluation: IndexedSource) -> None:
         ours.identity[[row for row, _ in pairs]],
         lambda k: f"{ours.describe(pairs[k][0])} is {theirs.describe(pairs[k][1])} of {train.origin}",
         [ours.names[row] for row, _ in pairs],
-    )
-
-
-def joined(origin: str, parts: Sequence[IndexedSource]) -> IndexedSource:
-    """Several sources of the same classes as one, in order.
-
-    Raises:
-        DataError: the classes differ, or images have the same id.
-    """
-    first = parts[0]
-    start = np.cumsum([0, *map(len, parts)])
-    report = DataReport(origin, first.report.checks)
-    for part in parts:
-        names = first.report.origin, first.class_names, part.report.origin, part.class_names
-        if difference := compare_classes(*names):
-            raise DataError(f"{difference}.")
-        for flaw, ids in part.report.flaws.items():
-            report.settle(flaw, ids, str, part.report.files[flaw])
-
-    identity = np.concatenate([part.images.identity for part in parts])
-    if len(np.unique(identity)) != len(identity):
-        raise DataError(f"{origin}: images of different parts have the same id.")
-
-    def read(row: int) -> bytes:
-        part = int(np.searchsorted(start, row, side="right")) - 1
-        return parts[part].read(row - int(start[part]))
-
-    moved = [part.annotations._replace(image=part.annotations.image + k) for part, k in zip(parts, start, strict=False)]
-    return IndexedSource(
-        images=Images(
-            identity,
-            [name for part in parts for name in part.images.names],
-            np.concatenate([part.images.size for part in parts]),
-            np.concatenate([part.images.digest for part in parts]),
-        ),
-        annotations=Annotations(*map(np.concatenate, zip(*moved, strict=True))),
-        outlines=None,
-        class_names=first.class_names,
-        category_ids=first.category_ids,
-        read=read,
-        report=report,
     )

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from kdjax.data.images import for_all
-from kdjax.data.indexed import IndexedSource
+from kdjax.data.indexed import Files, IndexedSource
 from kdjax.errors import DataError, StorageError, parsing
 from kdjax.files import replace_bytes
 from kdjax.paths import Path, stamp_of
@@ -45,11 +45,12 @@ def check_manifest(file: Path, splits: Mapping[str, Source], *, begun: bool, who
     known = _read(file) if begun and file.is_file() else {}
     found = {}
     for name, source in splits.items():
-        if isinstance(source, IndexedSource) and source.path:
+        for files in source.files if isinstance(source, IndexedSource) else ():
             # Other images are other data, which the stages' identities tell.
-            names = hashlib.sha256("\n".join(source.images.names).encode(errors="surrogatepass")).hexdigest()
-            key = f"{name}-{names[:16]}"
-            found[key] = _settled(source, known.get(key), whole, file)
+            names = hashlib.sha256("\n".join(files.names).encode(errors="surrogatepass")).hexdigest()
+            kind = "" if files.kind == "image" else f"-{files.kind.replace(' ', '-')}"
+            key = f"{name}{kind}-{names[:16]}"
+            found[key] = _settled(source.origin, files, known.get(key), whole, file)
     if any(key not in known or not np.array_equal(rows, known[key]) for key, rows in found.items()):
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **cast(Any, found))
@@ -71,25 +72,25 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     return {key: x for key, x in rows.items() if x.dtype == _ROW}
 
 
-def _settled(source: IndexedSource, before: np.ndarray | None, whole: bool, file: Path) -> np.ndarray:
+def _settled(origin: str, files: Files, before: np.ndarray | None, whole: bool, file: Path) -> np.ndarray:
     """The rows of a source's files, (n,) of ``_ROW``; refuses files that have other bytes than before."""
-    rows = _seen(source)
+    rows = _seen(files)
     if before is None:
         before = rows.copy()
     known, moved = before["sha256"].any(axis=1), rows["time"] != before["time"]
     changed = (rows["size"] != before["size"]) | (rows["digest"] != before["digest"])
     rows["sha256"] = before["sha256"]
     read = np.flatnonzero(~changed & (whole | (moved & known)))
-    rows["sha256"][read] = _digests(source, read)
+    rows["sha256"][read] = _digests(files, read)
     changed |= known & (rows["sha256"] != before["sha256"]).any(axis=1)
     if changed.any():
         raise DataError(
-            f"{source.origin} has {_some(source, changed)} with other bytes than when this run began: put them back as "
+            f"{origin} has {_some(files, changed)} with other bytes than when this run began: put them back as "
             f"they were, choose another --workdir, or delete the stages in {file.parent} to start anew."
         )
     if (unknown := moved & ~known).any():
         print(
-            f"{source.origin} has {_some(source, unknown)} with another time than at the last start. Sizes, and the "
+            f"{origin} has {_some(files, unknown)} with another time than at the last start. Sizes, and the "
             "bytes that every start reads, are the same; config.data.digest=True, from the first start on, compares "
             "all bytes.",
             flush=True,
@@ -97,40 +98,40 @@ def _settled(source: IndexedSource, before: np.ndarray | None, whole: bool, file
     return rows
 
 
-def _seen(source: IndexedSource) -> np.ndarray:
-    """What a source's files are without reading them."""
+def _seen(files: Files) -> np.ndarray:
+    """What files are without reading them."""
 
     def stamp(row: int) -> tuple[int, int]:
         try:
-            return stamp_of(source.path(row)) if source.path else (0, 0)
+            return stamp_of(files.path(row))
         except OSError as error:
-            raise _gone(source, row, error) from error
+            raise _gone(files, row, error) from error
 
-    rows = np.zeros(len(source), _ROW)
-    stamps = np.array(for_all(stamp, len(source)), np.int64).reshape(-1, 2)
-    rows["size"], rows["time"], rows["digest"] = stamps[:, 0], stamps[:, 1], source.images.digest
+    rows = np.zeros(len(files.names), _ROW)
+    stamps = np.array(for_all(stamp, len(rows)), np.int64).reshape(-1, 2)
+    rows["size"], rows["time"], rows["digest"] = stamps[:, 0], stamps[:, 1], files.digest
     return rows
 
 
-def _digests(source: IndexedSource, rows: np.ndarray) -> np.ndarray:
+def _digests(files: Files, rows: np.ndarray) -> np.ndarray:
     """SHA-256 of some files, (k, 32) uint8."""
 
     def digest(place: int) -> bytes:
         row = int(rows[place])
         try:
-            return hashlib.sha256(source.read(row)).digest()
+            return hashlib.sha256(files.read(row)).digest()
         except OSError as error:
-            raise _gone(source, row, error) from error
+            raise _gone(files, row, error) from error
 
     return np.frombuffer(b"".join(for_all(digest, len(rows))), np.uint8).reshape(-1, 32)
 
 
-def _gone(source: IndexedSource, row: int, error: OSError) -> StorageError:
-    return StorageError(f"{source.images.describe(row)} cannot be read any more ({error.strerror or error}).")
+def _gone(files: Files, row: int, error: OSError) -> StorageError:
+    return StorageError(f"{files.describe(row)} cannot be read any more ({error.strerror or error}).")
 
 
-def _some(source: IndexedSource, chosen: np.ndarray) -> str:
-    """How many image files, and the names of the first."""
+def _some(files: Files, chosen: np.ndarray) -> str:
+    """How many files of that kind, and the names of the first."""
     rows = np.flatnonzero(chosen)
-    names = ", ".join(source.images.names[row] for row in rows[:_SHOWN].tolist())
-    return f"{len(rows)} image file{'s' * (len(rows) > 1)} ({names}{', ...' * (len(rows) > _SHOWN)})"
+    names = ", ".join(files.names[row] for row in rows[:_SHOWN].tolist())
+    return f"{len(rows)} {files.kind} file{'s' * (len(rows) > 1)} ({names}{', ...' * (len(rows) > _SHOWN)})"

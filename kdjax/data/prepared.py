@@ -23,7 +23,8 @@ from kdjax.data import shapes
 from kdjax.data.check import check_images, check_objects, same_files, united
 from kdjax.data.flaws import Checks, DataReport, Flaw
 from kdjax.data.images import Header, ImageError, for_all, read_header
-from kdjax.data.indexed import IndexedSource, check_counts, check_values, joined
+from kdjax.data.indexed import check_values
+from kdjax.data.object_source import IndexedObjects, check_counts, joined
 from kdjax.data.outlines import Outlines, PolygonStore, usable_outlines
 from kdjax.data.sizing import Reading
 from kdjax.data.tables import Annotations, Images, settle_objects
@@ -55,7 +56,7 @@ class _Record(NamedTuple):
     """The counts of COCO's compressed run lengths, or None where the set has none."""
 
 
-def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None, checks: Checks) -> IndexedSource:
+def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None, checks: Checks) -> IndexedObjects:
     """Opens a split of the embedded data set, which is generated on first use.
 
     TFDS writes into a temporary folder and renames it when it is complete: a killed preparation leaves nothing that
@@ -90,7 +91,7 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
 
 def open_prepared(
     name: str, split: str, data_dir: str | os.PathLike[str] | None, checks: Checks, download: bool
-) -> IndexedSource:
+) -> IndexedObjects:
     """Opens a split of a data set that TFDS has prepared, after reading all of it once.
 
     Args:
@@ -106,7 +107,7 @@ def open_prepared(
     folder, slash, configs = name.rpartition("/")
     root = epath.Path(as_path(data_dir or constants.DATA_DIR))
     with _quiet():
-        parts: list[IndexedSource] = []
+        parts: list[IndexedObjects] = []
         for config in configs.split("+"):
             part = f"{folder}{slash}{config}"
             builder = _builder(part, root, download)
@@ -168,7 +169,7 @@ def _builder(name: str, root: epath.Path, download: bool) -> Any:
     return tfds.builder_from_directory(builder.data_dir)
 
 
-def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, first_id: int = 0) -> IndexedSource:
+def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, first_id: int = 0) -> IndexedObjects:
     """One split of a prepared data set; ``again`` says how to make damaged files anew.
 
     Images without ids of their own are numbered from ``first_id``.
@@ -211,7 +212,7 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
     outlines = _outlines(found, order[objects], images, annotations, report)
     images, annotations, kept = check_counts(images, annotations, report)
     positions = rows[own[kept]]
-    source = IndexedSource(
+    source = IndexedObjects(
         images=images,
         annotations=annotations,
         outlines=outlines,

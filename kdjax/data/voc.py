@@ -15,7 +15,7 @@ from kdjax.data.annotated import annotated_source, sliced
 from kdjax.data.flaws import DEFAULT, Checks, DataReport
 from kdjax.data.folders import SPLITS, no_split, other_splits, pictures, read_text, readable, split_words
 from kdjax.data.images import for_all
-from kdjax.data.indexed import IndexedSource
+from kdjax.data.object_source import IndexedObjects
 from kdjax.data.outlines import PolygonStore
 from kdjax.errors import DataError
 from kdjax.paths import Path
@@ -39,7 +39,7 @@ class _File(NamedTuple):
     """Class, xmin, ymin, xmax, ymax, and the mark "difficult"."""
 
 
-def open_voc(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAULT) -> IndexedSource:
+def open_voc(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAULT) -> IndexedObjects:
     """Opens one split of images with annotations in Pascal VOC's XML, after checking all of it.
 
     ``Annotations/a.xml`` belongs to the image ``a``, in ``JPEGImages`` or beside it. VOC counts pixels from 1 and both

@@ -14,7 +14,7 @@ import yaml
 from kdjax.data.annotated import annotated_source, sliced
 from kdjax.data.flaws import DEFAULT, Checks, DataReport
 from kdjax.data.folders import no_split, other_splits, pictures, read_text, readable, split_words
-from kdjax.data.indexed import IndexedSource
+from kdjax.data.object_source import IndexedObjects
 from kdjax.data.outlines import PolygonStore
 from kdjax.errors import DataError, UserError
 from kdjax.paths import Path, as_path, exists, in_bucket, is_file, is_folder
@@ -28,7 +28,7 @@ _OUTSIDE = 0.02
 _FORM = "each line must be a class and four numbers, or a class and the corners of an outline"
 
 
-def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAULT) -> IndexedSource:
+def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAULT) -> IndexedObjects:
     """Opens one split of images with YOLO's text files, after checking all of it.
 
     A line is ``class x y width height``, the centre and the size of a box, or ``class x1 y1 x2 y2 x3 y3 ...``, an
