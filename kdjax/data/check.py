@@ -115,13 +115,10 @@ def same_files(
         (n,) int64: of each image, the position of the one that its objects belong to.
     """
     count = len(images.identity)
-    first, of_file, copies = np.arange(count), np.arange(count), []
-    _, inverse, equal = np.unique(images.digest, return_inverse=True, return_counts=True)
-    seen: dict[bytes, int] = {}
-    for row, content in file_digests(np.flatnonzero(equal[inverse] > 1), read).items():
-        of_file[row] = other = seen.setdefault(content, row)
-        if other == row:
-            continue
+    first, copies = np.arange(count), []
+    of_file = equal_files(images, read)
+    for row in np.flatnonzero(of_file != np.arange(count)).tolist():
+        other = int(of_file[row])
         if images.names[row] != images.names[other] and _objects(annotations, row) == _objects(annotations, other):
             copies.append(row)
         else:
@@ -130,6 +127,21 @@ def same_files(
     for flaw, rows in ((flaws.SAME_FILE, repeated), (flaws.COPIED_FILE, copies)):
         described = [f"{images.describe(row)} has that of {images.describe(int(of_file[row]))}" for row in rows[:5]]
         report.settle(flaw, images.identity[rows], described.__getitem__, [images.names[row] for row in rows])
+    return first
+
+
+def equal_files(images: Images, read: Callable[[int], bytes]) -> np.ndarray:
+    """Of each image, the position of the first one whose file has the same bytes, (n,) int64: its own for most.
+
+    Args:
+        images: with the digests of their files; files with equal ones are compared as a whole.
+        read: the bytes of the file at a position.
+    """
+    first = np.arange(len(images.identity))
+    _, inverse, equal = np.unique(images.digest, return_inverse=True, return_counts=True)
+    seen: dict[bytes, int] = {}
+    for row, content in file_digests(np.flatnonzero(equal[inverse] > 1), read).items():
+        first[row] = seen.setdefault(content, row)
     return first
 
 

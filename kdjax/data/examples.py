@@ -85,3 +85,21 @@ class ObjectSource(Source, Protocol):
 
     def objects(self, index: int) -> Objects:
         """The objects of an example, without decoding its image."""
+
+
+class ClassSource(Source, Protocol):
+    """A source of images of one class each."""
+
+    def __getitem__(self, index: int) -> ClassifiedImage: ...
+
+    def label(self, index: int) -> int:
+        """The class of an image, in [0, classes), without decoding it."""
+
+
+class MapSource(Source, Protocol):
+    """A source of images with the class of every pixel."""
+
+    def __getitem__(self, index: int) -> MappedImage: ...
+
+    def classes(self, index: int) -> np.ndarray:
+        """The classes of an image's pixels, (H, W) uint8 as :class:`MappedImage` has them, without decoding it."""

@@ -62,15 +62,31 @@ OTHER_NAME = Flaw("file names that are spelled otherwise than the file that is t
 NO_SIZE = Flaw("images whose height or width is 0 or -1, where nothing or a size should be", "image", "repaired")
 SAME_FILE = Flaw("images with the same file as another, whose objects join that one's", "image", "repaired")
 COPIED_FILE = Flaw("images with the same file and the same objects as another", "image", "kept", "they count twice")
+COPIED_IMAGE = Flaw("images with the same file and the same truth as another", "image", "kept", "they count twice")
+CONTRADICTED = Flaw(
+    "images with the same file as another, and another truth", "image", "kept", "at most one of the two is right"
+)
 SHARED_FILE = Flaw("images that the training split holds too", "image", "kept", "what is measured on them is too good")
 TURNED = Flaw(
     "images with an orientation mark (EXIF), which is not applied",
     "image",
     "kept",
-    "if boxes refer to images as viewers show them, set config.data.upright=True",
+    "if annotations refer to images as viewers show them, set config.data.upright=True",
 )
 UNLABELLED = Flaw(
     "images without an annotation file, taken for scenes with nothing to find",
+    "image",
+    "kept",
+    "config.data.skip_empty=True leaves them out",
+)
+STRAY = Flaw("images in no folder of a class", "image", "left out")
+NO_MAP = Flaw("images without a label map", "image", "refused unless lenient", _LENIENT)
+STRAY_MAP = Flaw("label maps without an image", "image", "left out")
+UNUSABLE_MAP = Flaw("label maps that cannot be used", "image", "refused unless lenient", _LENIENT)
+GREY_MAP = Flaw("label maps with three equal channels, of which one is taken", "image", "repaired")
+MAP_SIZE = Flaw("label maps of another size than their image", "image", "refused unless lenient", _LENIENT)
+ONLY_IGNORED = Flaw(
+    "images all of whose pixels are ignored",
     "image",
     "kept",
     "config.data.skip_empty=True leaves them out",
@@ -135,6 +151,7 @@ CLIPPED = Flaw("boxes that left their image, cut at its edge", "annotation", "re
 NO_AREA = Flaw("boxes without area", "annotation", "left out")
 NO_OUTLINE = Flaw("objects without a usable segmentation, whose box is taken for it", "annotation", "repaired")
 BAD_AREA = Flaw("objects without a usable area, whose box's is taken", "annotation", "repaired")
+EMPTY_CLASS = Flaw("classes that no image shows", "category", "kept", "nothing is learnt or measured of them")
 SAME_NAME = Flaw("categories with the name of another, taken for the same class", "category", "repaired")
 
 

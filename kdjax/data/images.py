@@ -158,6 +158,41 @@ def decode(data: bytes, reading: Reading = READING) -> np.ndarray:
         return _pixels(image, reading)
 
 
+def decode_indices(data: bytes, reading: Reading = READING) -> tuple[np.ndarray, bool]:
+    """The values of an encoded image whose pixels are numbers, (H, W) of any integer dtype, and whether it is in RGB.
+
+    Of a palette image they are the numbers of the colours, of a grey one its values, of one of single bits 0 and 1; of
+    RGB, whose channels must be equal, one channel. No orientation mark is applied.
+
+    Raises:
+        ImageError: no image, too large, or with other values than numbers.
+        UndecodableError: its pixels cannot be read.
+    """
+    with _open(io.BytesIO(data), reading) as image:
+        if image.format in ("JPEG", "WEBP"):
+            raise ImageError(f"is in the format {image.format}, which changes values; it must be a PNG")
+        try:
+            image.load()
+        except Exception as error:  # As above.
+            raise UndecodableError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+        values = np.asarray(image)
+        if image.mode == "F":
+            raise ImageError("has floating-point values; they must be whole numbers")
+        if image.mode in ("LA", "PA"):
+            return values[..., 0], False
+        if values.ndim == 2:
+            return (values.astype(np.uint8) if values.dtype == bool else values), False
+        if image.mode not in ("RGB", "RGBA") or (values[..., 1:3] != values[..., :1]).any():
+            colours = {
+                f"#{r:02x}{g:02x}{b:02x}" for r, g, b in values[..., :3].reshape(-1, 3)[:: max(values.size // 999, 1)]
+            }
+            raise ImageError(
+                f"is in colours ({', '.join(sorted(colours)[:4])}, ...), not of numbers: each pixel must be the number "
+                "of its class, in a grey PNG or one with a palette"
+            )
+        return values[..., 0], True
+
+
 def measure(data: bytes, reading: Reading = READING) -> Values:
     """The lowest and the highest value of an encoded image, and what they become when it is decoded.
 

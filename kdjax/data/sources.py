@@ -4,9 +4,13 @@ import os
 import re
 from collections.abc import Callable
 
+from kdjax.data.class_folders import open_class_folders
 from kdjax.data.coco import open_coco
+from kdjax.data.derived import as_crops, as_maps
 from kdjax.data.flaws import DEFAULT, Checks
 from kdjax.data.indexed import IndexedSource
+from kdjax.data.map_folders import open_cityscapes, open_index_maps, open_voc_maps
+from kdjax.data.object_source import IndexedObjects
 from kdjax.data.prepared import open_prepared, open_shapes
 from kdjax.data.voc import open_voc
 from kdjax.data.yolo import open_yolo
@@ -21,8 +25,8 @@ Opener = Callable[[str, str, DataDir, Checks, bool], IndexedSource]
 may download, to the split."""
 
 
-def _shapes(config: str) -> Opener:
-    return lambda _, split, data_dir, checks, download: open_shapes(config, split, data_dir, checks)
+def _shapes(config: str, derived: Callable[[IndexedObjects], IndexedSource] = lambda source: source) -> Opener:
+    return lambda _, split, data_dir, checks, download: derived(open_shapes(config, split, data_dir, checks))
 
 
 def _folder(open_folder: Callable[[Path, str, Checks], IndexedSource]) -> Opener:
@@ -38,10 +42,18 @@ def _inside(data_dir: DataDir, folder: str) -> Path:
 SOURCES: dict[str, Opener] = {
     "shapes": _shapes("full"),
     "shapes/tiny": _shapes("tiny"),
+    "shapes/maps": _shapes("full", as_maps),
+    "shapes/maps/tiny": _shapes("tiny", as_maps),
+    "shapes/crops": _shapes("full", as_crops),
+    "shapes/crops/tiny": _shapes("tiny", as_crops),
     "tfds:": open_prepared,
     "coco_json:": _folder(open_coco),
     "yolo:": _folder(open_yolo),
     "voc:": _folder(open_voc),
+    "class_folders:": _folder(open_class_folders),
+    "index_maps:": _folder(open_index_maps),
+    "voc_maps:": _folder(open_voc_maps),
+    "cityscapes:": _folder(open_cityscapes),
 }
 """Every data set by its name, or every kind of data set by what stands before its name."""
 
@@ -81,15 +93,26 @@ def open_source(
         return imported(name, "data source")("", split, data_dir, checks, download)
     raise UserError(
         f"unknown data source {name!r}: choose shapes, shapes/tiny, tfds:<name>, or coco_json:<folder of your data>, "
-        f"yolo:<folder> or voc:<folder>{_as_folder(name)}"
+        "yolo:<folder> or voc:<folder> with boxes; shapes/crops or class_folders:<folder> with classes; shapes/maps, "
+        f"index_maps:<folder>, voc_maps:<folder> or cityscapes:<folder> with label maps{_as_folder(name)}"
     )
+
+
+_SIGNS = {
+    "cityscapes": ("leftImg8bit",),
+    "voc_maps": ("SegmentationClass",),
+    "index_maps": ("labels/*/*.png",),
+    "voc": ("*.xml", "*/*.xml"),
+    "coco_json": ("*.json", "annotations/*.json", "*/*.json"),
+    "yolo": ("*.y*ml", "labels", "*/labels", "classes.txt"),
+    "class_folders": ("*/*/*.jpg", "*/*/*.jpeg", "*/*/*.png"),
+}
+"""Of kinds of folders, what only they have, the plainest first."""
 
 
 def _as_folder(name: str) -> str:
     """What a name that is a folder was probably meant to be, for a sentence."""
     if ":" in name or not (folder := as_path(name)).is_dir():
         return ""
-    of_yolo = [*folder.glob("*.y*ml"), *folder.glob("labels"), *folder.glob("*/labels"), *folder.glob("classes.txt")]
-    of_voc = [*folder.glob("*.xml"), *folder.glob("*/*.xml")]
-    kind = "voc" if of_voc else "yolo" if of_yolo and not [*folder.glob("*.json")] else "coco_json"
+    kind = next((kind for kind, patterns in _SIGNS.items() if any(any(folder.glob(x)) for x in patterns)), "coco_json")
     return f"; for the folder {name}, {kind}:{name}"

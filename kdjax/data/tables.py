@@ -1,12 +1,23 @@
 """The images and the objects of a split as columns, and how single ones are named where something is wrong."""
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from kdjax.data.flaws import DataReport, Flaw
+
+T = TypeVar("T")
+
+
+def at(function: Callable[[int], T], rows: np.ndarray) -> Callable[[int], T]:
+    """A function of positions, once only those in ``rows`` are left.
+
+    >>> at(float, np.array([3, 5]))(1)
+    5.0
+    """
+    return lambda row: function(int(rows[row]))
 
 
 class Images(NamedTuple):
