@@ -9,10 +9,11 @@ from PIL import Image
 
 from kdjax.data.classified import IndexedClasses, classified_source
 from kdjax.data.images import decode, for_all
-from kdjax.data.mapped import IndexedMaps, LabelMaps, digest_of, settled_maps, vocabulary
+from kdjax.data.mapped import IndexedMaps, LabelMaps, digest_of, settled_maps
 from kdjax.data.masks import rasterize
 from kdjax.data.object_source import IndexedObjects
 from kdjax.data.tables import Annotations, Images
+from kdjax.data.vocabularies import vocabulary
 from kdjax.types import IGNORED
 
 _MARGIN = 1.6
@@ -51,14 +52,14 @@ def as_maps(source: IndexedObjects) -> IndexedMaps:
 def as_crops(source: IndexedObjects) -> IndexedClasses:
     """Every object as an image of its own, with some of what is around it; its class is the object's.
 
-    The window is square where the image has room for it; where in it the object is depends on the image's and the
-    object's numbers alone. Objects in whose window is the middle of another one are left out.
+    The window is square where the image has room for it; where in it the object is depends on the object's id alone.
+    Objects in whose window is the middle of another one are left out.
     """
     objects = source.annotations
     windows = np.stack(
         [
-            _window(source.size(image), box, np.random.default_rng([source.image_id(image), row]))
-            for row, (image, box) in enumerate(zip(objects.image.tolist(), objects.boxes, strict=True))
+            _window(source.size(image), box, np.random.default_rng(identity))
+            for image, identity, box in zip(*(column.tolist() for column in objects[:2]), objects.boxes, strict=True)
         ]
     )
     alone = np.flatnonzero(_alone(objects, windows))

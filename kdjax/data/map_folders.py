@@ -11,29 +11,13 @@ from kdjax.data.annotated import sliced
 from kdjax.data.check import check_images
 from kdjax.data.flaws import DEFAULT, Checks, DataReport
 from kdjax.data.folders import headers_of, no_split, pictures, read_text, readable, split_words
-from kdjax.data.mapped import NO_CLASS, IndexedMaps, Vocabulary, mapped_source, vocabulary
+from kdjax.data.mapped import IndexedMaps, mapped_source
+from kdjax.data.vocabularies import CITYSCAPES, VOC_CLASSES, Vocabulary, cityscapes, vocabulary
 from kdjax.errors import DataError, UserError
 from kdjax.paths import Path
 from kdjax.types import IGNORED
 
-VOC_CLASSES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-"""Of Pascal VOC, in the order of the values in its label maps."""
-
-CITYSCAPES = {
-    **{"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19},
-    **{"traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26},
-    **{"truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33},
-}
-"""The classes that are learnt, in order, and their label ids."""
-_MOST_ID = 33
-"""Of Cityscapes; the license plate's is -1, which is 255 in a file."""
 _MAPS_OF_CITIES = ("_gtFine_labelIds", "_gtFine_labelTrainIds")
-_SHOWN = 5
-
-Opener = Callable[[str | os.PathLike[str], str, Checks], IndexedMaps]
 
 
 def open_index_maps(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAULT) -> IndexedMaps:
@@ -123,15 +107,8 @@ def open_cityscapes(folder: str | os.PathLike[str], split: str, checks: Checks =
     images = _without(_by_stem(folder, f"leftImg8bit/{place}"), "_leftImg8bit")
     every = _by_stem(folder, f"gtFine/{place}")
     by_ids, by_classes = (_without(every, ending) for ending in _MAPS_OF_CITIES)
-    words = _cityscapes() if by_ids or not by_classes else vocabulary(tuple(CITYSCAPES))
+    words = cityscapes() if by_ids or not by_classes else vocabulary(tuple(CITYSCAPES))
     return _opened(folder, split, checks, words, images, by_ids or by_classes, f"gtFine/{place}", _MAPS_OF_CITIES[0])
-
-
-def _cityscapes() -> Vocabulary:
-    table = np.full(256, NO_CLASS)
-    table[: _MOST_ID + 1], table[IGNORED] = IGNORED, IGNORED
-    table[list(CITYSCAPES.values())] = np.arange(len(CITYSCAPES))
-    return Vocabulary(tuple(CITYSCAPES), tuple(CITYSCAPES.values()), table, f"label ids are 0 to {_MOST_ID}")
 
 
 def _folder_of(folder: Path, root: str, split: str) -> str:

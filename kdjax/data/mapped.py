@@ -16,37 +16,10 @@ from kdjax.data.images import ImageError, decode_indices, for_all
 from kdjax.data.indexed import Files, IndexedSource, check_values
 from kdjax.data.sizing import Reading
 from kdjax.data.tables import Images, at
+from kdjax.data.vocabularies import NO_CLASS, Vocabulary
 from kdjax.errors import DataError, StorageError
 from kdjax.paths import Path
 from kdjax.types import IGNORED
-
-NO_CLASS = -1
-"""In the table of a vocabulary, a value that no pixel should have."""
-
-
-class Vocabulary(NamedTuple):
-    """What the values of label maps mean."""
-
-    class_names: tuple[str, ...]
-    values: tuple[int, ...]
-    """Of each class, what the files call it."""
-    table: np.ndarray
-    """(256,) int64: of each value its class, ``IGNORED`` or ``NO_CLASS``."""
-    words: str
-    """Which values there may be, for a sentence."""
-
-
-def vocabulary(class_names: Sequence[str]) -> Vocabulary:
-    """Of label maps whose values are the classes, and ``IGNORED``.
-
-    >>> vocabulary(("background", "cell")).words
-    'pixels are 0 to 1, in the order of the classes, or 255 where they are ignored'
-    """
-    count = len(class_names)
-    table = np.full(256, NO_CLASS)
-    table[:count], table[IGNORED] = np.arange(count), IGNORED
-    words = f"pixels are 0 to {count - 1}, in the order of the classes, or {IGNORED} where they are ignored"
-    return Vocabulary(tuple(class_names), tuple(range(count)), table, words)
 
 
 class LabelMaps(NamedTuple):

@@ -1,21 +1,18 @@
-"""Data sets that tensorflow-datasets has prepared, and the embedded one, which it prepares here.
+"""Data sets of objects that tensorflow-datasets has prepared, and the embedded one, which it prepares here.
 
-The file is long because builders, features, shards and records of tensorflow-datasets can each be other than a
-detector needs, and each is met here.
+The file is long because features and records of tensorflow-datasets can each be other than a detector needs, and each
+is met here.
 """
 
-import contextlib
 import dataclasses
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
-from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from tensorflow_datasets.core import constants
 
@@ -23,15 +20,16 @@ from kdjax.data import shapes
 from kdjax.data.check import check_images, check_objects, same_files, united
 from kdjax.data.flaws import Checks, DataReport, Flaw
 from kdjax.data.images import Header, ImageError, for_all, read_header
-from kdjax.data.indexed import check_values
+from kdjax.data.indexed import IndexedSource, check_values
 from kdjax.data.object_source import IndexedObjects, check_counts, joined
 from kdjax.data.outlines import Outlines, PolygonStore, usable_outlines
+from kdjax.data.prepared_labels import kind_of, open_labelled
+from kdjax.data.records import ARRAY_RECORD, builder_of, command, open_records, quiet
 from kdjax.data.sizing import Reading
 from kdjax.data.tables import Annotations, Images, settle_objects
 from kdjax.errors import DataError, StorageError, UserError
 from kdjax.paths import as_path, in_bucket
 
-_ARRAY_RECORD = "array_record"
 _BAD_RUNS = Flaw(
     "objects whose run_lengths are not those of their image",
     "annotation",
@@ -64,7 +62,7 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
     """
     if data_dir:
         data_dir = as_path(data_dir)
-    with _quiet():
+    with quiet():
         builder = shapes.Shapes(config=config, data_dir=data_dir)
         if not builder.is_prepared():
             if data_dir and in_bucket(data_dir):
@@ -75,7 +73,7 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
             print(f"Generating the data set shapes in {builder.data_dir}, once.", file=sys.stderr, flush=True)
             try:
                 builder.download_and_prepare(
-                    file_format=_ARRAY_RECORD,
+                    file_format=ARRAY_RECORD,
                     download_config=tfds.download.DownloadConfig(try_download_gcs=False),
                 )
             except OSError as error:
@@ -91,11 +89,14 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
 
 def open_prepared(
     name: str, split: str, data_dir: str | os.PathLike[str] | None, checks: Checks, download: bool
-) -> IndexedObjects:
+) -> IndexedSource:
     """Opens a split of a data set that TFDS has prepared, after reading all of it once.
 
+    What it is about is decided by its features: ``objects`` with boxes, an image with a label map
+    (``segmentation_mask``), or an image with a ``label``.
+
     Args:
-        name: such as ``coco/2017``, or ``voc/2007+2012`` for two configurations one after the other.
+        name: such as ``imagenet2012``, ``coco/2017``, or ``voc/2007+2012`` for two configurations one after the other.
         split: a split of it or of each of them, with TFDS's slices and sums.
         data_dir: TFDS's data directory, or None for its default.
         checks: how flaws are met.
@@ -106,67 +107,20 @@ def open_prepared(
     """
     folder, slash, configs = name.rpartition("/")
     root = epath.Path(as_path(data_dir or constants.DATA_DIR))
-    with _quiet():
+    with quiet():
         parts: list[IndexedObjects] = []
         for config in configs.split("+"):
             part = f"{folder}{slash}{config}"
-            builder = _builder(part, root, download)
-            again = f"prepare it again with `{_command(part, root)} --overwrite`"
+            builder = builder_of(part, root, download)
+            again = f"prepare it again with `{command(part, root)} --overwrite`"
+            if kind := kind_of(builder.info.features):
+                if config != configs:
+                    raise UserError(f"tfds:{name}: only sets of objects are taken one after the other; choose one.")
+                records = open_records(f"tfds:{part}", builder, split, again)
+                return open_labelled(records, kind, DataReport(f"tfds:{part} {split}", checks))
             first_id = int(parts[-1].images.identity.max()) + 1 if parts else 0
             parts.append(_opened(f"tfds:{part}", builder, split, checks, again, first_id))
         return parts[0] if len(parts) == 1 else joined(f"tfds:{name} {split}", parts)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TFDS's progress bars and routine messages off the terminal."""
-    verbosity = logging.get_verbosity()
-    tfds.disable_progress_bar()
-    logging.set_verbosity(min(verbosity, logging.ERROR))
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _command(name: str, root: epath.Path) -> str:
-    return f"tfds build {name} --data_dir={root} --file_format={_ARRAY_RECORD}"
-
-
-def _builder(name: str, root: epath.Path, download: bool) -> Any:
-    """A builder that reads the newest version of ``<root>/<name>`` from its files alone."""
-    there = list((root / name).iterdir()) if (root / name).is_dir() else []
-    versions = {path: tfds.core.Version(path.name) for path in there if tfds.core.Version.is_valid(path.name)}
-    complete = [
-        path for path in versions if all((path / file).exists() for file in ("dataset_info.json", "features.json"))
-    ]
-    if complete:
-        newest = max(complete, key=lambda path: versions[path])
-        try:
-            return tfds.builder_from_directory(newest)
-        except Exception as error:  # Whatever a damaged description leads TFDS to.
-            raise DataError(
-                f"tfds:{name}: {newest} cannot be opened ({type(error).__name__}): prepare it again with "
-                f"`{_command(name, root)} --overwrite`."
-            ) from error
-    if not download:
-        half = ", only begun" if versions or any("incomplete" in path.name for path in there) else ""
-        raise UserError(
-            f"tfds:{name} is not prepared in {root}{half}: prepare it with `{_command(name, root)}`, or set "
-            "config.data.download=True."
-        )
-    print(f"Downloading and preparing {name} in {root}, once.", file=sys.stderr, flush=True)
-    try:
-        builder = tfds.builder(name, data_dir=root, file_format=_ARRAY_RECORD)
-        builder.download_and_prepare()
-    except ImportError as error:
-        raise UserError(
-            f"tfds:{name} can only be prepared with TensorFlow ({error}): install it with `pip install 'kdjax[tfds]'`."
-        ) from error
-    except Exception as error:  # Whatever network, disk or builder raise.
-        raise StorageError(f"tfds:{name} cannot be prepared in {root}: {type(error).__name__}: {error}") from error
-    return tfds.builder_from_directory(builder.data_dir)
 
 
 def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, first_id: int = 0) -> IndexedObjects:
@@ -176,27 +130,8 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
     """
     report = DataReport(f"{name} {split}", checks)
     _check_features(name, builder.info.features)
-    _check_shards(name, builder, split, again)
-    try:
-        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    except NotImplementedError:
-        raise DataError(
-            f"{name} in {builder.data_dir} is in the {builder.info.file_format.value} format: prepare it with "
-            f"--file_format={_ARRAY_RECORD}."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{name} has no split {split!r}: {str(error).splitlines()[0]}") from None
-
-    def record(row: int) -> Any:
-        try:
-            return records[row]
-        except Exception as error:  # Readers raise whatever damaged files lead them to.
-            what = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(
-                f"{name}, {split}: record {row} in {builder.data_dir} cannot be read ({what}): {again}."
-            ) from error
-
-    found = for_all(lambda row: _read(record(row), checks.reading), len(records))
+    records = open_records(name, builder, split, again)
+    found = for_all(lambda row: _read(records[row], checks.reading), len(records))
     identity = np.array([first_id + row if r.image_id is None else r.image_id for row, r in enumerate(found)], np.int64)
     if len(np.unique(identity)) != len(identity):
         raise DataError(f"{report.origin} has several images with the same image/id; ids must be unique.")
@@ -206,7 +141,7 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
     class_names = tuple(builder.info.features["objects"].feature["label"].names)
     found = [found[row] for row in rows.tolist()]
     annotations = _annotations(found, images.size, len(class_names), report)
-    first = same_files(images, annotations, lambda row: record(int(rows[row]))["image"], report)
+    first = same_files(images, annotations, lambda row: records[int(rows[row])]["image"], report)
     images, own, annotations, order = united(images, annotations, first)
     annotations, objects = check_objects(images, annotations, report)
     outlines = _outlines(found, order[objects], images, annotations, report)
@@ -218,7 +153,7 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
         outlines=outlines,
         class_names=class_names,
         category_ids=tuple(range(len(class_names))),
-        read=lambda row: record(int(positions[row]))["image"],
+        read=lambda row: records[int(positions[row])]["image"],
         report=report,
     )
     check_values(source)
@@ -251,7 +186,10 @@ def _check_features(name: str, features: Any) -> None:
         return key if group is features else f"objects/{key}"
 
     if missing := sorted(called(group, key) for group, key, _, _ in needed if key not in group):
-        raise DataError(f"{name} has no {', '.join(missing)}: it needs the features of TFDS's COCO or VOC.")
+        raise DataError(
+            f"{name} has no {', '.join(missing)}: it needs the features of TFDS's COCO or VOC, "
+            "or an image with a label (a ClassLabel) or with a segmentation_mask (an image)."
+        )
     for group, key, holds, words in needed + optional:
         if key in group and not holds(group[key]):
             raise DataError(f"{name}: the feature {called(group, key)} is {group[key]!r}; it must be {words}.")
@@ -262,40 +200,6 @@ def _is_relative(feature: Any) -> bool:
     if not isinstance(feature, tfds.features.BBoxFeature):
         return False
     return feature.bbox_format is None or getattr(feature.bbox_format, "value", feature.bbox_format) == "REL_YXYX"
-
-
-def _check_shards(name: str, builder: Any, split: str, again: str) -> None:
-    """Refuses a split whose files are not exactly those that the data set's info lists."""
-    splits = builder.info.splits
-    used = [part.partition("[")[0].strip() for part in split.split("+")]
-    for part in used:
-        if part not in splits:
-            raise UserError(f"{name} has no split {part!r}: choose {', '.join(sorted(splits))}.")
-        info = splits[part]
-        if not info.num_examples:
-            raise DataError(f"{name}: the split {part!r} in {builder.data_dir} is empty.")
-        listed = {path.name: path for path in info.filepaths}
-        prefix = next(iter(sorted(listed))).rpartition("-")[0].rpartition("-of")[0].rpartition("-")[0]
-        there = {
-            path.name
-            for path in epath.Path(builder.data_dir).iterdir()
-            if path.name.startswith(f"{prefix}-") and path.is_file()
-        }
-        for files, words in ((listed.keys() - there, "lacks"), (there - listed.keys(), "has besides its own files")):
-            if files:
-                some = ", ".join(sorted(files)[:3])
-                raise DataError(f"{name}: {builder.data_dir} {words} {some} ({len(files)} file(s)): {again}.")
-        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-            continue
-        for path, length in zip(sorted(info.filepaths), info.shard_lengths, strict=True):
-            try:
-                reader = ArrayRecordReader(os.fspath(path))
-                count = reader.num_records()
-                reader.close()
-            except Exception as error:  # As above.
-                raise DataError(f"{name}: {path} is damaged ({str(error).splitlines()[0]}): {again}.") from error
-            if count != length:
-                raise DataError(f"{name}: {path} has {count} records instead of {length}: {again}.")
 
 
 def _read(record: Any, reading: Reading) -> _Record:
