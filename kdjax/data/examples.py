@@ -78,6 +78,15 @@ class Objects(NamedTuple):
         return Example(image, **fields)
 
 
+class MapSource(Source, Protocol):
+    """A source of images with the class of every pixel."""
+
+    def __getitem__(self, index: int) -> MappedImage: ...
+
+    def classes(self, index: int) -> np.ndarray:
+        """The map (H, W) uint8 of an image, which is not decoded for it."""
+
+
 class ObjectSource(Source, Protocol):
     """A source of examples with objects."""
 
