@@ -82,7 +82,7 @@ def plan_of(case: Case) -> Plan:
 def random_batch(plan: Plan, images: int) -> Batch:
     """Noise, and ten boxes in every image."""
     rng, (height, width) = np.random.default_rng(0), plan.data.sizing.shapes[0]
-    targets = plan.task.targets(images)
+    targets = plan.task.targets(images, (height, width))
     count = min(10, targets.valid.shape[1])
     corner = rng.uniform(0, 0.5, (images, count, 2)) * (width, height)
     targets.boxes[:, :count] = np.concatenate([corner, corner + rng.uniform(0.1, 0.4, corner.shape) * height], axis=-1)

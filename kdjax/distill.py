@@ -172,6 +172,9 @@ def distill_loss(
         other = {**unchanged, **other}
         return student.loss(operations.heads(student, judge, other, size, sampling), targets, size)
 
+    def prediction_loss(other: Any) -> Terms:
+        return student.loss(other, targets, size)
+
     distilled = method_terms(
         methods,
         params["method"],
@@ -183,6 +186,7 @@ def distill_loss(
             "keys": keys,
             "step": step,
             "own_loss": own_loss,
+            "prediction_loss": prediction_loss,
             "teacher_heads": teacher_heads,
             "statistics": statistics,
         },

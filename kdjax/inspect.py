@@ -1,13 +1,12 @@
 """Shows what a config trains on: ``python -m kdjax.inspect --config=configs/mgd.py``.
 
 Prints what was wrong with the data and what became of it, counts and sizes of both splits, and saves a picture of
-training images as the last stage sees them, augmented, with their boxes.
+training images as the last stage sees them, augmented, with what they show.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from absl import app, flags, logging
 
 from kdjax.devices import device_count
@@ -19,7 +18,7 @@ from kdjax.plan import Plan, resolve
 from kdjax.run.data import open_batches
 from kdjax.run.fit import opened
 from kdjax.types import Source
-from kdjax.visualize import Mark, save_contact_sheet
+from kdjax.visualize import Drawing, save_contact_sheet
 
 _PICTURE = flags.DEFINE_string("picture", "training_images.png", "Where the picture of training images goes.")
 _IMAGES = flags.DEFINE_integer("images", 16, "Images in the picture.", lower_bound=1)
@@ -42,13 +41,13 @@ def main(_: Sequence[str]) -> int:
     return ended(work, "there may be no picture")
 
 
-def training_images(plan: Plan, source: Source) -> Iterator[tuple[str, np.ndarray, list[Mark]]]:
-    """The images of the last stage's first batches without their padding, with captions and what to draw, endlessly."""
+def training_images(plan: Plan, source: Source) -> Iterator[Drawing]:
+    """The images of the last stage's first batches without their padding, and what they show, endlessly."""
     for step, batch in enumerate(open_batches(plan, plan[plan.student], source, first_step=0)):
         for row, (height, width) in enumerate(batch.size.tolist()):
-            marks = plan.task.marks(batch, row, source.class_names)
-            pixels = np.asarray(batch.images[row])[:height, :width]
-            yield f"step {step}, image {row}: {height} x {width}", pixels, marks
+            drawing = plan.task.drawn(batch, row, source.class_names)
+            where = f"step {step}, image {row}: {height} x {width}"
+            yield drawing._replace(text=", ".join(filter(None, (where, drawing.text))))
 
 
 if __name__ == "__main__":

@@ -17,18 +17,24 @@ def make_schedule(
     *,
     milestones: Sequence[float] = (),
     final_factor: float = 0.0,
+    power: float = 0.9,
+    end_at_last: bool = False,
     warmup_steps: int = 0,
     warmup_factor: float = 0.001,
 ) -> optax.Schedule:
     """Learning rate as a function of the step, with a linear warm-up that multiplies the schedule.
 
     Args:
-        kind: "step" (a tenth at each milestone), "cosine" (to ``final_factor`` at the last step) or "constant".
+        kind: "step" (a tenth at each milestone), "cosine" (to ``final_factor`` after the last step), "poly" (to it by
+            ``(peak - final) (1 - step / steps)^power + final``) or "constant".
         learning_rate: the peak.
         steps: length of the run.
         milestones: fractions of ``steps`` at which "step" decays; the 1x and 2x schedules of COCO decay at 8/12 and
             11/12.
-        final_factor: share of the peak at which "cosine" ends.
+        final_factor: share of the peak at which "cosine" and "poly" end.
+        power: of "poly".
+        end_at_last: whether "poly" divides by ``steps - 1``, as MMEngine does, so that the last step has the final
+            rate already; mmcv 1.x and most others divide by ``steps``.
         warmup_steps: steps until the schedule holds in full.
         warmup_factor: share of the schedule at step 0.
 
@@ -40,6 +46,9 @@ def make_schedule(
         schedule = optax.piecewise_constant_schedule(learning_rate, boundaries)
     elif kind == "cosine":
         schedule = optax.cosine_decay_schedule(learning_rate, steps, alpha=final_factor)
+    elif kind == "poly":
+        fall = max(steps - end_at_last, 1)
+        schedule = optax.polynomial_schedule(learning_rate, final_factor * learning_rate, power, fall)
     elif kind == "constant":
         schedule = optax.constant_schedule(learning_rate)
     else:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from kdjax.errors import UserError
 
-SCHEDULES = ("step", "cosine", "constant")
+SCHEDULES = ("step", "cosine", "poly", "constant")
 """Of the learning rate, see :func:`kdjax.optim.make_schedule`."""
 
 OPTIMIZERS = ("sgd", "adam", "adamw")

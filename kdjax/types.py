@@ -27,6 +27,9 @@ is. A term has one weight; its parts are logged."""
 OwnLoss = Callable[[Features], Terms]
 """The student's heads and loss as a judge of other features: it gives them a gradient, but none to the heads."""
 
+PredictionLoss = Callable[[Any], Terms]
+"""The student's loss as a judge of other predictions."""
+
 TeacherHeads = Callable[[Any], Any]
 """From a student's predictions to what the teacher's heads say in the same places."""
 
@@ -367,8 +370,11 @@ class Task(Protocol):
     def check_source(self, source: Any) -> None:
         """Raises UserError where a source cannot be trained on."""
 
-    def targets(self, images: int) -> Any:
-        """The truth of as many images that show nothing: a NamedTuple of NumPy arrays (N, ...), to be filled."""
+    def targets(self, images: int, shape: tuple[int, int]) -> Any:
+        """The truth of as many images that show nothing: a NamedTuple of NumPy arrays (N, ...), to be filled.
+
+        ``shape`` is the height and width of the padded images.
+        """
 
     def fill(self, targets: Any, row: int, example: Any, geometry: Any) -> None:
         """Fills a row with the truth of an example, moved by a :class:`kdjax.data.transforms.Geometry`."""
@@ -394,5 +400,5 @@ class Task(Protocol):
     def describe(self, source: Any) -> list[str]:
         """Counts and sizes of a source, in lines for a person."""
 
-    def marks(self, batch: Batch, row: int, class_names: Sequence[str]) -> list[Any]:
-        """What to draw on an image of a training batch: :class:`kdjax.visualize.Mark`."""
+    def drawn(self, batch: Batch, row: int, class_names: Sequence[str]) -> Any:
+        """An image of a training batch without its padding, and what it shows: :class:`kdjax.visualize.Drawing`."""

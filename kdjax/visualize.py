@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from kdjax.data.examples import Example, ObjectSource
 from kdjax.lettering import shortened, width, write
 from kdjax.paths import as_path
+from kdjax.types import Batch
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -60,6 +61,16 @@ class Mark(NamedTuple):
     dashed: bool = False
 
 
+class Drawing(NamedTuple):
+    """An image to draw, and what is drawn on it."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8, RGB."""
+    marks: Sequence[Mark] = ()
+    text: str = ""
+    """What it shows, for its caption."""
+
+
 def save_predictions(
     path: str | os.PathLike[str],
     source: ObjectSource,
@@ -93,16 +104,16 @@ def save_predictions(
         example = source[i]
         if example.image_id != source.image_id(i):  # It cannot be decoded, and the detectors saw nothing.
             continue
-        cells = [_objects(example, class_names)]
+        cells = [Drawing(example.image, _objects(example, class_names))]
         for caption, detections in zip(predictions, found, strict=True):
             marks = _judged(example, detections, class_names, score_threshold)
             seen[caption] += [sum(mark.colour == colour for mark in marks) for colour in (HIT, MISS, FALSE_ALARM)]
-            cells.append(marks)
-        rows.append((source.name(i), example.image, cells))
+            cells.append(Drawing(example.image, marks))
+        rows.append((source.name(i), cells))
 
     captions = {"ground truth": ""}
     captions |= {name: "{} found, {} missed, {} false alarms".format(*seen[name]) for name in predictions}
-    _save_small(path, captions, rows, _legend(score_threshold))
+    save_sheet(path, captions, rows, _legend(score_threshold))
 
 
 def _legend(score_threshold: float) -> list[Mark]:
@@ -159,17 +170,15 @@ def _overlaps(boxes: np.ndarray, others: np.ndarray, of_first: bool = False) -> 
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
 
-def save_contact_sheet(
-    path: str | os.PathLike[str], pictures: Sequence[tuple[str, np.ndarray, Sequence[Mark]]], *, columns: int = 4
-) -> None:
-    """Saves a PNG of images with boxes, row by row.
+def save_contact_sheet(path: str | os.PathLike[str], drawings: Sequence[Drawing], *, columns: int = 4) -> None:
+    """Saves a PNG of images with boxes and captions, row by row.
 
     Args:
         path: of the picture.
-        pictures: caption, image (H, W, 3) uint8, RGB, and boxes of each.
+        drawings: of which each has its text as caption.
         columns: images in a row.
     """
-    drawn = [(caption, draw_boxes(image, marks)) for caption, image, marks in pictures]
+    drawn = [(drawing.text, draw_boxes(drawing.image, drawing.marks)) for drawing in drawings]
     rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
     heights = [max(picture.height for _, picture in row) + _TEXT + _GAP + 4 for row in rows]
     size = _GAP + min(columns, len(drawn)) * (_PANEL + _GAP), _GAP + sum(heights)
@@ -186,10 +195,16 @@ def save_contact_sheet(
     as_path(path).write_bytes(file.getvalue())
 
 
+def image_of(batch: Batch, row: int) -> np.ndarray:
+    """An image (h, w, 3) uint8 of a batch, without its padding."""
+    height, width = np.asarray(batch.size[row]).tolist()
+    return np.asarray(batch.images[row])[:height, :width]
+
+
 def truth_marks(boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, class_names: Sequence[str]) -> list[Mark]:
     """What to draw of annotated objects: boxes (n, 4) xyxy, labels (n,) int and crowd (n,) bool."""
     return [
-        Mark(box, class_names[label] + " (crowd)" * group, _colour(label))
+        Mark(box, class_names[label] + " (crowd)" * group, class_colour(label))
         for box, label, group in zip(boxes, labels.tolist(), crowd.tolist(), strict=True)
     ]
 
@@ -268,7 +283,7 @@ def _overlap(a: Rectangle, b: Rectangle) -> float:
     return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
 
 
-def _colour(label: int) -> Colour:
+def class_colour(label: int) -> Colour:
     """A bright colour for each class; the golden ratio keeps the hues of any number of classes apart."""
     red, green, blue = colorsys.hsv_to_rgb(0.618034 * label % 1, 0.75, 1)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -280,8 +295,8 @@ def _readable_on(colour: Colour) -> Colour:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else (255, 255, 255)
 
 
-Rows = Sequence[tuple[str, np.ndarray, Sequence[Sequence[Mark]]]]
-"""Name, image (H, W, 3) uint8 and, column by column, boxes."""
+Rows = Sequence[tuple[str, Sequence[Drawing]]]
+"""A name and, column by column, pictures."""
 
 _RENDERINGS = (
     *((1, 0), (1, 256), (2, 0), (2, 256), (3, 256), (4, 256), (4, 96), (6, 96)),
@@ -290,8 +305,15 @@ _RENDERINGS = (
 """Blocks of the photographs and colours of the picture, 0 for all, from the best to the smallest."""
 
 
-def _save_small(path: str | os.PathLike[str], captions: Mapping[str, str], rows: Rows, legend: Sequence[Mark]) -> None:
-    """Saves the best rendering of a sheet that is small enough, or else the smallest."""
+def save_sheet(path: str | os.PathLike[str], captions: Mapping[str, str], rows: Rows, legend: Sequence[Mark]) -> None:
+    """Saves a PNG of rows of pictures, in the best rendering of at most ``MOST_BYTES``, or else the smallest.
+
+    Args:
+        path: of the picture.
+        captions: title and remark of each column.
+        rows: name and pictures of each row.
+        legend: what colours mean; its boxes are drawn beside the words.
+    """
     largest = 0
     for blocks, colours in _RENDERINGS:
         # What is hopeless is not tried: a byte stands for a pixel of few colours, three for any other.
@@ -324,7 +346,7 @@ def _sheet(captions: Mapping[str, str], rows: Rows, legend: Sequence[Mark], bloc
     lines = _lines([width(mark.text, _TEXT) + 2 * _GAP + 28 for mark in legend], across - _GAP)
     top = _GAP + (lines[-1][1] + 1) * (_TEXT + 8) + 6
     head = top + _TITLE + _TEXT + 12
-    drawn = [(name, [draw_boxes(image, marks, blocks) for marks in cells]) for name, image, cells in rows]
+    drawn = [(name, [draw_boxes(cell.image, cell.marks, blocks) for cell in cells]) for name, cells in rows]
     pitch = [pictures[0].height + _TEXT + _GAP + 6 for _, pictures in drawn]
     sheet = Image.new("RGB", (across, head + sum(pitch)), _PAPER)
     draw = ImageDraw.Draw(sheet)

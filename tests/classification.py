@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from kdjax.config import base_config, method_config
 from kdjax.losses import masked_mean, valid_positions
 from kdjax.models.network import Network
-from kdjax.visualize import save_contact_sheet
+from kdjax.visualize import Drawing, image_of, save_contact_sheet
 
 CLASSES = ("rows", "columns", "diagonals", "checks")
 COUNTS = {"train": 96, "validation": 40}
@@ -116,7 +116,7 @@ class Classification:
     def check_source(self, source) -> None:
         pass
 
-    def targets(self, images: int) -> Labels:
+    def targets(self, images: int, shape: tuple[int, int]) -> Labels:
         return Labels(np.zeros(images, np.int32))
 
     def fill(self, targets, row, example, geometry) -> None:
@@ -130,7 +130,7 @@ class Classification:
         models = ", ".join(f"{name} ({column.metrics['top1']:.1f})" for name, column in columns.items())
         rows = enumerate(zip(*(column.kept for column in columns.values()), strict=True))
         said = [(k, f"{source.name(k)}, {CLASSES[source[k].label]}; {models}: {', '.join(row)}") for k, row in rows]
-        save_contact_sheet(path, [(text, source[k].image, []) for k, text in said])
+        save_contact_sheet(path, [Drawing(source[k].image, text=text) for k, text in said])
 
     def remarks(self, source, sizing) -> list[str]:
         return []
@@ -145,8 +145,8 @@ class Classification:
         labels = np.bincount([source[k].label for k in range(len(source))])
         return [f"{name}: {count} images" for name, count in zip(CLASSES, labels.tolist(), strict=True)]
 
-    def marks(self, batch, row, class_names: Sequence[str]) -> list:
-        return []
+    def drawn(self, batch, row, class_names: Sequence[str]) -> Drawing:
+        return Drawing(image_of(batch, row), text=class_names[int(batch.targets.label[row])])
 
 
 class Classifier(Network):

@@ -27,7 +27,7 @@ from kdjax.report import MetricWriter
 from kdjax.run.agreement import check_workdir
 from kdjax.run.result import finished_result
 from kdjax.saved import copy_model, describe, describe_model, load_method, load_variables, save_method, save_model
-from kdjax.visualize import save_contact_sheet
+from kdjax.visualize import Drawing, save_contact_sheet
 from kdjax.weights import read_weights
 from tests.bucket import stand_in
 from tests.data import test_voc, test_yolo
@@ -129,7 +129,7 @@ def test_a_model_is_copied_with_its_description_last(server, bucket):
 def test_json_and_pictures_are_written(bucket):
     write_json(f"{bucket}/m.json", {"AP": np.float32(0.5)})
     assert json.loads((as_path(bucket) / "m.json").read_text()) == {"AP": 0.5}
-    save_contact_sheet(f"{bucket}/p.png", [("", np.zeros((8, 8, 3), np.uint8), [])])
+    save_contact_sheet(f"{bucket}/p.png", [Drawing(np.zeros((8, 8, 3), np.uint8))])
     assert (as_path(bucket) / "p.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -135,8 +135,16 @@ def test_schedules_warm_up_linearly_and_decay(kind, expected):
         np.testing.assert_allclose(schedule(step), value, atol=1e-6)
 
 
+def test_poly_falls_to_its_end_after_the_last_step_or_at_it():
+    """mmcv 1.x divides by the steps, MMEngine by one less; the golden holds every number of the latter."""
+    after, at = (make_schedule("poly", 0.01, 100, final_factor=0.01, end_at_last=flag) for flag in (False, True))
+    np.testing.assert_allclose(after(50), (0.01 - 1e-4) * 0.5**0.9 + 1e-4, rtol=1e-5)
+    np.testing.assert_allclose([at(99), after(100)], 1e-4, rtol=1e-5)
+    assert after(99) > 1.1e-4
+
+
 def test_an_unknown_schedule_lists_the_choices():
-    with pytest.raises(ValueError, match="step, cosine, constant"):
+    with pytest.raises(ValueError, match="step, cosine, poly, constant"):
         make_schedule("linear", 1.0, 100)
 
 

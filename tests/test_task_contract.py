@@ -129,12 +129,12 @@ def test_a_row_of_targets_is_filled_and_no_other(entry, source):
         "augmentation": Augmentation(flip=0.5, jitter=(0.5, 2)),
     }
     first, again = (next(train_batches(source, task=entry.task, **options)) for _ in range(2))
-    empty = entry.task.targets(5)
+    empty = entry.task.targets(5, (64, 64))
     for one, other, blank in zip(first.targets, again.targets, empty, strict=True):
         if one is None:
             continue
         np.testing.assert_array_equal(one, other)
         assert one.shape[1:] == blank.shape[1:]
         assert one.dtype == blank.dtype
-        assert not blank.any()
-    assert any(x is not None and x.any() for x in first.targets)
+        assert (blank == blank.flat[0]).all()
+    assert any(x is not None and (x != x.flat[0]).any() for x in first.targets)

@@ -199,7 +199,7 @@ def test_of_a_metric_of_which_less_is_better_the_least_is_kept_and_a_fall_is_a_g
 def test_targets_follow_the_geometry_that_the_pixels_follow():
     """Of a classifier there is nothing to follow; of a detector tests/data/test_transforms.py sees it."""
     task = Classification()
-    targets = task.targets(3)
+    targets = task.targets(3, (64, 64))
     task.fill(targets, 1, Stripes("train")[2], Augmentation())
     assert targets.label.tolist() == [0, 2, 0]
 

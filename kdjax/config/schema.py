@@ -73,7 +73,13 @@ class Optimizer:
     milestones: Annotated[
         tuple[float, ...], _MILESTONES, 'Fractions of the run after which schedule "step" divides the rate by ten.'
     ] = (8 / 12, 11 / 12)
-    final_factor: Annotated[float, number(0, 1), 'Share of the rate at which schedule "cosine" ends.'] = 0.0
+    final_factor: Annotated[float, number(0, 1), 'Share of the rate at which "cosine" and "poly" end.'] = 0.0
+    power: Annotated[float, number(0, above=True), 'Of schedule "poly", by which segmentation trains.'] = 0.9
+    end_at_last: Annotated[
+        bool,
+        FLAG,
+        'Whether "poly" reaches its end at the last step, as in MMEngine, instead of after it, as in mmcv 1.x.',
+    ] = False
     warmup_steps: Annotated[int, whole(0), "Steps until the schedule holds in full."] = 100
     warmup_factor: Annotated[float, number(0, 1), "Share of the rate at step 0."] = 0.001
     momentum: Annotated[float, number(0, 1, below=True), "Of SGD's accumulated gradient, or Adam's."] = 0.9

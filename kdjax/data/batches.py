@@ -100,7 +100,7 @@ def train_batches(
         bucket, positions = order.batch(step)
         shape = sizes.shapes[bucket]
         images = memory.images(local_size, shape)
-        size, targets = np.zeros((local_size, 2), np.int32), task.targets(local_size)
+        size, targets = np.zeros((local_size, 2), np.int32), task.targets(local_size, shape)
 
         def fill(row: int, position: int) -> None:
             number, numbers = order.example(position)

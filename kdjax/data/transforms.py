@@ -162,3 +162,18 @@ def recolor(image: np.ndarray, brightness: float, contrast: float, saturation: f
     offset = (1 - contrast) * brightness * ImageStat.Stat(picture.convert("L")).mean[0]
     picture = picture.convert("RGB", tuple(np.column_stack([matrix, np.full(3, offset)]).ravel().tolist()))
     return np.asarray(picture)
+
+
+def move_classes(classes: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The map (H, W) uint8 of an image in a geometry, by the nearest pixel.
+
+    >>> move_classes(np.array([[0, 1]], np.uint8), whole((1, 2), (1, 4))).tolist()
+    [[0, 0, 1, 1]]
+    """
+    (top, left), (height, width) = geometry.corner, geometry.window
+    window = classes[top : top + height, left : left + width]
+    window = window[:, ::-1] if geometry.mirrored else window
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(geometry.window, geometry.size, strict=True)
+    )
+    return window[rows[:, None], columns[None]]

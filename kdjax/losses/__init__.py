@@ -30,6 +30,7 @@ from kdjax.losses.icd import (
     split_heads,
     uniform_statistics,
 )
+from kdjax.losses.logits import cwd_loss, kd_loss
 from kdjax.losses.maskd import maskd_loss, masked_features, token_dice_loss, token_masks, token_weights
 from kdjax.losses.mgd import keep_mask, mgd_loss
 from kdjax.losses.mimic import mimic_loss
@@ -41,6 +42,7 @@ __all__ = [
     "attention_keep",
     "channel_attention",
     "channel_norm",
+    "cwd_loss",
     "dfmsd_loss",
     "dmkd_loss",
     "dual_keep",
@@ -51,6 +53,7 @@ __all__ = [
     "instance_confidence_loss",
     "instance_descriptors",
     "instance_localization_loss",
+    "kd_loss",
     "keep_mask",
     "maskd_loss",
     "masked_features",

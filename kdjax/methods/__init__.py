@@ -39,7 +39,9 @@ from kdjax.methods.boxes import BoxImitation
 from kdjax.methods.dfmsd import DFMSD
 from kdjax.methods.dmkd import DMKD
 from kdjax.methods.icd import ICD
+from kdjax.methods.logits import CWD, KD
 from kdjax.methods.maskd import MasKD, MasKDTokens
+from kdjax.methods.maskd_logits import MasKDLogits, MasKDLogitTokens
 from kdjax.methods.mgd import MGD
 from kdjax.methods.mimic import Mimic
 from kdjax.options import chosen, declared, defaults
@@ -54,6 +56,10 @@ METHODS: dict[str, type[Method]] = {
     "maskd_tokens": MasKDTokens,
     "icd": ICD,
     "box_imitation": BoxImitation,
+    "kd": KD,
+    "cwd": CWD,
+    "maskd_logits": MasKDLogits,
+    "maskd_logit_tokens": MasKDLogitTokens,
 }
 """Every method by its name in a config."""
 
@@ -66,6 +72,7 @@ NEEDED = {
     "keys": "(N,) PRNG keys, one for each image.",
     "step": "int32 scalar: the finished steps.",
     "own_loss": "kdjax.types.OwnLoss: from other features to the terms of the student's own loss on them.",
+    "prediction_loss": "kdjax.types.PredictionLoss: from other predictions to the terms of the student's own loss.",
     "teacher_heads": "kdjax.types.TeacherHeads: from the student's predictions to what the teacher's heads say there.",
     "statistics": "kdjax.losses.ClassStatistics: what the boxes of the training set look like.",
 }

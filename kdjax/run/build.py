@@ -83,7 +83,7 @@ def build(stage: StagePlan, facts: Facts, devices: list[jax.Device] | None = Non
         teacher = None
     statistics = facts.statistics or uniform_statistics(facts.num_classes)
     images = jnp.zeros((1, *facts.image_size, 3))
-    example = _example(student, teacher, images, facts.task.targets(1), statistics)
+    example = _example(student, teacher, images, facts.task.targets(1, facts.image_size), statistics)
     for name, method in methods.items():
         _try(stage.name, name, method, example)
     places = {name: place(name, methods) for name in methods}
@@ -165,6 +165,8 @@ def _optimizer(options: Optimizer, steps: int) -> tuple[optax.Schedule, optax.Gr
         max(steps, 1),
         milestones=options.milestones,
         final_factor=options.final_factor,
+        power=options.power,
+        end_at_last=options.end_at_last,
         warmup_steps=options.warmup_steps,
         warmup_factor=options.warmup_factor,
     )
@@ -228,7 +230,7 @@ def _example(
         return alone.init_with_output(key, images, size, sampling=Sampling(targets, key[None]))[0]
 
     features, predictions = jax.eval_shape(seen, _zeros(targets))
-    functions: dict[str, Any] = {"own_loss": lambda _: {}}
+    functions: dict[str, Any] = {"own_loss": lambda _: {}, "prediction_loss": lambda _: {}}
     theirs = None
     if teacher is not None:
         plain = teacher.clone(axis_name=None)

@@ -125,7 +125,7 @@ def _abstract_batch(plan: Plan, shares: tuple[int, int], shape: tuple[int, int])
     def array(dtype: Any, *sizes: int) -> Any:
         return jax.ShapeDtypeStruct((*shares, *sizes), dtype)
 
-    targets = jax.tree.map(lambda x: array(x.dtype, *x.shape[1:]), plan.task.targets(1))
+    targets = jax.tree.map(lambda x: array(x.dtype, *x.shape[1:]), plan.task.targets(1, shape))
     return Batch(array(np.uint8, *shape, 3), array(np.int32, 2), array(np.int32), targets)
 
 

@@ -4,11 +4,12 @@ from typing import Any
 
 from kdjax.options import chosen
 from kdjax.tasks.detection import Detection
+from kdjax.tasks.segmentation import Segmentation
 from kdjax.types import Task
 
-__all__ = ["TASKS", "Detection", "build_task"]
+__all__ = ["TASKS", "Detection", "Segmentation", "build_task"]
 
-TASKS: dict[str, Any] = {"detection": Detection}
+TASKS: dict[str, Any] = {"detection": Detection, "segmentation": Segmentation}
 """Every task by its name in a config."""
 
 

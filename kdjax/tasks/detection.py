@@ -22,7 +22,7 @@ from kdjax.options import defaults
 from kdjax.report import known
 from kdjax.tasks.average_precision import COCO_DETECTIONS, AveragePrecision, ImageDetections
 from kdjax.types import Batch, Column, Masks, Suggestion, Targets
-from kdjax.visualize import Mark, save_predictions, truth_marks
+from kdjax.visualize import Drawing, Mark, image_of, save_predictions, truth_marks
 
 _GREY = (128, 128, 128)
 
@@ -91,8 +91,9 @@ class Detection:
                 "config.data.masks=False."
             )
 
-    def targets(self, images: int) -> Targets:
+    def targets(self, images: int, shape: Size) -> Targets:
         """Room for the objects of as many images."""
+        del shape  # Boxes are as many in images of any size.
         slots = images, self.max_objects
         grid = np.zeros((*slots, self.mask_size, self.mask_size), np.bool_), np.zeros((*slots, 4), np.float32)
         arrays = [
@@ -146,12 +147,13 @@ class Detection:
         """Counts and sizes of the objects of a source."""
         return statistics.describe(source)
 
-    def marks(self, batch: Batch, row: int, class_names: Sequence[str]) -> list[Mark]:
+    def drawn(self, batch: Batch, row: int, class_names: Sequence[str]) -> Drawing:
         """The objects and the regions to ignore of an image of a batch."""
         boxes, labels, valid, crowd = (np.asarray(x[row]) for x in batch.targets[:4])
         # Regions to ignore have no class in a batch.
         ignored = [Mark(box, "crowd", _GREY) for box in boxes[crowd]]
-        return truth_marks(boxes[valid], labels[valid], crowd[valid], class_names) + ignored
+        marks = truth_marks(boxes[valid], labels[valid], crowd[valid], class_names) + ignored
+        return Drawing(image_of(batch, row), marks)
 
 
 def _put_objects(example: Example, targets: Any, row: int, size: Size) -> None:

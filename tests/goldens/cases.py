@@ -18,7 +18,7 @@ WHOLE = ("image", "target_", "detection_", "proposals_", "train_proposals_", "ro
 
 
 def find_cases(kind: str) -> list[Path]:
-    """The cases of a kind, "losses" or "detectors"."""
+    """The cases of a kind: "losses", "detectors", "segmentation"."""
     beside = HERE.parents[2] / "shared" / "goldens"
     folder = Path(os.environ.get(FOLDER, beside if beside.is_dir() else HERE))
     return sorted((folder / kind).glob("*.npz"))

@@ -50,6 +50,14 @@ def icd(student: jax.Array, teacher: jax.Array, where: jax.Array | None, axis_na
     return losses.icd_loss(*values, instance_mask=mask)
 
 
+def kd(student: jax.Array, teacher: jax.Array, where: jax.Array | None, axis_name: str | None) -> jax.Array:
+    return losses.kd_loss(student, teacher, temperature=2.0, where=where, axis_name=axis_name)
+
+
+def cwd(student: jax.Array, teacher: jax.Array, where: jax.Array | None, axis_name: str | None) -> jax.Array:
+    return losses.cwd_loss(student, teacher, temperature=2.0, where=where)
+
+
 def dmkd(student: jax.Array, teacher: jax.Array, where: jax.Array | None, axis_name: str | None) -> jax.Array:
     keep = losses.dual_keep(teacher, where=where)
     fusion = jnp.array([0.5, -0.5])
@@ -69,9 +77,11 @@ def pearson(student: jax.Array, teacher: jax.Array, where: jax.Array | None, axi
 
 
 LOSSES: dict[str, Loss] = {
+    "cwd_loss": cwd,
     "dfmsd_loss": dfmsd,
     "dmkd_loss": dmkd,
     "icd_loss": icd,
+    "kd_loss": kd,
     "maskd_loss": maskd,
     "mgd_loss": mgd,
     "mimic_loss": mimic,

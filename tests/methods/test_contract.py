@@ -20,8 +20,8 @@ from kdjax.types import Targets
 from tests import tiny
 from tests.methods import calls
 
-NAMES = sorted(set(METHODS) - {"box_imitation"})
-"""Those that see features alone; what a detector's heads say is in test_boxes."""
+NAMES = sorted(name for name in METHODS if not {"teacher_heads", "prediction_loss"} & set(METHODS[name].needs))
+"""Those that see features alone; what heads say is in test_boxes and test_logits."""
 TAUGHT = [name for name in NAMES if "teacher" in METHODS[name].requires]
 STUDENT, TEACHER = 4, 8
 """Channels."""

@@ -1,0 +1,37 @@
+"""What a person should know of a data set of index maps, and what it suggests."""
+
+from typing import Any
+
+import numpy as np
+
+from kdjax.data.examples import MapSource
+from kdjax.types import IGNORED
+
+_SIDES = range(64, 545, 32)
+_MOST_AREA = 256 * 256
+"""Pixels of a padded image that is chosen: what a laptop trains on in minutes."""
+
+
+def described(source: MapSource) -> list[str]:
+    """Sizes of the images, and of each class its share of the pixels and in how many images it is."""
+    sizes = np.array([source.size(index) for index in range(len(source))])
+    pixels, images = np.zeros(IGNORED + 1, np.int64), np.zeros(IGNORED + 1, np.int64)
+    for index in range(len(source)):
+        count = np.bincount(source.classes(index).ravel(), minlength=IGNORED + 1)
+        pixels, images = pixels + count, images + (count > 0)
+    width = max(map(len, ("not counted", *source.class_names)))
+    rows = [*enumerate(source.class_names), (IGNORED, "not counted")]
+    return [
+        f"images: {len(source)}, {sizes.min(axis=0)} to {sizes.max(axis=0)} pixels high and wide",
+        f"{'class':{width}}  % of pixels  images",
+        *(f"{name:{width}} {100 * pixels[k] / max(pixels.sum(), 1):12.2f} {images[k]:7}" for k, name in rows),
+    ]
+
+
+def suggested(source: MapSource) -> dict[str, Any]:
+    """Keys of a config's data that suit the images: their own ratio and size, as far as a laptop can train on it."""
+    sizes = np.array([source.size(index) for index in range(len(source))])
+    height, width = np.median(sizes, axis=0)
+    scale = min(1.0, np.sqrt(_MOST_AREA / (height * width)))
+    sides = tuple(min(_SIDES, key=lambda side: abs(side - scale * length)) for length in (height, width))
+    return {"image_size": sides, "jitter": (0.5, 2.0), "color": 0.3}

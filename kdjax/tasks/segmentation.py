@@ -1,0 +1,98 @@
+"""Semantic segmentation: the class of every pixel, judged by the mean intersection over union."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from kdjax.data.examples import MappedImage, MapSource
+from kdjax.data.map_statistics import described, suggested
+from kdjax.data.sizing import Size, Sizing
+from kdjax.data.transforms import Geometry, move_classes
+from kdjax.errors import UserError
+from kdjax.report import known
+from kdjax.tasks.iou import IntersectionOverUnion, decoded
+from kdjax.tasks.map_pictures import overlay, save_maps
+from kdjax.types import IGNORED, Batch, Column, Labels, Suggestion
+from kdjax.visualize import Drawing, image_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """The task of segmenters, see :class:`kdjax.types.Task`."""
+
+    name: ClassVar[str] = "segmentation"
+    primary: ClassVar[str] = "mIoU"
+    higher_is_better: ClassVar[bool] = True
+    columns: ClassVar[Mapping[str, str]] = {"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"}
+    spoken: ClassVar[tuple[str, ...]] = ("mIoU", "aAcc")
+    floors: ClassVar[Mapping[str, float]] = {"shapes/maps": 40.0}
+
+    @classmethod
+    def of(cls, data: Any) -> "Segmentation":
+        """The task on data as the config has them."""
+        del data
+        return cls()
+
+    def complete_model(self, model: dict[str, Any]) -> None:
+        """Adds nothing: the data say nothing of a segmenter but its classes."""
+
+    def check_model(self, model: Any, where: str) -> None:
+        """Takes every segmenter."""
+
+    def check_source(self, source: Any) -> None:
+        """Raises UserError where a source has no index maps."""
+        if not hasattr(source, "classes"):
+            raise UserError(
+                f"{source.origin} has no index maps, of which a segmenter learns: take index_maps:<folder>, "
+                "voc_maps:<folder>, cityscapes:<folder>, a set of tensorflow-datasets with maps, or shapes/maps."
+            )
+
+    def targets(self, images: int, shape: Size) -> Labels:
+        """Maps of nothing but ignored pixels."""
+        return Labels(np.full((images, *shape), IGNORED, np.uint8))  # type: ignore[arg-type]
+
+    def fill(self, targets: Any, row: int, example: MappedImage, geometry: Geometry) -> None:
+        """Fills a row with the map of an example where a geometry puts it."""
+        height, width = geometry.size
+        targets.classes[row, :height, :width] = move_classes(example.classes, geometry)
+
+    def judge(self, source: MapSource) -> IntersectionOverUnion:
+        """The mean intersection over union on a source."""
+        return IntersectionOverUnion(source)
+
+    def draw(self, path: str | os.PathLike[str], source: MapSource, columns: Mapping[str, Column]) -> None:
+        """Draws the true maps over the images, and beside them what each model said."""
+        maps = {
+            f"{name}  {self.primary} {known(column.metrics.get(self.primary, math.nan), '.1f')}": [
+                decoded(entry) for entry in column.kept
+            ]
+            for name, column in columns.items()
+        }
+        save_maps(path, source, maps)
+
+    def remarks(self, source: MapSource, sizing: Sizing) -> list[str]:
+        """Nothing: maps are scaled as their images."""
+        del source, sizing
+        return []
+
+    def suggest(self, source: MapSource) -> Suggestion | None:
+        """Images of about their own size: see :func:`suggested`."""
+        return Suggestion(suggested(source), ())
+
+    def statistics(self, source: Any) -> None:
+        """None: no method asks for what the maps look like."""
+
+    def describe(self, source: MapSource) -> list[str]:
+        """The share of the pixels that each class has, and in how many images it is."""
+        return described(source)
+
+    def drawn(self, batch: Batch, row: int, class_names: Sequence[str]) -> Drawing:
+        """An image of a batch under the colours of its classes."""
+        del class_names
+        image = image_of(batch, row)
+        height, width = image.shape[:2]
+        return Drawing(overlay(image, np.asarray(batch.targets.classes[row])[:height, :width]))
