@@ -93,6 +93,10 @@ class Labels(NamedTuple):
 
     classes: jax.Array
     """(N,) int32 in [0, classes) of images; (N, H, W) uint8 of pixels, ``IGNORED`` in the padding too."""
+    other: jax.Array | None = None
+    """(N,) int32: of images that are mixed with another one (mixup), the class of that; None where none is."""
+    share: jax.Array | None = None
+    """(N,) float32 in [0, 1]: how much of the image is the other one."""
 
 
 class Logits(NamedTuple):

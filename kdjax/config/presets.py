@@ -96,7 +96,15 @@ def base_config() -> ConfigDict:
 def tiny(config: ConfigDict) -> ConfigDict:
     """A config with small detectors that take two steps on tiny data, to check an installation or a config."""
     config.data.update(
-        name="shapes/tiny", image_size=(64, 64), short_sides=(), long_side=0, resize="kdjax", eval_padding=0, threads=2
+        name="shapes/tiny",
+        image_size=(64, 64),
+        short_sides=(),
+        long_side=0,
+        resize="kdjax",
+        eval_padding=0,
+        centre_crop=False,
+        crop=(),
+        threads=2,
     )
     config.eval_batch_size = 8
     for stage in (config[name] for name in config.stages):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from ml_collections import config_dict
 
-from kdjax.data.sizing import MOST_PIXELS, RESIZES, Augmentation, Reading, Sizing
+from kdjax.data.sizing import MOST_PIXELS, RESIZES, Augmentation, Reading, Size, Sizing
 from kdjax.options import FLAG, OPTIMIZERS, SCHEDULES, TEXT, WITHOUT_EFFECT, Rule, choice, number, tuple_of, whole
 from kdjax.sinks import SINKS
 from kdjax.weights import SOURCES
@@ -39,6 +39,15 @@ _JITTER = Rule(
     "an empty tuple or a pair of numbers above 0, the smaller one first",
     lambda value: value == () or (_is_pair(value, number(0, above=True)) and value[0] <= value[1]),
 )
+_CROP = Rule(
+    "an empty tuple or a pair of multiples of 32, height and width in pixels",
+    lambda value: value == () or _is_size(value),
+)
+_SHARES = Rule(
+    "an empty tuple or a pair of numbers above 0 and at most 1, the smaller one first",
+    lambda value: value == () or (_JITTER.holds(value) and value[1] <= 1),
+)
+_RANGE = Rule("a pair of numbers above 0, the smaller one first", lambda value: value != () and _JITTER.holds(value))
 _VALUES = Rule(
     "an empty tuple or a pair of numbers, the smaller one first",
     lambda value: value == () or (_is_pair(value, number(-math.inf)) and value[0] < value[1]),
@@ -219,8 +228,10 @@ class Data:
     name: Annotated[
         str,
         TEXT,
-        "shapes, which is generated; tfds:<name>, such as tfds:coco/2017 or tfds:voc/2007+2012; or coco_json:<folder>, "
-        "yolo:<folder> or voc:<folder> for images with annotations in COCO's, YOLO's or Pascal VOC's format.",
+        "shapes, which is generated; tfds:<name>, such as tfds:coco/2017, tfds:voc/2007+2012 or tfds:imagenet2012; or "
+        "coco_json:<folder>, yolo:<folder> or voc:<folder> for images with annotations in COCO's, YOLO's or Pascal "
+        "VOC's format. Of classification shapes/crops or class_folders:<folder>; of segmentation shapes/maps, "
+        "index_maps:<folder>, voc_maps:<folder> or cityscapes:<folder>.",
     ] = "shapes"
     data_dir: Annotated[
         str,
@@ -307,6 +318,12 @@ class Data:
         "Evaluation pads each image to the next multiple of this, 32 as published detectors are tested, and compiles "
         "anew for each shape that comes of it; 0 pads to image_size. What padding there is changes boxes a little.",
     ] = 0
+    centre_crop: Annotated[
+        bool,
+        FLAG,
+        "Evaluation cuts what does not fit into image_size, alike on both sides, where the shorter side is "
+        "short_sides long or, with (), where the image covers the array; as classifiers are tested.",
+    ] = False
     fit: Annotated[
         bool,
         FLAG,
@@ -333,13 +350,57 @@ class Data:
         "is cropped. () for none.",
     ] = ()
     color: Annotated[float, number(0, 1), "Strength of changes of brightness, contrast, saturation and hue."] = 0.0
+    crop: Annotated[
+        tuple[int, int] | tuple[()],
+        _CROP,
+        "Height and width of training's images where they are not evaluation's: cut at a random place of the image, "
+        "which is scaled as in evaluation, times jitter. () for image_size.",
+    ] = ()
+    jitter_steps: Annotated[
+        int,
+        Rule("0 or a whole number of at least 2", lambda value: value == 0 or whole(2).holds(value)),
+        "Equally spaced factors of jitter, of which one is drawn; 0 for any in between.",
+    ] = 0
+    max_class_share: Annotated[
+        float,
+        number(0, 1, above=True),
+        "Of label maps: windows in which one class has more of the labelled pixels than this share are drawn anew, up "
+        "to ten times.",
+    ] = 1.0
+    area: Annotated[
+        tuple[float, float] | tuple[()],
+        _SHARES,
+        "Range of the share of an image's area that training cuts out at a random place and scales to the whole "
+        "array, such as (0.08, 1.0), in place of jitter. () for none.",
+    ] = ()
+    ratio: Annotated[tuple[float, float], _RANGE, "Range of the ratio of width to height of what area cuts out."] = (
+        3 / 4,
+        4 / 3,
+    )
+    distort: Annotated[
+        bool,
+        FLAG,
+        "Change colours as SSD and MMSegmentation do: brightness, contrast, saturation and hue, each with "
+        "probability 1/2.",
+    ] = False
+    mixup: Annotated[
+        float,
+        number(0),
+        "Of images of one class each: above 0, each is mixed with another one, whose share is drawn from the beta "
+        "distribution with this as both parameters.",
+    ] = 0.0
     threads: Annotated[int, whole(1), "Threads that prepare images.", WITHOUT_EFFECT] = 2
 
     @property
     def sizing(self) -> Sizing:
         """How large images are."""
         shapes = (self.image_size,) if _is_size(self.image_size) else self.image_size
-        return Sizing(shapes, self.short_sides, self.long_side, self.resize, self.eval_padding)
+        return Sizing(shapes, self.short_sides, self.long_side, self.resize, self.eval_padding, self.centre_crop)
+
+    @property
+    def training_shapes(self) -> tuple[Size, ...]:
+        """Of the arrays that training's images are padded to."""
+        return (self.crop,) if self.crop else self.sizing.shapes
 
     @property
     def reading(self) -> Reading:
@@ -349,7 +410,18 @@ class Data:
     @property
     def augmentation(self) -> Augmentation:
         """What training changes at random."""
-        return Augmentation(flip=self.flip, jitter=self.jitter or None, color=self.color)
+        return Augmentation(
+            flip=self.flip,
+            jitter=self.jitter or None,
+            color=self.color,
+            crop=self.crop or None,
+            jitter_steps=self.jitter_steps,
+            max_class_share=self.max_class_share,
+            area=self.area or None,
+            ratio=self.ratio,
+            distort=self.distort,
+            mixup=self.mixup,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 from absl import logging
+from scipy import special
 
 from kdjax.data.order import Order
 from kdjax.data.sizing import Augmentation, Size, Sizing, sizing
-from kdjax.data.transforms import NUMBERS, augment, fit, move
+from kdjax.data.transforms import MIXUP, NUMBERS, Geometry, augment, fit, largest_share, mixed, move
 from kdjax.errors import UserError
 from kdjax.types import Batch, Source, Task
 
@@ -62,8 +63,8 @@ def train_batches(
     """Endless training batches; the one of step s depends on ``seed`` and s alone.
 
     :mod:`kdjax.data.order` says which examples it holds; how they are augmented depends on the seed and their position
-    in that order. Every process yields its share of the same global batch, whose images are all padded to one shape:
-    its contiguous slice of each of the batch's ``parts``.
+    in that order. Every process yields its share of the same global batch, whose images are all padded to one shape
+    (``augmentation.crop``, or that of evaluation): its contiguous slice of each of the batch's ``parts``.
 
     Args:
         source: at least ``batch_size`` examples.
@@ -85,12 +86,13 @@ def train_batches(
         An iterator of :class:`kdjax.types.Batch`, made of NumPy arrays, with ``batch_size / process_count`` images.
 
     Raises:
-        UserError: fewer examples than a batch.
+        UserError: fewer examples than a batch, or an option of augmentation that is not for such examples.
         ValueError: a batch that cannot be divided among the processes.
     """
     local_size = _local_size(batch_size, process_index, process_count, parts)
     if len(source) < batch_size:
         raise UserError(f"the source has {len(source)} examples, fewer than the batch of {batch_size}")
+    _check_augmentation(source, augmentation)
     sizes = sizing(image_size)
     order = Order(_choose_shapes(source, sizes, log), batch_size, seed, NUMBERS)
     index = np.arange(batch_size, dtype=np.int32).reshape(parts, process_count, -1)[:, process_index].ravel()
@@ -98,14 +100,17 @@ def train_batches(
 
     def batch(step: int) -> tuple[Batch, Sequence[Work]]:
         bucket, positions = order.batch(step)
-        shape = sizes.shapes[bucket]
+        shape = augmentation.crop or sizes.shapes[bucket]
         images = memory.images(local_size, shape)
         size, targets = np.zeros((local_size, 2), np.int32), task.targets(local_size, shape)
 
         def fill(row: int, position: int) -> None:
             number, numbers = order.example(position)
-            example = source[number]
-            image, geometry = augment(example.image, numbers, shape, sizes, augmentation)
+            example, image, geometry = _changed(source, number, numbers, sizes.shapes[bucket], sizes, augmentation)
+            if augmentation.mixup:
+                example, image = _mixed(
+                    example, image, numbers[MIXUP], source, sizes.shapes[bucket], sizes, augmentation
+                )
             size[row] = _put(image, images[row])
             task.fill(targets, row, example, geometry)
 
@@ -114,6 +119,42 @@ def train_batches(
         return cast(Any, Batch)(images, size, index, targets), work
 
     return _prepared(map(batch, itertools.count(first_step)), local_size, num_threads)
+
+
+def _check_augmentation(source: Source, augmentation: Augmentation) -> None:
+    """Refuses what the examples of a source have no truth for."""
+    for option, on, needed, what in (
+        ("max_class_share", augmentation.max_class_share < 1, "classes", "label maps"),
+        ("mixup", augmentation.mixup > 0, "label", "images of one class each"),
+    ):
+        if on and not hasattr(source, needed):
+            raise UserError(f"config.data.{option} is for {what}, which {source.origin} has not: leave it as it was.")
+
+
+def _changed(
+    source: Source, number: int, numbers: np.ndarray, shape: Size, sizes: Sizing, augmentation: Augmentation
+) -> tuple[Any, np.ndarray, Geometry]:
+    """An example, its image changed at random, and the geometry that it followed."""
+    example, most = source[number], augmentation.max_class_share
+    accepts = (lambda geometry: largest_share(example.classes, geometry) <= most) if most < 1 else (lambda _: True)
+    return example, *augment(example.image, numbers, shape, sizes, augmentation, accepts)
+
+
+def _mixed(
+    example: Any,
+    image: np.ndarray,
+    numbers: np.ndarray,
+    source: Source,
+    shape: Size,
+    sizes: Sizing,
+    augmentation: Augmentation,
+) -> tuple[Any, np.ndarray]:
+    """An example and its image with another one of the source over it, all drawn by three numbers in [0, 1)."""
+    which, how, much = numbers.tolist()
+    others = np.random.default_rng(int(how * 2**53)).random(NUMBERS)
+    other, other_image, _ = _changed(source, int(which * len(source)), others, shape, sizes, augmentation)
+    share = float(special.betaincinv(augmentation.mixup, augmentation.mixup, much))
+    return example._replace(other=other.label, share=share), mixed(image, other_image, share)
 
 
 def batch_positions(source: Source, *, batch_size: int, image_size: Size | Sizing, seed: int, step: int) -> list[int]:

@@ -40,6 +40,10 @@ class ClassifiedImage(NamedTuple):
     """Unique in its split."""
     label: int
     """In [0, classes)."""
+    other: int = 0
+    """The class of an image that is mixed into this one; of no meaning where none is."""
+    share: float = 0.0
+    """How much of the pixels is that image, in [0, 1]."""
 
 
 class MappedImage(NamedTuple):

@@ -75,6 +75,9 @@ class Sizing(NamedTuple):
     """How images are scaled, a key of ``RESIZES``."""
     eval_padding: int = 0
     """In evaluation, padded arrays have the next multiples of this as sides; 0 for ``shapes``."""
+    centre_crop: bool = False
+    """In evaluation, cut what does not fit, alike on both sides, where the shorter side has its length or, with no
+    lengths given, where the image covers its array; as classifiers are tested. Otherwise images are scaled to fit."""
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> "Sizing":
@@ -115,6 +118,9 @@ class Sizing(NamedTuple):
             shape: height and width.
             short_side: one of ``short_sides``; None for the longest.
         """
+        if self.centre_crop:
+            sides = short_side or max(self.short_sides, default=0)
+            return sides / np.min(size, axis=-1) if sides else np.max(np.asarray(shape) / size, axis=-1)
         factor = np.min(np.asarray(shape) / size, axis=-1)
         if self.short_sides:
             factor = np.minimum(factor, (short_side or max(self.short_sides)) / np.min(size, axis=-1))
@@ -144,8 +150,27 @@ class Augmentation(NamedTuple):
     flip: float = 0.0
     """Probability of mirroring an image left to right."""
     jitter: tuple[float, float] | None = None
-    """Range of a factor on the scale at which an image fits into its shape, in place of ``Sizing.short_sides``. What
-    is then too large is cropped at a random place (large-scale jitter; Ghiasi et al., 2021: 0.1 to 2)."""
+    """Range of a factor on the scale at which an image fits into its shape, in place of ``Sizing.short_sides``; with
+    ``crop``, on the scale of evaluation. What is then too large is cropped at a random place (large-scale jitter;
+    Ghiasi et al., 2021: 0.1 to 2)."""
     color: float = 0.0
-    """Strength in [0, 1] of :func:`recolor`: its factors are drawn from 1 - color to 1 + color, the turn of hues from
-    -color / 10 to color / 10. At 0.5 about the photometric distortion of SSD (Liu et al., 2016)."""
+    """Strength in [0, 1] of :func:`kdjax.data.transforms.recolor`: its factors are drawn from 1 - color to 1 + color,
+    the turn of hues from -color / 10 to color / 10. At 0.5 about the photometric distortion of SSD (Liu et al., 2016).
+    """
+    crop: Size | None = None
+    """Shape of training's arrays where it is not evaluation's: a window of that size is cut at a random place of the
+    scaled image."""
+    jitter_steps: int = 0
+    """Equally spaced factors of ``jitter``, both ends among them, of which one is drawn; 0 for any in between."""
+    max_class_share: float = 1.0
+    """Windows in which a class has more than this share of the labelled pixels are drawn anew, up to ten times."""
+    area: tuple[float, float] | None = None
+    """Range of the share of an image's area that is cut out at a random place and scaled to the whole array (Szegedy et
+    al., 2015: 0.08 to 1), in place of ``jitter``."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the ratio of width to height of what ``area`` cuts out."""
+    distort: bool = False
+    """Whether colours are changed as :mod:`kdjax.data.distortion` does."""
+    mixup: float = 0.0
+    """Above 0, both parameters of the beta distribution of the share that another image has in each (Zhang et al.,
+    2018: 0.2 on ImageNet); of images with one class each."""

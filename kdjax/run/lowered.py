@@ -46,7 +46,7 @@ def lower_step(plan: Plan, stage: StagePlan, devices: Sequence[jax.Device], *, s
         share: images of a step on each of them.
         classes: of the data.
     """
-    shape = max(plan.data.sizing.shapes, key=math.prod)
+    shape = max(plan.data.training_shapes, key=math.prod)
     batch = _abstract_batch(plan, (len(devices), share), shape)
     key = jax.eval_shape(lambda: jax.random.key(0))
     facts = Facts(plan.task, classes, shape, teacher=teacher_of(plan, stage, classes))

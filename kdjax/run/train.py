@@ -167,7 +167,7 @@ def _facts(plan: Plan, stage: StagePlan, splits: Splits, origins: Origins) -> Fa
     return Facts(
         task=plan.task,
         num_classes=len(splits.train.class_names),
-        image_size=plan.data.sizing.shapes[0],
+        image_size=plan.data.training_shapes[0],
         model=origins.model,
         teacher=origins.teacher and origins.teacher.module,
         given=origins.given,

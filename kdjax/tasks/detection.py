@@ -21,6 +21,7 @@ from kdjax.models import model_class
 from kdjax.options import defaults
 from kdjax.report import known
 from kdjax.tasks.average_precision import COCO_DETECTIONS, AveragePrecision, ImageDetections
+from kdjax.tasks.cut import refuse_cut
 from kdjax.types import Batch, Column, Masks, Suggestion, Targets
 from kdjax.visualize import Drawing, Mark, image_of, save_predictions, truth_marks
 
@@ -56,7 +57,12 @@ class Detection:
 
     @classmethod
     def of(cls, data: Any) -> "Detection":
-        """The task on data as the config has them."""
+        """The task on data as the config has them.
+
+        Raises:
+            UserError: evaluation would see a part of each image only.
+        """
+        refuse_cut(data)
         return cls(data.max_objects, data.mask_size if data.masks else 0, data.max_detections)
 
     def complete_model(self, model: dict[str, Any]) -> None:

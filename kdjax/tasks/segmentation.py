@@ -14,6 +14,7 @@ from kdjax.data.sizing import Size, Sizing
 from kdjax.data.transforms import Geometry, move_classes
 from kdjax.errors import UserError
 from kdjax.report import known
+from kdjax.tasks.cut import refuse_cut
 from kdjax.tasks.iou import IntersectionOverUnion, decoded
 from kdjax.tasks.map_pictures import overlay, save_maps
 from kdjax.types import IGNORED, Batch, Column, Labels, Suggestion
@@ -33,8 +34,12 @@ class Segmentation:
 
     @classmethod
     def of(cls, data: Any) -> "Segmentation":
-        """The task on data as the config has them."""
-        del data
+        """The task on data as the config has them.
+
+        Raises:
+            UserError: evaluation would see a part of each image only.
+        """
+        refuse_cut(data)
         return cls()
 
     def complete_model(self, model: dict[str, Any]) -> None:
