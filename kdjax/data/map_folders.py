@@ -11,6 +11,7 @@ from kdjax.data.annotated import sliced
 from kdjax.data.check import check_images
 from kdjax.data.flaws import DEFAULT, Checks, DataReport
 from kdjax.data.folders import headers_of, no_split, pictures, read_text, readable, split_words
+from kdjax.data.images import ImageError, UndecodableError
 from kdjax.data.mapped import IndexedMaps, mapped_source
 from kdjax.data.vocabularies import CITYSCAPES, VOC_CLASSES, Vocabulary, cityscapes, vocabulary
 from kdjax.errors import DataError, UserError
@@ -189,20 +190,30 @@ def _opened(
     report.settle(flaws.NO_MAP, [row + 1 for row in bare], missing, [images[stems[row]] for row in bare])
     rows = np.array([row for row, stem in enumerate(stems) if stem in maps], np.int64)
     names, map_names = [images[stems[row]] for row in rows], [maps[stems[row]] for row in rows]
+    # Of label maps too: what is a link or no file at all is not read.
+    map_names, map_headers = headers_of(folder, folder, rows + 1, map_names, report)
     names, found = headers_of(folder, folder, rows + 1, names, report)
     kept, own = check_images(rows + 1, names, np.zeros((len(names), 2), np.int64), found, report)
-    map_names = [map_names[row] for row in own.tolist()]
+    map_names, map_headers = ([x[row] for row in own.tolist()] for x in (map_names, map_headers))
 
     def path_in(names: list[str]) -> Callable[[int], Path]:
         return lambda row: folder / names[row]
 
     image_path, map_path = path_in(list(kept.names)), path_in(map_names)
+
+    def read_map(row: int) -> bytes:
+        error = map_headers[row]
+        # Values that are no colours may be numbers all the same.
+        if isinstance(error, ImageError) and not isinstance(error, UndecodableError):
+            raise error
+        return map_path(row).read_bytes()
+
     return mapped_source(
         kept,
         map_names,
         words,
         read=lambda row: image_path(row).read_bytes(),
-        read_map=lambda row: map_path(row).read_bytes(),
+        read_map=read_map,
         report=report,
         path=image_path,
         map_path=map_path,

@@ -1,6 +1,7 @@
 """Folders of images and label maps: index maps, VOC's and Cityscapes', sound and spoilt in one place."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -322,6 +323,21 @@ def test_maps_of_classes_are_taken_where_cityscapes_has_no_ids(tmp_path):
     np.testing.assert_array_equal(opened(tmp_path, kind="cityscapes").classes(0), truth(0, top=19))
     with pytest.raises(UserError, match=f"cityscapes:{tmp_path}"):
         open_source(str(tmp_path), "train")
+
+
+def test_links_and_what_is_no_file_are_not_read(folder, tmp_path_factory):
+    outside = put(tmp_path_factory.mktemp("outside") / "a.png", map_of(truth(0)))
+    path = folder / "labels" / "train" / "a.png"
+    path.unlink()
+    path.symlink_to(outside)
+    refused(
+        folder, r"links to files outside .*'labels/train/a.png' is a link to .*; config.data.follow_links=True takes"
+    )
+    np.testing.assert_array_equal(opened(folder, follow_links=True).classes(0), truth(0))
+    path.unlink()
+    os.mkfifo(path)
+    refused(folder, "labels/train/a.png is no file")
+    assert len(opened(folder, lenient=True)) == 3
 
 
 def test_the_plain_path_is_answered_with_its_kind(folder):
