@@ -15,6 +15,7 @@ from flax.typing import Dtype
 from kdjax.errors import UserError
 from kdjax.models.deformable import DeformableConv
 from kdjax.models.grouped import grouped_conv
+from kdjax.models.norm import BatchNorm
 from kdjax.options import FLAG, Rule, check_fields, choice, number, whole
 from kdjax.types import Features
 
@@ -184,8 +185,8 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> Features:
         """Normalised images (N, H, W, 3) to {"c2": (N, H/4, W/4, C), ... "c5": (N, H/32, W/32, 8 C)}, sizes rounded up.
 
-        ``train`` normalises with the batch's statistics and updates the running ones (PyTorch's momentum 0.1, but the
-        biased variance, as is Flax's custom); otherwise the running statistics are used and left alone.
+        ``train`` normalises with the batch's statistics and updates the running ones; otherwise the running
+        statistics are used and left alone.
         """
         kind, repeats = LAYERS[self.depth]
         block: Any = nn.remat(kind, static_argnums=(2,)) if self.remat else kind
@@ -237,7 +238,5 @@ def _parts(
 ) -> tuple[functools.partial, functools.partial]:
     """The convolution and the batch norm that every layer of a ResNet is made of."""
     conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_he, dtype=dtype)
-    norm = functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=epsilon, axis_name=axis_name, dtype=dtype
-    )
+    norm = functools.partial(BatchNorm, train=train, epsilon=epsilon, axis_name=axis_name, dtype=dtype)
     return conv, norm

@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from kdjax.errors import UserError
+from kdjax.models.norm import BatchNorm
 from kdjax.models.resnet import BasicBlock, Bottleneck, ResNet, max_pool
 
 # Published parameter counts of torchvision's models, less those of the classifier (C * 1000 + 1000).
@@ -130,7 +131,7 @@ def test_fields_reach_every_block():
 
     with nn.intercept_methods(note):
         shapes(ResNet(50, style="caffe", groups=2, base_width=32, epsilon=0.5), jnp.zeros((1, 32, 32, 3)))
-    assert {part.epsilon for part in parts if isinstance(part, nn.BatchNorm)} == {0.5}
+    assert {part.epsilon for part in parts if isinstance(part, BatchNorm)} == {0.5}
     in_groups = [part for part in parts if isinstance(part, nn.Conv) and part.feature_group_count == 2]
     assert [part.name for part in in_groups] == ["conv2"] * 16
     strided = [part.name for part in parts if isinstance(part, nn.Conv) and part.strides == 2]
@@ -175,7 +176,8 @@ def test_running_statistics_follow_the_batch_by_a_tenth_and_only_in_training():
     _, updated = block.apply(variables, x, True, mutable=["batch_stats"])
     y = convolve(x, np.asarray(variables["params"]["conv1"]["kernel"]), 1)
     np.testing.assert_allclose(updated["batch_stats"]["bn1"]["mean"], 0.1 * y.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(updated["batch_stats"]["bn1"]["var"], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-4)
+    var = 0.9 + 0.1 * y.var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(updated["batch_stats"]["bn1"]["var"], var, rtol=1e-4)
     _, untouched = block.apply(variables, x, False, mutable=["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, untouched["batch_stats"], variables["batch_stats"])
 
