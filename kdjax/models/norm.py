@@ -1,9 +1,11 @@
-"""Batch normalisation that trains as PyTorch's does."""
+"""Batch normalisation that trains as PyTorch's does, and the layer that it makes with a convolution."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
+
+_he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 _KEPT = 0.9
 """What a step leaves of the running statistics."""
@@ -56,6 +58,35 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels)
         mean, var, scale, bias = (part.reshape(*[1] * (x.ndim - 1), -1) for part in (mean, var, scale, bias))
         return ((x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias).astype(self.dtype)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and batch norm: (N, H, W, C) to (N, H/stride, W/stride, channels)."""
+
+    channels: int
+    size: int
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Its output, before any activation; ``train`` as in the backbones."""
+        x = nn.Conv(
+            self.channels,
+            (self.size, self.size),
+            self.stride,
+            padding=self.size // 2 * self.dilation,
+            kernel_dilation=self.dilation,
+            feature_group_count=self.groups,
+            use_bias=False,
+            kernel_init=_he,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        return BatchNorm(train, axis_name=self.axis_name, dtype=self.dtype, name="bn")(x)
 
 
 def _statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
