@@ -26,7 +26,7 @@ the pair names (``kdjax/pairs.py``):
         --config.teacher.weights=retinanet_x101_64x4d_fpn_mstrain_3x_coco_20210719_051838-022c2187.pth
         --config.student.weights=resnet50-0676ba61.pth
 
-On Cityscapes, ``configs/maskd.py:deeplabv3_r101_r18``, ``:deeplabv3_r101_mobilenetv2`` and ``:deeplabv3_r101_pspnet_r18``
+On Cityscapes, ``configs/maskd.py:deeplabv3_r101_r18``, ``:deeplabv3_r101_mobilenetv2`` and the like
 have the authors' settings of segmentation (``kdjax/cityscapes.py``): 8 tokens in the teacher's logits, learnt by SGD in
 10000 steps, with weight 1, and 0.4 for the auxiliary head. ``configs/maskd.py:segmentation`` is that on the embedded
 data.

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from kdjax.config import base_config, base_stage
 from kdjax.config.presets import tiny
-from kdjax.errors import UserError
 
 Model = dict[str, Any]
 
@@ -23,7 +22,11 @@ _CIRKD = {"average_over": "labelled", "drop": "elements", "align_corners": True}
 
 def _mmseg(name: str, depth: int, channels: int, auxiliary: int) -> Model:
     backbone = {"depth": depth, "stem": "v1c", "output_stride": 8}
-    return {"name": name, "backbone": backbone, "head": {"channels": channels, "auxiliary_channels": auxiliary, **_MMSEG}}
+    return {
+        "name": name,
+        "backbone": backbone,
+        "head": {"channels": channels, "auxiliary_channels": auxiliary, **_MMSEG},
+    }
 
 
 def _cirkd(name: str, depth: int, channels: int, auxiliary: int) -> Model:
@@ -83,7 +86,7 @@ PAIRS: dict[str, Pair] = {
 """Every pair by the name of its variant."""
 
 VARIANTS = ("segmentation", *PAIRS)
-"""Those of every config that knows label maps, "segmentation" on the embedded ones; each also with ":tiny" behind it."""
+"""Those of every config that knows label maps, "segmentation" on the embedded ones; each with ":tiny" behind it, too."""
 
 
 def knows(variant: str) -> bool:

@@ -99,7 +99,13 @@ def base_config() -> ConfigDict:
 def tiny(config: ConfigDict) -> ConfigDict:
     """A config with small detectors that take two steps on tiny data, to check an installation or a config."""
     config.data.update(
-        name=TINY_DATA[config.task], image_size=(64, 64), short_sides=(), long_side=0, resize="kdjax", eval_padding=0, threads=2
+        name=TINY_DATA[config.task],
+        image_size=(64, 64),
+        short_sides=(),
+        long_side=0,
+        resize="kdjax",
+        eval_padding=0,
+        threads=2,
     )
     config.eval_batch_size = 8
     for stage in (config[name] for name in config.stages):
