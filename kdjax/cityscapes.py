@@ -86,7 +86,7 @@ PAIRS: dict[str, Pair] = {
 """Every pair by the name of its variant."""
 
 VARIANTS = ("segmentation", *PAIRS)
-"""Those of every config that knows label maps, "segmentation" on the embedded ones; each with ":tiny" behind it, too."""
+"""Those of every config that knows label maps, "segmentation" on the embedded ones; with ":tiny" behind it, too."""
 
 
 def knows(variant: str) -> bool:
