@@ -18,12 +18,15 @@ prepared and the two files that the pair names (``kdjax/pairs.py``):
 
 from ml_collections import ConfigDict
 
+from kdjax import cityscapes
 from kdjax.config import method_config
 from kdjax.pairs import finish, start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """DMKD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
+    if cityscapes.knows(variant):
+        return segmentation(variant)
     config, pair = start(variant)
     student = config.student
     student.methods.dmkd = dmkd = method_config("dmkd")
@@ -44,3 +47,13 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         student.inherit = ("neck", "head")
         student.optimizer.clip_norm = 35.0
     return finish(config, variant)
+
+
+def segmentation(variant: str) -> ConfigDict:
+    """DMKD on label maps, which its paper does not: its settings are ours."""
+    config, pair = cityscapes.start(variant)
+    config.student.methods.dmkd = method_config("dmkd", levels=("c5",))
+    config.student.loss_weights.dmkd = 1.0
+    if pair is None:
+        config.student.method_share = 1.0
+    return cityscapes.finish(config, variant)

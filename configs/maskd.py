@@ -25,18 +25,26 @@ the pair names (``kdjax/pairs.py``):
     python -m kdjax.main --config=configs/maskd.py:retinanet_x101_r50 --workdir=runs/maskd_coco
         --config.teacher.weights=retinanet_x101_64x4d_fpn_mstrain_3x_coco_20210719_051838-022c2187.pth
         --config.student.weights=resnet50-0676ba61.pth
+
+On Cityscapes, ``configs/maskd.py:deeplabv3_r101_r18``, ``:deeplabv3_r101_mobilenetv2`` and the like
+have the authors' settings of segmentation (``kdjax/cityscapes.py``): 8 tokens in the teacher's logits, learnt by SGD in
+10000 steps, with weight 1, and 0.4 for the auxiliary head. ``configs/maskd.py:segmentation`` is that on the embedded
+data.
 """
 
 import copy
 
 from ml_collections import ConfigDict
 
+from kdjax import cityscapes
 from kdjax.config import loss_terms, method_config
 from kdjax.pairs import CASCADE_X101, finish, start, taken_over
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """MasKD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
+    if cityscapes.knows(variant):
+        return segmentation(variant)
     config, pair = start(variant)
     student = config.student
     maskd, imitates = method_config("maskd", init="tokens"), "smooth_l1"
@@ -95,3 +103,35 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         # The only tokens of the authors' that do not learn by Adam, perhaps by mistake.
         tokens.optimizer.update(name="sgd", learning_rate=0.1, final_factor=1e-5, weight_decay=1e-4)
     return finish(config, variant)
+
+
+def segmentation(variant: str) -> ConfigDict:
+    """MasKD on label maps, in logits."""
+    config, pair = cityscapes.start(variant)
+    student = config.student
+    student.methods.maskd_logits = method_config("maskd_logits", init="tokens")
+    student.loss_weights.update(maskd_logits=1.0, maskd_auxiliary=0.4)
+    config.stages = ("teacher", "tokens", "student")
+    config.tokens = tokens = copy.deepcopy(config.teacher)
+    tokens.update(init="teacher", weights="", source="", freeze=("student",), dtype=student.dtype)
+    tokens.methods.maskd_logit_tokens = method_config("maskd_logit_tokens")
+    # The teacher in inference mode: the authors' is in training mode here.
+    tokens.model.frozen_norm, tokens.model.head.dropout = True, 0.0
+    # The teacher's own loss, on logits without masks, moves nothing.
+    tokens.loss_weights = ConfigDict(dict.fromkeys(loss_terms(tokens.model), 0.0))
+    tokens.loss_weights.masked_seg = 1.0
+    if tokens.model.head.auxiliary_channels:
+        tokens.loss_weights.masked_auxiliary = 0.4
+    tokens.steps = 200 if pair is None else 10_000
+    tokens.optimizer.update(
+        name="sgd",
+        learning_rate=0.1,
+        schedule="poly",
+        final_factor=0.0,
+        warmup_steps=0,
+        momentum=0.9,
+        weight_decay=1e-3,
+        decay_norm_and_bias=True,
+        clip_norm=0.0,
+    )
+    return cityscapes.finish(config, variant)

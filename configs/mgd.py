@@ -13,16 +13,23 @@ TPU chips, with ``coco/2017`` prepared and the two files that the pair names (se
     python -m kdjax.main --config=configs/mgd.py:retinanet_x101_r50 --workdir=runs/mgd_coco
         --config.teacher.weights=retinanet_x101_64x4d_fpn_mstrain_3x_coco_20210719_051838-022c2187.pth
         --config.student.weights=resnet50-0676ba61.pth
+
+On Cityscapes, ``configs/mgd.py:pspnet_r101_r18`` and ``:pspnet_r101_deeplabv3_r18`` have the authors' settings of
+segmentation (``kdjax/cityscapes.py``): the map of stride 8, 75 % hidden, and channel-wise distillation of the logits
+beside it with weight 3. ``configs/mgd.py:segmentation`` is that on the embedded data.
 """
 
 from ml_collections import ConfigDict
 
+from kdjax import cityscapes
 from kdjax.config import method_config
 from kdjax.pairs import finish, start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """MGD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
+    if cityscapes.knows(variant):
+        return segmentation(variant)
     config, pair = start(variant)
     student = config.student
     student.methods.mgd = mgd = method_config("mgd")
@@ -42,3 +49,15 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         student.inherit = ("neck", "head")
         student.optimizer.clip_norm = 35.0
     return finish(config, variant)
+
+
+def segmentation(variant: str) -> ConfigDict:
+    """MGD on label maps."""
+    config, pair = cityscapes.start(variant)
+    student = config.student
+    student.methods.mgd = method_config("mgd", mask_ratio=0.75, levels=("c5",))
+    student.methods.cwd = method_config("cwd")
+    student.loss_weights.update(mgd=2e-5, cwd=3.0)
+    if pair is None:
+        student.method_share = 1.0
+    return cityscapes.finish(config, variant)

@@ -7,12 +7,15 @@
 
 from ml_collections import ConfigDict
 
+from kdjax import cityscapes
 from kdjax.config import method_config
 from kdjax.pairs import finish, start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """Feature imitation on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
+    if cityscapes.knows(variant):
+        return segmentation(variant)
     config, pair = start(variant)
     config.student.methods.mimic = mimic = method_config("mimic")
     config.student.inherit = ("neck", "head")
@@ -23,3 +26,13 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     else:
         config.student.loss_weights.mimic = 1.0
     return finish(config, variant)
+
+
+def segmentation(variant: str) -> ConfigDict:
+    """Feature imitation on label maps."""
+    config, pair = cityscapes.start(variant)
+    config.student.methods.mimic = method_config("mimic", levels=("c5",))
+    config.student.loss_weights.mimic = 1.0
+    if pair is None:
+        config.student.method_share = 1.0
+    return cityscapes.finish(config, variant)

@@ -10,11 +10,14 @@ and what it inherits, comes from that method's config and ``--config.compare=Tru
 
 from ml_collections import ConfigDict
 
+from kdjax import cityscapes
 from kdjax.pairs import finish, start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """The student alone on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
+    if cityscapes.knows(variant):
+        return segmentation(variant)
     config, pair = start(variant)
     if pair is None:
         config.student.inherit = ("neck", "head")
@@ -22,3 +25,12 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         config.stages = ("student",)
         config.student.teacher = ""
     return finish(config, variant)
+
+
+def segmentation(variant: str) -> ConfigDict:
+    """The student alone on label maps."""
+    config, pair = cityscapes.start(variant)
+    if pair is not None:
+        config.stages = ("student",)
+        config.student.teacher = ""
+    return cityscapes.finish(config, variant)

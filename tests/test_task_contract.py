@@ -9,7 +9,8 @@ import pytest
 from kdjax.data.batches import eval_batches, train_batches
 from kdjax.data.sizing import Augmentation
 from kdjax.data.sources import open_source
-from kdjax.tasks import TASKS, Detection
+from kdjax.data.transforms import move_classes, whole
+from kdjax.tasks import TASKS, Detection, Segmentation
 from kdjax.types import Batch, Detections
 from tests.classification import CLASSES, Classification, Stripes
 
@@ -22,6 +23,8 @@ class Entry(NamedTuple):
     """From a source and a batch of it to what a perfect model says of the batch, as NumPy arrays."""
     worst: float
     """The primary metric of a model that is always wrong."""
+    image_size: tuple[int, int] = (64, 96)
+    """Of the padded images."""
 
 
 def detections(source, batch: Batch) -> Detections:
@@ -44,16 +47,33 @@ def classes(source, batch: Batch) -> np.ndarray:
     return np.eye(len(CLASSES))[[source[max(position, 0)].label for position in batch.index.tolist()]]
 
 
+def maps(source, batch: Batch) -> np.ndarray:
+    said = np.zeros(batch.images.shape[:3], np.uint8)
+    for row, position in enumerate(batch.index.tolist()):
+        if position >= 0:
+            height, width = batch.size[row].tolist()
+            said[row, :height, :width] = move_classes(
+                source.classes(position), whole(source.size(position), (height, width))
+            )
+    return said
+
+
 def another(outputs: Any) -> Any:
     """The same with every class taken for the next one."""
     if isinstance(outputs, Detections):
         return outputs._replace(labels=(outputs.labels + 1) % 6)
+    if outputs.dtype == np.uint8:
+        return (outputs + 1) % 7
     return np.roll(outputs, 1, axis=-1)
 
 
 ENTRIES = {
     "detection": Entry(
         Detection(16), lambda data_dir: open_source("shapes/tiny", "validation", data_dir), detections, 0.0
+    ),
+    # Larger than the images: what is made smaller by the nearest pixel does not come back whole.
+    "segmentation": Entry(
+        Segmentation(), lambda data_dir: open_source("shapes/maps/tiny", "validation", data_dir), maps, 0.0, (256, 256)
     ),
     "tests.classification:Classification": Entry(Classification(), lambda _: Stripes("validation"), classes, 0.0),
 }
@@ -73,9 +93,9 @@ def source(entry, data_dir):
     return entry.source(data_dir)
 
 
-def batches(source, count: int = 1):
+def batches(entry, source, count: int = 1):
     parts = [
-        eval_batches(source, batch_size=8, image_size=(64, 96), process_index=k, process_count=count)
+        eval_batches(source, batch_size=8, image_size=entry.image_size, process_index=k, process_count=count)
         for k in range(count)
     ]
     return [list(part) for part in parts]
@@ -92,7 +112,7 @@ def test_facts_are_of_their_kinds(entry):
 def test_the_judge_of_the_truth_is_perfect_and_of_the_opposite_is_not(entry, source):
     for change, expected in ((lambda x: x, 100.0), (another, entry.worst)):
         judge = entry.task.judge(source)
-        for batch in batches(source)[0]:
+        for batch in batches(entry, source)[0]:
             judge.add(change(entry.perfect(source, batch)), batch)
         metrics = judge.merge([judge.state()])
         assert metrics[entry.task.primary] == pytest.approx(expected)
@@ -115,7 +135,7 @@ def test_the_states_of_several_processes_merge_to_the_whole(entry, source, count
             assert all(isinstance(array, np.ndarray) for array in states[-1].values())
         return entry.task.judge(source).merge(states[::-1])
 
-    parts = batches(source, count)
+    parts = batches(entry, source, count)
     flat = [[batch for batches in zip(*parts, strict=True) for batch in batches]]
     np.testing.assert_equal(judged(parts), judged(flat))
 

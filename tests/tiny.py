@@ -10,6 +10,7 @@ import numpy as np
 
 from kdjax.methods.boxes import BoxImitation
 from kdjax.models.fpn import FPN
+from kdjax.models.norm import BatchNorm
 from kdjax.models.retinanet import RetinaNet
 from kdjax.types import Batch, Features, Masks, Targets, View
 
@@ -28,7 +29,7 @@ class TinyBackbone(nn.Module):
         maps, x = {}, nn.avg_pool(images, (2, 2), (2, 2))
         for level in range(2, 6):
             x = nn.Conv(self.width, (3, 3), 2, name=f"conv{level}")(x)
-            x = nn.BatchNorm(not train, axis_name=self.axis_name, momentum=0.9, name=f"bn{level}")(x)
+            x = BatchNorm(train, axis_name=self.axis_name, name=f"bn{level}")(x)
             x = maps[f"c{level}"] = nn.relu(x)
         return maps
 

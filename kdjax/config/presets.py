@@ -13,6 +13,9 @@ EVAL_EVERY = 250
 """Steps between evaluations on the embedded data: twice or thrice on the way a person sees what is learnt, for about
 half a minute of ten."""
 
+TINY_DATA = {"detection": "shapes/tiny", "segmentation": "shapes/maps/tiny", "classification": "shapes/crops/tiny"}
+"""By task, what a config is tried on."""
+
 TEACHER_STEPS = 800
 """Of a teacher on the embedded data."""
 
@@ -96,7 +99,7 @@ def base_config() -> ConfigDict:
 def tiny(config: ConfigDict) -> ConfigDict:
     """A config with small detectors that take two steps on tiny data, to check an installation or a config."""
     config.data.update(
-        name="shapes/tiny",
+        name=TINY_DATA[config.task],
         image_size=(64, 64),
         short_sides=(),
         long_side=0,

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 import flax.linen as nn
 import jax
 
+from kdjax.errors import UserError
 from kdjax.models.fpn import FPN
 from kdjax.models.network import Network, Sections
 from kdjax.models.resnet import ResNet
@@ -34,6 +35,14 @@ class Detector(Network, kw_only=True):
     task: ClassVar[str] = "detection"
     parts: ClassVar[Mapping[str, type[nn.Module]]] = {"backbone": ResNet, "neck": FPN}
     tiny: ClassVar[Sections] = {**Network.tiny, "neck": {"channels": 16, "max_level": 6}}
+
+    def __post_init__(self) -> None:
+        if (stride := getattr(self.backbone, "output_stride", 32)) != 32:
+            raise UserError(
+                f"A detector's pyramid takes maps of strides 4, 8, 16 and 32, but the backbone's output_stride is "
+                f"{stride}; leave it out."
+            )
+        super().__post_init__()
 
     @property
     def strides(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from flax.typing import Dtype
 from kdjax.errors import UserError
 from kdjax.models.deformable import DeformableConv
 from kdjax.models.grouped import grouped_conv
+from kdjax.models.norm import BatchNorm
 from kdjax.options import FLAG, Rule, check_fields, choice, number, whole
 from kdjax.types import Features
 
@@ -22,10 +23,15 @@ _he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: (N, H, W, C) to (N, H/stride, W/stride, channels)."""
+    """Two 3x3 convolutions beside a shortcut: (N, H, W, C) to (N, H/stride, W/stride, channels).
+
+    Attributes:
+        dilations: of the two convolutions.
+    """
 
     channels: int
     stride: int
+    dilations: tuple[int, int] = (1, 1)
     epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
@@ -34,9 +40,10 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """The block's output; ``train`` as in :class:`ResNet`."""
         conv, norm = _parts(self.epsilon, self.axis_name, self.dtype, train)
-        y = conv(self.channels, (3, 3), self.stride, padding=1, name="conv1")(x)
+        first, second = self.dilations
+        y = conv(self.channels, (3, 3), self.stride, padding=first, kernel_dilation=first, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
-        y = conv(self.channels, (3, 3), padding=1, name="conv2")(y)
+        y = conv(self.channels, (3, 3), padding=second, kernel_dilation=second, name="conv2")(y)
         y = norm(name="bn2")(y)
         if x.shape != y.shape:
             x = conv(self.channels, (1, 1), self.stride, padding=0, name="downsample_conv")(x)
@@ -45,10 +52,15 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut: (N, H, W, C) to (N, H/stride, W/stride, 4 * channels)."""
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut: (N, H, W, C) to (N, H/stride, W/stride, 4 * channels).
+
+    Attributes:
+        dilation: of the 3x3 convolution.
+    """
 
     channels: int
     stride: int
+    dilation: int = 1
     style: str = "pytorch"
     groups: int = 1
     base_width: int = 64
@@ -73,7 +85,8 @@ class Bottleneck(nn.Module):
                 inner,
                 (3, 3),
                 strides[1],
-                padding=1,
+                padding=self.dilation,
+                kernel_dilation=self.dilation,
                 feature_group_count=self.groups,
                 conv_general_dilated=grouped_conv if self.merge_groups else None,
                 name="conv2",
@@ -99,7 +112,20 @@ LAYERS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
 STYLES = ("pytorch", "caffe")
 """Where a bottleneck strides."""
 
+STEMS: dict[str, tuple[int, ...]] = {"plain": (64,), "v1c": (32, 32, 64), "v1s": (64, 64, 128)}
+"""Channels of the convolutions before the pooling: one of 7x7, or three of 3x3; the first strides."""
 
+OUTPUT_STRIDES: dict[int, tuple[tuple[int, int], ...]] = {
+    32: ((1, 1), (2, 1), (2, 1), (2, 1)),
+    16: ((1, 1), (2, 1), (2, 1), (1, 2)),
+    8: ((1, 1), (2, 1), (1, 2), (1, 4)),
+}
+"""Pixels of the image from one position of C5 to the next, to the stride and the dilation of each layer."""
+
+
+_OUTPUT_STRIDE = Rule(
+    f"one of {', '.join(map(str, OUTPUT_STRIDES))}", lambda value: type(value) is int and value in OUTPUT_STRIDES
+)
 _DEPTH = Rule(f"one of {', '.join(map(str, LAYERS))}", lambda value: type(value) is int and value in LAYERS)
 
 
@@ -146,6 +172,26 @@ class ResNet(nn.Module):
         "Whether the 3x3 convolutions of the bottlenecks of C3, C4 and C5 are deformable (Dai et al., 2017): "
         "MMDetection's backbones called dconv_c3-c5, but not its mdconv.",
     ] = False
+    stem: Annotated[
+        str,
+        choice(*STEMS),
+        'What stands before the pooling: "plain", one 7x7 convolution of 64 channels; "v1c", three of 3x3 and 32, 32 '
+        "and 64 channels (MMSegmentation's ResNet-V1c); \"v1s\", likewise of 64, 64 and 128 (CIRKD's, and MasKD's for "
+        "segmentation).",
+    ] = "plain"
+    output_stride: Annotated[
+        int,
+        _OUTPUT_STRIDE,
+        "Pixels of the image from one position of C5 to the next. Below 32 the last layers keep the size of their "
+        "input, and their 3x3 convolutions are dilated instead: of 8, by 2 in C4 and 4 in C5, and by half of it in the "
+        "first block of each.",
+    ] = 32
+    dilate_second: Annotated[
+        bool,
+        FLAG,
+        "Whether the second 3x3 convolution of depth 10, 18 and 34 is dilated too, by the layer's whole dilation "
+        "(CIRKD's networks), and not only the first (MMSegmentation's).",
+    ] = False
     epsilon: Annotated[
         float,
         number(0),
@@ -168,6 +214,16 @@ class ResNet(nn.Module):
                 f"A ResNet of depth {self.depth} has no bottlenecks, which style, groups, base_width and deformable "
                 "are about; leave them out, or choose depth 50 or 101."
             )
+        if self.dilate_second and LAYERS[self.depth][0] is Bottleneck:
+            raise UserError(
+                f"A ResNet of depth {self.depth} has no second 3x3 convolution in its blocks, which dilate_second is "
+                "about; leave it out, or choose depth 10, 18 or 34."
+            )
+        if self.deformable and self.output_stride < 32:
+            raise UserError(
+                f"Deformable convolutions are not dilated, as output_stride={self.output_stride} asks for; leave out "
+                "one of the two."
+            )
         if self._channels(64) * self.base_width < 64:
             raise UserError(
                 f"groups={self.groups}, base_width={self.base_width} and width={self.width} leave the 3x3 convolutions "
@@ -178,14 +234,16 @@ class ResNet(nn.Module):
     @property
     def strides(self) -> dict[str, int]:
         """Pixels of the image from one position of each map to the next, fine to coarse."""
-        return {f"c{level}": 2**level for level in range(2, 6)}
+        return {f"c{level}": min(2**level, self.output_stride) for level in range(2, 6)}
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Features:
         """Normalised images (N, H, W, 3) to {"c2": (N, H/4, W/4, C), ... "c5": (N, H/32, W/32, 8 C)}, sizes rounded up.
 
-        ``train`` normalises with the batch's statistics and updates the running ones (PyTorch's momentum 0.1, but the
-        biased variance, as is Flax's custom); otherwise the running statistics are used and left alone.
+        A smaller output stride divides the sizes of the last maps instead of 16 and 32.
+
+        ``train`` normalises with the batch's statistics and updates the running ones; otherwise the running
+        statistics are used and left alone.
         """
         kind, repeats = LAYERS[self.depth]
         block: Any = nn.remat(kind, static_argnums=(2,)) if self.remat else kind
@@ -194,16 +252,27 @@ class ResNet(nn.Module):
             shared |= {"style": self.style, "groups": self.groups, "base_width": self.base_width}
             shared |= {"merge_groups": self.merge_groups}
         conv, norm = _parts(self.epsilon, self.axis_name, self.dtype, train)
-        x = conv(self._channels(64), (7, 7), 2, padding=3, name="conv1")(images)
-        x = nn.relu(norm(name="bn1")(x))
+        x, size = images, 7 if self.stem == "plain" else 3
+        for index, channels in enumerate(STEMS[self.stem], start=1):
+            stride = 2 if index == 1 else 1
+            x = conv(self._channels(channels), (size, size), stride, padding=size // 2, name=f"conv{index}")(x)
+            x = nn.relu(norm(name=f"bn{index}")(x))
         x = max_pool(x)
         maps = {}
-        for layer, count in enumerate(repeats, start=1):
+        for layer, (count, (stride, dilation)) in enumerate(
+            zip(repeats, OUTPUT_STRIDES[self.output_stride], strict=True), start=1
+        ):
             own: dict[str, Any] = {"deformable": True} if self.deformable and layer > 1 else {}
             for index in range(count):
+                # The block that would have strided has half of the dilation (Yu et al., Dilated Residual Networks).
+                first = max(1, dilation // 2) if index == 0 else dilation
+                if kind is Bottleneck:
+                    own["dilation"] = first
+                else:
+                    own["dilations"] = first, dilation if self.dilate_second else 1
                 x = block(
                     channels=self._channels(32 * 2**layer),
-                    stride=2 if layer > 1 and index == 0 else 1,
+                    stride=stride if index == 0 else 1,
                     **shared,
                     **own,
                     name=f"layer{layer}_{index}",
@@ -237,7 +306,5 @@ def _parts(
 ) -> tuple[functools.partial, functools.partial]:
     """The convolution and the batch norm that every layer of a ResNet is made of."""
     conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_he, dtype=dtype)
-    norm = functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=epsilon, axis_name=axis_name, dtype=dtype
-    )
+    norm = functools.partial(BatchNorm, train=train, epsilon=epsilon, axis_name=axis_name, dtype=dtype)
     return conv, norm

@@ -9,23 +9,24 @@ from kdjax.data.examples import MapSource
 from kdjax.types import IGNORED
 from kdjax.visualize import Drawing, Mark, class_colour, save_sheet
 
-_SHARE = 0.55
+_SHARE = 0.6
 """Of a class's colour in a pixel."""
 _IGNORED_COLOUR = (128, 128, 128)
 
 
 def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """An image under the colours of its classes, ignored pixels grey.
+    """An image in grey, under the colours of its classes; ignored pixels stay grey.
 
     >>> overlay(np.zeros((1, 1, 3), np.uint8), np.array([[255]], np.uint8)).tolist()
-    [[[70, 70, 70]]]
+    [[[76, 76, 76]]]
 
     Args:
         image: (H, W, 3) uint8, RGB.
         classes: (H, W) uint8.
     """
     colours = np.array([class_colour(label) for label in range(IGNORED)] + [_IGNORED_COLOUR])
-    return ((1 - _SHARE) * image + _SHARE * colours[classes]).astype(np.uint8)
+    grey = image.mean(axis=-1, keepdims=True)
+    return ((1 - _SHARE) * grey + _SHARE * colours[classes]).astype(np.uint8)
 
 
 def save_maps(path: str | os.PathLike[str], source: MapSource, said: Mapping[str, Sequence[np.ndarray]]) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kdjax.losses.segmentation import segmentation_loss
 
 from kdjax import losses
 from kdjax.methods.logits import CWD
@@ -30,10 +31,10 @@ def own_terms(meta: Arrays, case: Arrays, logits: Logits) -> Arrays:
     """The segmenter's own terms, unweighted; MMSegmentation's, which ignores 255, divides by all pixels."""
     labels = jnp.where(case["label"] == meta["ignore_label"], IGNORED, case["label"]).astype(jnp.uint8)
     loss = functools.partial(
-        losses.map_cross_entropy,
-        labels=labels,
+        segmentation_loss,
+        classes=labels,
         align_corners=meta.get("align_corners", False),
-        denominator="all" if meta["ignore_label"] == IGNORED else "labelled",
+        labelled_only=meta["ignore_label"] != IGNORED,
     )
     heads = {"seg": logits.main, "auxiliary": logits.auxiliary}
     return {name: loss(head) for name, head in heads.items() if head is not None}

@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from kdjax.errors import UserError
+from kdjax.models.norm import BatchNorm
 from kdjax.models.resnet import BasicBlock, Bottleneck, ResNet, max_pool
 
 # Published parameter counts of torchvision's models, less those of the classifier (C * 1000 + 1000).
@@ -130,7 +131,7 @@ def test_fields_reach_every_block():
 
     with nn.intercept_methods(note):
         shapes(ResNet(50, style="caffe", groups=2, base_width=32, epsilon=0.5), jnp.zeros((1, 32, 32, 3)))
-    assert {part.epsilon for part in parts if isinstance(part, nn.BatchNorm)} == {0.5}
+    assert {part.epsilon for part in parts if isinstance(part, BatchNorm)} == {0.5}
     in_groups = [part for part in parts if isinstance(part, nn.Conv) and part.feature_group_count == 2]
     assert [part.name for part in in_groups] == ["conv2"] * 16
     strided = [part.name for part in parts if isinstance(part, nn.Conv) and part.strides == 2]
@@ -149,6 +150,65 @@ def test_deformable_convolutions_stand_in_c3_to_c5_and_add_their_offsets():
     kernels = {f"layer{at}_{block}/conv2/conv_offset/kernel": (3, 3, 64 * 2**at, 18) for at, block in blocks}
     biases = {f"layer{at}_{block}/conv2/conv_offset/bias": (18,) for at, block in blocks}
     assert added == kernels | biases
+
+
+def convolutions(module, size=(65, 96)):
+    """Shapes of the maps and variables, and name, stride, padding and dilation of every 3x3 convolution."""
+    seen = []
+
+    def note(call, args, kwargs, context):
+        if isinstance(part := context.module, nn.Conv) and part.kernel_size == (3, 3):
+            seen.append((part.name, part.strides or 1, part.padding, part.kernel_dilation))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        maps, variables = shapes(module, jnp.zeros((1, *size, 3)))
+    return maps, variables, seen
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "sizes", "dilations"),
+    [
+        (8, [(17, 24), (9, 12), (9, 12), (9, 12)], [1] * 8 + [2] * 5 + [2, 4, 4]),
+        (16, [(17, 24), (9, 12), (5, 6), (5, 6)], [1] * 14 + [2, 2]),
+    ],
+)
+def test_dilation_stands_for_strides_in_the_last_layers(output_stride, sizes, dilations):
+    plain = ResNet(50)
+    module = plain.clone(output_stride=output_stride)
+    maps, variables, seen = convolutions(module)
+    assert [x.shape[1:3] for x in maps.values()] == sizes
+    assert list(module.strides.values()) == [4, 8, min(16, output_stride), output_stride]
+    assert variables == shapes(plain, jnp.zeros((1, 65, 96, 3)))[1]
+    assert [dilation for *_, dilation in seen] == [padding for *_, padding, _ in seen] == dilations
+
+
+@pytest.mark.parametrize(
+    ("dilate_second", "second"), [(False, [1] * 8), (True, [1, 1, 1, 1, 2, 2, 4, 4])], ids=["first", "both"]
+)
+def test_basic_blocks_dilate_the_first_or_both_convolutions(dilate_second, second):
+    _, _, seen = convolutions(ResNet(18, output_stride=8, dilate_second=dilate_second))
+    assert [dilation for name, *_, dilation in seen if name == "conv1"] == [1, 1, 1, 1, 1, 2, 2, 4]
+    assert [dilation for name, *_, dilation in seen if name == "conv2"] == second
+
+
+def test_a_dilated_block_skips_positions():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 6, 8, 4)).astype(np.float32)
+    block = BasicBlock(channels=4, stride=1)
+    variables = block.init(jax.random.key(0), x)
+    # Of every second row and column it sees what the plain block sees of their map.
+    dilated = block.clone(dilations=(2, 2)).apply(variables, x)
+    np.testing.assert_allclose(dilated[:, 1::2, ::2], block.apply(variables, x[:, 1::2, ::2]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stem", "widths"), [("v1c", [32, 32, 64]), ("v1s", [64, 64, 128])])
+def test_deep_stems_have_three_convolutions(stem, widths):
+    maps, variables, seen = convolutions(ResNet(18, stem=stem))
+    assert [variables["params"][f"conv{index}"]["kernel"].shape[-1] for index in (1, 2, 3)] == widths
+    assert [(name, stride) for name, stride, *_ in seen[:3]] == [("conv1", 2), ("conv2", 1), ("conv3", 1)]
+    assert ("downsample_conv" in variables["params"]["layer1_0"]) == (stem == "v1s")
+    assert maps["c2"].shape == (1, 17, 24, 64)
 
 
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
@@ -175,7 +235,8 @@ def test_running_statistics_follow_the_batch_by_a_tenth_and_only_in_training():
     _, updated = block.apply(variables, x, True, mutable=["batch_stats"])
     y = convolve(x, np.asarray(variables["params"]["conv1"]["kernel"]), 1)
     np.testing.assert_allclose(updated["batch_stats"]["bn1"]["mean"], 0.1 * y.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(updated["batch_stats"]["bn1"]["var"], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-4)
+    var = 0.9 + 0.1 * y.var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(updated["batch_stats"]["bn1"]["var"], var, rtol=1e-4)
     _, untouched = block.apply(variables, x, False, mutable=["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, untouched["batch_stats"], variables["batch_stats"])
 
@@ -241,6 +302,10 @@ def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
         ({"depth": 18, "groups": 32}, "depth 18 has no bottlenecks"),
         ({"depth": 18, "deformable": True}, "depth 18 has no bottlenecks"),
         ({"deformable": 3}, "deformable is 3; it must be True or False"),
+        ({"stem": "v1d"}, "stem is 'v1d'; it must be one of plain, v1c, v1s"),
+        ({"output_stride": 4}, "output_stride is 4; it must be one of 32, 16, 8"),
+        ({"dilate_second": True}, "depth 50 has no second 3x3 convolution"),
+        ({"deformable": True, "output_stride": 8}, "not dilated, as output_stride=8 asks for"),
         ({"groups": 0}, "groups is 0; it must be a whole number of at least 1"),
         ({"groups": 32, "base_width": 4, "width": 0.125}, "no channels"),
     ],
