@@ -361,7 +361,7 @@ class Data:
         Rule("0 or a whole number of at least 2", lambda value: value == 0 or whole(2).holds(value)),
         "Equally spaced factors of jitter, of which one is drawn; 0 for any in between.",
     ] = 0
-    max_class_share: Annotated[
+    cat_max_ratio: Annotated[
         float,
         number(0, 1, above=True),
         "Of label maps: windows in which one class has more of the labelled pixels than this share are drawn anew, up "
@@ -377,10 +377,10 @@ class Data:
         3 / 4,
         4 / 3,
     )
-    distort: Annotated[
+    photometric: Annotated[
         bool,
         FLAG,
-        "Change colours as SSD and MMSegmentation do: brightness, contrast, saturation and hue, each with "
+        "Change colours as SSD and MMSegmentation do, after scaling: brightness, contrast, saturation and hue, each with "
         "probability 1/2.",
     ] = False
     mixup: Annotated[
@@ -416,10 +416,10 @@ class Data:
             color=self.color,
             crop=self.crop or None,
             jitter_steps=self.jitter_steps,
-            max_class_share=self.max_class_share,
+            cat_max_ratio=self.cat_max_ratio,
             area=self.area or None,
             ratio=self.ratio,
-            distort=self.distort,
+            photometric=self.photometric,
             mixup=self.mixup,
         )
 

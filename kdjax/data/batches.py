@@ -124,7 +124,7 @@ def train_batches(
 def _check_augmentation(source: Source, augmentation: Augmentation) -> None:
     """Refuses what the examples of a source have no truth for."""
     for option, on, needed, what in (
-        ("max_class_share", augmentation.max_class_share < 1, "classes", "label maps"),
+        ("cat_max_ratio", augmentation.cat_max_ratio < 1, "classes", "label maps"),
         ("mixup", augmentation.mixup > 0, "label", "images of one class each"),
     ):
         if on and not hasattr(source, needed):
@@ -135,7 +135,7 @@ def _changed(
     source: Source, number: int, numbers: np.ndarray, shape: Size, sizes: Sizing, augmentation: Augmentation
 ) -> tuple[Any, np.ndarray, Geometry]:
     """An example, its image changed at random, and the geometry that it followed."""
-    example, most = source[number], augmentation.max_class_share
+    example, most = source[number], augmentation.cat_max_ratio
     accepts = (lambda geometry: largest_share(example.classes, geometry) <= most) if most < 1 else (lambda _: True)
     return example, *augment(example.image, numbers, shape, sizes, augmentation, accepts)
 

@@ -162,14 +162,14 @@ class Augmentation(NamedTuple):
     scaled image."""
     jitter_steps: int = 0
     """Equally spaced factors of ``jitter``, both ends among them, of which one is drawn; 0 for any in between."""
-    max_class_share: float = 1.0
+    cat_max_ratio: float = 1.0
     """Windows in which a class has more than this share of the labelled pixels are drawn anew, up to ten times."""
     area: tuple[float, float] | None = None
     """Range of the share of an image's area that is cut out at a random place and scaled to the whole array (Szegedy et
     al., 2015: 0.08 to 1), in place of ``jitter``."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the ratio of width to height of what ``area`` cuts out."""
-    distort: bool = False
+    photometric: bool = False
     """Whether colours are changed as :mod:`kdjax.data.distortion` does."""
     mixup: float = 0.0
     """Above 0, both parameters of the beta distribution of the share that another image has in each (Zhang et al.,

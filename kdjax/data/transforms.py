@@ -181,7 +181,7 @@ def augment(
         brightness, contrast, saturation, hue = augmentation.color * (2 * numbers[_COLOUR] - 1)
         image = recolor(image, 1 + brightness, 1 + contrast, 1 + saturation, hue / 10)
     image = turn(image, geometry)
-    if augmentation.distort:
+    if augmentation.photometric:
         image = distort(image, drawn_steps(numbers[_DISTORTION]))
     return image, geometry
 

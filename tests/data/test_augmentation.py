@@ -93,8 +93,8 @@ def draws(count=200, seed=0):
 CROP = Augmentation(flip=0.5, crop=(32, 48), jitter=(0.5, 2.0))
 OPTIONS = {
     "crop": (Maps(), CROP),
-    "steps and shares": (Maps(), CROP._replace(jitter_steps=16, max_class_share=0.45)),
-    "distortion": (Maps(), CROP._replace(distort=True)),
+    "steps and shares": (Maps(), CROP._replace(jitter_steps=16, cat_max_ratio=0.45)),
+    "distortion": (Maps(), CROP._replace(photometric=True)),
     "area": (Classes(), Augmentation(flip=0.5, area=(0.08, 1.0))),
     "mixup": (Classes(), Augmentation(area=(0.3, 1.0), mixup=0.4)),
 }
@@ -287,8 +287,8 @@ def test_a_partner_is_any_image():
     [
         (
             Classes(),
-            Augmentation(max_class_share=0.75),
-            "config.data.max_class_share is for label maps, which coded has",
+            Augmentation(cat_max_ratio=0.75),
+            "config.data.cat_max_ratio is for label maps, which coded has",
         ),
         (Maps(), Augmentation(mixup=0.2), "config.data.mixup is for images of one class each, which coded has not"),
     ],
@@ -331,5 +331,5 @@ def test_one_option_more_changes_no_other():
     image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
     for numbers in draws(20):
         first = transforms.augment(image, numbers, (32, 32), sizing((32, 32)), Augmentation(flip=0.5, crop=(32, 32)))
-        options = Augmentation(flip=0.5, crop=(32, 32), distort=True, color=0.2, max_class_share=0.5, mixup=1.0)
+        options = Augmentation(flip=0.5, crop=(32, 32), photometric=True, color=0.2, cat_max_ratio=0.5, mixup=1.0)
         assert transforms.augment(image, numbers, (32, 32), sizing((32, 32)), options)[1] == first[1]
