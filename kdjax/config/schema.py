@@ -380,8 +380,8 @@ class Data:
     photometric: Annotated[
         bool,
         FLAG,
-        "Change colours as SSD and MMSegmentation do, after scaling: brightness, contrast, saturation and hue, each with "
-        "probability 1/2.",
+        "Change colours as SSD and MMSegmentation do, after scaling: brightness, contrast, saturation and hue, each "
+        "with probability 1/2.",
     ] = False
     mixup: Annotated[
         float,

@@ -40,6 +40,7 @@ def open_class_folders(folder: str | os.PathLike[str], split: str, checks: Check
         [] if place == folder else [path for words in SPLITS.values() for x in words if (path := folder / x).is_dir()]
     )
     class_names = sorted({kind for path in {place, *others} for kind in _classes(path)})
+    label_of = {kind: label for label, kind in enumerate(class_names)}
     report = DataReport(f"{folder} {split}", checks)
 
     images = [tuple(name.split("/", 1)) for name in pictures(place, place)]
@@ -47,7 +48,7 @@ def open_class_folders(folder: str | os.PathLike[str], split: str, checks: Check
     report.settle(flaws.STRAY, range(len(stray)), stray.__getitem__, stray)
     of_class: dict[str, list[str]] = defaultdict(list)
     for kind, *rest in images:
-        if rest and kind in class_names:
+        if rest and kind in label_of:
             of_class[kind].append(rest[0])
     turns = [(turn, kind, image) for kind, found in of_class.items() for turn, image in enumerate(found)]
     names = [f"{kind}/{image}" for _, kind, image in sorted(turns)]
@@ -56,7 +57,7 @@ def open_class_folders(folder: str | os.PathLike[str], split: str, checks: Check
 
     names, found = headers_of(folder, place, identity, names, report)
     kept, _ = check_images(identity, names, np.zeros((len(names), 2), np.int64), found, report)
-    labels = np.array([class_names.index(name.partition("/")[0]) for name in kept.names], np.int64)
+    labels = np.array([label_of[name.partition("/")[0]] for name in kept.names], np.int64)
     return classified_source(
         kept,
         labels,

@@ -113,13 +113,13 @@ class _Seen(NamedTuple):
 
     size: tuple[int, ...]
     values: np.ndarray
-    """(256,) int64: how many have each value."""
+    """(256,) int32: how many have each value."""
     digest: int
     grey: bool
     """Whether it is in RGB with equal channels."""
 
 
-_NOTHING = _Seen((0, 0), np.zeros(256, np.int64), 0, False)
+_NOTHING = _Seen((0, 0), np.zeros(256, np.int32), 0, False)
 
 
 def mapped_source(
@@ -152,7 +152,8 @@ def mapped_source(
     found = for_all(lambda row: _seen(lambda: read_map(row), words, reading), len(map_names))
     sound = _sound(images, map_names, found, words, report)
     seen = [_NOTHING if isinstance(one, ImageError) else one for one in found]
-    values = np.array([one.values for one in seen], np.int64).reshape(-1, 256)
+    values = np.array([one.values for one in seen], np.int32).reshape(-1, 256)
+    classes = range(len(words.class_names))
     used = set(np.flatnonzero(values[sound].any(axis=0)).tolist())
     if used == {0, IGNORED} and words.table[0] == 0:
         raise DataError(
@@ -162,7 +163,7 @@ def mapped_source(
     maps = LabelMaps(
         names=map_names,
         digest=np.array([one.digest for one in seen], np.int64),
-        pixels=values @ (words.table[:, None] == np.arange(len(words.class_names))),
+        pixels=np.stack([values[:, words.table == label].sum(axis=1) for label in classes], axis=1),
         classes=lambda row: _classes(read_map(row), words, reading),
         read=read_map,
         path=map_path,
@@ -183,7 +184,7 @@ def _seen(read: Callable[[], bytes], words: Vocabulary, reading: Reading) -> _Se
     if values.size and (values.min() < 0 or values.max() > 255):
         return ImageError(f"has values from {values.min()} to {values.max()}; {words.words}")
     values = values.astype(np.uint8, copy=False)
-    count = np.array(Image.fromarray(values).histogram(), np.int64)
+    count = np.array(Image.fromarray(values).histogram(), np.int32)
     return _Seen(values.shape, count, digest_of(words.table.astype(np.uint8)[values]), grey)
 
 
