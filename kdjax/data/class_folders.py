@@ -11,6 +11,7 @@ from kdjax.data.check import check_images
 from kdjax.data.classified import IndexedClasses, classified_source
 from kdjax.data.flaws import DEFAULT, Checks, DataReport
 from kdjax.data.folders import SPLITS, headers_of, no_split, pictures, readable, split_words
+from kdjax.errors import DataError
 from kdjax.paths import Path
 
 _NO_CLASS = ("__MACOSX",)
@@ -45,6 +46,11 @@ def open_class_folders(folder: str | os.PathLike[str], split: str, checks: Check
 
     images = [tuple(name.split("/", 1)) for name in pictures(place, place)]
     stray = [image[0] for image in images if len(image) == 1]
+    if stray and len(stray) == len(images):
+        raise DataError(
+            f"{report.origin} has images, such as {stray[0]}, in no folder of a class: an image is "
+            f"{place.name}/<class>/{stray[0]}."
+        )
     report.settle(flaws.STRAY, range(len(stray)), stray.__getitem__, stray)
     of_class: dict[str, list[str]] = defaultdict(list)
     for kind, *rest in images:

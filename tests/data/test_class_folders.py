@@ -152,7 +152,14 @@ def test_marks_and_wide_values_are_met_as_detections_are(folder):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [([], "no folder for the split 'train'"), (["train/cat/a.png"], "has one class alone, 'cat'; there must be two")],
+    [
+        ([], "no folder for the split 'train'"),
+        (["train/cat/a.png"], "has one class alone, 'cat'; there must be two"),
+        (
+            ["train/a.png", "train/b.png"],
+            "images, such as a.png, in no folder of a class: an image is train/<class>/a.png",
+        ),
+    ],
 )
 def test_too_little_is_one_sentence(tmp_path, names, message):
     for name in names:
