@@ -30,7 +30,7 @@ from kdjax.saved import copy_model, describe, describe_model, load_method, load_
 from kdjax.visualize import Drawing, save_contact_sheet
 from kdjax.weights import read_weights
 from tests.bucket import stand_in
-from tests.data import test_voc, test_yolo
+from tests.data import test_map_folders, test_voc, test_yolo
 from tests.data.folders import content, encoded, write
 from tests.test_lock import contend
 from tests.test_processes import DIFFERENT, ROOT, ended, killed_and_resumed, started, training
@@ -135,6 +135,15 @@ def test_json_and_pictures_are_written(bucket):
 
 LAYOUTS = {f"yolo {name}": ("yolo:", *layout) for name, layout in test_yolo.LAYOUTS.items()}
 LAYOUTS |= {f"voc {name}": ("voc:", *layout) for name, layout in test_voc.LAYOUTS.items()}
+_MAP = test_map_folders.map_of(test_map_folders.truth(0, size=(30, 40)))
+LAYOUTS |= {
+    "classes": ("class_folders:", {f"train/{kind}/{k}.png": None for kind in "ab" for k in range(2)}, "train"),
+    "maps": (
+        "index_maps:",
+        {"classes.txt": "a\nb\nc\n", "images/val/sub/a.png": None, "labels/val/sub/a.png": _MAP},
+        "validation",
+    ),
+}
 
 
 def same_data(name, folder, bucket, split):

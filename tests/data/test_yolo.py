@@ -15,12 +15,14 @@ YAML = "path: .\ntrain: images/train\nval: images/val\nnames: {0: cat, 1: dog}\n
 
 
 def put(folder, files):
-    """Writes texts, and pictures of 40 x 30 pixels where there is no text."""
+    """Writes texts and bytes, and pictures of 40 x 30 pixels where there is neither."""
     for number, (name, text) in enumerate(files.items()):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if text is None:
             path.write_bytes(encoded(30, 40, seed=number))
+        elif isinstance(text, bytes):
+            path.write_bytes(text)
         else:
             path.write_text(text)
     return folder
