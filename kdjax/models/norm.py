@@ -10,6 +10,9 @@ _he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _KEPT = 0.9
 """What a step leaves of the running statistics."""
 
+_FEW = 256
+"""Values of a channel on a device."""
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe and Szegedy, 2015), with PyTorch's statistics.
@@ -92,11 +95,19 @@ class ConvNorm(nn.Module):
 def _statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of (..., C) over all other axes and over devices: (C,) float32 each.
 
-    From the mean of squares, so that both take one pass over ``x`` and one exchange between devices.
+    The variance comes from the mean of squares, so that both take one pass over ``x``, of differences from one of the
+    values: of values far from 0 that are nearly equal, squares would leave few digits right. Devices exchange both at
+    once, but what they have few values of: there the spread is between them, and comes from differences too.
     """
-    x = x.astype(jnp.float32)
-    axes = tuple(range(x.ndim - 1))
-    mean, squares = x.mean(axes), jnp.square(x).mean(axes)
-    if axis_name is not None:
-        mean, squares = jax.lax.pmean(jnp.stack([mean, squares]), axis_name)
-    return mean, jnp.maximum(0.0, squares - jnp.square(mean))
+    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    near = jax.lax.stop_gradient(x[(0,) * len(axes)])
+    difference = x - near.reshape(*[1] * len(axes), -1)
+    offset, squares = difference.mean(axes), jnp.square(difference).mean(axes)
+    mean, var = near + offset, jnp.maximum(0.0, squares - jnp.square(offset))
+    if axis_name is None:
+        return mean, var
+    if x.size // x.shape[-1] <= _FEW:
+        whole = jax.lax.pmean(mean, axis_name)
+        return whole, jax.lax.pmean(var + jnp.square(mean - whole), axis_name)
+    whole, var, squares = jax.lax.pmean(jnp.stack([mean, var, jnp.square(mean)]), axis_name)
+    return whole, var + jnp.maximum(0.0, squares - jnp.square(whole))

@@ -11,7 +11,7 @@ import pytest
 from kdjax.models.norm import BatchNorm
 
 RNG = np.random.default_rng(0)
-X = RNG.normal(1, 2, (8, 3, 5, 4)).astype(np.float32)
+X = RNG.normal(1, 2, (8, 30, 11, 4)).astype(np.float32)
 VARIABLES = {
     "params": {name: RNG.uniform(0.5, 1.5, 4).astype(np.float32) for name in ("scale", "bias")},
     "batch_stats": {name: RNG.uniform(0.5, 1.5, 4).astype(np.float32) for name in ("mean", "var")},
@@ -45,6 +45,16 @@ def test_a_single_value_has_no_variance():
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 * VARIABLES["batch_stats"]["var"], rtol=1e-6)
 
 
+def test_of_few_values_the_variance_keeps_its_digits():
+    x = np.array([[1000.0], [1000.01]], np.float32)
+    variables = {
+        "params": {"scale": np.ones(1), "bias": np.zeros(1)},
+        "batch_stats": {"mean": np.zeros(1), "var": np.ones(1)},
+    }
+    _, updated = BatchNorm(True).apply(jax.tree.map(np.float32, variables), x, mutable=["batch_stats"])
+    np.testing.assert_allclose((updated["batch_stats"]["var"] - 0.9) / 0.1, x.var(ddof=1), atol=1e-6)
+
+
 @pytest.mark.parametrize("devices", [2, 8])
 def test_any_number_of_devices_has_the_statistics_of_one(devices):
     expected, stats = BatchNorm(True).apply(VARIABLES, X, mutable=["batch_stats"])
@@ -71,5 +81,7 @@ def test_but_for_that_variance_it_is_flaxs(train, dtype):
     y, updated = ours.apply(VARIABLES, x, mutable=["batch_stats"])
     expected, stats = theirs.apply(VARIABLES, x, mutable=["batch_stats"])
     assert y.dtype == expected.dtype == dtype
-    np.testing.assert_array_equal(y, expected)
-    np.testing.assert_array_equal(updated["batch_stats"]["mean"], stats["batch_stats"]["mean"])
+    # Statistics of a batch differ by rounding, in which ours is the closer one.
+    within = {"rtol": 2e-2 if dtype == jnp.bfloat16 else 1e-5, "atol": 2e-6} if train else {"rtol": 0}
+    np.testing.assert_allclose(np.float32(y), np.float32(expected), **within)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], stats["batch_stats"]["mean"], rtol=1e-5 * train)
