@@ -25,7 +25,7 @@ SIZE = (20, 30)
 def map_of(values, mode="L", kind="PNG", palette=None):
     """An encoded label map."""
     file = io.BytesIO()
-    image = Image.fromarray(np.asarray(values, np.uint8), mode if mode in ("L", "P") else "L")
+    image = Image.fromarray(np.asarray(values, np.uint8))
     if mode == "P":
         image.putpalette(palette or [*range(256), *range(256)][::-1])
     elif mode != "L":
