@@ -19,6 +19,7 @@ from kdjax.models.network import Network
 from kdjax.models.rcnn import RCNN
 from kdjax.models.resnet import ResNet
 from kdjax.models.retinanet import RetinaNet
+from kdjax.models.segmentation import DeepLabV3, DeepLabV3MobileNetV2, PSPNet
 from kdjax.options import chosen, declared
 
 __all__ = [
@@ -43,6 +44,9 @@ MODELS: dict[str, Callable[..., Network]] = {
     "mask_rcnn": functools.partial(RCNN, stages=1, masks=True),
     "cascade_rcnn": functools.partial(RCNN, stages=3, masks=False, train_proposals=2000),
     "cascade_mask_rcnn": functools.partial(RCNN, stages=3, masks=True, train_proposals=2000),
+    "pspnet": PSPNet,
+    "deeplabv3": DeepLabV3,
+    "deeplabv3_mobilenet_v2": DeepLabV3MobileNetV2,
 }
 """A name to a model; two-stage detectors are one module whose fields say how often and for what it looks."""
 

@@ -190,7 +190,7 @@ class ResNet(nn.Module):
         bool,
         FLAG,
         "Whether the second 3x3 convolution of depth 10, 18 and 34 is dilated too, by the layer's whole dilation "
-        "(CIRKD's networks), and not only the first (MMSegmentation's).",
+        "(CIRKD's networks), and not only the first (MMSegmentation's). Blocks of other depths have only one.",
     ] = False
     epsilon: Annotated[
         float,
@@ -213,11 +213,6 @@ class ResNet(nn.Module):
             raise UserError(
                 f"A ResNet of depth {self.depth} has no bottlenecks, which style, groups, base_width and deformable "
                 "are about; leave them out, or choose depth 50 or 101."
-            )
-        if self.dilate_second and LAYERS[self.depth][0] is Bottleneck:
-            raise UserError(
-                f"A ResNet of depth {self.depth} has no second 3x3 convolution in its blocks, which dilate_second is "
-                "about; leave it out, or choose depth 10, 18 or 34."
             )
         if self.deformable and self.output_stride < 32:
             raise UserError(

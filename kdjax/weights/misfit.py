@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdjax.weights.names import State, backbone_alone, indices, layer_paths, rule_for, rules_for, why_skipped
-from kdjax.weights.sources import SOURCES, Source
+from kdjax.weights.sources import DETECTORS, SOURCES, Source
 
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
@@ -35,13 +35,13 @@ def why_misfit(
         wanted: path to shape of what the model takes.
         classes: how many the file tells apart, None where that is not known, and the model.
     """
-    names = [name for name in state if not why_skipped(name)]
+    names = [name for name in state if not why_skipped(name, rules_for(table, detector))]
     return "".join(
         f"{cause}; "
         for cause in (
             _other_detector(names, state, table, detector),
             _other_backbone(state, table, wanted),
-            _other_classes(table, *classes),
+            _other_classes(table.background and detector in DETECTORS, *classes),
         )
         if cause
     )
@@ -53,7 +53,7 @@ def _other_detector(names: list[str], state: State, table: Source, detector: str
     def has(other: Source, kind: str) -> bool:
         return all(rule_for(name, rules_for(other, kind)) for name in names)
 
-    if not names or backbone_alone(state) or has(table, detector):
+    if not names or backbone_alone(state, rules_for(table, detector)) or has(table, detector):
         return ""
     kinds = [kind for kind in table.heads if has(table, kind)]
     if kinds:
@@ -83,21 +83,27 @@ def _resnet(kernels: Kernels) -> str:
 
     >>> _resnet({"backbone/layer1_0/conv1": (128, 64), "backbone/layer1_0/conv2": (128, 4)})
     'ResNeXt of (1, 0, 0, 0) blocks 32x4d'
+    >>> stem = {"backbone/conv1": (32, 3), "backbone/conv3": (64, 32)}
+    >>> _resnet(stem | {"backbone/layer1_0/conv1": (64, 64), "backbone/layer1_0/conv2": (64, 64)})
+    'ResNet of (1, 0, 0, 0) blocks v1c'
     """
     blocks = {match[0] for path in kernels if (match := re.search(r"layer\d_\d+", path))}
     numbers = tuple(sum(block.startswith(f"layer{layer}_") for block in blocks) for layer in range(1, 5))
     if not any(numbers):
         return ""
-    bottleneck = any(path.endswith("conv3") for path in kernels)
+    bottleneck = any(re.search(r"layer\d_\d+/conv3", path) for path in kernels)
     depth = _DEPTHS.get((bottleneck, numbers))
     name = f"-{depth}" if depth else f" of {numbers} blocks"
+    if "backbone/conv3" in kernels:
+        # Both have three convolutions of growing widths before the pooling.
+        name += {32: " v1c", 64: " v1s"}.get(kernels["backbone/conv1"][0], " with a stem of three convolutions")
     first, second = (kernels.get(f"backbone/layer1_0/conv{part}", (1, 1)) for part in (1, 2))
     groups = first[0] // max(second[1], 1)
     return f"ResNeXt{name} {groups}x{second[1]}d" if groups > 1 else f"ResNet{name}"
 
 
-def _other_classes(table: Source, found: int | None, wanted: int) -> str:
+def _other_classes(background: bool, found: int | None, wanted: int) -> str:
     """Where there is a background, the check of the classes says it."""
-    if table.background or found in (None, wanted):
+    if background or found in (None, wanted):
         return ""
     return f"they tell {found} classes apart and the model {wanted}"

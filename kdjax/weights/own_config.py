@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 from kdjax.errors import DataError, UserError
 from kdjax.options import COLOUR, SPREAD
-from kdjax.weights.sources import Sections, Source, merged
+from kdjax.weights.sources import SEGMENTERS, Sections, Source, merged
 
 MOST_CHARACTERS = 2**20
 """Of a text; those of MMDetection have about 2**14."""
 
-_NAMES = ("model", "img_norm_cfg")
-"""What is looked for in a config: the detector, and, before MMDetection 3, its images."""
+_NAMES = ("model", "data_preprocessor", "img_norm_cfg")
+"""What is looked for in a config: the model, and its images, which MMPretrain and MMDetection before 3 have beside it.
+"""
 
 _DEEPEST = 50
 """Brackets inside of one another."""
@@ -146,6 +147,11 @@ class _Reader:
 _TO_RGB = ("to_rgb", "bgr_to_rgb")
 _BOX_STDS = (1.0, 1.0, 1.0, 1.0)
 _ROI_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
+_OUTPUT_STRIDES: dict[Any, int] = {
+    ((1.0, 2.0, 1.0, 1.0), (1.0, 1.0, 2.0, 4.0)): 8,
+    ((1.0, 2.0, 2.0, 1.0), (1.0, 1.0, 1.0, 2.0)): 16,
+}
+"""Of a segmenter's backbone, by the strides and the dilations of its layers."""
 _MOST_OCTAVES = 100
 """Sizes of anchors at a location."""
 _P6 = {True: "c5", "on_input": "c5", "on_output": "p5", False: "pool"}
@@ -172,9 +178,12 @@ def own_facts(config: Mapping[str, Any], detector: str) -> Own:
         DataError: it says what no model can be.
     """
     model = _section(config, "model")
-    pixels, bgr = _pixels(_section(model, "data_preprocessor") or _section(config, "img_norm_cfg"))
+    images = (_section(model, "data_preprocessor"), *(_section(config, name) for name in _NAMES[1:]))
+    pixels, bgr = _pixels(next(filter(None, images), {}))
     style = _section(model, "backbone").get("style")
     backbone = {"style": style} if isinstance(style, str) else {}
+    if detector in SEGMENTERS:
+        backbone |= _dilated(_section(model, "backbone"))
     own = {"backbone": backbone, "neck": _neck(_section(model, "neck")), "head": _head(model, detector)}
     return Own(pixels | {section: fields for section, fields in own.items() if fields}, bgr)
 
@@ -230,8 +239,33 @@ def _neck(section: Mapping[str, Any]) -> dict[str, Any]:
     return found | ({"extra_relu": section.get("relu_before_extra_convs", False) is True} if extra else {})
 
 
+def _dilated(section: Mapping[str, Any]) -> dict[str, Any]:
+    """How far the positions of a segmenter's C5 are apart."""
+    dilations, strides = _numbers(section.get("dilations")), _numbers(section.get("strides"))
+    if not dilations or not strides or set(dilations) == {1.0}:
+        return {}
+    stride = _OUTPUT_STRIDES.get((strides, dilations))
+    if stride is None or section.get("contract_dilation") is not True:
+        raise UserError(
+            f"its own config has a backbone of strides {list(strides)} and dilations {list(dilations)}, contracted: "
+            f"{section.get('contract_dilation', False)}, which no model here has"
+        )
+    return {"output_stride": stride}
+
+
+def _segmenter(section: Mapping[str, Any]) -> dict[str, Any]:
+    """How the main head of a segmenter resizes, and how DeepLabV3's convolutions are dilated, the 1x1 one first."""
+    aligned, dilations = section.get("align_corners"), section.get("dilations")
+    known: dict[str, Any] = {"align_corners": aligned if isinstance(aligned, bool) else None}
+    if isinstance(dilations, list) and len(dilations) > 1 and all(type(x) is int and x >= 1 for x in dilations):
+        known["dilations"] = tuple(dilations[1:])
+    return _known(known)
+
+
 def _head(model: Mapping[str, Any], detector: str) -> dict[str, Any]:
     """What the outputs of the heads mean."""
+    if detector in SEGMENTERS:
+        return _segmenter(_section(model, "decode_head"))
     dense, rpn, rois = (_section(model, key) for key in ("bbox_head", "rpn_head", "roi_head"))
     if detector == "fcos":
         return _fcos(dense)

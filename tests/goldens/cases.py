@@ -14,7 +14,19 @@ HERE = Path(__file__).resolve().parent
 FOLDER = "KDJAX_GOLDENS"
 SAMPLE = 256
 """How many entries of an array the compact form keeps, and its norm; smaller ones and ``WHOLE`` it keeps whole."""
-WHOLE = ("image", "target_", "detection_", "proposals_", "train_proposals_", "roi/")
+WHOLE = (
+    "image",
+    "label",
+    "logits$",
+    "prediction",
+    "slide/prediction",
+    "target_",
+    "detection_",
+    "proposals_",
+    "train_proposals_",
+    "roi/",
+)
+"""What names begin with; those with a $ are whole names."""
 
 
 def find_cases(kind: str) -> list[Path]:
@@ -69,13 +81,14 @@ def _sample_index(name: str, size: int) -> np.ndarray:
 
 
 def load_case(path: Path) -> Case:
-    """A detector's case in its full or its compact form."""
+    """A case in its full or its compact form; of one without weights the spec is empty."""
     with np.load(path) as file:
         meta = json.loads(str(file["meta"]))
         arrays = {name: file[name] for name in file.files if name != "meta"}
     compact = meta.pop("compact", None)
     if compact is None:
-        return Case(meta, json.loads(path.with_suffix(".spec.json").read_text()), arrays)
+        spec = path.with_suffix(".spec.json")
+        return Case(meta, json.loads(spec.read_text()) if spec.is_file() else {}, arrays)
     for name, kept in compact["samples"].items():
         index = _sample_index(name, math.prod(kept["shape"]))
         arrays[name] = Sample(tuple(kept["shape"]), index, arrays[name], kept["norm"], kept["largest"])
@@ -87,7 +100,7 @@ def save_compact(case: Case, path: Path) -> None:
     arrays, samples = {}, {}
     for name, array in case.arrays.items():
         assert isinstance(array, np.ndarray)
-        if array.size > SAMPLE and ("masks" in name or not name.startswith(WHOLE)):
+        if array.size > SAMPLE and ("masks" in name or not f"{name}$".startswith(WHOLE)):
             flat = array.astype(np.float64).reshape(-1)
             samples[name] = {
                 "shape": array.shape,

@@ -46,7 +46,7 @@ QUICK = (
 # Everything runs once: compiling takes longer than running, also of single operations, for which there is NumPy.
 _OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
 # Anchors that overlap an object equally are told apart by the last bit, so these are compiled as programs are.
-if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
+if "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", ""):
     _OPTIONS["xla_cpu_use_fusion_emitters"] = True
 jit = functools.partial(jax.jit, compiler_options=_OPTIONS)
 

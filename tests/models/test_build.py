@@ -21,7 +21,10 @@ SIZE = np.array([[64, 96], [50, 70]], np.int32)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+DETECTORS = [name for name in MODELS if model_class(name).task == "detection"]
+
+
+@pytest.fixture(scope="module", params=DETECTORS)
 def detector(request):
     return build_model({"name": request.param, **TINY}, num_classes=3)
 
@@ -82,8 +85,8 @@ def test_losses_are_float32_scalars_and_detections_fill_their_slots(detector, ou
 
 
 def test_two_stage_detectors_look_at_finer_levels_unless_told_otherwise():
-    levels = {name: build_model({"name": name}, num_classes=3).neck.min_level for name in MODELS}
-    assert levels == {name: 2 if model_class(name).has_proposals else 3 for name in MODELS}
+    levels = {name: build_model({"name": name}, num_classes=3).neck.min_level for name in DETECTORS}
+    assert levels == {name: 2 if model_class(name).has_proposals else 3 for name in DETECTORS}
     assert build_model({"name": "faster_rcnn", "neck": {"min_level": 3}}, num_classes=3).neck.max_level == 6
 
 

@@ -304,7 +304,6 @@ def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
         ({"deformable": 3}, "deformable is 3; it must be True or False"),
         ({"stem": "v1d"}, "stem is 'v1d'; it must be one of plain, v1c, v1s"),
         ({"output_stride": 4}, "output_stride is 4; it must be one of 32, 16, 8"),
-        ({"dilate_second": True}, "depth 50 has no second 3x3 convolution"),
         ({"deformable": True, "output_stride": 8}, "not dilated, as output_stride=8 asks for"),
         ({"groups": 0}, "groups is 0; it must be a whole number of at least 1"),
         ({"groups": 32, "base_width": 4, "width": 0.125}, "no channels"),

@@ -205,14 +205,14 @@ def test_a_config_takes_on_what_the_weights_expect_and_keeps_the_rest(source):
     }
     model = load(state, source, "retinanet", DENSE, variables, **sections).model
     caffe = source in ("mmdet_caffe", "mmdet_detectron", "detectron2")
-    mean = (122.7717, 115.9465, 102.9801) if source == "mmdet_detectron" else (123.675, 116.28, 103.53)
+    means = {"mmdet_detectron": (122.7717, 115.9465, 102.9801), "cirkd": (122.67891, 116.66877, 104.00699)}
     assert model == {
         **(plain := naming.config("retinanet", DENSE)),
         "frozen_norm": True,
         "neck": plain["neck"] | ({"extra_relu": True} if family in ("torchvision", "detectron2") else {}),
         "head": {"convs": 4} | ({"convention": "torchvision" if family == "torchvision" else "mmdet"} if names else {}),
-        "pixel_mean": mean,
-        "pixel_std": (1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375),
+        "pixel_mean": means.get(source, (123.675, 116.28, 103.53)),
+        "pixel_std": (1.0, 1.0, 1.0) if caffe or source == "cirkd" else (58.395, 57.12, 57.375),
         "backbone": {
             "depth": 50,
             "style": "caffe" if caffe else "pytorch",
@@ -381,11 +381,9 @@ def test_unknown_sources_and_detectors_are_refused_with_what_there_is():
     state, variables = retinanet()
     with pytest.raises(UserError, match="no source of weights 'keras'; choose one of torchvision, "):
         load(state, "keras", "retinanet", DENSE, variables)
-    with pytest.raises(
-        ValueError, match="cannot be those of a cascade_mask_rcnn; this source has the detectors: retinanet, fcos"
-    ):
+    with pytest.raises(ValueError, match="cannot be those of a cascade_mask_rcnn; this source has: retinanet, fcos"):
         load(state, "detectron2", "cascade_mask_rcnn", DENSE, variables)
-    with pytest.raises(UserError, match="this source has the detectors: none"):
+    with pytest.raises(UserError, match="this source has: resnet_classifier"):
         load(state, "timm", "retinanet", DENSE, variables)
 
 
