@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdjax.weights.names import State, backbone_alone, indices, layer_paths, rule_for, rules_for, why_skipped
-from kdjax.weights.sources import SOURCES, Source
+from kdjax.weights.sources import DETECTORS, SOURCES, Source
 
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
@@ -35,13 +35,13 @@ def why_misfit(
         wanted: path to shape of what the model takes.
         classes: how many the file tells apart, None where that is not known, and the model.
     """
-    names = [name for name in state if not why_skipped(name)]
+    names = [name for name in state if not why_skipped(name, rules_for(table, detector))]
     return "".join(
         f"{cause}; "
         for cause in (
             _other_detector(names, state, table, detector),
             _other_backbone(state, table, wanted),
-            _other_classes(table, *classes),
+            _other_classes(table.background and detector in DETECTORS, *classes),
         )
         if cause
     )
@@ -53,7 +53,7 @@ def _other_detector(names: list[str], state: State, table: Source, detector: str
     def has(other: Source, kind: str) -> bool:
         return all(rule_for(name, rules_for(other, kind)) for name in names)
 
-    if not names or backbone_alone(state) or has(table, detector):
+    if not names or backbone_alone(state, rules_for(table, detector)) or has(table, detector):
         return ""
     kinds = [kind for kind in table.heads if has(table, kind)]
     if kinds:
@@ -74,16 +74,23 @@ def _other_backbone(state: State, table: Source, wanted: Mapping[str, Any]) -> s
         for path, x in wanted.items()
         if (match := re.fullmatch(r"params/(backbone/.*)/kernel", path))
     }
-    there, here = _resnet(found), _resnet(asked)
+    there, here = _called(found), _called(asked)
     return f"their backbone is a {there} and the model's a {here}" if there and here and there != here else ""
 
 
-def _resnet(kernels: Kernels) -> str:
+def _called(kernels: Kernels) -> str:
     """What a backbone is called.
 
-    >>> _resnet({"backbone/layer1_0/conv1": (128, 64), "backbone/layer1_0/conv2": (128, 4)})
+    >>> _called({"backbone/stem/conv": (32, 3), "backbone/block_1/pointwise/conv": (64, 32)})
+    'MobileNetV1'
+    >>> _called({"backbone/layer1_0/conv1": (128, 64), "backbone/layer1_0/conv2": (128, 4)})
     'ResNeXt of (1, 0, 0, 0) blocks 32x4d'
     """
+    layers = {path.split("/")[-2] for path in kernels}
+    if "pointwise" in layers:
+        return "MobileNetV1"
+    if "project" in layers:
+        return "MobileNetV2"
     blocks = {match[0] for path in kernels if (match := re.search(r"layer\d_\d+", path))}
     numbers = tuple(sum(block.startswith(f"layer{layer}_") for block in blocks) for layer in range(1, 5))
     if not any(numbers):
@@ -96,8 +103,8 @@ def _resnet(kernels: Kernels) -> str:
     return f"ResNeXt{name} {groups}x{second[1]}d" if groups > 1 else f"ResNet{name}"
 
 
-def _other_classes(table: Source, found: int | None, wanted: int) -> str:
+def _other_classes(background: bool, found: int | None, wanted: int) -> str:
     """Where there is a background, the check of the classes says it."""
-    if table.background or found in (None, wanted):
+    if background or found in (None, wanted):
         return ""
     return f"they tell {found} classes apart and the model {wanted}"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.weights.sources import SKIPPED, SOURCES, Rule, Source
+from kdjax.weights.sources import CLASSIFIER, SKIPPED, SOURCES, Rule, Source
 
 State = Mapping[str, np.ndarray]
 
@@ -75,14 +75,24 @@ def rules_for(table: Source, detector: str) -> tuple[Rule, ...]:
     return table.backbone + table.neck + table.heads.get(detector, ())
 
 
-def backbone_alone(state: State) -> bool:
-    """Whether a state dict with plain names has nothing that any source puts beside a backbone."""
+def backbone_alone(state: State, rules: tuple[Rule, ...]) -> bool:
+    """Whether a state dict with plain names has nothing that any source puts beside a backbone.
+
+    The last layer of a classifier counts where the model has one too.
+
+    Args:
+        state: name to array.
+        rules: of the model.
+    """
     others = {rule.pattern for table in SOURCES.values() for rule in _beside_backbone(table)}
-    return not any(re.fullmatch(pattern, _layer(name)) for name in state for pattern in others)
+    names = [name for name in state if not why_skipped(name, rules)]
+    return not any(re.fullmatch(pattern, _layer(name)) for name in names for pattern in others)
 
 
-def why_skipped(name: str) -> str | None:
-    """Why no model needs a tensor; None for one that has a place in some."""
+def why_skipped(name: str, rules: tuple[Rule, ...]) -> str | None:
+    """Why a model of these rules does not need a tensor; None for one that has a place in some model."""
+    if re.fullmatch(CLASSIFIER, name) and rule_for(name, rules):
+        return None
     return next((why for pattern, why in SKIPPED.items() if re.fullmatch(pattern, name)), None)
 
 

@@ -15,8 +15,9 @@ from kdjax.weights.sources import Sections, Source, merged
 MOST_CHARACTERS = 2**20
 """Of a text; those of MMDetection have about 2**14."""
 
-_NAMES = ("model", "img_norm_cfg")
-"""What is looked for in a config: the detector, and, before MMDetection 3, its images."""
+_NAMES = ("model", "data_preprocessor", "img_norm_cfg")
+"""What is looked for in a config: the model, and its images, which MMPretrain and MMDetection before 3 have beside it.
+"""
 
 _DEEPEST = 50
 """Brackets inside of one another."""
@@ -172,7 +173,8 @@ def own_facts(config: Mapping[str, Any], detector: str) -> Own:
         DataError: it says what no model can be.
     """
     model = _section(config, "model")
-    pixels, bgr = _pixels(_section(model, "data_preprocessor") or _section(config, "img_norm_cfg"))
+    images = (_section(model, "data_preprocessor"), *(_section(config, name) for name in _NAMES[1:]))
+    pixels, bgr = _pixels(next(filter(None, images), {}))
     style = _section(model, "backbone").get("style")
     backbone = {"style": style} if isinstance(style, str) else {}
     own = {"backbone": backbone, "neck": _neck(_section(model, "neck")), "head": _head(model, detector)}

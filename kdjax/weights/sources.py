@@ -5,13 +5,13 @@ of a tensor's name ("weight", "running_mean", ...) and the transposition from Py
 stand in :mod:`kdjax.weights.state_dict`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 RGB = tuple[float, float, float]
 
 Sections = Mapping[str, Any]
-"""Part of a detector's config: fields, and sections of fields, by name."""
+"""Part of a model's config: fields, and sections of fields, by name."""
 
 IMAGENET_MEAN: RGB = (123.675, 116.28, 103.53)
 IMAGENET_STD: RGB = (58.395, 57.12, 57.375)
@@ -41,9 +41,9 @@ class Source(NamedTuple):
     """Of the backbone."""
     neck: tuple[Rule, ...] = ()
     heads: Mapping[str, tuple[Rule, ...]] = {}
-    """By detector, a key of ``kdjax.models.MODELS``."""
+    """By model, a key of ``kdjax.models.MODELS``."""
     background: bool = False
-    """Whether the class of index 0 is a background, and classes are counted from 1."""
+    """Whether the class of index 0 of the detectors is a background, and classes are counted from 1."""
     bgr: bool = False
     """Whether the first convolution takes blue, green, red; it is turned around, for our images are RGB."""
     pixel_mean: RGB = IMAGENET_MEAN
@@ -62,16 +62,24 @@ class Source(NamedTuple):
     usual: Mapping[str, Sections] = {}
     """What is so unless somebody trained with another config, by detector."""
 
-    def expects(self, detector: str | None) -> Sections:
-        """What a config must say for these weights, in the form of that config: of a detector, or a backbone alone."""
-        head = {"convention": self.convention} if detector else {}
+    def expects(self, model: str, *, alone: bool = False) -> Sections:
+        """What the config of a model must say for these weights, in the form of it; or for those of a backbone alone.
+
+        Args:
+            model: a key of ``kdjax.models.MODELS``.
+            alone: whether they are those of its backbone.
+        """
         expected = {
             "pixel_mean": self.pixel_mean,
             "pixel_std": self.pixel_std,
-            "backbone": {"style": self.style, "epsilon": self.epsilon},
-            "head": head,
+            "backbone": {} if model in _MOBILE else {"style": self.style, "epsilon": self.epsilon},
+            "head": {"convention": self.convention} if model in DETECTORS and not alone else {},
         }
-        return merged(expected, self.fixed.get(detector or "", {}))
+        return merged(expected, {} if alone else self.fixed.get(model, {}))
+
+    def resize_of(self, model: str) -> str | None:
+        """How images were scaled for a model; None where its data alone say so, as those of classifiers do."""
+        return self.resize if model in DETECTORS else None
 
 
 def merged(config: Sections, expected: Sections) -> dict[str, Any]:
@@ -82,15 +90,25 @@ def merged(config: Sections, expected: Sections) -> dict[str, Any]:
     return both
 
 
+_TWO_STAGE = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+DETECTORS = ("retinanet", "fcos", *_TWO_STAGE)
+"""Models whose files are about boxes: they may count a background, and say how anchors lie."""
+_MOBILE = ("mobilenet_v1", "mobilenet_v2")
+"""Models whose backbone has neither a style nor another epsilon than PyTorch's."""
+
+CLASSIFIERS = ("resnet_classifier", "mobilenet_v1", "mobilenet_v2")
+CLASSIFIER = r"(fc|head\.fc|classifier(\.1)?)\.(weight|bias)|fc1000_[wb]"
+"""Regular expression of the last layer of classifiers: what a file has beside a backbone without being more."""
+
 SKIPPED = {
     r"(.*\.)?num_batches_tracked": "a counter that inference does not use",
-    r"(fc|head\.fc)\.(weight|bias)|fc1000_[wb]": "the classifier of ImageNet's classes",
+    CLASSIFIER: "the classifier of ImageNet's classes",
     r"\w+_momentum": "what an optimiser remembers",
     r"conv1_b": "a bias that Detectron2 does not use either",
     r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d": "anchors, which are computed here",
-    r"pixel_(mean|std)": "preprocessing, which is the detector's config here",
+    r"pixel_(mean|std)": "preprocessing, which is the model's config here",
 }
-"""Regular expressions of tensors that no model needs, and why."""
+"""Regular expressions of tensors that a model does not need, and why."""
 
 
 def _resnet(prefix: str) -> tuple[Rule, ...]:
@@ -110,6 +128,16 @@ def _resnet(prefix: str) -> tuple[Rule, ...]:
             prefix + r"layer(?P<layer>\d)\.(?P<block>\d+)\.downsample\.1", "backbone/layer{layer}_{block}/downsample_bn"
         ),
     )
+
+
+def _v2_blocks() -> Iterator[tuple[int, int, str, tuple[str, ...]]]:
+    """The blocks of MobileNetV2: number of the stage, number in the stage, path of ours, and names of its layers."""
+    number = 0
+    for stage, blocks in enumerate((1, 2, 3, 4, 3, 3, 1)):
+        for index in range(blocks):
+            number += 1
+            layers = ("expand", "depthwise", "project") if stage else ("depthwise", "project")
+            yield stage, index, f"backbone/block_{number}", layers
 
 
 # --- torchvision. Files published before its version 0.13 have the shorter names that the optional groups allow.
@@ -133,15 +161,31 @@ _TORCHVISION_MASKS = (
 )
 _ANCHORS_OF_4 = {"head": {"anchor_scale": 4.0}}
 _ANCHORS_OF_8 = {"head": {"anchor_scale": 8.0}}
-_TWO_STAGE = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 _ANCHORS: dict[str, Sections] = {"retinanet": _ANCHORS_OF_4, **dict.fromkeys(_TWO_STAGE, _ANCHORS_OF_8)}
 # P7 is made of P6 after a ReLU; MMDetection's RetinaNets leave it out, its FCOS do not.
 _RELU: Sections = {"neck": {"extra_relu": True}}
 
 _IMPROVED_FCOS: Sections = {"head": {"norm_on_box": True, "centerness_on_box": True, "conv_bias": True}}
 
+_TORCHVISION_MOBILENET_V2 = (
+    Rule(r"features\.0\.0", "backbone/stem/conv", "stem"),
+    Rule(r"features\.0\.1", "backbone/stem/bn"),
+    # The first block expands nothing.
+    Rule(r"features\.1\.conv\.0\.0", "backbone/block_1/depthwise/conv"),
+    Rule(r"features\.1\.conv\.0\.1", "backbone/block_1/depthwise/bn"),
+    Rule(r"features\.1\.conv\.1", "backbone/block_1/project/conv"),
+    Rule(r"features\.1\.conv\.2", "backbone/block_1/project/bn"),
+    Rule(r"features\.(?P<block>\d+)\.conv\.0\.0", "backbone/block_{block}/expand/conv"),
+    Rule(r"features\.(?P<block>\d+)\.conv\.0\.1", "backbone/block_{block}/expand/bn"),
+    Rule(r"features\.(?P<block>\d+)\.conv\.1\.0", "backbone/block_{block}/depthwise/conv"),
+    Rule(r"features\.(?P<block>\d+)\.conv\.1\.1", "backbone/block_{block}/depthwise/bn"),
+    Rule(r"features\.(?P<block>\d+)\.conv\.2", "backbone/block_{block}/project/conv"),
+    Rule(r"features\.(?P<block>\d+)\.conv\.3", "backbone/block_{block}/project/bn"),
+    Rule(r"features\.18\.0", "backbone/last/conv"),
+    Rule(r"features\.18\.1", "backbone/last/bn"),
+)
 _TORCHVISION = Source(
-    backbone=_resnet(r"(backbone\.body\.)?"),
+    backbone=(*_resnet(r"(backbone\.body\.)?"), *_TORCHVISION_MOBILENET_V2),
     neck=(
         Rule(r"backbone\.fpn\.inner_blocks\.(?P<level>\d)(\.0)?", "neck/lateral_c{level}"),
         Rule(r"backbone\.fpn\.layer_blocks\.(?P<level>\d)(\.0)?", "neck/output_p{level}"),
@@ -169,6 +213,8 @@ _TORCHVISION = Source(
         ),
         "faster_rcnn": _TORCHVISION_RPN + _TORCHVISION_BOXES,
         "mask_rcnn": _TORCHVISION_RPN + _TORCHVISION_BOXES + _TORCHVISION_MASKS,
+        "resnet_classifier": (Rule(r"fc", "head"),),
+        "mobilenet_v2": (Rule(r"classifier\.1", "head"),),
     },
     background=True,
     convention="torchvision",
@@ -328,6 +374,46 @@ _DETECTRON2 = Source(
     usual=_ANCHORS,
 )
 
+# --- MMPretrain, MMClassification as it was called before, and what is trained with either: MGD's MobileNetV1.
+
+_MGD_MOBILENET_V1 = (
+    Rule(r"(backbone\.)?model\.0\.0", "backbone/stem/conv", "stem"),
+    Rule(r"(backbone\.)?model\.0\.1", "backbone/stem/bn"),
+    Rule(r"(backbone\.)?model\.(?P<block>\d+)\.0", "backbone/block_{block}/depthwise/conv"),
+    Rule(r"(backbone\.)?model\.(?P<block>\d+)\.1", "backbone/block_{block}/depthwise/bn"),
+    Rule(r"(backbone\.)?model\.(?P<block>\d+)\.3", "backbone/block_{block}/pointwise/conv"),
+    Rule(r"(backbone\.)?model\.(?P<block>\d+)\.4", "backbone/block_{block}/pointwise/bn"),
+)
+_MMPRETRAIN_MOBILENET_V2 = (
+    Rule(r"(backbone\.)?conv1\.(?P<part>conv|bn)", "backbone/stem/{part}", "stem"),
+    *(
+        Rule(rf"(backbone\.)?layer{stage + 1}\.{index}\.conv\.{place}\.(?P<part>conv|bn)", f"{block}/{layer}/{{part}}")
+        for stage, index, block, layers in _v2_blocks()
+        for place, layer in enumerate(layers)
+    ),
+    Rule(r"(backbone\.)?conv2\.(?P<part>conv|bn)", "backbone/last/{part}"),
+)
+
+# --- timm.
+
+_TIMM_LAYERS = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+_TIMM_MOBILENET_V2 = (
+    Rule(r"conv_stem", "backbone/stem/conv", "stem"),
+    Rule(r"bn1", "backbone/stem/bn"),
+    Rule(r"blocks\.0\.0\.conv_pw", "backbone/block_1/project/conv"),
+    *(
+        rule
+        for stage, index, block, layers in _v2_blocks()
+        for place, layer in enumerate(layers, start=1)
+        for rule in (
+            Rule(rf"blocks\.{stage}\.{index}\.{_TIMM_LAYERS[layer]}", f"{block}/{layer}/conv"),
+            Rule(rf"blocks\.{stage}\.{index}\.bn{place}", f"{block}/{layer}/bn"),
+        )
+    ),
+    Rule(r"conv_head", "backbone/last/conv"),
+    Rule(r"bn2", "backbone/last/bn"),
+)
+
 SOURCES: dict[str, Source] = {
     "torchvision": _TORCHVISION,
     # The published COCO_V1 files of RetinaNet, Faster R-CNN and Mask R-CNN with ResNet-50.
@@ -342,6 +428,13 @@ SOURCES: dict[str, Source] = {
     "detectron2": _DETECTRON2,
     # ResNeXt-101 32x8d, which came from PyTorch by way of Caffe2.
     "detectron2_x101": _DETECTRON2._replace(pixel_std=(58.395, 57.12, 57.375), style="pytorch"),
-    "timm": Source(backbone=_resnet("")),
+    "mmpretrain": Source(
+        backbone=(*_resnet(r"(backbone\.)?"), *_MGD_MOBILENET_V1, *_MMPRETRAIN_MOBILENET_V2),
+        heads=dict.fromkeys(CLASSIFIERS, (Rule(r"head\.fc", "head"),)),
+    ),
+    "timm": Source(
+        backbone=(*_resnet(""), *_TIMM_MOBILENET_V2),
+        heads={"resnet_classifier": (Rule(r"fc", "head"),), "mobilenet_v2": (Rule(r"classifier", "head"),)},
+    ),
 }
 """By the name that a config calls them."""

@@ -15,7 +15,7 @@ from kdjax.weights.load import Tree
 from kdjax.weights.misfit import why_misfit
 from kdjax.weights.names import backbone_alone, indices, layer_paths, plain_names, rules_for, why_skipped
 from kdjax.weights.own_config import Own, as_configured, own_facts
-from kdjax.weights.sources import SOURCES, Rule, Source, merged
+from kdjax.weights.sources import DETECTORS, SOURCES, Rule, Source, merged
 
 NO_CONFIG: Mapping[str, Any] = {}
 """Of a file that has none of its own."""
@@ -23,6 +23,7 @@ NO_CONFIG: Mapping[str, Any] = {}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """What parameters may be stored as; they become float32."""
 
+_IMAGE_CLASSES = "params/head/bias"
 _DENSE_CLASSES = "params/head/cls_logits/bias"
 _DENSE_BOXES = ("params/head/box_deltas/bias", "params/head/box_distances/bias")
 _ROI_CLASSES = "params/head/box_0/classes/bias"
@@ -66,7 +67,7 @@ class ImportReport(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """A detector, or the backbone of one, that was trained elsewhere."""
+    """A model, or the backbone of one, that was trained elsewhere."""
 
     variables: Tree
     """{"params": ..., "batch_stats": ...}, float32 NumPy arrays; of a backbone's file the backbone alone."""
@@ -128,12 +129,12 @@ def expected_model(
         UserError: an unknown source, a detector that it has no table for, or a config of another detector.
     """
     table = _table(source)
-    alone = backbone_alone(plain_names(state, table, model["name"]).state)
-    detector = None if alone else model["name"]
-    if detector and detector not in table.heads:
-        raise _no_table(detector, source, origin)
-    expected = merged(model, table.expects(detector))
-    own = _own(config, model["name"], source, origin) if detector else Own({}, None)
+    name = model["name"]
+    alone = backbone_alone(plain_names(state, table, name).state, rules_for(table, name))
+    if not alone and name not in table.heads:
+        raise _no_table(name, source, origin)
+    expected = merged(model, table.expects(name, alone=alone))
+    own = Own({}, None) if alone else _own(config, name, source, origin)
     decided = [
         f"{path} became {new} instead of {old}, as the file's own config says"
         for path, old, new in _differences(expected, own.model)
@@ -143,13 +144,13 @@ def expected_model(
         decided.append(f"its images are {order}, as the file's own config says, and not as {source} has them")
     known = flatten_dict(own.model, sep=".")
     changes = [
-        f"{path} became {new} instead of {old}, as in every {detector} of {source}"
-        for path, old, new in _differences(model, table.fixed.get(detector or "", {}))
+        f"{path} became {new} instead of {old}, as in every {name} of {source}"
+        for path, old, new in _differences(model, {} if alone else table.fixed.get(name, {}))
         if path not in known
     ]
     changes += [
-        f"{path} is {old} by the config, and {new} in a {detector} of {source} unless it was trained otherwise"
-        for path, old, new in _differences(model, table.usual.get(detector or "", {}))
+        f"{path} is {old} by the config, and {new} in a {name} of {source} unless it was trained otherwise"
+        for path, old, new in _differences(model, {} if alone else table.usual.get(name, {}))
         if path not in known
     ]
     return Expected(merged(expected, own.model), (*decided, *changes))
@@ -174,9 +175,11 @@ def count_classes(
         indices(wanted),
     )
     paths = {place[0]: name for name in state if (place := _place(name, rules, index, wanted))}
-    path = next((path for path in (_DENSE_CLASSES, _ROI_CLASSES) if path in paths), None)
+    path = next((path for path in (_DENSE_CLASSES, _ROI_CLASSES, _IMAGE_CLASSES) if path in paths), None)
     if path is None:
         return None
+    if path == _IMAGE_CLASSES:
+        return state[paths[path]].size
     anchors = 1
     if path == _DENSE_CLASSES:
         boxes = next((paths[path] for path in _DENSE_BOXES if path in paths), None)
@@ -219,7 +222,7 @@ def import_state_dict(
     """
     where, table = f"The {source} weights of {origin}", _table(source)
     state, changes, left_out = plain_names(state, table, model["name"])
-    alone = backbone_alone(state)
+    alone = backbone_alone(state, rules_for(table, model["name"]))
     if not alone and model["name"] not in table.heads:
         raise _no_table(model["name"], source, origin)
     if not alone:
@@ -228,12 +231,13 @@ def import_state_dict(
     paths = flatten_dict(like, sep="/")
     wanted = {path: array for path, array in paths.items() if not alone or path.split("/")[1] == "backbone"}
 
-    skipped = {name: why for name in sorted(state) if (why := why_skipped(name))}
+    skipped = {name: why for name in sorted(state) if (why := why_skipped(name, rules))}
     found = None if alone else count_classes(state, source, model=model, like=like, num_classes=num_classes)
     why = why_misfit(state, table, model["name"], wanted, (found, num_classes))
     places = _places([name for name in sorted(state) if name not in skipped], rules, wanted, where, why)
     classes = _NO_CLASSES
-    if table.background and not alone:
+    detects = model["name"] in DETECTORS and not alone
+    if table.background and detects:
         classes = _classes_in(state, places, wanted, num_classes, where)
     variables = _fill(state, places, wanted, _Context(table.bgr, classes, _anchors(model)), where, why)
     if classes.number > num_classes:
@@ -242,7 +246,7 @@ def import_state_dict(
         changes += ("the first convolution takes red, green, blue instead of blue, green, red",)
     dtypes = {state[name].dtype.name for name, _ in places.values()}
     changes += tuple(f"{dtype} became float32" for dtype in sorted(dtypes - {"float32"}))
-    is_coco = not alone and num_classes == len(COCO_NAMES) and classes.number in (0, _COCO_PLACES)
+    is_coco = detects and num_classes == len(COCO_NAMES) and classes.number in (0, _COCO_PLACES)
     return Imported(
         variables=unflatten_dict(variables, sep="/"),
         report=ImportReport(
@@ -251,7 +255,7 @@ def import_state_dict(
             untouched=tuple(sorted(paths.keys() - wanted.keys())),
             changes=changes,
         ),
-        model=merged(model, table.expects(None if alone else model["name"])),
+        model=merged(model, table.expects(model["name"], alone=alone)),
         class_names=COCO_NAMES if is_coco else None,
     )
 
@@ -268,14 +272,12 @@ def _own(config: Mapping[str, Any], detector: str, source: str, origin: str) -> 
     except DataError as error:
         raise DataError(f"The {source} weights of {origin} cannot be used: {error}.") from error
     except UserError as error:
-        raise UserError(f"The {source} weights of {origin} are of another detector: {error}.") from error
+        raise UserError(f"The {source} weights of {origin} are of another model: {error}.") from error
 
 
 def _no_table(detector: str, source: str, origin: str) -> UserError:
     known = ", ".join(SOURCES[source].heads) or "none"
-    return UserError(
-        f"The {source} weights of {origin} cannot be those of a {detector}; this source has the detectors: {known}."
-    )
+    return UserError(f"The {source} weights of {origin} cannot be those of a {detector}; this source has: {known}.")
 
 
 def _differences(config: Mapping[str, Any], expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -14,11 +14,11 @@ HERE = Path(__file__).resolve().parent
 FOLDER = "KDJAX_GOLDENS"
 SAMPLE = 256
 """How many entries of an array the compact form keeps, and its norm; smaller ones and ``WHOLE`` it keeps whole."""
-WHOLE = ("image", "target_", "detection_", "proposals_", "train_proposals_", "roi/")
+WHOLE = ("image", "keep_mask", "target_", "detection_", "proposals_", "train_proposals_", "roi/")
 
 
 def find_cases(kind: str) -> list[Path]:
-    """The cases of a kind: "losses", "detectors", "segmentation"."""
+    """The cases of a kind: "losses", "detectors", "segmentation", "classification"."""
     beside = HERE.parents[2] / "shared" / "goldens"
     folder = Path(os.environ.get(FOLDER, beside if beside.is_dir() else HERE))
     return sorted((folder / kind).glob("*.npz"))

@@ -171,7 +171,7 @@ def test_a_config_that_says_nothing_decides_nothing(config, detector):
 )
 def test_a_detector_that_is_none_of_ours_is_refused_though_its_arrays_fit(text, detector, words):
     state = {"bbox_head.retina_cls.bias": np.zeros(1)}
-    with pytest.raises(UserError, match=f"The mmdet weights of file.pth are of another detector: .*{words}"):
+    with pytest.raises(UserError, match=f"The mmdet weights of file.pth are of another model: .*{words}"):
         expected_model(complete({"name": detector}), "mmdet", state, "file.pth", read_config(text))
 
 
