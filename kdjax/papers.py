@@ -10,7 +10,7 @@ from kdjax.pairs import PAIRS
 
 
 class Report(NamedTuple):
-    """AP on COCO's validation set, in percent, as the authors state it."""
+    """AP on COCO's validation set, or what ``of`` says, in percent, as the authors state it."""
 
     teacher: float
     """Of the teacher's boxes, by the model zoo that its file is from."""
@@ -19,7 +19,7 @@ class Report(NamedTuple):
     distilled: float
     """Of the student with it."""
     of: str = "boxes"
-    """What the student's figures are of: "boxes" or "masks"."""
+    """What the student's figures are of: "boxes", "masks", or "top-1" of images."""
     remark: str = ""
     """What must be known to compare with it."""
 
@@ -49,6 +49,12 @@ REPORTS: dict[tuple[str, str], tuple[Report, ...]] = {
     ),
 }
 """Read in the authors' repositories; a test holds them to the lines that state them."""
+
+ON_IMAGENET: dict[tuple[str, str], Report] = {
+    ("mgd", "resnet34_resnet18"): Report(73.62, 69.90, 71.69, of="top-1"),
+    ("mgd", "resnet50_mobilenetv1"): Report(76.55, 69.21, 72.49, of="top-1"),
+}
+"""Top-1 accuracy on ImageNet's validation set, in percent, as MGD's README states it."""
 
 METHODS = ("mgd", "maskd", "icd", "dmkd", "dfmsd", "mimic")
 """Configs that have every pair."""
@@ -85,6 +91,10 @@ def table() -> list[str]:
         usual = max(files, key=lambda file: len(files[file]))
         named = [f"`{file}`" + f" ({', '.join(files[file])})" * (file != usual) for file in files]
         lines.append(f"| `{pair}` | {', '.join(reported) or 'nobody'} | {', '.join(others)} | {', '.join(named)} |")
+    lines += ["", "Top-1 accuracy on ImageNet's validation set, likewise:", ""]
+    lines += ["| variant | teacher | the student alone | distilled |", "|---|---|---|---|"]
+    for (method, pair), report in ON_IMAGENET.items():
+        lines.append(f"| `{method}:{pair}` | {report.teacher} | {report.alone} | {report.distilled} |")
     return lines
 
 
