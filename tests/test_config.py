@@ -80,7 +80,7 @@ MISTAKES = [
     ("student.steps", True, "a whole number of at least 0"),
     ("student.methods.mgd.mask_ratio", 1.5, "at least 0 and at most 1"),
     ("student.methods.mgd.name", "mdg", "one of mimic, mgd"),
-    ("student.optimizer.schedule", "linear", "one of step, cosine, constant"),
+    ("student.optimizer.schedule", "linear", "one of step, cosine, poly, constant"),
     ("student.optimizer.milestones", (0.5, 1.5), "between 0 and 1"),
     ("student.dtype", "float16", "one of float32, bfloat16"),
     ("student.ema_decay", 1.0, "at least 0 and below 1"),

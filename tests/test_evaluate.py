@@ -67,7 +67,7 @@ def test_another_split_and_a_checkpoint_are_measured_as_well(flags, teacher):
             Exit.CONFIG,
             "config.eval_batch_size is 0; it must be a whole number of at least 1",
         ),
-        (["--config.task=segmentation"], Exit.CONFIG, "There is no task 'segmentation'; choose one of detection"),
+        (["--config.task=pose"], Exit.CONFIG, "There is no task 'pose'; choose one of detection"),
         (["--json=/no/such/file.json"], Exit.STORAGE, "--json=/no/such/file.json cannot be written"),
         (["--config.data.image_siz=3"], Exit.CONFIG, "perhaps config.data.image_size is meant"),
     ],
