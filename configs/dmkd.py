@@ -18,7 +18,7 @@ prepared and the two files that the pair names (``kdjax/pairs.py``):
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes
+from kdjax import cityscapes, imagenet
 from kdjax.config import method_config
 from kdjax.pairs import finish, start
 
@@ -27,6 +27,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """DMKD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
     if cityscapes.knows(variant):
         return segmentation(variant)
+    if imagenet.knows(variant):
+        return classification(variant)
     config, pair = start(variant)
     student = config.student
     student.methods.dmkd = dmkd = method_config("dmkd")
@@ -57,3 +59,13 @@ def segmentation(variant: str) -> ConfigDict:
     if pair is None:
         config.student.method_share = 1.0
     return cityscapes.finish(config, variant)
+
+
+def classification(variant: str) -> ConfigDict:
+    """DMKD on classes of images, which its paper does not: its settings are ours."""
+    config, pair = imagenet.start(variant)
+    config.student.methods.dmkd = method_config("dmkd", levels=("c5",))
+    config.student.loss_weights.dmkd = 1.0
+    if pair is None:
+        config.student.method_share = 1.0
+    return imagenet.finish(config, variant)

@@ -2,20 +2,22 @@
 
     python -m kdjax.main --config=configs/kd.py
 
-The plain baseline of segmentation: the classes that a teacher sees at each place, at temperature 4. On Cityscapes,
-``configs/kd.py:<pair>`` does so with every pair of ``kdjax/cityscapes.py``; the weight is ours.
+The plain baseline of segmentation and classification: the classes that a teacher sees at each place, or in each image,
+at temperature 4. ``configs/kd.py:<pair>`` does so with every pair of ``kdjax/cityscapes.py`` and ``kdjax/imagenet.py``;
+the weight is ours. ``configs/kd.py:classification`` is on the embedded data, whose images show one object each.
 """
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes
+from kdjax import cityscapes, imagenet
 from kdjax.config import method_config
 
 
 def get_config(variant: str = "segmentation") -> ConfigDict:
-    """KD on the embedded label maps, or on Cityscapes for a pair; ``:tiny`` takes two steps of everything."""
+    """KD on the embedded label maps or classes, or on the data of a pair; ``:tiny`` takes two steps of everything."""
     variant = "segmentation:tiny" if variant == "tiny" else variant
-    config, _ = cityscapes.start(variant)
+    data = imagenet if imagenet.knows(variant) else cityscapes
+    config, _ = data.start(variant)
     config.student.methods.kd = method_config("kd")
     config.student.loss_weights.kd = 1.0
-    return cityscapes.finish(config, variant)
+    return data.finish(config, variant)

@@ -17,11 +17,15 @@ TPU chips, with ``coco/2017`` prepared and the two files that the pair names (se
 On Cityscapes, ``configs/mgd.py:pspnet_r101_r18`` and ``:pspnet_r101_deeplabv3_r18`` have the authors' settings of
 segmentation (``kdjax/cityscapes.py``): the map of stride 8, 75 % hidden, and channel-wise distillation of the logits
 beside it with weight 3. ``configs/mgd.py:segmentation`` is that on the embedded data.
+
+On ImageNet, ``configs/mgd.py:resnet34_resnet18`` and ``:resnet50_mobilenetv1`` have the authors' settings of
+classification (``kdjax/imagenet.py``): the last map, 15 % of its channels hidden in each image, alpha 7e-5.
+``configs/mgd.py:classification`` is that on the embedded data, whose images show one object each.
 """
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes
+from kdjax import cityscapes, imagenet
 from kdjax.config import method_config
 from kdjax.pairs import finish, start
 
@@ -30,6 +34,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """MGD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
     if cityscapes.knows(variant):
         return segmentation(variant)
+    if imagenet.knows(variant):
+        return classification(variant)
     config, pair = start(variant)
     student = config.student
     student.methods.mgd = mgd = method_config("mgd")
@@ -61,3 +67,14 @@ def segmentation(variant: str) -> ConfigDict:
     if pair is None:
         student.method_share = 1.0
     return cityscapes.finish(config, variant)
+
+
+def classification(variant: str) -> ConfigDict:
+    """MGD on classes of images."""
+    config, pair = imagenet.start(variant)
+    student = config.student
+    student.methods.mgd = method_config("mgd", mask="channel", mask_ratio=0.15, levels=("c5",))
+    student.loss_weights.mgd = 7e-5
+    if pair is None:
+        student.method_share = 1.0
+    return imagenet.finish(config, variant)

@@ -10,7 +10,7 @@ and what it inherits, comes from that method's config and ``--config.compare=Tru
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes
+from kdjax import cityscapes, imagenet
 from kdjax.pairs import finish, start
 
 
@@ -18,6 +18,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """The student alone on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
     if cityscapes.knows(variant):
         return segmentation(variant)
+    if imagenet.knows(variant):
+        return classification(variant)
     config, pair = start(variant)
     if pair is None:
         config.student.inherit = ("neck", "head")
@@ -34,3 +36,12 @@ def segmentation(variant: str) -> ConfigDict:
         config.stages = ("student",)
         config.student.teacher = ""
     return cityscapes.finish(config, variant)
+
+
+def classification(variant: str) -> ConfigDict:
+    """The student alone on classes of images."""
+    config, pair = imagenet.start(variant)
+    if pair is not None:
+        config.stages = ("student",)
+        config.student.teacher = ""
+    return imagenet.finish(config, variant)

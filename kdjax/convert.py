@@ -1,8 +1,8 @@
-"""Makes a model folder of a detector that was trained elsewhere.
+"""Makes a model folder of a model that was trained elsewhere.
 
     python -m kdjax.convert --config=configs/mgd.py --weights=FILE --source=mmdet --output=FOLDER
 
-The detector is the one of the config's stage ``--stage``. The folder is like those that training leaves: it can be
+The model is the one of the config's stage ``--stage``. The folder is like those that training leaves: it can be
 evaluated, taken as ``config.student.teacher``, and loaded by ``kdjax.load_student``.
 """
 
@@ -29,7 +29,7 @@ _KEY = flags.DEFINE_string(
 )
 _SOURCE = flags.DEFINE_string("source", "", f"Whose weights they are: {', '.join(SOURCES)}.")
 _OUTPUT = flags.DEFINE_string("output", "", "Folder to write; one that exists is replaced.")
-_STAGE = flags.DEFINE_string("stage", "teacher", "Stage of the config whose detector it is.")
+_STAGE = flags.DEFINE_string("stage", "teacher", "Stage of the config whose model it is.")
 _CLASS_NAMES = flags.DEFINE_string(
     "class_names",
     "",
@@ -52,7 +52,7 @@ def convert(
 
     Args:
         config: the whole config.
-        stage: whose detector the weights are for.
+        stage: whose model the weights are for.
         weights: path of the file.
         source: a key of ``kdjax.weights.SOURCES``.
         class_names: in the order of the file's classes, without a background; None for those that the file names, or
@@ -73,7 +73,7 @@ def convert(
     imported = import_detector(config[stage].model.to_dict(), weights, source, number, key=key)
     if imported.report.untouched:
         raise UserError(
-            f"{weights} holds a backbone alone, which is no detector; start the training of one from it by "
+            f"{weights} holds a backbone alone, which is no whole model; start the training of one from it by "
             f"--config.{stage}.weights and --config.{stage}.source."
         )
     names = class_names or imported.class_names
@@ -81,7 +81,9 @@ def convert(
         raise UsageError(f"{weights} does not say what its classes are: name them by --class_names.")
     if difference := other_classes(weights, imported.class_names or names, "--class_names", names):
         raise UserError(f"{difference}.")
-    sizing = parse_options(Data, config.data.to_dict(), "config.data").sizing._replace(resize=SOURCES[source].resize)
+    sizing = parse_options(Data, config.data.to_dict(), "config.data").sizing
+    resize = SOURCES[source].resize_of(config[stage].model.name)
+    sizing = sizing._replace(resize=resize or sizing.resize)
     with writing("output", output):
         save_model(output, imported.variables, describe_model(imported.model, names, sizing))
     return imported.report

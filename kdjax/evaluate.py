@@ -66,14 +66,27 @@ def measure(config: ConfigDict, model: str) -> Metrics:
 
 
 def tables(metrics: Metrics) -> str:
-    """All numbers of a judge, and below them those that it has by class."""
+    """All numbers of a judge, below them those that it has by class, and those by two classes."""
     by_class = {name: value for name, value in metrics.items() if isinstance(value, Mapping)}
-    lines = align([[name, known(value, ".1f")] for name, value in metrics.items() if name not in by_class])
+    matrices = {name: by_class.pop(name) for name, value in metrics.items() if _is_matrix(value)}
+    single = [name for name in metrics if name not in by_class and name not in matrices]
+    lines = align([[name, known(metrics[name], ".1f")] for name in single])
     if by_class:
         classes = next(iter(by_class.values()))
         rows = [[name, *(known(column[name], ".1f") for column in by_class.values())] for name in classes]
         lines += ["", *align([["class", *(name.replace("per_class", "AP") for name in by_class)], *rows])]
+    for name, matrix in matrices.items():
+        rows = [
+            [one, *(known(row[other], ".1f") if other in row else "" for other in matrix)]
+            for one, row in matrix.items()
+        ]
+        lines += ["", *align([[name, *matrix], *rows])]
     return "\n".join(lines)
+
+
+def _is_matrix(value: object) -> bool:
+    """Whether a metric is a number by two classes."""
+    return isinstance(value, Mapping) and all(isinstance(row, Mapping) for row in value.values())
 
 
 def main(_: Sequence[str]) -> int:

@@ -8,13 +8,13 @@ from typing import Any
 
 from kdjax.config.schema import LOSS_WEIGHT, Data, MethodSection, Optimizer, Run, Stage
 from kdjax.methods import METHODS
-from kdjax.models import MODELS
+from kdjax.models import MODELS, model_class
 from kdjax.models.detector import Detector
 from kdjax.models.network import Network
 from kdjax.options import declared
 
 _TWO_STAGE = (
-    "The detector. Two-stage ones have P2 to P6 by default, pooled, and cascades train with 2000 proposals; the "
+    "The model. Two-stage detectors have P2 to P6 by default, pooled, and cascades train with 2000 proposals; the "
     "presets are smaller than all defaults here."
 )
 
@@ -28,8 +28,17 @@ def sections() -> dict[str, dict[str, Any]]:
         "Its optimiser; `<stage>.methods.<method>.optimizer` likewise": {"<stage>.optimizer.": Optimizer},
         "Every method of a stage": {"<stage>.methods.<method>.": MethodSection},
         "Every model": {"<stage>.model.": Network},
-        "The parts of a detector": {f"<stage>.model.{part}.": kind for part, kind in Detector.parts.items()},
+        "The parts of a detector, and the backbone of most models": {
+            f"<stage>.model.{part}.": kind for part, kind in Detector.parts.items()
+        },
     }
+    parts: dict[tuple[str, Any], list[str]] = {}
+    for name in MODELS:
+        for part, kind in model_class(name).parts.items():
+            if kind is not Detector.parts.get(part):
+                parts.setdefault((part, kind), []).append(name)
+    for (part, kind), names in parts.items():
+        found[f"The {part} of {', '.join(f'`{name}`' for name in names)}"] = {f"<stage>.model.{part}.": kind}
     heads: dict[Any, list[str]] = {}
     for name, detector in MODELS.items():
         heads.setdefault(detector.func if isinstance(detector, functools.partial) else detector, []).append(name)

@@ -10,16 +10,16 @@ from kdjax.pairs import PAIRS
 
 
 class Report(NamedTuple):
-    """AP on COCO's validation set, in percent, as the authors state it."""
+    """AP on COCO's validation set, or what ``of`` says, in percent, as the authors state it."""
 
     teacher: float
     """Of the teacher's boxes, by the model zoo that its file is from."""
-    alone: float
-    """Of the student without the method."""
+    alone: float | None
+    """Of the student without the method; None where they do not state it."""
     distilled: float
     """Of the student with it."""
     of: str = "boxes"
-    """What the student's figures are of: "boxes" or "masks"."""
+    """What the student's figures are of: "boxes", "masks", "top-1" of images, or "mIoU" of their pixels."""
     remark: str = ""
     """What must be known to compare with it."""
 
@@ -49,6 +49,21 @@ REPORTS: dict[tuple[str, str], tuple[Report, ...]] = {
     ),
 }
 """Read in the authors' repositories; a test holds them to the lines that state them."""
+
+ON_IMAGENET: dict[tuple[str, str], Report] = {
+    ("mgd", "resnet34_resnet18"): Report(73.62, 69.90, 71.69, of="top-1"),
+    ("mgd", "resnet50_mobilenetv1"): Report(76.55, 69.21, 72.49, of="top-1"),
+}
+"""Top-1 accuracy on ImageNet's validation set, in percent, as MGD's README states it."""
+
+ON_CITYSCAPES: dict[tuple[str, str], Report] = {
+    ("mgd", "pspnet_r101_r18"): Report(78.34, 69.85, 73.63, of="mIoU"),
+    ("mgd", "pspnet_r101_deeplabv3_r18"): Report(78.34, 73.20, 76.31, of="mIoU", remark="76.02 in the abstract"),
+    ("maskd", "deeplabv3_r101_r18"): Report(78.07, None, 77.00, of="mIoU"),
+    ("maskd", "deeplabv3_r101_mobilenetv2"): Report(78.07, None, 75.26, of="mIoU"),
+    ("maskd", "deeplabv3_r101_pspnet_r18"): Report(78.07, None, 75.34, of="mIoU"),
+}
+"""Mean IoU on Cityscapes' validation set, in percent, as the READMEs state it."""
 
 METHODS = ("mgd", "maskd", "icd", "dmkd", "dfmsd", "mimic")
 """Configs that have every pair."""
@@ -85,6 +100,15 @@ def table() -> list[str]:
         usual = max(files, key=lambda file: len(files[file]))
         named = [f"`{file}`" + f" ({', '.join(files[file])})" * (file != usual) for file in files]
         lines.append(f"| `{pair}` | {', '.join(reported) or 'nobody'} | {', '.join(others)} | {', '.join(named)} |")
+    for what, reports in (
+        ("Top-1 accuracy on ImageNet's validation set", ON_IMAGENET),
+        ("Mean IoU on Cityscapes' validation set", ON_CITYSCAPES),
+    ):
+        lines += ["", f"{what}, likewise:", "", "| variant | teacher | the student alone | distilled | |"]
+        lines += ["|---|---|---|---|---|"]
+        for (method, pair), report in reports.items():
+            figures = f"{report.teacher} | {report.alone or 'not stated'} | {report.distilled}"
+            lines.append(f"| `{method}:{pair}` | {figures} | {report.remark} |")
     return lines
 
 

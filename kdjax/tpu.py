@@ -74,7 +74,7 @@ def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None,
         for stage in config.stages:
             config[stage].batch_size = per_chip * len(devices)
     plan = resolve(config, devices=len(devices))
-    if is_open(plan.data):
+    if is_open(plan.data, plan.task):
         raise UserError(
             f"A run chooses from {plan.data.name} how large its images are, and nothing is read here: say so, by "
             "--config.data.image_size and --config.data.max_objects, as the run prints them."

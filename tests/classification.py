@@ -1,31 +1,23 @@
-"""A task of somebody else's, outside of the package: image classification, from generated stripes to top-1.
+"""A task of somebody else's, outside of the package: it names four patterns, judged by how often it is right.
 
-It is everything that another task has to bring: a source, truth and judge, a network and a config.
+It is everything that another task has to bring: a source, truth and judge, and a config; its network is a classifier.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from kdjax.config import base_config, method_config
-from kdjax.losses import masked_mean, valid_positions
-from kdjax.models.network import Network
+from kdjax.config.presets import classifier
+from kdjax.data.examples import ClassifiedImage
+from kdjax.types import Labels
 from kdjax.visualize import Drawing, image_of, save_contact_sheet
 
 CLASSES = ("rows", "columns", "diagonals", "checks")
 COUNTS = {"train": 96, "validation": 40}
 HERE = "tests.classification"
-
-
-class Image(NamedTuple):
-    image: np.ndarray
-    image_id: int
-    label: int
 
 
 class Stripes:
@@ -48,14 +40,17 @@ class Stripes:
     def name(self, index: int) -> str:
         return f"{self.split}/{index}"
 
-    def __getitem__(self, index: int) -> Image:
+    def label(self, index: int) -> int:
+        return index % len(CLASSES)
+
+    def __getitem__(self, index: int) -> ClassifiedImage:
         rng = np.random.default_rng([len(self.split), index])
         height, width = self.size(index)
         y, x = np.mgrid[:height, :width] / rng.uniform(3, 6) + rng.uniform(0, 6, (2, 1, 1))
-        label = index % len(CLASSES)
-        pattern = [np.sin(y), np.sin(x), np.sin(x + y), np.sin(x) * np.sin(y)][label]
+        pattern = [np.sin(y), np.sin(x), np.sin(x + y), np.sin(x) * np.sin(y)][self.label(index)]
         pixels = 128 + rng.uniform(30, 90) * pattern + rng.normal(0, 25, (height, width))
-        return Image(np.repeat(pixels.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2), index, label)
+        image = np.repeat(pixels.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        return ClassifiedImage(image, index, self.label(index))
 
     def report_lines(self) -> list[str]:
         return [f"{self.origin}: {len(self)} images of {len(CLASSES)} classes."]
@@ -68,12 +63,7 @@ def stripes(name, split, data_dir, checks, download):
     return Stripes(split)
 
 
-class Labels(NamedTuple):
-    label: Any
-    """(N,) int32."""
-
-
-class Top1:
+class Right:
     """The judge: two counts."""
 
     def __init__(self, source: Stripes):
@@ -84,23 +74,23 @@ class Top1:
         self._said |= {position: label for position, label in said if position >= 0}
 
     def state(self):
-        right = sum(self._source[position].label == label for position, label in self._said.items())
+        right = sum(self._source.label(position) == label for position, label in self._said.items())
         return {"counts": np.array([right, len(self._said)], np.int64)}
 
     def merge(self, states):
         right, count = sum(state["counts"] for state in states).tolist()
-        return {"top1": 100 * right / count}
+        return {"right": 100 * right / count}
 
     def kept(self, count: int):
         return {position: CLASSES[label] for position, label in self._said.items() if position < count}
 
 
-class Classification:
-    """The task."""
+class Patterns:
+    """The task, whose models are classifiers."""
 
-    name, primary, higher_is_better = "classification", "top1", True
-    columns: ClassVar[Mapping[str, str]] = {"top-1": "top1", "top-5": "top5"}
-    spoken: ClassVar[tuple[str, ...]] = ("top1",)
+    name, primary, higher_is_better = "classification", "right", True
+    columns: ClassVar[Mapping[str, str]] = {"share right": "right", "share near": "near"}
+    spoken: ClassVar[tuple[str, ...]] = ("right",)
     floors: ClassVar[Mapping[str, float]] = {f"{HERE}:stripes": 40.0}
 
     @classmethod
@@ -121,15 +111,15 @@ class Classification:
 
     def fill(self, targets, row, example, geometry) -> None:
         # A mirrored image is of the same class.
-        targets.label[row] = example.label
+        targets.classes[row] = example.label
 
-    def judge(self, source) -> Top1:
-        return Top1(source)
+    def judge(self, source) -> Right:
+        return Right(source)
 
     def draw(self, path, source, columns) -> None:
-        models = ", ".join(f"{name} ({column.metrics['top1']:.1f})" for name, column in columns.items())
+        models = ", ".join(f"{name} ({column.metrics['right']:.1f})" for name, column in columns.items())
         rows = enumerate(zip(*(column.kept for column in columns.values()), strict=True))
-        said = [(k, f"{source.name(k)}, {CLASSES[source[k].label]}; {models}: {', '.join(row)}") for k, row in rows]
+        said = [(k, f"{source.name(k)}, {CLASSES[source.label(k)]}; {models}: {', '.join(row)}") for k, row in rows]
         save_contact_sheet(path, [Drawing(source[k].image, text=text) for k, text in said])
 
     def remarks(self, source, sizing) -> list[str]:
@@ -142,58 +132,23 @@ class Classification:
         return None
 
     def describe(self, source) -> list[str]:
-        labels = np.bincount([source[k].label for k in range(len(source))])
+        labels = np.bincount([source.label(k) for k in range(len(source))])
         return [f"{name}: {count} images" for name, count in zip(CLASSES, labels.tolist(), strict=True)]
 
     def drawn(self, batch, row, class_names: Sequence[str]) -> Drawing:
-        return Drawing(image_of(batch, row), text=class_names[int(batch.targets.label[row])])
+        return Drawing(image_of(batch, row), text=class_names[int(batch.targets.classes[row])])
 
 
-class Classifier(Network):
-    """A backbone, the mean of its last map inside the image, and one linear layer."""
-
-    task: ClassVar[str] = "classification"
-    terms: ClassVar[tuple[str, ...]] = ("cls",)
-
-    def setup(self) -> None:
-        self.head = nn.Dense(self.num_classes, dtype=self.dtype)
-
-    @property
-    def strides(self) -> dict[str, int]:
-        return {"c5": 32}
-
-    def features(self, images, train=False):
-        return {"c5": super().features(images, train)["c5"]}
-
-    def heads(self, features, image_size=None, sampling=None):
-        where = None
-        if image_size is not None:
-            where = valid_positions(image_size, features["c5"].shape[1:3], 32)[..., None]
-        return self.head(masked_mean(features["c5"].astype(jnp.float32), where, axis=(1, 2)))
-
-    def heads_at(self, features, predictions, image_size=None):
-        return self.heads(features, image_size)
-
-    @nn.nowrap
-    def loss(self, predictions, targets, image_size):
-        log_probabilities = jax.nn.log_softmax(predictions.astype(jnp.float32))
-        return {"cls": -jnp.mean(jnp.take_along_axis(log_probabilities, targets.label[:, None], axis=1))}
-
-    @nn.nowrap
-    def decode(self, predictions, image_size):
-        return jax.nn.softmax(predictions)
-
-
-def get_config() -> ConfigDict:
+def get_config(task: str = f"{HERE}:Patterns") -> ConfigDict:
     """A teacher, and a student that learns by MGD with channels hidden."""
     config = base_config()
-    config.task, config.eval_batch_size = f"{HERE}:Classification", 16
+    config.task, config.eval_batch_size = task, 16
     config.data.update(name=f"{HERE}:stripes", image_size=(64, 64))
     for stage, width, steps in ((config.teacher, 0.25, 50), (config.student, 0.125, 40)):
-        stage.model = ConfigDict(dict(name=f"{HERE}:Classifier", backbone=dict(depth=10, width=width)))
+        stage.model = classifier(10, width)
         stage.loss_weights = ConfigDict()
         stage.update(steps=steps, batch_size=16, base_batch=16, checkpoint_every=10, log_every=10)
         stage.optimizer.update(learning_rate=0.01, warmup_steps=5)
-    config.student.methods.mgd = method_config("mgd", mask="channel", mask_ratio=0.15)
+    config.student.methods.mgd = method_config("mgd", mask="channel", mask_ratio=0.15, levels=("c5",))
     config.student.loss_weights.mgd = 1e-4
     return config

@@ -214,7 +214,7 @@ def test_a_damaged_description_is_refused(trained, tmp_path, text):
             [0, 0, 0],
             "cannot be built: RetinaNet's pixel_std is (0, 0, 0); it must be three numbers above 0",
         ),
-        ("name", "no_such", "cannot be built: There is no detector 'no_such'"),
+        ("name", "no_such", "cannot be built: There is no model 'no_such'"),
     ],
 )
 def test_a_description_of_what_cannot_be_is_refused_with_its_folder(trained, tmp_path, key, value, words):

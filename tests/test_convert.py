@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_one_sentence(weights, expected, tmp_path):
         convert(config, "teacher", str(tmp_path / "absent.pth"), "mmdet", NAMES, folder)
     backbone = {path: x for path, x in expected.items() if "/backbone/" in path}
     np.savez(tmp_path / "backbone.npz", **to_state_dict(backbone, resnet_names("")))
-    with pytest.raises(UserError, match="holds a backbone alone, which is no detector"):
+    with pytest.raises(UserError, match="holds a backbone alone, which is no whole model"):
         convert(config, "teacher", str(tmp_path / "backbone.npz"), "timm", NAMES, folder)
     assert not folder.exists()
 

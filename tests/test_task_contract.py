@@ -10,9 +10,9 @@ from kdjax.data.batches import eval_batches, train_batches
 from kdjax.data.sizing import Augmentation
 from kdjax.data.sources import open_source
 from kdjax.data.transforms import move_classes, whole
-from kdjax.tasks import TASKS, Detection, Segmentation
+from kdjax.tasks import TASKS, Classification, Detection, Segmentation
 from kdjax.types import Batch, Detections
-from tests.classification import CLASSES, Classification, Stripes
+from tests.classification import Patterns, Stripes
 
 
 class Entry(NamedTuple):
@@ -44,7 +44,7 @@ def detections(source, batch: Batch) -> Detections:
 
 
 def classes(source, batch: Batch) -> np.ndarray:
-    return np.eye(len(CLASSES))[[source[max(position, 0)].label for position in batch.index.tolist()]]
+    return np.eye(len(source.class_names))[[source.label(max(position, 0)) for position in batch.index.tolist()]]
 
 
 def maps(source, batch: Batch) -> np.ndarray:
@@ -75,7 +75,10 @@ ENTRIES = {
     "segmentation": Entry(
         Segmentation(), lambda data_dir: open_source("shapes/maps/tiny", "validation", data_dir), maps, 0.0, (256, 256)
     ),
-    "tests.classification:Classification": Entry(Classification(), lambda _: Stripes("validation"), classes, 0.0),
+    "classification": Entry(
+        Classification(), lambda data_dir: open_source("shapes/crops/tiny", "validation", data_dir), classes, 0.0
+    ),
+    "tests.classification:Patterns": Entry(Patterns(), lambda _: Stripes("validation"), classes, 0.0),
 }
 
 

@@ -25,7 +25,7 @@ from kdjax.plan import resolve
 from kdjax.run import pipeline
 from kdjax.run.verdict import judge
 from kdjax.saved import load_variables
-from tests.classification import CLASSES, Classification, Stripes, Top1
+from tests.classification import CLASSES, Patterns, Right, Stripes
 from tests.runs import rows
 from tests.test_checkpoint import state
 
@@ -51,10 +51,10 @@ def finished(tmp_path_factory):
 def test_a_classifier_is_trained_distilled_and_compared_by_its_own_metric(finished):
     workdir, shown = finished
     summary = json.loads((workdir / "summary.json").read_text())
-    assert summary["primary"] == "top1"
-    assert all(summary[role]["top1"] > 60 for role in ("teacher", "student", "baseline"))
-    assert re.search(r"^model +top-1 +params$", shown, re.MULTILINE)
-    assert "[teacher] step 50: top1 " in shown
+    assert summary["primary"] == "right"
+    assert all(summary[role]["right"] > 60 for role in ("teacher", "student", "baseline"))
+    assert re.search(r"^model +share right +params$", shown, re.MULTILINE)
+    assert "[teacher] step 50: right " in shown
     assert "[student] mgd distils c5." in shown
     assert "AP" not in shown
     row = rows(workdir / "stages" / "student")[-1]
@@ -118,8 +118,8 @@ def test_every_program_takes_it(program, finished, tmp_path):
     [
         ({"task": "detection"}, "a model for classification, and config.task is for detection; both must be the same"),
         (
-            {"task": "tests.classification:Klassification"},
-            "config.task: 'tests.classification:Klassification' names no",
+            {"task": "tests.classification:Pattern"},
+            "config.task: 'tests.classification:Pattern' names no",
         ),
         (
             {"method": "icd"},
@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_one_sentence(change, words):
 def test_a_teacher_below_what_the_task_knows_may_not_teach(tmp_path):
     config = load_config(str(CONFIG))
     config.teacher.steps = 1
-    with pytest.raises(UserError, match=r"reaches top1 .*, worse than config.student.teacher_floor = 40"):
+    with pytest.raises(UserError, match=r"reaches right .*, worse than config.student.teacher_floor = 40"):
         run(config, tmp_path)
 
 
@@ -154,15 +154,15 @@ def test_the_judge_of_the_truth_is_perfect_and_halves_merge_to_the_whole():
         def __init__(self, index):
             self.index = np.array(index)
 
-    whole, *halves = (Top1(source) for _ in range(3))
+    whole, *halves = (Right(source) for _ in range(3))
     wrong = np.roll(truth, 1, axis=1)
     for judge_, part in ((whole, range(40)), (halves[0], range(0, 40, 2)), (halves[1], range(1, 40, 2))):
         said = np.where(np.arange(40)[:, None] < 30, truth, wrong)[list(part)]
         judge_.add(np.concatenate([said, said[:1]]), Seen([*part, -1]))
-    assert whole.merge([whole.state()]) == whole.merge([half.state() for half in halves]) == {"top1": 75.0}
-    perfect = Top1(source)
+    assert whole.merge([whole.state()]) == whole.merge([half.state() for half in halves]) == {"right": 75.0}
+    perfect = Right(source)
     perfect.add(truth, Seen(range(40)))
-    assert perfect.merge([perfect.state()]) == {"top1": 100.0}
+    assert perfect.merge([perfect.state()]) == {"right": 100.0}
 
 
 METRIC = re.compile(r"\bm?AP(50|75|_small|_medium|_large)?\b|\bmIoU\b|\btop-?1\b")
@@ -198,26 +198,26 @@ def test_of_a_metric_of_which_less_is_better_the_least_is_kept_and_a_fall_is_a_g
 
 def test_targets_follow_the_geometry_that_the_pixels_follow():
     """Of a classifier there is nothing to follow; of a detector tests/data/test_transforms.py sees it."""
-    task = Classification()
+    task = Patterns()
     targets = task.targets(3, (64, 64))
     task.fill(targets, 1, Stripes("train")[2], Augmentation())
-    assert targets.label.tolist() == [0, 2, 0]
+    assert targets.classes.tolist() == [0, 2, 0]
 
 
 @pytest.mark.parametrize("export", ["last", "best"])
 def test_the_best_checkpoint_is_kept_where_that_is_asked_for_and_overfitting_is_named(export, tmp_path, monkeypatch):
     """The judge is made to say that every evaluation is worse than the one before."""
     said = iter([90.0, 70.0, 50.0] + [90.0] * 9)
-    monkeypatch.setattr(Top1, "merge", lambda self, states: {"top1": next(said)})
+    monkeypatch.setattr(Right, "merge", lambda self, states: {"right": next(said)})
     config = load_config(str(CONFIG))
     config.stages = ("teacher",)
     config.teacher.update(steps=6, eval_every=2, export=export, keep_checkpoints=1)
     shown = run(config, tmp_path)
     kept = "keeps the best checkpoint, of step 2" if export == "best" else "keeps the last"
-    assert f"[teacher] top1 was best, 90.0, at step 2, and is 50.0 at the end: {kept}" in shown
+    assert f"[teacher] right was best, 90.0, at step 2, and is 50.0 at the end: {kept}" in shown
     assert "[teacher] It overfits: from step 2 on" in shown
     result = json.loads((tmp_path / "stages" / "teacher" / "result.json").read_text())
-    assert result["metrics"]["top1"] == (90.0 if export == "best" else 50.0)
+    assert result["metrics"]["right"] == (90.0 if export == "best" else 50.0)
     step = load_variables(tmp_path / "stages" / "teacher" / "checkpoints" / ("2" if export == "best" else "6"))
     _, student = kdjax.load_student(tmp_path / "student")
     jax.tree.map(np.testing.assert_array_equal, step, student)

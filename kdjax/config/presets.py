@@ -16,6 +16,9 @@ half a minute of ten."""
 TINY_DATA = {"detection": "shapes/tiny", "segmentation": "shapes/maps/tiny", "classification": "shapes/crops/tiny"}
 """By task, what a config is tried on."""
 
+IMAGE_SIZES = {"classification": (64, 64)}
+"""By task, height and width of images of the embedded data, where they are not those of the data's defaults."""
+
 TEACHER_STEPS = 800
 """Of a teacher on the embedded data."""
 
@@ -59,6 +62,16 @@ def fcos(depth: int, width: float, channels: int = 64) -> ConfigDict:
         iou_threshold=0.6,
     )
     return ConfigDict(retinanet(depth, width, channels).to_dict() | dict(name="fcos", head=head))
+
+
+def classifier(depth: int, width: float) -> ConfigDict:
+    """Config of a ResNet that classifies.
+
+    Args:
+        depth: of the ResNet, 18, 34, 50 or 101.
+        width: factor on the ResNet's channels.
+    """
+    return ConfigDict(dict(name="resnet_classifier", backbone=dict(depth=depth, width=width)))
 
 
 def base_stage(model: ConfigDict) -> ConfigDict:

@@ -126,10 +126,10 @@ class MethodSection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One run of the train loop: a detector, what it starts from, who teaches it, and for how long."""
+    """One run of the train loop: a model, what it starts from, who teaches it, and for how long."""
 
     model: Mapping[str, Any]
-    """The detector, as :func:`kdjax.models.build_model` takes it."""
+    """The model, as :func:`kdjax.models.build_model` takes it."""
     methods: Mapping[str, MethodSection]
     """The methods by name, whose terms are added to the student's own; {} trains without any."""
     optimizer: Optimizer
@@ -143,7 +143,7 @@ class Stage:
         "loss: one factor scales all their weights so. 0 leaves the weights as they are.",
     ] = 0.0
     weights: Annotated[
-        str, TEXT, "File of a PyTorch detector's weights, or of a backbone's alone, to start from; \"\" for none."
+        str, TEXT, "File of a PyTorch model's weights, or of a backbone's alone, to start from; \"\" for none."
     ] = ""
     weights_key: Annotated[
         str,
@@ -170,7 +170,7 @@ class Stage:
     inherit: Annotated[
         tuple[str, ...],
         _NAMES,
-        'Parts of the detector that start from the teacher\'s where shapes match, such as ("neck", "head").',
+        'Parts of the model that start from the teacher\'s where shapes match, such as ("neck", "head").',
     ] = ()
     freeze: Annotated[
         tuple[str, ...], _NAMES, 'Parameter paths that do not move, such as ("student/backbone/conv1",).'
@@ -208,7 +208,7 @@ class Stage:
     teacher_floor: Annotated[
         float | None,
         _FLOOR,
-        "The stage does not start if its teacher's primary metric, AP of detectors, is worse than this. None is what "
+        "The stage does not start if its teacher's primary metric, such as AP, is worse than this. None is what "
         "is known of the teacher: 10 on shapes, one less than published where weights are taken over as they are, "
         "nothing on other data.",
         WITHOUT_EFFECT,
@@ -216,7 +216,7 @@ class Stage:
     published: Annotated[
         float,
         number(0, 100),
-        "The primary metric on COCO that a model zoo states of the model in weights; 0 where none does.",
+        "The primary metric that a model zoo states of the model in weights, on COCO or ImageNet; 0 where none does.",
         WITHOUT_EFFECT,
     ] = 0.0
 
@@ -428,9 +428,9 @@ class Data:
 class Run:
     """What a config says besides its data and its stages."""
 
-    task: Annotated[str, TEXT, "What models learn: detection, or package.module:Class of a task of yours."] = (
-        "detection"
-    )
+    task: Annotated[
+        str, TEXT, "What models learn: detection, classification, or package.module:Class of a task of yours."
+    ] = "detection"
     seed: Annotated[int, _SEED, "Of weights, batches and masks."] = 0
     seeds: Annotated[
         tuple[int, ...],

@@ -1,5 +1,6 @@
 """The losses: pure functions of arrays that need jax alone."""
 
+from kdjax.losses.classification import cross_entropy
 from kdjax.losses.dfmsd import (
     channel_norm,
     dfmsd_loss,
@@ -42,6 +43,7 @@ __all__ = [
     "attention_keep",
     "channel_attention",
     "channel_norm",
+    "cross_entropy",
     "cwd_loss",
     "dfmsd_loss",
     "dmkd_loss",

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import Dtype
 
 from kdjax.errors import UserError
+from kdjax.models.classifier import Classifier, MobileNetV1Classifier, MobileNetV2Classifier
 from kdjax.models.fcos import FCOS
 from kdjax.models.fpn import FPN
 from kdjax.models.network import Network
@@ -47,6 +48,9 @@ MODELS: dict[str, Callable[..., Network]] = {
     "pspnet": PSPNet,
     "deeplabv3": DeepLabV3,
     "deeplabv3_mobilenet_v2": DeepLabV3MobileNetV2,
+    "resnet_classifier": Classifier,
+    "mobilenet_v1": MobileNetV1Classifier,
+    "mobilenet_v2": MobileNetV2Classifier,
 }
 """A name to a model; two-stage detectors are one module whose fields say how often and for what it looks."""
 
@@ -66,7 +70,7 @@ def model_class(name: str) -> type[Network]:
     Raises:
         UserError: there is no such model.
     """
-    return _class_of(name, chosen(name, MODELS, "detector"))
+    return _class_of(name, chosen(name, MODELS, "model"))
 
 
 def build_model(
@@ -92,18 +96,18 @@ def build_model(
         18
     """
     name = config.get("name", "")
-    model = chosen(name, MODELS, "detector")
+    model = chosen(name, MODELS, "model")
     module = _class_of(name, model)
     known = _options(module)
-    _check(config, ("name", *known, *_COMMON), "a detector's config")
+    _check(config, ("name", *known, *_COMMON), "a model's config")
     for section in known:
         if not isinstance(config.get(section, {}), Mapping):
-            raise UserError(f"The detector's {section} is {config[section]!r}; it must be a section of fields.")
+            raise UserError(f"The model's {section} is {config[section]!r}; it must be a section of fields.")
     # A config that was kept as JSON has lists where fields have tuples, and modules must be hashable.
     config = {field: _tuple(value) for field, value in config.items()}
     given = {section: {field: _tuple(value) for field, value in config.get(section, {}).items()} for section in known}
     for section, options in known.items():
-        _check(given[section], options, f"the detector's {section}")
+        _check(given[section], options, f"the model's {section}")
     shared = {"axis_name": axis_name, "dtype": dtype}
 
     def part(section: str, kind: type[nn.Module]) -> nn.Module:
@@ -200,7 +204,7 @@ def _class_of(name: str, model: Any) -> type[Network]:
     """The class behind an entry of ``MODELS``, or behind what somebody else named."""
     module = model.func if isinstance(model, functools.partial) else model
     if not isinstance(module, type) or not issubclass(module, Network):
-        raise UserError(f"{name!r} is no detector: it must be a subclass of kdjax.models.network.Network.")
+        raise UserError(f"{name!r} is no model: it must be a subclass of kdjax.models.network.Network.")
     return module
 
 

@@ -12,6 +12,12 @@ from kdjax.models.norm import ConvNorm
 from kdjax.options import FLAG, Rule, check_fields, number
 from kdjax.types import Features
 
+_V1_BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+"""Table 1 of MobileNet: the channels and the stride of each block."""
+
+_V1_MAPS = {3: "c2", 5: "c3", 11: "c4", 13: "c5"}
+"""Number of the last block of each stride to the name of its map."""
+
 _V2_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Table 2 of MobileNetV2: the expansion factor, the channels, the number of blocks and the stride of the first."""
 
@@ -25,6 +31,64 @@ _V2_MAPS = {3: "c2", 6: "c3", 13: "c4", 17: "c5"}
 """Number of the last block of each stride to the name of its map."""
 
 _OUTPUT_STRIDE = Rule("32 or 8", lambda value: type(value) is int and value in (32, 8))
+
+
+class Separable(nn.Module):
+    """A depthwise 3x3 and a 1x1 convolution: (N, H, W, C) to (N, H/stride, W/stride, channels)."""
+
+    channels: int
+    stride: int = 1
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """The block's output; ``train`` as in :class:`MobileNetV1`."""
+        layer = functools.partial(ConvNorm, axis_name=self.axis_name, dtype=self.dtype)
+        x = nn.relu(layer(x.shape[-1], 3, self.stride, groups=x.shape[-1], name="depthwise")(x, train))
+        return nn.relu(layer(self.channels, 1, name="pointwise")(x, train))
+
+
+class MobileNetV1(nn.Module):
+    """Images to maps of strides 4, 8, 16 and 32 (Howard et al., MobileNet, 2017), as MGD's authors build it [code].
+
+    Attributes:
+        axis_name: mapped axis over which batch norm averages its statistics in training; None outside of one.
+        dtype: of the computation; parameters and statistics are float32.
+    """
+
+    width: Annotated[
+        float,
+        number(0, above=True),
+        "Factor on every number of channels, which are rounded to a multiple of 8.",
+    ] = 1.0
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        super().__post_init__()
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Pixels of the image from one position of each map to the next, fine to coarse."""
+        return {f"c{level}": 2**level for level in range(2, 6)}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> Features:
+        """Normalised images (N, H, W, 3) to {"c2": (N, H/4, W/4, 128), "c3": 256, "c4": 512, "c5": 1024 channels}.
+
+        Sizes are rounded up. ``train`` normalises with the batch's statistics and updates the running ones; otherwise
+        the running statistics are used and left alone.
+        """
+        shared: dict[str, Any] = {"axis_name": self.axis_name, "dtype": self.dtype}
+        x = nn.relu(ConvNorm(_channels(32, self.width), 3, 2, **shared, name="stem")(images, train))
+        maps = {}
+        for block, (channels, stride) in enumerate(_V1_BLOCKS, start=1):
+            x = Separable(_channels(channels, self.width), stride, **shared, name=f"block_{block}")(x, train)
+            if block in _V1_MAPS:
+                maps[_V1_MAPS[block]] = x
+        return maps
 
 
 class InvertedResidual(nn.Module):
@@ -97,22 +161,23 @@ class MobileNetV2(nn.Module):
         the running ones; otherwise the running statistics are used and left alone.
         """
         shared: dict[str, Any] = {"axis_name": self.axis_name, "dtype": self.dtype}
-        x = jax.nn.relu6(ConvNorm(self._channels(32), 3, 2, **shared, name="stem")(images, train))
+        x = jax.nn.relu6(ConvNorm(_channels(32, self.width), 3, 2, **shared, name="stem")(images, train))
         maps, reached, dilation = {}, 2, 1
         for block, (expansion, channels, stride) in enumerate(_V2_BLOCKS, start=1):
             dilated = stride == 2 and reached == self.output_stride
             stride = 1 if dilated else stride
             x = InvertedResidual(
-                self._channels(channels), expansion, stride, dilation, **shared, name=f"block_{block}"
+                _channels(channels, self.width), expansion, stride, dilation, **shared, name=f"block_{block}"
             )(x, train)
             reached *= stride
             dilation *= 2 if dilated else 1  # The block that would have strided keeps the dilation before it.
             if block in _V2_MAPS:
                 maps[_V2_MAPS[block]] = x
         if self.last:
-            channels = max(1280, self._channels(1280))
+            channels = max(1280, _channels(1280, self.width))
             maps["c5"] = jax.nn.relu6(ConvNorm(channels, 1, **shared, name="last")(x, train))
         return maps
 
-    def _channels(self, channels: int) -> int:
-        return max(8, 8 * round(channels * self.width / 8))
+
+def _channels(channels: int, width: float) -> int:
+    return max(8, 8 * round(channels * width / 8))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from kdjax.config.presets import IMAGE_SIZES
 from kdjax.config.schema import Data
 from kdjax.data.batches import batch_positions, train_batches
 from kdjax.data.check import compare_classes
@@ -35,13 +36,13 @@ def open_split(data: Data, task: Task, *, training: bool) -> Source:
     checks = Checks(
         strict=data.strict,
         lenient=data.lenient,
-        sizing=None if is_open(data) else data.sizing,
+        sizing=None if is_open(data, task) else data.sizing,
         reading=data.reading,
         follow_links=data.follow_links,
         most_json_bytes=data.max_json_bytes,
     )
     if training:
-        room = MOST_OBJECTS if is_open(data) else data.max_objects
+        room = MOST_OBJECTS if is_open(data, task) else data.max_objects
         checks = checks._replace(skip_empty=data.skip_empty, max_objects=room)
     else:
         checks = checks._replace(max_detections=data.max_detections)
@@ -57,9 +58,9 @@ def is_own(data: Data) -> bool:
     return not data.name.startswith("shapes")
 
 
-def is_open(data: Data) -> bool:
+def is_open(data: Data, task: Task) -> bool:
     """Whether keys are chosen from the data: they are somebody's own, and nobody said how large images are."""
-    return is_own(data) and data.fit and data.image_size == defaults(Data)["image_size"]
+    return is_own(data) and data.fit and data.image_size == IMAGE_SIZES.get(task.name, defaults(Data)["image_size"])
 
 
 def open_splits(plan: Plan) -> Splits:

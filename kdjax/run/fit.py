@@ -65,10 +65,10 @@ def chosen(plan: Plan, train: Source) -> dict[str, Any]:
     Detectors look for other sizes only where none of them knows anything yet: weights of a file, of a folder or of a
     teacher from elsewhere belong to the sizes that they were trained with. Nor where somebody chose them for one stage.
     """
-    suggestion = plan.task.suggest(train) if is_open(plan.data) else None
+    suggestion = plan.task.suggest(train) if is_open(plan.data, plan.task) else None
     if suggestion is None:
         return {}
-    usual = defaults(Data)
+    usual = defaults(Data) | {"image_size": plan.data.image_size}
     keys = {
         f"data.{key}": value
         for key, value in suggestion.data.items()

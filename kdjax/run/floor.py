@@ -9,7 +9,7 @@ from kdjax.plan import Plan, StagePlan
 from kdjax.report import spoken
 from kdjax.run.record import Finished
 from kdjax.run.start import Teacher
-from kdjax.weights import COCO_NAMES
+from kdjax.weights import COCO_NAMES, are_imagenet
 
 _PUBLISHED_SLACK = 1.0
 """By how much less than published a teacher may be."""
@@ -66,8 +66,8 @@ def teacher_floor(plan: Plan, stage: StagePlan, class_names: Sequence[str]) -> f
     """The value of the task's primary metric that a stage's teacher must reach to teach; None for any.
 
     Where the config says none, that is what is known of the teacher: what the task knows of the data set; one less than
-    a model zoo states of weights which are taken over as they are, on COCO's classes; and nothing elsewhere, for nobody
-    knows what a teacher reaches on somebody's own data. A floor of 0 in the config is none.
+    a model zoo states of weights which are taken over as they are, on the classes of COCO or ImageNet; and nothing
+    elsewhere, for nobody knows what a teacher reaches on somebody's own data. A floor of 0 in the config is none.
     """
     if stage.options.teacher_floor is not None:
         return stage.options.teacher_floor or None
@@ -77,7 +77,7 @@ def teacher_floor(plan: Plan, stage: StagePlan, class_names: Sequence[str]) -> f
     if (
         origin in plan
         and not plan[origin].steps
-        and tuple(class_names) == COCO_NAMES
+        and (tuple(class_names) == COCO_NAMES or are_imagenet(class_names))
         and plan[origin].options.published
     ):
         return plan[origin].options.published - _PUBLISHED_SLACK

@@ -23,6 +23,7 @@ from kdjax.weights import (
     COCO_NAMES,
     SOURCES,
     Imported,
+    are_imagenet,
     count_classes,
     expected_model,
     import_state_dict,
@@ -35,7 +36,7 @@ from kdjax.weights import (
 
 
 class Teacher(NamedTuple):
-    """A trained detector that teaches."""
+    """A trained model that teaches."""
 
     module: Model
     variables: Variables
@@ -82,8 +83,8 @@ def load_origins(
     if options.weights:
         imported = _import(stage, class_names)
         model = imported.model
-        usual = SOURCES[options.source].resize
-        if usual != resize and not imported.report.untouched:
+        usual = SOURCES[options.source].resize_of(model["name"])
+        if usual not in (None, resize) and not imported.report.untouched:
             print(
                 f"[{name}] {options.weights} is of a detector whose images were scaled as {usual} does, here they are "
                 f"as {resize} does, and it finds a little less: config.data.resize={usual} scales them so.",
@@ -136,10 +137,10 @@ def _inherited(
 def import_detector(
     model: Mapping[str, Any], weights: str, source: str, num_classes: int | None = None, *, key: str = ""
 ) -> Imported:
-    """The weights in a file, as those of a detector.
+    """The weights in a file, as those of a model.
 
     Args:
-        model: config of the detector, as :func:`kdjax.models.build_model` takes it.
+        model: config of the model, as :func:`kdjax.models.build_model` takes it.
         weights: path of the file.
         source: a key of ``kdjax.weights.SOURCES``.
         num_classes: how many classes it must tell apart, without a background; None for as many as it does.
@@ -194,6 +195,8 @@ def _import(stage: StagePlan, class_names: tuple[str, ...]) -> Imported:
         # A backbone alone tells nothing apart.
         return imported
     known, words = imported.class_names, ""
+    if known and are_imagenet(class_names) and len(known) == len(class_names) and not are_imagenet(known):
+        known, words = class_names, "it names its classes in words, and the data by ids, in whose order they are taken"
     if known is None and options.init_strict:
         known, words = class_names, "it does not say what its classes are, which are taken for the data's"
     if options.init_strict and known and class_order(known, class_names) is None:
@@ -238,7 +241,7 @@ def class_order(known: Sequence[str], class_names: Sequence[str]) -> list[int] |
 def _of_classes(
     variables: Variables, model: Mapping[str, Any], known: Sequence[str] | None, class_names: Sequence[str]
 ) -> tuple[Variables, str]:
-    """A detector's variables with its classes in the order of the data's, and what became of them, in words.
+    """A model's variables with its classes in the order of the data's, and what became of them, in words.
 
     Without those that tell classes apart, unless they are known to be the data's: that there are as many says nothing.
     """
@@ -261,7 +264,7 @@ _EXPECTED = {
 
 
 def _as_expected(model: Mapping[str, Any], origin: Mapping[str, Any], whole: bool) -> dict[str, Any]:
-    """The config of a detector with what the weights of another one, which it starts from, expect.
+    """The config of a model with what the weights of another one, which it starts from, expect.
 
     A head that takes over only what fits goes on learning, as its own config says.
     """
@@ -274,12 +277,12 @@ def _as_expected(model: Mapping[str, Any], origin: Mapping[str, Any], whole: boo
 
 
 def _saved(folder: Path, model: Mapping[str, Any], class_names: tuple[str, ...], strict: bool) -> tuple[Variables, str]:
-    """The variables of a trained detector to start from, with its classes as the data's, and what became of them.
+    """The variables of a trained model to start from, with its classes as the data's, and what became of them.
 
     All of them, or those that do not depend on other classes.
 
     Raises:
-        UserError: ``strict``, and the detector tells other classes apart than the data do.
+        UserError: ``strict``, and the model tells other classes apart than the data do.
     """
     if strict:
         known: Sequence[str] | None = _known_classes(folder, class_names)
@@ -289,7 +292,7 @@ def _saved(folder: Path, model: Mapping[str, Any], class_names: tuple[str, ...],
 
 
 def _load(folder: Path, class_names: tuple[str, ...], dtype: str) -> tuple[Teacher, str]:
-    """A trained detector with its classes as the data's, and what became of them, in words.
+    """A trained model with its classes as the data's, and what became of them, in words.
 
     Raises:
         UserError: it cannot be loaded, or tells other classes apart than the data do.

@@ -3,13 +3,14 @@
 from typing import Any
 
 from kdjax.options import chosen
+from kdjax.tasks.classification import Classification
 from kdjax.tasks.detection import Detection
 from kdjax.tasks.segmentation import Segmentation
 from kdjax.types import Task
 
-__all__ = ["TASKS", "Detection", "Segmentation", "build_task"]
+__all__ = ["TASKS", "Classification", "Detection", "Segmentation", "build_task"]
 
-TASKS: dict[str, Any] = {"detection": Detection, "segmentation": Segmentation}
+TASKS: dict[str, Any] = {"detection": Detection, "segmentation": Segmentation, "classification": Classification}
 """Every task by its name in a config."""
 
 

@@ -89,7 +89,12 @@ class Detection:
             )
 
     def check_source(self, source: Any) -> None:
-        """Raises UserError where masks are to be made and the source has no outlines."""
+        """Raises UserError where a source has no boxes, or masks are to be made and it has no outlines."""
+        if not hasattr(source, "objects"):
+            raise UserError(
+                f"config.task is detection, but {source.origin} has no boxes: take a config of its task, such as "
+                "--config=mgd:classification or mgd:segmentation."
+            )
         if self.mask_size and source.objects(0).segmentation is None:
             raise UserError(
                 f"config.data.masks is True, but {source.origin} has no outlines of its objects, of which masks are "

@@ -2,6 +2,7 @@
 
 from kdjax.weights.coco import COCO_NAMES
 from kdjax.weights.files import read_weights
+from kdjax.weights.imagenet import are_imagenet
 from kdjax.weights.load import LoadReport, inherit, load_into, without
 from kdjax.weights.sources import SOURCES, merged
 from kdjax.weights.state_dict import Expected, Imported, ImportReport, count_classes, expected_model, import_state_dict
@@ -13,6 +14,7 @@ __all__ = [
     "ImportReport",
     "Imported",
     "LoadReport",
+    "are_imagenet",
     "count_classes",
     "expected_model",
     "import_state_dict",

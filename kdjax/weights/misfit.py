@@ -74,19 +74,26 @@ def _other_backbone(state: State, table: Source, wanted: Mapping[str, Any]) -> s
         for path, x in wanted.items()
         if (match := re.fullmatch(r"params/(backbone/.*)/kernel", path))
     }
-    there, here = _resnet(found), _resnet(asked)
+    there, here = _called(found), _called(asked)
     return f"their backbone is a {there} and the model's a {here}" if there and here and there != here else ""
 
 
-def _resnet(kernels: Kernels) -> str:
+def _called(kernels: Kernels) -> str:
     """What a backbone is called.
 
-    >>> _resnet({"backbone/layer1_0/conv1": (128, 64), "backbone/layer1_0/conv2": (128, 4)})
+    >>> _called({"backbone/stem/conv": (32, 3), "backbone/block_1/pointwise/conv": (64, 32)})
+    'MobileNetV1'
+    >>> _called({"backbone/layer1_0/conv1": (128, 64), "backbone/layer1_0/conv2": (128, 4)})
     'ResNeXt of (1, 0, 0, 0) blocks 32x4d'
     >>> stem = {"backbone/conv1": (32, 3), "backbone/conv3": (64, 32)}
     >>> _resnet(stem | {"backbone/layer1_0/conv1": (64, 64), "backbone/layer1_0/conv2": (64, 64)})
     'ResNet of (1, 0, 0, 0) blocks v1c'
     """
+    layers = {path.split("/")[-2] for path in kernels}
+    if "pointwise" in layers:
+        return "MobileNetV1"
+    if "project" in layers:
+        return "MobileNetV2"
     blocks = {match[0] for path in kernels if (match := re.search(r"layer\d_\d+", path))}
     numbers = tuple(sum(block.startswith(f"layer{layer}_") for block in blocks) for layer in range(1, 5))
     if not any(numbers):

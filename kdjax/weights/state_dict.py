@@ -69,7 +69,7 @@ class ImportReport(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """A detector, or the backbone of one, that was trained elsewhere."""
+    """A model, or the backbone of one, that was trained elsewhere."""
 
     variables: Tree
     """{"params": ..., "batch_stats": ...}, float32 NumPy arrays; of a backbone's file the backbone alone."""

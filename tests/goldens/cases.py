@@ -16,6 +16,7 @@ SAMPLE = 256
 """How many entries of an array the compact form keeps, and its norm; smaller ones and ``WHOLE`` it keeps whole."""
 WHOLE = (
     "image",
+    "keep_mask",
     "label",
     "logits$",
     "prediction",
@@ -30,7 +31,7 @@ WHOLE = (
 
 
 def find_cases(kind: str) -> list[Path]:
-    """The cases of a kind: "losses", "detectors", "segmentation"."""
+    """The cases of a kind: "losses", "detectors", "segmentation", "classification"."""
     beside = HERE.parents[2] / "shared" / "goldens"
     folder = Path(os.environ.get(FOLDER, beside if beside.is_dir() else HERE))
     return sorted((folder / kind).glob("*.npz"))

@@ -22,7 +22,11 @@ def is_of_segmenters(path: Path, case: Case) -> bool:
     return bool(NETWORK.fullmatch(path.stem) or LOSS.fullmatch(path.stem))
 
 
-KINDS = {"detectors": has_detector, "segmentation": is_of_segmenters}
+def is_of_classifiers(path: Path, case: Case) -> bool:
+    return True
+
+
+KINDS = {"detectors": has_detector, "segmentation": is_of_segmenters, "classification": is_of_classifiers}
 """Folder to which of its cases are kept."""
 
 

@@ -153,19 +153,19 @@ def test_a_model_of_other_parts_is_built_as_any_other():
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({}, r"There is no detector ''; choose one of retinanet"),
-        ({"name": "yolo"}, r"There is no detector 'yolo'; choose one of retinanet"),
+        ({}, r"There is no model ''; choose one of retinanet"),
+        ({"name": "yolo"}, r"There is no model 'yolo'; choose one of retinanet"),
         (
             {"name": "retinanet", "nek": {}},
-            r"Unknown field 'nek' in a detector's config; the fields are name, backbone",
+            r"Unknown field 'nek' in a model's config; the fields are name, backbone",
         ),
         (
             {"name": "retinanet", "backbone": {"deep": 18}},
             r"Unknown field 'deep' in .* backbone; .* are depth, width, style",
         ),
         ({"name": "retinanet", "neck": {"levels": 5}}, r"Unknown field 'levels' in .* neck; the fields are channels"),
-        ({"name": "retinanet", "head": {"num_classes": 5}}, r"Unknown field 'num_classes' in the detector's head"),
-        ({"name": "faster_rcnn", "head": {"masks": True}}, r"Unknown field 'masks' in the detector's head"),
+        ({"name": "retinanet", "head": {"num_classes": 5}}, r"Unknown field 'num_classes' in the model's head"),
+        ({"name": "faster_rcnn", "head": {"masks": True}}, r"Unknown field 'masks' in the model's head"),
         ({"name": "retinanet", "head": {"norm": "batch"}}, "norm is 'batch'; it must be one of '', group"),
         ({"name": "retinanet", "head": {"box_loss": "l2"}}, "box_loss is 'l2'; it must be one of l1"),
         ({"name": "retinanet", "backbone": {"depth": 20}}, "depth is 20; it must be one of 10, 18, 34, 50, 101"),

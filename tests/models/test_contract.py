@@ -1,4 +1,7 @@
-"""What every model promises, on the dict of models: a new one is tested by being there, and red without an ideal."""
+"""What every detector promises, on the dict of models: a new one is tested by being there, and red without an ideal.
+
+Classifiers are in test_classifier.
+"""
 
 import ast
 import functools
