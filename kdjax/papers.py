@@ -100,13 +100,13 @@ def table() -> list[str]:
         usual = max(files, key=lambda file: len(files[file]))
         named = [f"`{file}`" + f" ({', '.join(files[file])})" * (file != usual) for file in files]
         lines.append(f"| `{pair}` | {', '.join(reported) or 'nobody'} | {', '.join(others)} | {', '.join(named)} |")
-    for what, reports in (
+    for what, figures_of in (
         ("Top-1 accuracy on ImageNet's validation set", ON_IMAGENET),
         ("Mean IoU on Cityscapes' validation set", ON_CITYSCAPES),
     ):
         lines += ["", f"{what}, likewise:", "", "| variant | teacher | the student alone | distilled | |"]
         lines += ["|---|---|---|---|---|"]
-        for (method, pair), report in reports.items():
+        for (method, pair), report in figures_of.items():
             figures = f"{report.teacher} | {report.alone or 'not stated'} | {report.distilled}"
             lines.append(f"| `{method}:{pair}` | {figures} | {report.remark} |")
     return lines

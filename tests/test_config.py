@@ -76,7 +76,7 @@ MISTAKES = [
     ("student.steps", 0, "give config.student.weights or init"),
     ("student.steps", -1, "a whole number of at least 0"),
     ("student.weights", "no/such.pth", "config.student.source is empty"),
-    ("student.source", "keras", "detectron2_x101, mmpretrain, timm"),
+    ("student.source", "keras", "mmpretrain, mmseg, cirkd, timm"),
     ("student.steps", True, "a whole number of at least 0"),
     ("student.methods.mgd.mask_ratio", 1.5, "at least 0 and at most 1"),
     ("student.methods.mgd.name", "mdg", "one of mimic, mgd"),
