@@ -14,7 +14,7 @@ from kdjax.models.network import Network
 from kdjax.options import declared
 
 _TWO_STAGE = (
-    "The detector. Two-stage ones have P2 to P6 by default, pooled, and cascades train with 2000 proposals; the "
+    "The model. Two-stage detectors have P2 to P6 by default, pooled, and cascades train with 2000 proposals; the "
     "presets are smaller than all defaults here."
 )
 
@@ -28,11 +28,19 @@ def sections() -> dict[str, dict[str, Any]]:
         "Its optimiser; `<stage>.methods.<method>.optimizer` likewise": {"<stage>.optimizer.": Optimizer},
         "Every method of a stage": {"<stage>.methods.<method>.": MethodSection},
         "Every model": {"<stage>.model.": Network},
-        "The parts of a detector": {f"<stage>.model.{part}.": kind for part, kind in Detector.parts.items()},
+        "The parts of a detector, and the backbone of other models on a ResNet": {
+            f"<stage>.model.{part}.": kind for part, kind in Detector.parts.items()
+        },
     }
     heads: dict[Any, list[str]] = {}
-    for name, detector in MODELS.items():
-        heads.setdefault(detector.func if isinstance(detector, functools.partial) else detector, []).append(name)
+    others: dict[Any, list[str]] = {}
+    for name, model in MODELS.items():
+        head: Any = model.func if isinstance(model, functools.partial) else model
+        heads.setdefault(head, []).append(name)
+        if (backbone := head.parts["backbone"]) is not Detector.parts["backbone"]:
+            others.setdefault(backbone, []).append(name)
+    for backbone, names in others.items():
+        found[f"The backbone of {', '.join(f'`{name}`' for name in names)}"] = {"<stage>.model.backbone.": backbone}
     for head, names in heads.items():
         found[f"The head of {', '.join(f'`{name}`' for name in names)}"] = {"<stage>.model.head.": head}
     for name, method in METHODS.items():
