@@ -40,8 +40,9 @@ def sections() -> dict[str, dict[str, Any]]:
     for (part, kind), names in parts.items():
         found[f"The {part} of {', '.join(f'`{name}`' for name in names)}"] = {f"<stage>.model.{part}.": kind}
     heads: dict[Any, list[str]] = {}
-    for name, detector in MODELS.items():
-        heads.setdefault(detector.func if isinstance(detector, functools.partial) else detector, []).append(name)
+    for name, model in MODELS.items():
+        head: Any = model.func if isinstance(model, functools.partial) else model
+        heads.setdefault(head, []).append(name)
     for head, names in heads.items():
         found[f"The head of {', '.join(f'`{name}`' for name in names)}"] = {"<stage>.model.head.": head}
     for name, method in METHODS.items():

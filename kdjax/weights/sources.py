@@ -499,6 +499,8 @@ _CIRKD = Source(
         Rule(r"(pretrained\.)?(?P<part>(conv|bn)[23])", "backbone/{part}"),
         Rule(r"(pretrained\.)?(net\.)?features\.0\.0", "backbone/stem/conv", "stem"),
         Rule(r"(pretrained\.)?(net\.)?features\.0\.1", "backbone/stem/bn"),
+        Rule(r"(pretrained\.)?(net\.)?features\.18\.0", "backbone/last/conv"),
+        Rule(r"(pretrained\.)?(net\.)?features\.18\.1", "backbone/last/bn"),
         # Convolutions, norms and activations in one sequence; the first block expands nothing.
         *(
             Rule(f"{prefix}{3 * index + place}", f"backbone/{block}/{layer}/{part}")

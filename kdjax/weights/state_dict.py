@@ -23,6 +23,7 @@ NO_CONFIG: Mapping[str, Any] = {}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """What parameters may be stored as; they become float32."""
 
+_LAST = "backbone/last/"
 _IMAGE_CLASSES = "params/head/bias"
 _PIXEL_CLASSES = "params/head/classifier/bias"
 _DENSE_CLASSES = "params/head/cls_logits/bias"
@@ -234,6 +235,7 @@ def import_state_dict(
     wanted = {path: array for path, array in paths.items() if not alone or path.split("/")[1] == "backbone"}
 
     skipped = {name: why for name in sorted(state) if (why := why_skipped(name, rules))}
+    skipped |= _without_last(state, rules, wanted)
     found = None if alone else count_classes(state, source, model=model, like=like, num_classes=num_classes)
     why = why_misfit(state, table, model["name"], wanted, (found, num_classes))
     places = _places([name for name in sorted(state) if name not in skipped], rules, wanted, where, why)
@@ -317,6 +319,19 @@ def _places(
             f"without one: {_some(unknown)}; arrays of the model without a tensor: {_some(missing)}."
         )
     return places
+
+
+def _without_last(
+    state: Mapping[str, np.ndarray], rules: tuple[Rule, ...], wanted: Mapping[str, Any]
+) -> dict[str, str]:
+    """The tensors of the last convolution of a MobileNetV2 that is trained to classify, where the model ends before."""
+    if any(path.startswith(f"params/{_LAST}") for path in wanted):
+        return {}
+    index = indices(wanted)
+    last = [
+        name for name in sorted(state) if any(path.startswith(_LAST) for path, _ in layer_paths(name, rules, index))
+    ]
+    return dict.fromkeys(last, "the last convolution, which classifiers alone have")
 
 
 def _fill(

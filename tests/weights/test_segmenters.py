@@ -64,6 +64,15 @@ def test_backbones_with_deep_stems_are_imported_alone(case, source, off, backbon
     assert imported.model["head"]["align_corners"] is False  # Which is about heads.
 
 
+def test_a_segmenter_leaves_out_the_last_convolution_of_a_classifiers_backbone():
+    state = tensors("maskd_deeplabv3_mobilenetv2", "pretrained.", "pretrained.net.")
+    state |= {"features.18.0.weight": np.zeros((1280, 320, 1, 1)), "classifier.1.bias": np.zeros(1000)}
+    state |= {f"features.18.1.{name}": np.zeros(1280) for name in ("weight", "bias", "running_mean", "running_var")}
+    imported = load(state, "cirkd", {"name": "deeplabv3_mobilenet_v2"})
+    assert set(imported.variables["params"]) == {"backbone"}
+    assert "5 skipped: the last convolution, which classifiers alone have" in str(imported.report)
+
+
 def test_the_first_convolution_of_a_deep_stem_is_turned_around():
     state = tensors("maskd_pspnet_resnet18")
     state["pretrained.conv1.weight"][:] = np.arange(3)[None, :, None, None]
