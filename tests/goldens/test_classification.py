@@ -32,7 +32,7 @@ LOSS_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
 TRAIN_TOLERANCE = 2e-3
 DEEP_GRADIENT_TOLERANCE, DEEP_TRAIN_TOLERANCE = 2e-3, 0.05
-"""Of the backbones of ResNet-50 and MobileNetV2, in which a ReLU may open by a last bit that another order of sums
+"""Of the backbones of ResNet-50 and of MobileNets, in which a ReLU may open by a last bit that another order of sums
 closes. Computed in float64, their gradients differ by 1.4e-3 from the original's float32, and by 2 % in training, where
 the last norms see 12 values a channel."""
 SMOOTHING = {"loss/cross_entropy": 0.0, "loss/label_smoothing_0.1": 0.1, "loss/label_smoothing_0.1_mmpretrain": 0.1}
@@ -149,7 +149,7 @@ def check_network(case: Case, name: str) -> None:
         smoothed = float(jnp.mean(cross_entropy(logits, labels, smoothing=smoothing)))
         assert smoothed == pytest.approx(float(case.whole(key)), rel=LOSS_TOLERANCE), key
     assert float(loss) == pytest.approx(float(case.whole("loss/cross_entropy")), rel=LOSS_TOLERANCE)
-    deep = getattr(module.backbone, "depth", 0) >= 50 or "last" in captured["backbone"]
+    deep = getattr(module.backbone, "depth", 50) >= 50
     tolerances = (DEEP_GRADIENT_TOLERANCE, DEEP_TRAIN_TOLERANCE) if deep else (GRADIENT_TOLERANCE, TRAIN_TOLERANCE)
     check_gradients(case, "gradient/", gradient, paths, GRADIENT_TOLERANCE, tolerances[0])
 
