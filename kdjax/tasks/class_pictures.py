@@ -86,7 +86,7 @@ def _matrix(caption: str, names: Sequence[str], shares: Sequence[Sequence[float]
     panel = Image.new("RGB", (left + side + _GAP, top + side + _LINE + _GAP), _PAPER)
     draw = ImageDraw.Draw(panel)
     write(draw, (_GAP, 6), shortened(caption, _TEXT, left + side - _GAP), _INK, _TEXT)
-    write(draw, (_GAP, 6 + _LINE), "true class, row by row; said, column by column", _FAINT, _TEXT)
+    write(draw, (_GAP, 6 + _LINE), "row: true class, column: said", _FAINT, _TEXT)
     # Names of columns are read from below.
     upright = Image.new("RGB", (room, side), _PAPER)
     pen = ImageDraw.Draw(upright)
