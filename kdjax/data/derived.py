@@ -24,8 +24,17 @@ _SMALLEST = 32
 """Pixels on a side of a crop."""
 
 
+_COLOURS = np.array([[220, 60, 60], [60, 200, 60], [70, 90, 230], [220, 200, 50], [200, 70, 210], [60, 200, 210]])
+"""What the objects of each class are tinted with in label maps, red, green and blue; of more classes, again."""
+_TINT, _SPREAD = 0.7, 30.0
+"""Share of the tint in a pixel, and the deviation of an object's tint from that of its class."""
+
+
 def as_maps(source: IndexedObjects) -> IndexedMaps:
-    """The same images, with the classes of their pixels: 0 for the background, then the classes of the objects.
+    """The same scenes, with the classes of their pixels: 0 for the background, then the classes of the objects.
+
+    Objects are tinted, those of a class alike though not equally: what a segmenter tells classes apart by is mostly how
+    they look, and outlines alone, by which the scenes are made to differ, take it longer to learn than a laptop has.
 
     Args:
         source: with outlines; where they overlap, the later object is in front. Crowds are ignored.
@@ -39,13 +48,22 @@ def as_maps(source: IndexedObjects) -> IndexedMaps:
             found[rasterize(outline, objects.size)] = IGNORED if crowd else label + 1
         return found
 
+    def read(row: int) -> bytes:
+        objects, rng = source.objects(row), np.random.default_rng(source.image_id(row))
+        scene = decode(source.read(row), source.report.checks.reading).copy()
+        for outline, label in zip(objects.segmentation or (), objects.labels.tolist(), strict=True):
+            inside = rasterize(outline, objects.size)
+            tint = _COLOURS[label % len(_COLOURS)] + rng.normal(0, _SPREAD, 3)
+            scene[inside] = np.clip((1 - _TINT) * scene[inside] + _TINT * tint, 0, 255)
+        return _encoded(scene)
+
     def seen(row: int) -> tuple[int, np.ndarray]:
         found = classes(row)
         return digest_of(found), np.bincount(found.ravel(), minlength=256)[: len(words.class_names)]
 
     digests, pixels = zip(*for_all(seen, len(source)), strict=True)
     maps = LabelMaps(source.images.names, np.array(digests, np.int64), np.stack(pixels), classes)
-    found = settled_maps(source.images, maps, words, read=source.read, report=source.report)
+    found = settled_maps(source.images, maps, words, read=read, report=source.report)
     return dataclasses.replace(found, generated=source.generated)
 
 
@@ -74,12 +92,17 @@ def as_crops(source: IndexedObjects) -> IndexedClasses:
     def read(row: int) -> bytes:
         top, left, height, width = windows[row].tolist()
         scene = decode(source.read(int(objects.image[row])), source.report.checks.reading)
-        file = io.BytesIO()
-        Image.fromarray(scene[top : top + height, left : left + width]).save(file, "BMP")
-        return file.getvalue()
+        return _encoded(scene[top : top + height, left : left + width])
 
     found = classified_source(images, objects.labels, source.class_names, read, source.report)
     return dataclasses.replace(found, generated=source.generated)
+
+
+def _encoded(image: np.ndarray) -> bytes:
+    """An image (H, W, 3) uint8 as a file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "BMP")
+    return file.getvalue()
 
 
 def _alone(objects: Annotations, windows: np.ndarray) -> np.ndarray:
