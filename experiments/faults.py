@@ -193,8 +193,9 @@ def moved(method: str, workdir: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for begins in _BEGUN:
         stayed = workdir / f"{method}_{begins}_stayed"
-        begun(method, workdir, stayed)
-        together.run(witnessed(method, stayed), begins)
+        if not (stayed / "summary.json").exists():
+            begun(method, workdir, stayed)
+            together.run(witnessed(method, stayed), begins)
         saw, losses = seen(stayed), finished(stayed)["losses"]
         for goes_on in _GONE_ON:
             own = workdir / f"{method}_{begins}_{goes_on}"

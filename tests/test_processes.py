@@ -195,6 +195,23 @@ def test_two_processes_train_as_one_does_on_as_many_devices(together, single):
 
 
 @pytest.mark.slow
+def test_what_two_processes_began_one_goes_on_with(together, tmp_path):
+    begun, stage = together[0] / "stages" / "student", tmp_path / "stages" / "student"
+    shutil.copytree(begun.parent / "teacher", stage.parent / "teacher")
+    shutil.copytree(begun / "checkpoints" / "4", stage / "checkpoints" / "4")
+    for name in ("config.json", "description.json", "metrics.jsonl"):
+        shutil.copy(begun / name, stage / name)
+    [(code, told, stderr)] = ended(started(training(tmp_path), processes=1))
+    assert code == 0, stderr
+    assert "continues from the checkpoint of step 4" in told
+    ours, theirs = (rows(workdir, "student") for workdir in (tmp_path, together[0]))
+    assert ours[:4] == theirs[:4]
+    for name, loss in theirs[4].items():
+        if name.startswith(("loss", "raw")):
+            assert ours[4][name] == pytest.approx(loss, rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_to_one_process_ends_both_at_the_same_step(asked, together, tmp_path):
     workdir, _ = together
