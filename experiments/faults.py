@@ -62,6 +62,8 @@ _MIDDLE = 20
 """The step after which a run goes on elsewhere."""
 _APART = 1e-6
 """Relative difference of losses of the step after it: sums in another order."""
+_TOLD = {Exit.AGAIN, -signal.SIGABRT}
+"""Exit codes of processes that are to be started again: ours, and that of JAX, which finds a peer dead in C++."""
 _ONE = Topology(1, 8)
 _SEVERAL_PROCESSES = (Topology(2, 4), Topology(4, 2))
 _BEGUN = (_ONE, *_SEVERAL_PROCESSES)
@@ -165,6 +167,8 @@ def interrupted(
                 raise RuntimeError(f"{own} ended by itself with {end.code, end.others}:\n{end.printed[-2000:]}")
             codes[end.code] += 1
             others.update(end.others)
+            if not {*end.others} <= _TOLD:
+                print(f"{own}: {end.others}:\n{end.printed[-4000:]}", flush=True)
             kills += 1
             seconds = max(seconds, end.seconds)
             steps = re.findall(rf"\[student\] step +(\d+)/{_STEPS}", end.printed)
@@ -320,7 +324,7 @@ def main(_: Sequence[str]) -> int:
         if count:
             part = f"{method} {number.name} {topology}"
             results[part] = result = interrupted(method, number, count, workdir, drawn(part), topology)
-            wrong |= result["equal"] < result["runs"] or not result["others"].keys() <= {Exit.AGAIN, -signal.SIGABRT}
+            wrong |= result["equal"] < result["runs"] or not result["others"].keys() <= _TOLD
             wrong |= number == signal.SIGTERM and (set(result["codes"]) != {Exit.AGAIN} or result["lost"] > 0)
             print(f"{part}: {result}", flush=True)
     if _MOVES.value:

@@ -207,7 +207,7 @@ def are_several() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-_GONE = ("Gloo all-", "remote process exited")
+_GONE = ("Gloo ", "remote process exited")
 """What Gloo, which connects CPUs, and NCCL say where another process is not there any more."""
 
 
@@ -215,6 +215,8 @@ def is_of_others(error: Exception) -> bool:
     """Whether an error says that another process is gone, and not that something is wrong in this one.
 
     >>> is_of_others(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"))
+    True
+    >>> is_of_others(jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"))
     True
     """
     return isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _GONE)
