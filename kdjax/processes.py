@@ -216,10 +216,12 @@ def is_of_others(error: Exception) -> bool:
 
     >>> is_of_others(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"))
     True
-    >>> is_of_others(jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"))
+    >>> is_of_others(ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"))
     True
     """
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _GONE)
+    # JAX raises the latter where it finds out while it calls a compiled function, and not afterwards.
+    kinds = jax.errors.JaxRuntimeError | ValueError
+    return isinstance(error, kinds) and any(words in str(error) for words in _GONE)
 
 
 def leave(code: int) -> NoReturn:

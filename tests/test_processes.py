@@ -229,6 +229,36 @@ def test_a_signal_to_one_process_ends_both_at_the_same_step(asked, together, tmp
     assert steps[0][0] in os.listdir(tmp_path / "stages" / "student" / "checkpoints")
 
 
+TALKING = """
+import os, sys
+from kdjax.main import ended
+from kdjax.processes import connect, gather
+me, victim = map(int, sys.argv[2:])
+connect(sys.argv[1], 2, me)
+
+def talk():
+    for number in range(10**6):
+        gather(number)
+        if number == 20 and me == victim:
+            os.kill(os.getpid(), 9)
+
+sys.exit(ended(talk, "nothing is lost"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_whoever_is_killed_while_all_tell_each_other_something_ends_the_others_with_75(victim):
+    command = [sys.executable, "-c", TALKING, f"127.0.0.1:{free_port()}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([*command, str(me), str(victim)], cwd=ROOT, **pipes) for me in range(2)]
+    ends = ended(running)
+    assert ends[victim][0] == -signal.SIGKILL
+    code, _, stderr = ends[1 - victim]
+    # JAX may find out first, in C++.
+    assert code == -signal.SIGABRT or (code == 75 and "another process of this run is gone (" in stderr), stderr
+
+
 @pytest.mark.slow
 def test_the_same_weights_are_judged_exactly_alike(together, tmp_path):
     """Ten images are no multiple of what two processes take at once."""
