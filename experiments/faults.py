@@ -141,14 +141,15 @@ def interrupted(
     Of several processes, one that is drawn anew each time is sent the signal.
 
     Returns:
-        "stops", by "codes" how they ended, by "others" how the other processes did, "runs" that ended, how many of them
-        "equal" the one that nobody stopped, the most "seconds" from a signal to the end of all, and the most steps that
-        were "lost" by one.
+        "stops", by "codes" how they ended, by "others" how the other processes did, how often all ended "by itself", to
+        be started again, as on a machine so busy that they take each other for dead, "runs" that ended, how many of
+        them "equal" the one that nobody stopped, the most "seconds" from a signal to the end of all, and the most steps
+        that were "lost" by one.
     """
     reference = finished(whole(method, topology, workdir))
     codes: Counter[int] = Counter()
     others: Counter[int] = Counter()
-    runs = equal = lost = 0
+    runs = equal = lost = by_itself = 0
     seconds = 0.0
     while runs == 0 or codes.total() < count:
         own = workdir / f"{method}_{topology}_{signal.Signals(number).name}_{runs}"
@@ -163,14 +164,18 @@ def interrupted(
                 lost = max(lost, come_to - int(went_on[1]))
             if not any((end.code, *end.others)):
                 break
-            if not end.seconds:
-                raise RuntimeError(f"{own} ended by itself with {end.code, end.others}:\n{end.printed[-2000:]}")
-            codes[end.code] += 1
-            others.update(end.others)
-            if not {*end.others} <= _TOLD:
-                print(f"{own}: {end.others}:\n{end.printed[-4000:]}", flush=True)
-            kills += 1
-            seconds = max(seconds, end.seconds)
+            unknown = {*end.others, *([] if end.seconds else [end.code])} - _TOLD
+            if unknown:
+                print(f"{own} ended with {end.code, end.others}:\n{end.printed[-4000:]}", flush=True)
+            if end.seconds:
+                codes[end.code] += 1
+                others.update(end.others)
+                kills += 1
+                seconds = max(seconds, end.seconds)
+            elif unknown:
+                raise RuntimeError(f"{own} ended by itself, and not to be started again.")
+            else:
+                by_itself += 1
             steps = re.findall(rf"\[student\] step +(\d+)/{_STEPS}", end.printed)
             come_to = min(int(steps[-1]), _STEPS - 1) if steps else come_to
         runs += 1
@@ -179,6 +184,7 @@ def interrupted(
         "stops": codes.total(),
         "codes": dict(codes),
         "others": dict(others),
+        "by itself": by_itself,
         "runs": runs,
         "equal": equal,
         "seconds": seconds,
