@@ -1,12 +1,16 @@
-"""Kills, signals and flipped bits, and what is lost by them: ``python -m experiments.faults``.
+"""Kills, signals, flipped bits and bad data, and what is lost by them: ``python -m experiments.faults``.
 
-Three parts, each of config's ``tiny`` runs on this machine's CPU, at moments and places drawn from a seed:
+Everything runs on this machine's CPU, configs as their ``tiny`` runs, at moments and places drawn from a seed:
 
 - *kills*: each method's run, killed (SIGKILL) again and again until it ends, must end as the run that nobody stopped:
   the same losses of every step, and the same weights, to the bit.
 - *terms*: the same with SIGTERM, which must end with exit code 75 and lose no step.
+- *several*: the same kills, of one of several processes; the others must end by themselves, to be started again.
+- *moves*: a run that goes on with other numbers of processes and devices must do so from the same state, and see the
+  same images.
 - *flips*: one bit of a file of a run's folder flipped, of every kind of file that is read again. What is read then is
   what was written, or the damage is said; anything else is *silent*.
+- *mutations*: changed annotations and images are read, or what is wrong with them is said.
 
 The exit code is 1 where something was lost.
 """
@@ -17,7 +21,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -29,8 +32,12 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
+from experiments import together
+from experiments.mutations import met
+from experiments.together import Running, Topology
+from experiments.witness import seen
 from kdjax.checkpoint import Checkpoints, abstract
-from kdjax.errors import UserError
+from kdjax.errors import Exit, UserError
 from kdjax.files import write_json
 from kdjax.optim import make_optimizer
 from kdjax.saved import load_method, load_student, load_variables
@@ -40,20 +47,33 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/faults", "Folder for all runs.")
 _METHODS = flags.DEFINE_list("methods", ["mgd", "maskd", "icd", "dmkd", "dfmsd"], "Configs that are killed.")
 _KILLS = flags.DEFINE_integer("kills", 20, "Kills of each method.")
 _TERMS = flags.DEFINE_integer("terms", 20, "Signals that ask for an end.")
+_SEVERAL = flags.DEFINE_integer("several", 10, "Kills of the first method in each topology of several processes.")
+_MOVES = flags.DEFINE_bool("moves", True, "Let the first method's run go on in other topologies.")
 _FLIPS = flags.DEFINE_integer("flips", 1000, "Flipped bits.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of moments and places.")
+_MUTATIONS = flags.DEFINE_integer("mutations", 2000, "Changed annotation files, JPEG files and PNG files each.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments and places of each part.")
 
 _STEPS = 40
 _EVERY = 4
 """Steps between checkpoints."""
 _MOST_OF_ONE = 5
 """Times that one run is stopped."""
+_MIDDLE = 20
+"""The step after which a run goes on elsewhere."""
+_APART = 1e-6
+"""Relative difference of losses of the step after it: sums in another order."""
+_TOLD = {Exit.AGAIN, -signal.SIGABRT}
+"""Exit codes of processes that are to be started again: ours, and that of JAX, which finds a peer dead in C++."""
+_ONE = Topology(1, 8)
+_SEVERAL_PROCESSES = (Topology(2, 4), Topology(4, 2))
+_BEGUN = (_ONE, *_SEVERAL_PROCESSES)
+_GONE_ON = (*_BEGUN, Topology(1, 4), Topology(1, 1), Topology(2, 2))
 
 
 def command(method: str, workdir: Path) -> list[str]:
     """A config's ``tiny`` run, whose last stage is long enough to be stopped in."""
     return [
-        *(sys.executable, "-m", "kdjax.main", f"--config={method}:tiny", f"--workdir={workdir}"),
+        *("kdjax.main", f"--config={method}:tiny", f"--workdir={workdir}"),
         *(f"--config.student.steps={_STEPS}", f"--config.student.checkpoint_every={_EVERY}"),
         *("--config.student.log_every=1", "--config.student.eval_every=16", "--config.sinks=()"),
     ]
@@ -63,24 +83,26 @@ class End(NamedTuple):
     """How one start of a run ended."""
 
     code: int
+    """Of the process that was sent the signal."""
+    others: list[int]
+    """Codes of the other processes."""
     seconds: float
-    """From the signal to the end."""
+    """From the signal to the end of all."""
     printed: str
 
 
-def stopped(arguments: Sequence[str], number: int, at: int, wait: float) -> End:
-    """Starts a run and sends it a signal so many seconds after it has printed that it is behind step ``at``."""
+def stopped(running: Running, number: int, at: int, wait: float, victim: int) -> End:
+    """Sends a process of a run a signal so many seconds after it was printed that the run is behind step ``at``."""
     printed, sent = [], 0.0
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            printed.append(line)
-            step = re.match(rf"\[student\] step +(\d+)/{_STEPS}", line)
-            if not sent and step and int(step[1]) > at:
-                time.sleep(wait)
-                process.send_signal(number)
-                sent = time.monotonic()
-    return End(process.returncode, time.monotonic() - sent if sent else 0.0, "".join(printed))
+    for line in running.printed:
+        printed.append(line)
+        step = re.match(rf"\[student\] step +(\d+)/{_STEPS}", line)
+        if not sent and step and int(step[1]) > at:
+            time.sleep(wait)
+            running.processes[victim].send_signal(number)
+            sent = time.monotonic()
+    codes, _ = running.end()
+    return End(codes.pop(victim), codes, time.monotonic() - sent if sent else 0.0, "".join(printed))
 
 
 def finished(workdir: Path) -> dict[str, Any]:
@@ -93,49 +115,129 @@ def finished(workdir: Path) -> dict[str, Any]:
     return {"losses": losses, "sha256": json.loads((workdir / "student" / "model.json").read_text())["sha256"]}
 
 
-def interrupted(method: str, number: int, count: int, workdir: Path, rng: random.Random) -> dict[str, Any]:
+def whole(method: str, topology: Topology, workdir: Path) -> Path:
+    """A run that nobody stops."""
+    own = workdir / f"{method}_{topology}_whole"
+    if not (own / "summary.json").exists():
+        if topology != _ONE:
+            begun(method, workdir, own)
+        together.run(command(method, own), topology)
+    return own
+
+
+def begun(method: str, workdir: Path, own: Path) -> None:
+    """Makes ``own`` a run of which only what comes before its last stage is done, whatever it was."""
+    shutil.rmtree(own, ignore_errors=True)
+    for stage in (whole(method, _ONE, workdir) / "stages").iterdir():
+        if stage.name != "student":
+            shutil.copytree(stage, own / "stages" / stage.name)
+
+
+def interrupted(
+    method: str, number: int, count: int, workdir: Path, rng: random.Random, topology: Topology = _ONE
+) -> dict[str, Any]:
     """A run that is stopped by a signal ``count`` times, in as many runs as that takes, beside one that is not.
 
+    Of several processes, one that is drawn anew each time is sent the signal.
+
     Returns:
-        "stops", by "codes" how they ended, "runs" that ended, how many of them "equal" the one that nobody stopped, the
-        most "seconds" from a signal to the end, and the most steps that were "lost" by one.
+        "stops", by "codes" how they ended, by "others" how the other processes did, how often all ended "by itself", to
+        be started again, as on a machine so busy that they take each other for dead, "runs" that ended, how many of
+        them "equal" the one that nobody stopped, the most "seconds" from a signal to the end of all, and the most steps
+        that were "lost" by one.
     """
-    reference = workdir / f"{method}_whole"
-    subprocess.run(command(method, reference), check=True, capture_output=True)
-    whole = finished(reference)
+    reference = finished(whole(method, topology, workdir))
     codes: Counter[int] = Counter()
-    runs = equal = lost = 0
+    others: Counter[int] = Counter()
+    runs = equal = lost = by_itself = 0
     seconds = 0.0
     while runs == 0 or codes.total() < count:
-        own = workdir / f"{method}_{signal.Signals(number).name}_{runs}"
-        shutil.rmtree(own, ignore_errors=True)
-        for stage in (reference / "stages").iterdir():
-            if stage.name != "student":
-                shutil.copytree(stage, own / "stages" / stage.name)
+        own = workdir / f"{method}_{topology}_{signal.Signals(number).name}_{runs}"
+        begun(method, workdir, own)
         come_to = kills = 0
         while True:
             more = codes.total() < count and kills < _MOST_OF_ONE
             at = rng.randrange(come_to, _STEPS) if more else _STEPS
-            end = stopped(command(method, own), number, at, rng.uniform(0, 0.1))
+            victim = rng.randrange(topology.processes)
+            end = stopped(together.start(command(method, own), topology), number, at, rng.uniform(0, 0.1), victim)
             if went_on := re.search(r"\[student\] continues from the checkpoint of step (\d+)", end.printed):
                 lost = max(lost, come_to - int(went_on[1]))
-            if end.code == 0:
+            if not any((end.code, *end.others)):
                 break
-            codes[end.code] += 1
-            kills += 1
-            seconds = max(seconds, end.seconds)
+            unknown = {*end.others, *([] if end.seconds else [end.code])} - _TOLD
+            if unknown:
+                print(f"{own} ended with {end.code, end.others}:\n{end.printed[-4000:]}", flush=True)
+            if end.seconds:
+                codes[end.code] += 1
+                others.update(end.others)
+                kills += 1
+                seconds = max(seconds, end.seconds)
+            elif unknown:
+                raise RuntimeError(f"{own} ended by itself, and not to be started again.")
+            else:
+                by_itself += 1
             steps = re.findall(rf"\[student\] step +(\d+)/{_STEPS}", end.printed)
             come_to = min(int(steps[-1]), _STEPS - 1) if steps else come_to
         runs += 1
-        equal += finished(own) == whole
+        equal += finished(own) == reference
     return {
         "stops": codes.total(),
         "codes": dict(codes),
+        "others": dict(others),
+        "by itself": by_itself,
         "runs": runs,
         "equal": equal,
         "seconds": seconds,
         "lost": lost,
     }
+
+
+def moved(method: str, workdir: Path) -> dict[str, dict[str, Any]]:
+    """A run that is begun in each of ``_BEGUN``, and goes on from the middle in each of ``_GONE_ON``.
+
+    Returns:
+        by "begun to gone on": whether the "state" that the run went on from is the one that was saved, and the "images"
+        and targets of all steps after it those that the run would have seen where it was, both to the bit; and by which
+        part of themselves losses differ at most, at the "first" of these steps and at "all" of them.
+    """
+    found = {}
+    for begins in _BEGUN:
+        stayed = workdir / f"{method}_{begins}_stayed"
+        if not (stayed / "summary.json").exists():
+            begun(method, workdir, stayed)
+            together.run(witnessed(method, stayed), begins)
+        saw, losses = seen(stayed), finished(stayed)["losses"]
+        for goes_on in _GONE_ON:
+            own = workdir / f"{method}_{begins}_{goes_on}"
+            begun(method, workdir, own)
+            stage = Path("stages", "student")
+            shutil.copytree(stayed / stage / "checkpoints" / str(_MIDDLE), own / stage / "checkpoints" / str(_MIDDLE))
+            for name in ("config.json", "description.json", "metrics.jsonl"):
+                shutil.copy(stayed / stage / name, own / stage / name)
+            together.run(witnessed(method, own), goes_on)
+            sees, there = seen(own), finished(own)["losses"]
+            gaps = [
+                max(
+                    abs(there[step][name] - x) / max(abs(x), 1e-6)
+                    for name, x in losses[step].items()
+                    if name.startswith(("loss", "raw/"))
+                )
+                for step in range(_MIDDLE + 1, _STEPS + 1)
+            ]
+            found[f"{begins} to {goes_on}"] = {
+                "state": sees.restored == {_MIDDLE: saw.saved[_MIDDLE]},
+                "images": all(sees.images[step] == saw.images[step] for step in range(_MIDDLE + 1, _STEPS + 1)),
+                "first": gaps[0],
+                "all": max(gaps),
+            }
+            print(f"{begins} to {goes_on}: {found[f'{begins} to {goes_on}']}", flush=True)
+    return found
+
+
+def witnessed(method: str, workdir: Path) -> list[str]:
+    """:func:`command` under a witness, which keeps the checkpoints of the second half."""
+    _, *given = command(method, workdir)
+    return ["experiments.witness", *given, f"--config.student.keep_checkpoints={(_STEPS - _MIDDLE) // _EVERY + 1}"]
 
 
 Read = Callable[[Path], Any]
@@ -207,31 +309,42 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
+def drawn(part: str) -> random.Random:
+    """What a part draws from, the same whatever other parts are run."""
+    return random.Random(f"{_SEED.value} {part}")
+
+
 def main(_: Sequence[str]) -> int:
     """Prints each part's figures, and writes them all as ``faults.json``."""
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = lambda found: None  # TensorStore prints what it gives up over damaged files.
-    workdir, rng = Path(_WORKDIR.value).absolute(), random.Random(_SEED.value)
+    workdir = Path(_WORKDIR.value).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     wrong = False
-    parts = [(method, signal.SIGKILL, _KILLS.value) for method in _METHODS.value]
-    parts.append((_METHODS.value[0], signal.SIGTERM, _TERMS.value))
-    for method, number, count in parts:
+    first = _METHODS.value[0]
+    parts = [(method, signal.SIGKILL, _KILLS.value, _ONE) for method in _METHODS.value]
+    parts += [(first, signal.SIGTERM, _TERMS.value, _ONE)]
+    parts += [(first, signal.SIGKILL, _SEVERAL.value, topology) for topology in _SEVERAL_PROCESSES]
+    for method, number, count, topology in parts:
         if count:
-            result = interrupted(method, number, count, workdir, rng)
-            results[f"{method} {number.name}"] = result
-            wrong |= result["equal"] < result["runs"]
-            wrong |= number == signal.SIGTERM and (set(result["codes"]) != {75} or result["lost"] > 0)
-            print(f"{method} {number.name}: {result}", flush=True)
+            part = f"{method} {number.name} {topology}"
+            results[part] = result = interrupted(method, number, count, workdir, drawn(part), topology)
+            wrong |= result["equal"] < result["runs"] or not result["others"].keys() <= _TOLD
+            wrong |= number == signal.SIGTERM and (set(result["codes"]) != {Exit.AGAIN} or result["lost"] > 0)
+            print(f"{part}: {result}", flush=True)
+    if _MOVES.value:
+        results["moves"] = moved(first, workdir)
+        wrong |= any(not (x["state"] and x["images"] and x["first"] < _APART) for x in results["moves"].values())
     if _FLIPS.value:
-        run = workdir / f"{_METHODS.value[0]}_whole"
-        if not run.exists():
-            subprocess.run(command(_METHODS.value[0], run), check=True, capture_output=True)
-        found = flipped(run, _FLIPS.value, workdir, rng)
+        found = flipped(whole(first, _ONE, workdir), _FLIPS.value, workdir, drawn("flips"))
         results["flips"] = {name: dict(outcomes) for name, outcomes in found.items()}
         wrong |= any(outcomes["silent"] or outcomes["blocked"] for outcomes in found.values())
         print(f"flips: {results['flips']}", flush=True)
+    if _MUTATIONS.value:
+        results["mutations"] = met(_MUTATIONS.value, workdir, drawn("mutations"))
+        wrong |= any("wrong" in results["mutations"][kind] for kind in ("annotations", "jpg", "png"))
+        print(f"mutations: {results['mutations']}", flush=True)
     write_json(workdir / "faults.json", results)
     return int(wrong)
 

@@ -6,15 +6,13 @@ run again.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
 
+from experiments import together
+from experiments.together import Topology
 from kdjax.config import config_names
 
 _DEVICES = 4
@@ -35,26 +33,8 @@ def run(method: str, processes: int, workdir: Path) -> Path:
     own = workdir / f"{method}_{processes}"
     if (own / "summary.json").exists():
         return own
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={_DEVICES // processes}"}
-    command = [sys.executable, "-m", "kdjax.main", f"--config={method}:tiny", f"--workdir={own}"]
-    joining = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"] if processes > 1 else []
-    running = [
-        subprocess.Popen(
-            [*command, *joining, *([f"--process={number}"] if joining else [])],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(processes)
-    ]
-    said = [process.communicate()[0] for process in running]
-    for process, text in zip(running, said, strict=True):
-        if process.returncode:
-            raise RuntimeError(f"{method} in {processes} processes failed:\n{text[-2000:]}")
+    topology = Topology(processes, _DEVICES // processes)
+    together.run(["kdjax.main", f"--config={method}:tiny", f"--workdir={own}"], topology)
     return own
 
 

@@ -335,6 +335,43 @@ def distill_step(
     return kept.replace(step=new.step), metrics
 
 
+def term_gradient(
+    state: TrainState,
+    teacher_variables: Variables | None,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    term: str,
+    axis_name: str | None = None,
+    accumulate: int = 1,
+    **setting: Any,
+) -> dict[str, Any]:
+    """The gradient of one weighted term alone, averaged over devices, as :func:`distill_step` has that of their sum.
+
+    Args:
+        state: the training state, before the step.
+        teacher_variables: as in :func:`distill_step`, with ``batch``, ``key``, ``axis_name`` and ``accumulate``.
+        batch: see there.
+        key: see there.
+        term: one whose weight is not 0.
+        axis_name: see there.
+        accumulate: see there.
+        **setting: the other keywords of :func:`distill_loss`, without the scale.
+
+    Returns:
+        a tree like ``state.params``.
+    """
+
+    def loss(*arguments: Any) -> Any:
+        _, (metrics, batch_stats) = distill_loss(*arguments, scale=state.scale, axis_name=axis_name, **setting)
+        return metrics[f"loss/{term}"], (metrics, batch_stats)
+
+    value_and_grad = accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)
+    keys = image_keys(key, state.step, batch.index)
+    _, gradient = value_and_grad(state.params, state.batch_stats, teacher_variables, batch, keys, state.step)
+    return gradient if axis_name is None else jax.lax.pmean(gradient, axis_name)
+
+
 def _finite(tree: Any) -> jax.Array:
     """Whether every number of a tree is finite, () bool."""
     bad = jnp.stack([1.0 - jnp.isfinite(x).all().astype(jnp.float32) for x in jax.tree.leaves(tree)])

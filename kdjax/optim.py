@@ -170,3 +170,16 @@ def trained_norm(gradient: Any, freeze: Sequence[str] = ()) -> jax.Array:
     """Global norm (float32 scalar) of the gradient of what is not frozen: what clipping compares with its limit."""
     leaves = zip(jax.tree.leaves(paths(gradient)), jax.tree.leaves(gradient), strict=True)
     return optax.tree.norm([leaf for path, leaf in leaves if not under(path, freeze)])
+
+
+def layer_norms(gradient: Any, freeze: Sequence[str] = ()) -> dict[str, jax.Array]:
+    """Norm (float32 scalar) of the gradient of each layer's arrays that are not frozen, by the layer's path.
+
+    >>> layer_norms({"head": {"kernel": jax.numpy.full(1, 3.0), "bias": jax.numpy.full(1, 4.0)}})
+    {'head': Array(5., dtype=float32)}
+    """
+    layers: dict[str, list[jax.Array]] = {}
+    for path, leaf in zip(jax.tree.leaves(paths(gradient)), jax.tree.leaves(gradient), strict=True):
+        if not under(path, freeze):
+            layers.setdefault(path.rpartition("/")[0], []).append(leaf)
+    return {layer: optax.tree.norm(leaves) for layer, leaves in layers.items()}

@@ -207,7 +207,7 @@ def are_several() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-_GONE = ("Gloo all-", "remote process exited")
+_GONE = ("Gloo ", "remote process exited")
 """What Gloo, which connects CPUs, and NCCL say where another process is not there any more."""
 
 
@@ -216,8 +216,12 @@ def is_of_others(error: Exception) -> bool:
 
     >>> is_of_others(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"))
     True
+    >>> is_of_others(ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"))
+    True
     """
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _GONE)
+    # JAX raises the latter where it finds out while it calls a compiled function, and not afterwards.
+    kinds = jax.errors.JaxRuntimeError | ValueError
+    return isinstance(error, kinds) and any(words in str(error) for words in _GONE)
 
 
 def leave(code: int) -> NoReturn:

@@ -13,9 +13,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 import kdjax
-from kdjax.arrays import DamagedError
-from kdjax.checkpoint import Checkpoints
+from kdjax.arrays import DamagedError, digests
+from kdjax.checkpoint import Checkpoints, abstract
 from kdjax.data.sizing import Sizing
+from kdjax.devices import replicate
 from kdjax.errors import DataError, StorageError, UserError
 from kdjax.models import build_model
 from kdjax.optim import make_optimizer
@@ -60,6 +61,18 @@ def test_the_newest_state_comes_back_whole(tmp_path):
     checkpoints.close()
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(saved)))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_state_of_eight_devices_comes_back_to_the_bit_on_any_number(devices, tmp_path):
+    weights = {"params": {"kernel": np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)}, "batch_stats": {}}
+    saved = init_state(weights, {}, OPTIMIZER, ema=True).replace(step=jnp.int32(7))
+    chosen = jax.devices()[:devices]
+    with Checkpoints(tmp_path, metric="AP") as checkpoints:
+        checkpoints.save(replicate(saved))
+        restored = checkpoints.resume(abstract(replicate(saved, chosen)))
+    assert digests(restored) == digests(saved)
+    assert all(x.sharding.device_set == set(chosen) for x in jax.tree.leaves(restored))
 
 
 def test_a_state_of_another_model_is_refused_by_name(tmp_path):

@@ -14,9 +14,9 @@ import pytest
 
 import kdjax
 from kdjax.devices import AXIS, parallel, replicate, split
-from kdjax.distill import Applied, distill_step
+from kdjax.distill import Applied, distill_step, term_gradient
 from kdjax.errors import NumericError
-from kdjax.optim import by_part, make_optimizer, trained_norm
+from kdjax.optim import by_part, layer_norms, make_optimizer, trained_norm
 from kdjax.plan import resolve
 from kdjax.run import pipeline, train
 from kdjax.run.data import images_of_step, open_split
@@ -25,7 +25,8 @@ from kdjax.types import Batch, View
 from tests.runs import rows, tiny, with_teacher
 
 ROOT = Path(__file__).parents[1]
-IMAGES = 8
+IMAGES = 16
+"""Two on each device."""
 KEY = jax.random.key(0)
 
 
@@ -98,34 +99,41 @@ def images(seed: int) -> Batch:
     return Batch(pixels, size, index, Faults(none, none, none))
 
 
-def faulty(kind: str, value: float) -> Batch:
+def faulty(kind: str, value: float, image: int = 5) -> Batch:
     """A batch of which one image, on one of eight devices, has a fault."""
     batch, wrong = images(1), np.zeros(IMAGES, np.float32)
-    wrong[5] = value
+    wrong[image] = value
     return Batch(batch.images, batch.size, batch.index, batch.targets._replace(**{kind: wrong}))
 
 
+def setting(accumulate: int = 1) -> dict[str, Any]:
+    """What a step and the gradient of one of its terms have in common."""
+    return dict(
+        student=Toy(axis_name=AXIS),
+        teacher=Toy(),
+        methods={"gain": Applied(Gain())},
+        loss_weights={},
+        axis_name=AXIS,
+        accumulate=accumulate,
+        method_share=2.0,
+    )
+
+
 @functools.cache
-def make(freeze: tuple[str, ...] = ()) -> tuple[Any, TrainState, Any]:
+def make(freeze: tuple[str, ...] = (), accumulate: int = 1) -> tuple[Any, TrainState, Any]:
     """The step on eight devices with everything that a state can have, its state of step 0, and the teacher."""
-    student, method = Toy(axis_name=AXIS), Gain()
     first = jnp.zeros((1, 4, 4, 3))
     variables, taught = (jax.jit(Toy().init)(jax.random.key(seed), first) for seed in (1, 2))
     maps = View({"p3": jnp.ones((1, 4, 4, 3))}, Toy.strides)
-    learnt = method.init(KEY, maps, maps, targets=images(0).targets)
+    learnt = Gain().init(KEY, maps, maps, targets=images(0).targets)
     # Entries that are infinite are clipped to finite ones.
     own = {"method": make_optimizer(lambda _: 0.1, name="adam", clip_value=1.0)}
     optimizer = by_part(make_optimizer(lambda _: 2.0, clip_value=0.01), own=own, freeze=freeze)
     step = functools.partial(
         distill_step,
-        student=student,
-        teacher=Toy(),
-        methods={"gain": Applied(method)},
+        **setting(accumulate),
         optimizer=optimizer,
-        loss_weights={},
-        axis_name=AXIS,
         ema_decay=0.9,
-        method_share=2.0,
         norm=functools.partial(trained_norm, freeze=("method", *freeze)),
         whole_norm=functools.partial(trained_norm, freeze=freeze),
     )
@@ -133,9 +141,11 @@ def make(freeze: tuple[str, ...] = ()) -> tuple[Any, TrainState, Any]:
     return mapped, jax.device_get(init_state(variables, learnt, optimizer, ema=True, scaled=True)), replicate(taught)
 
 
-def stepped(state: TrainState, batch: Batch, freeze: tuple[str, ...] = (), teacher: Any = None) -> tuple[Any, Any]:
-    step, _, variables = make(freeze)
-    return jax.device_get(step(replicate(state), teacher or variables, split(batch), KEY))
+def stepped(
+    state: TrainState, batch: Batch, freeze: tuple[str, ...] = (), teacher: Any = None, accumulate: int = 1
+) -> tuple[Any, Any]:
+    step, _, variables = make(freeze, accumulate)
+    return jax.device_get(step(replicate(state), teacher or variables, split(batch, parts=accumulate), KEY))
 
 
 def different(before: TrainState, after: TrainState) -> list[str]:
@@ -156,6 +166,36 @@ def test_one_bad_image_on_one_of_eight_devices_leaves_the_state_as_it_is_to_the_
     # The loss, the gradient, or a gradient that has an optimiser of its own.
     found = [np.isfinite(metrics[name]) for name in ("loss", "grad_norm")]
     assert found == {"loss": [False, True], "gradient": [True, False], "method": [True, True]}[kind]
+
+
+@pytest.mark.parametrize(("kind", "image"), [("loss", 5), ("gradient", 5), ("loss", 13)], ids=str)
+def test_a_bad_image_in_one_part_of_an_accumulated_batch_leaves_the_state_as_it_is(kind, image):
+    """Batch statistics pass from part to part, and the first step of all leaves the scale to be found."""
+    state = make(accumulate=2)[1]
+    after, metrics = stepped(state, faulty(kind, np.inf, image), accumulate=2)
+    assert metrics["skipped"] == 1
+    assert different(state, after) == [".step"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_gradient_of_each_term_says_which_layers_go_wrong(accumulate):
+    state, teacher = make()[1:]
+
+    def norms(term: str, batch: Batch) -> dict[str, Any]:
+        def of_layers(*arguments: Any) -> Any:
+            return layer_norms(term_gradient(*arguments, term=term, **setting(accumulate)), freeze=("student/norm",))
+
+        mapped = parallel(of_layers, in_axes=(None, None, 0, None), replicated=False)
+        return {x: y[0] for x, y in mapped(replicate(state), teacher, split(batch, parts=accumulate), KEY).items()}
+
+    bad = {term: norms(term, faulty("gradient", np.inf)) for term in ("cls", "box", "gain")}
+    assert all(layers.keys() == {"student/backbone", "student/head", "method"} for layers in bad.values())
+    wrong = {(term, x) for term, layers in bad.items() for x, norm in layers.items() if not np.isfinite(norm)}
+    assert wrong == {("box", "student/head")}
+    assert {x for x, norm in bad["cls"].items() if norm > 0} == {"student/backbone"}
+    assert {x for x, norm in bad["gain"].items() if norm > 0} == {"student/backbone", "method"}
+    # Of the square of the bias, 1.
+    np.testing.assert_allclose(norms("box", images(1))["student/head"], 2.0)
 
 
 def test_an_infinite_feature_of_the_teacher_leaves_the_state_as_it_is():
@@ -205,6 +245,10 @@ BUILT: list[Any] = []
 """The modules and the step, once built: all damaged runs share them."""
 
 
+def spoilt(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x * np.float32(np.nan), tree)
+
+
 def run_damaged(config: Any, workdir: Path, bad: set[int], stop: int | None = None) -> None:
     """A run whose teacher is NaN in some steps, counted from 1, and which one step ends."""
     original = train.build
@@ -218,10 +262,14 @@ def run_damaged(config: Any, workdir: Path, bad: set[int], stop: int | None = No
             if number == stop:
                 raise RuntimeError("stopped")
             if number in bad:
-                teacher = jax.tree.map(lambda x: x * np.float32(np.nan), teacher)
+                teacher = spoilt(teacher)
             return built.step(state, teacher, batch, key)
 
-        return built._replace(step=step)
+        def term_norms(term):
+            norms = built.term_norms(term)
+            return lambda state, teacher, batch, key: norms(state, spoilt(teacher), batch, key)
+
+        return built._replace(step=step, term_norms=term_norms)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "build", build)
@@ -278,6 +326,11 @@ def test_five_in_a_row_end_the_run_with_a_report(teacher, data_dir, tmp_path, ca
         assert [image["name"] for image in step["images"]] == names_in(config, step["step"])
         assert step["metrics"]["raw/mimic"] == "nan"
         assert step["metrics"]["raw/cls"] > 0
+    norms = report["gradient_norms"]
+    assert norms.keys() == {"cls", "box", "mimic"}
+    assert all(isinstance(x, float) for term in ("cls", "box") for x in norms[term].values())
+    assert norms["mimic"]["student/backbone/conv1"] == "nan"
+    assert norms["cls"]["student/backbone/conv1"] > 0
     assert report["config"]["student"]["optimizer"]["learning_rate"] == config.student.optimizer.learning_rate
     assert [row["skipped"] for row in rows(folder)] == [2, 0, 1, 2, 2]
     assert [row["loss"] is None for row in rows(folder)] == [True, False, True, True, True]

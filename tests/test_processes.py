@@ -195,6 +195,23 @@ def test_two_processes_train_as_one_does_on_as_many_devices(together, single):
 
 
 @pytest.mark.slow
+def test_what_two_processes_began_one_goes_on_with(together, tmp_path):
+    begun, stage = together[0] / "stages" / "student", tmp_path / "stages" / "student"
+    shutil.copytree(begun.parent / "teacher", stage.parent / "teacher")
+    shutil.copytree(begun / "checkpoints" / "4", stage / "checkpoints" / "4")
+    for name in ("config.json", "description.json", "metrics.jsonl"):
+        shutil.copy(begun / name, stage / name)
+    [(code, told, stderr)] = ended(started(training(tmp_path), processes=1))
+    assert code == 0, stderr
+    assert "continues from the checkpoint of step 4" in told
+    ours, theirs = (rows(workdir, "student") for workdir in (tmp_path, together[0]))
+    assert ours[:4] == theirs[:4]
+    for name, loss in theirs[4].items():
+        if name.startswith(("loss", "raw")):
+            assert ours[4][name] == pytest.approx(loss, rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_to_one_process_ends_both_at_the_same_step(asked, together, tmp_path):
     workdir, _ = together
@@ -210,6 +227,36 @@ def test_a_signal_to_one_process_ends_both_at_the_same_step(asked, together, tmp
     steps = [re.findall(r"stage 'student' is saved at step (\d+), and the same", stderr) for *_, stderr in ends]
     assert steps[0] == steps[1]
     assert steps[0][0] in os.listdir(tmp_path / "stages" / "student" / "checkpoints")
+
+
+TALKING = """
+import os, sys
+from kdjax.main import ended
+from kdjax.processes import connect, gather
+me, victim = map(int, sys.argv[2:])
+connect(sys.argv[1], 2, me)
+
+def talk():
+    for number in range(10**6):
+        gather(number)
+        if number == 20 and me == victim:
+            os.kill(os.getpid(), 9)
+
+sys.exit(ended(talk, "nothing is lost"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_whoever_is_killed_while_all_tell_each_other_something_ends_the_others_with_75(victim):
+    command = [sys.executable, "-c", TALKING, f"127.0.0.1:{free_port()}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([*command, str(me), str(victim)], cwd=ROOT, **pipes) for me in range(2)]
+    ends = ended(running)
+    assert ends[victim][0] == -signal.SIGKILL
+    code, _, stderr = ends[1 - victim]
+    # JAX may find out first, in C++.
+    assert code == -signal.SIGABRT or (code == 75 and "another process of this run is gone (" in stderr), stderr
 
 
 @pytest.mark.slow

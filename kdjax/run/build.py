@@ -11,13 +11,13 @@ import optax
 from kdjax import operations
 from kdjax.config.schema import Optimizer
 from kdjax.devices import AXIS, parallel, replicate
-from kdjax.distill import Applied, by_method, distill_step, own_keys, place, together
+from kdjax.distill import Applied, by_method, distill_step, own_keys, place, term_gradient, together
 from kdjax.errors import UserError
 from kdjax.losses import ClassStatistics, uniform_statistics
 from kdjax.methods import build_method
 from kdjax.methods.levels import describe_pairs
 from kdjax.models import build_model
-from kdjax.optim import by_part, make_optimizer, make_schedule, paths, trained_norm, under
+from kdjax.optim import by_part, layer_norms, make_optimizer, make_schedule, paths, trained_norm, under
 from kdjax.plan import StagePlan
 from kdjax.state import TrainState, Variables, init_state
 from kdjax.types import Model, Sampling, Task, View
@@ -53,6 +53,9 @@ class Built(NamedTuple):
     learning_rate: optax.Schedule
     step: Callable[..., Any]
     """The distillation step mapped over devices: (state, teacher variables, batch, key) -> (state, metrics)."""
+    term_norms: Callable[[str], Callable[..., Any]]
+    """From the name of a term to what has the arguments of ``step``, and returns the norms of that term's gradient by
+    layer, (D,) float32, equal on all devices."""
     images: jax.Array
     """(1, H, W, 3) zeros: what modules are initialised with."""
     init_methods: Callable[[jax.Array], Any]
@@ -95,24 +98,36 @@ def build(stage: StagePlan, facts: Facts, devices: list[jax.Device] | None = Non
         if method.optimizer
     }
     optimizer = by_part(optimizer, own=own, freeze=freeze)
+    setting: dict[str, Any] = {
+        "student": student,
+        "teacher": teacher,
+        "methods": methods,
+        "loss_weights": dict(options.loss_weights),
+        "statistics": statistics,
+        "axis_name": AXIS,
+        "accumulate": options.accumulate,
+        "method_share": options.method_share,
+    }
     step = functools.partial(
         distill_step,
-        student=student,
-        teacher=teacher,
-        methods=methods,
+        **setting,
         optimizer=optimizer,
-        loss_weights=dict(options.loss_weights),
-        statistics=statistics,
-        axis_name=AXIS,
-        accumulate=options.accumulate,
         ema_decay=options.ema_decay,
-        method_share=options.method_share,
         norm=functools.partial(trained_norm, freeze=(*freeze, *own)),
         whole_norm=functools.partial(trained_norm, freeze=freeze),
     )
-    mapped = parallel(step, in_axes=(None, None, 0, None), replicated=True, devices=devices)
+    in_axes = (None, None, 0, None)
+    mapped = parallel(step, in_axes=in_axes, replicated=True, devices=devices)
+
+    def term_norms(term: str) -> Callable[..., Any]:
+        def norms(*arguments: Any) -> Any:
+            return layer_norms(term_gradient(*arguments, term=term, **setting), freeze)
+
+        # Not as one logical array: the state is needed again.
+        return parallel(norms, in_axes=in_axes, replicated=False, devices=devices)
+
     init_methods = functools.partial(_init_methods, methods, example)
-    return Built(student, teacher, methods, optimizer, learning_rate, mapped, images, init_methods, freeze)
+    return Built(student, teacher, methods, optimizer, learning_rate, mapped, term_norms, images, init_methods, freeze)
 
 
 def first_state(

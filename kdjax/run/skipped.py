@@ -1,16 +1,18 @@
 """Steps that were skipped because something in them was not finite: what is said of them, and when they end a run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from kdjax.errors import NumericError
 from kdjax.files import write_json
 from kdjax.paths import Path
 from kdjax.plan import Plan, StagePlan
 from kdjax.processes import on_main
-from kdjax.run.data import images_of_step
-from kdjax.types import Source
+from kdjax.run.data import images_of_step, open_batches
+from kdjax.types import Batch, Source
 
 MOST_IN_A_ROW = 5
 """As many skipped steps that follow one another end a run: those that come next would most likely be skipped too."""
@@ -75,11 +77,14 @@ class Skips:
         positions = images_of_step(self._plan, self._stage, self._source, step - 1)
         return [{"id": self._source.image_id(x), "name": self._source.name(x)} for x in positions]
 
-    def end(self, folder: Path) -> NumericError:
+    def end(self, folder: Path, norms: Callable[[str, int, Batch], Mapping[str, float]]) -> NumericError:
         """Writes down all that is known of the steps that end the run; returns what ends it.
 
         Args:
             folder: of the stage.
+            norms: from a term, a step, counted from 0, and its batch, this process's share of it, to the norms of the
+                term's gradient there by layer. They are asked for each term of the last of the steps, and written when
+                all else is: each takes a compilation.
         """
         name, first, last = self._stage.name, self._in_a_row[0], self._in_a_row[-1]
         what = f"steps {first.step} to {last.step} were skipped ({_reason(last.metrics)})"
@@ -102,10 +107,30 @@ class Skips:
             "config": {name: self._stage.section},
         }
         on_main(lambda: write_json(folder / REPORT_FILE, report))
+        report["gradient_norms"] = self._gradient_norms(last, norms)
+        on_main(lambda: write_json(folder / REPORT_FILE, report))
         return NumericError(
-            f"Stage {name!r} left the finite numbers: {what}; {advice}. {folder / REPORT_FILE} has their terms and "
-            "images; checkpoints are intact."
+            f"Stage {name!r} left the finite numbers: {what}; {advice}. {folder / REPORT_FILE} has their terms, "
+            "gradients and images; checkpoints are intact."
         )
+
+    def _gradient_norms(
+        self, skipped: _Skipped, norms: Callable[[str, int, Batch], Mapping[str, float]]
+    ) -> dict[str, Any]:
+        """Of each term of a step, by layer; in words where there is no room to compute them."""
+        weights = self._stage.options.loss_weights
+        terms = [name.removeprefix("loss/") for name in skipped.metrics if name.startswith("loss/")]
+        batch = next(open_batches(self._plan, self._stage, self._source, skipped.step - 1))
+        found: dict[str, Any] = {}
+        for term in terms:
+            if weights.get(term, 1.0):
+                try:
+                    of_layers = norms(term, skipped.step - 1, batch)
+                except jax.errors.JaxRuntimeError as error:
+                    found[term] = " ".join(str(error).split())[:200]
+                else:
+                    found[term] = {layer: _plain(value) for layer, value in of_layers.items()}
+        return found
 
 
 def _reason(metrics: Mapping[str, float]) -> str:

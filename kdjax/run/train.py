@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from kdjax.checkpoint import Best, Checkpoints, abstract
-from kdjax.devices import Prefetch, replicate
+from kdjax.devices import Prefetch, replicate, split
 from kdjax.distill import by_method
 from kdjax.evaluation import Evaluation, Predict, evaluate, make_predict
 from kdjax.methods import method_class
@@ -38,7 +38,7 @@ from kdjax.run.start import Origins, load_origins
 from kdjax.saved import describe_model
 from kdjax.state import TrainState, Variables
 from kdjax.stopping import Stop, Stopped
-from kdjax.types import Judge, Metrics
+from kdjax.types import Batch, Judge, Metrics
 from kdjax.watchdog import Watchdog
 
 _OVERFITTING = 0.05
@@ -276,6 +276,10 @@ class _Loop:
                         held.enter_context(self._stop.holding())
                     try:
                         evaluated = self._between(done, state, writer, checkpoints)
+                        if self._skips.too_many:
+                            raise self._skips.end(
+                                self._folder, functools.partial(self._norms, state, teacher_variables, key)
+                            )
                         self._between_batches()
                     except Stopped:
                         with self._watchdog.doing("checkpoint"):
@@ -376,6 +380,16 @@ class _Loop:
         self._watchdog.fed()
         return state
 
+    def _norms(
+        self, state: TrainState, teacher_variables: Any, key: jax.Array, term: str, step: int, batch: Batch
+    ) -> dict[str, float]:
+        """Norms of the gradient of a term by layer, at a step of which ``state`` has the weights."""
+        state = state.replace(step=replicate(np.int32(step)))
+        placed = split(batch, parts=self._stage.options.accumulate)
+        with self._watchdog.doing("compilation"):
+            norms = self._built.term_norms(term)(state, teacher_variables, placed, key)
+            return {layer: float(np.asarray(x)[0]) for layer, x in norms.items()}
+
     def _wait(self) -> None:
         """Waits for the steps that the devices still have to do, of each of which the watchdog is told."""
         while self._under_way:
@@ -406,9 +420,7 @@ class _Loop:
         finally:  # A signal may end the evaluation, which is made up for later.
             if writer:
                 writer.write(done, row)
-        if self._skips.too_many:
-            raise self._skips.end(self._folder)
-        if saves:
+        if saves and not self._skips.too_many:
             with self._watchdog.doing("checkpoint"):
                 checkpoints.save(state, evaluated[0][self._plan.task.primary] if evaluated else None)
         return evaluated
