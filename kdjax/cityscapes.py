@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from kdjax.config import base_config, base_stage
 from kdjax.config.presets import tiny
+from kdjax.errors import UserError
 
 Model = dict[str, Any]
 
@@ -95,7 +96,13 @@ def knows(variant: str) -> bool:
 
 
 def start(variant: str) -> tuple[ConfigDict, Pair | None]:
-    """The config that a method's config goes on from, and the pair that its settings depend on, None if embedded."""
+    """The config that a method's config goes on from, and the pair that its settings depend on, None if embedded.
+
+    Raises:
+        UserError: there is no such variant.
+    """
+    if not knows(variant):
+        raise UserError(f"There is no variant {variant!r} of this config; choose one of {', '.join(VARIANTS)}.")
     config = base_config()
     config.task = "segmentation"
     name = variant.removesuffix(":tiny")

@@ -18,6 +18,8 @@ from kdjax.run.data import open_batches, open_split, open_splits
 from tests.data.folders import content, encoded, write
 from tests.test_config import CONFIGS, load
 
+MGD = next(path for path in CONFIGS if path.stem == "mgd")
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,7 +40,7 @@ def plan_of(folder):
 
 def config_of(folder):
     """A config that trains on annotations_train.json and is evaluated on annotations_val.json."""
-    config = load(CONFIGS[0], "tiny")
+    config = load(MGD, "tiny")
     config.data.update(name=f"coco_json:{folder}", image_size=(32, 64), max_objects=4, flip=0.0)
     config.student.batch_size = 2
     return config
@@ -101,7 +103,7 @@ def test_masks_need_outlines(folder):
 
 def test_a_pair_with_masks_has_them_in_its_tiny_variant(data_dir):
     """Images of 64 pixels are half as large as in the data: of an object's box, no more is lost than thin points."""
-    config = load(next(path for path in CONFIGS if path.stem == "mgd"), "cascade_mask_rcnn_x101_mask_rcnn_r50:tiny")
+    config = load(MGD, "cascade_mask_rcnn_x101_mask_rcnn_r50:tiny")
     config.data.data_dir = str(data_dir)
     plan = resolve(config, devices=8)
     source = open_split(plan.data, plan.task, training=True)
@@ -168,7 +170,7 @@ def test_the_command_prints_and_draws(folder):
 
 def test_a_mistake_is_one_sentence_and_an_exit_code(folder, monkeypatch, capsys):
     (folder / "train" / "7.png").unlink()
-    config = load(CONFIGS[0], "tiny")
+    config = load(MGD, "tiny")
     config.data.name = f"coco_json:{folder}"
     monkeypatch.setattr(inspect, "CONFIG", types.SimpleNamespace(value=config))
     assert inspect.main([]) == Exit.DATA

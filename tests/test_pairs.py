@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import pairs
+from kdjax import pairs, papers
 from kdjax.devices import replicate, split
 from kdjax.distill import Applied, distill_loss
 from kdjax.errors import UserError
@@ -47,7 +47,7 @@ def test_each_pair_has_a_test():
 def test_every_methods_config_of_a_pair_is_valid_where_the_files_are(name, tmp_path, monkeypatch):
     """And its teachers have the floors of their model zoo, on COCO's classes."""
     monkeypatch.chdir(tmp_path)
-    for path in CONFIGS:
+    for path in (FILES[method] for method in (*papers.METHODS, "none")):
         config, pair = load(path, name), pairs.PAIRS[name]
         for stage in config.stages:
             if config[stage].weights:

@@ -99,10 +99,9 @@ def _divergence(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 def _check(student: jax.Array, teacher: jax.Array, where: jax.Array | None) -> None:
     """Raises ValueError unless both are logits of one shape."""
-    if student.ndim == 4:
+    if not student.ndim == teacher.ndim == 2:
         check_aligned(student, teacher, where)
-    elif student.ndim != 2 or student.shape != teacher.shape:
+    elif student.shape != teacher.shape:
         raise ValueError(
-            f"The student's logits are {student.shape} and the teacher's {teacher.shape}; both must be (N, K) or "
-            "(N, H, W, K)."
+            f"The student's logits are {student.shape}, the teacher's {teacher.shape}; they must be alike."
         )

@@ -86,7 +86,7 @@ def _called(kernels: Kernels) -> str:
     >>> _called({"backbone/layer1_0/conv1": (128, 64), "backbone/layer1_0/conv2": (128, 4)})
     'ResNeXt of (1, 0, 0, 0) blocks 32x4d'
     >>> stem = {"backbone/conv1": (32, 3), "backbone/conv3": (64, 32)}
-    >>> _resnet(stem | {"backbone/layer1_0/conv1": (64, 64), "backbone/layer1_0/conv2": (64, 64)})
+    >>> _called(stem | {"backbone/layer1_0/conv1": (64, 64), "backbone/layer1_0/conv2": (64, 64)})
     'ResNet of (1, 0, 0, 0) blocks v1c'
     """
     layers = {path.split("/")[-2] for path in kernels}

@@ -139,7 +139,7 @@ def check_losses(case: Case, prefix: str, terms: Mapping[str, Any], tolerance: f
 
 
 def check_gradients(case: Case, read: Read, prefix: str, gradient: Any, tolerance: float) -> None:
-    flat = {f"params/{path}": np.asarray(x) for path, x in flatten_dict(gradient, sep="/").items()}
+    flat = {f"params/{path}": np.asarray(x) for path, x in flatten_dict(gradient or {}, sep="/").items()}
     for name in (name for name in case.arrays if name.startswith(prefix)):
         path = read.paths[name.removeprefix(prefix)]
         actual = flat[path]

@@ -174,7 +174,7 @@ def test_models_have_the_methods_that_operations_name(name):
 @OF_ALL_TASKS
 def test_facts_agree_with_what_a_model_does(name):
     model = tiny(name)
-    assert model.task in ("detection", "segmentation")
+    assert model.task in ("detection", "segmentation", "classification")
     assert model.learns_masks == any(term.split("_")[-1] == "mask" for term in model.terms)
     assert model.has_proposals == hasattr(model, "propose")
     assert set(model.tiny) <= {*model.parts, "head"}

@@ -267,5 +267,5 @@ def test_a_backbone_is_called_by_its_name(blocks, parts, groups, name):
         for block in range(count)
         for part in range(1, parts + 1)
     }
-    assert misfit._resnet(kernels) == name
-    assert misfit._resnet({}) == ""
+    assert misfit._called(kernels) == name
+    assert misfit._called({}) == ""
