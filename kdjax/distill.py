@@ -1,4 +1,7 @@
-"""The distillation step: pure, written for one device, mapped over devices by ``kdjax.devices.parallel``."""
+"""The distillation step: pure, written for one device, mapped over devices by ``kdjax.devices.parallel``.
+
+The file is long because loss, accumulation, guard and averages are one step, and read in that order.
+"""
 
 import dataclasses
 import functools

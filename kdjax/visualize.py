@@ -1,4 +1,7 @@
-"""Pictures of what detectors found, beside the ground truth; Pillow alone draws them."""
+"""Pictures of images and of what was found in them, beside the ground truth; Pillow alone draws them.
+
+The file is long because where labels go, and how a picture stays small, are decided here for all tasks.
+"""
 
 import colorsys
 import io

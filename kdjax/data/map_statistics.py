@@ -8,8 +8,10 @@ from kdjax.data.examples import MapSource
 from kdjax.types import IGNORED
 
 _SIDES = range(64, 545, 32)
-_MOST_AREA = 256 * 256
-"""Pixels of a padded image that is chosen: what a laptop trains on in minutes."""
+_MOST_AREA = 512 * 512
+"""Pixels of a padded image that is chosen."""
+_CROP = 128
+"""Pixels on a side of what is cut out of it in training."""
 
 
 def described(source: MapSource) -> list[str]:
@@ -29,9 +31,10 @@ def described(source: MapSource) -> list[str]:
 
 
 def suggested(source: MapSource) -> dict[str, Any]:
-    """Keys of a config's data that suit the images: their own ratio and size, as far as a laptop can train on it."""
+    """Keys of a config's data that suit the images: about their own size, and crops to train on in minutes."""
     sizes = np.array([source.size(index) for index in range(len(source))])
     height, width = np.median(sizes, axis=0)
     scale = min(1.0, np.sqrt(_MOST_AREA / (height * width)))
     sides = tuple(min(_SIDES, key=lambda side: abs(side - scale * length)) for length in (height, width))
-    return {"image_size": sides, "jitter": (0.5, 2.0), "color": 0.3}
+    crop = tuple(min(side, _CROP) for side in sides)
+    return {"image_size": sides, "jitter": (0.5, 2.0), "color": 0.3, **({"crop": crop} if crop != sides else {})}

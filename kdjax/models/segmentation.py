@@ -1,7 +1,8 @@
 """Semantic segmentation on dilated backbones: PSPNet (Zhao et al., 2017) and DeepLabV3 (Chen et al., 2017).
 
 Three families of networks carry these names: MMSegmentation's, which the defaults are, CIRKD's (MasKD's) and
-torchvision's. Where they differ and no shape of an array shows it, a field says which it is.
+torchvision's. Where they differ and no shape of an array shows it, a field says which it is. The file is long because
+both heads, pooling and sliding windows stand where the two networks that share them do.
 """
 
 import functools

@@ -2,7 +2,7 @@
 
 A source is a table: one line of it turns the name of a layer into the path of ours by a regular expression. The rest
 of a tensor's name ("weight", "running_mean", ...) and the transposition from PyTorch's layout are the same for all and
-stand in :mod:`kdjax.weights.state_dict`.
+stand in :mod:`kdjax.weights.state_dict`. The file is long because it is all tables, one for each program.
 """
 
 from collections.abc import Iterator, Mapping
