@@ -115,8 +115,8 @@ def segmentation(variant: str) -> ConfigDict:
     config.tokens = tokens = copy.deepcopy(config.teacher)
     tokens.update(init="teacher", weights="", source="", freeze=("student",), dtype=student.dtype)
     tokens.methods.maskd_logit_tokens = method_config("maskd_logit_tokens")
-    # The teacher in inference mode: the authors' is in training mode here.
-    tokens.model.frozen_norm, tokens.model.head.dropout = True, 0.0
+    # The authors' teacher is in training mode here. Its dropout is so too, but its batch norm is not.
+    tokens.model.frozen_norm = True
     # The teacher's own loss, on logits without masks, moves nothing.
     tokens.loss_weights = ConfigDict(dict.fromkeys(loss_terms(tokens.model), 0.0))
     tokens.loss_weights.masked_seg = 1.0

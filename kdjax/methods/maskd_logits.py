@@ -25,8 +25,8 @@ class MasKDLogitTokens(nn.Module):
         Z'   = Z * sum_k sigmoid(Z E^T)_k
         loss = the teacher's own loss on Z' + dice loss of the masks
 
-    The model of this stage is the teacher itself, in inference mode but for what its config says; the authors' is in
-    training mode, dropout included.
+    The model of this stage is the teacher itself, with dropout as in training, as the authors' has it; their batch norm
+    is in training mode too, which a stage's config decides here (``frozen_norm``).
 
     >>> view = View({"c5": jnp.ones((1, 8, 8, 16))}, {"c5": 8}, Logits(jnp.ones((1, 8, 8, 3))))
     >>> given = {"size": jnp.array([[64, 64]]), "prediction_loss": lambda masked: {"seg": jnp.mean(masked.main)}}

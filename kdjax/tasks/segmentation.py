@@ -30,7 +30,8 @@ class Segmentation:
     higher_is_better: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str]] = {"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"}
     spoken: ClassVar[tuple[str, ...]] = ("mIoU", "aAcc")
-    floors: ClassVar[Mapping[str, float]] = {"shapes/maps": 40.0}
+    floors: ClassVar[Mapping[str, float]] = {"shapes/maps": 30.0}
+    """The teacher of the config reaches 51."""
 
     @classmethod
     def of(cls, data: Any) -> "Segmentation":
