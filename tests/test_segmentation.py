@@ -44,7 +44,7 @@ class Maps:
 def test_a_class_that_is_nowhere_counts_nowhere():
     said = np.array([[0, 0, 1, 1]], np.uint8)
     found = metrics(confusion(np.array([[0, 1, 1, IGNORED]], np.uint8), said, 3), ("sky", "tree", "car"))
-    assert found["per_class"] == pytest.approx({"sky": 50.0, "tree": 50.0, "car": np.nan}, nan_ok=True)
+    assert found["IoU"] == pytest.approx({"sky": 50.0, "tree": 50.0, "car": np.nan}, nan_ok=True)
     assert (found["mIoU"], found["mAcc"]) == pytest.approx((50.0, 75.0))
     assert found["aAcc"] == pytest.approx(200 / 3)
     assert all(np.isnan(value) for value in list(metrics(np.zeros((2, 2), int), ("a", "b")).values())[:3])
@@ -67,7 +67,7 @@ def test_several_processes_make_one_matrix():
         judge.add(np.zeros((1, 4, 6), np.uint8), Seen([index], [[4, 6]]))
         parts.append(judge.state())
     assert judge.merge(parts)["aAcc"] == 50.0
-    assert judge.merge(parts[::-1])["per_class"]["sky"] == 50.0
+    assert judge.merge(parts[::-1])["IoU"]["sky"] == 50.0
 
 
 def test_all_numbers_are_printed_with_those_by_class():

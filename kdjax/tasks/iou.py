@@ -17,12 +17,12 @@ class Metrics(TypedDict):
     """Numbers in percent, 0 to 100, of labelled pixels alone."""
 
     mIoU: float
-    """Mean of ``per_class`` over the classes that are in the truth or in what was said."""
+    """Mean of ``IoU`` over the classes that are in the truth or in what was said."""
     aAcc: float
     """Share of the pixels whose class is right."""
     mAcc: float
     """Mean, over the classes that are in the truth, of the share of their pixels whose class is right."""
-    per_class: dict[str, float]
+    IoU: dict[str, float]
     """Intersection over union of each class, in the source's order; NaN of a class that is nowhere."""
 
 
@@ -95,8 +95,8 @@ def metrics(matrix: np.ndarray, class_names: Sequence[str]) -> Metrics:
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: a class that is nowhere.
         iou, recall, accuracy = right / (truth + said - right), right / truth, right.sum() / matrix.sum()
     mean_iou, mean_recall = (float(x[~np.isnan(x)].mean()) if not np.isnan(x).all() else np.nan for x in (iou, recall))
-    per_class = dict(zip(class_names, (100 * iou).tolist(), strict=True))
-    return Metrics(mIoU=100 * mean_iou, aAcc=100 * float(accuracy), mAcc=100 * mean_recall, per_class=per_class)
+    by_class = dict(zip(class_names, (100 * iou).tolist(), strict=True))
+    return Metrics(mIoU=100 * mean_iou, aAcc=100 * float(accuracy), mAcc=100 * mean_recall, IoU=by_class)
 
 
 def encoded(classes: np.ndarray) -> str:

@@ -142,7 +142,7 @@ def check_iou(meta: Arrays, case: Arrays) -> None:
     found = metrics(matrix, [str(label) for label in range(classes)])
     for name, theirs in {"mIoU": "IoU", "aAcc": "aAcc", "mAcc": "Acc"}.items():
         np.testing.assert_allclose(found[name], 100 * case["mean"][theirs], rtol=1e-5)
-    np.testing.assert_allclose(list(found["per_class"].values()), 100 * case["metric"]["IoU"], rtol=1e-5)
+    np.testing.assert_allclose(list(found["IoU"].values()), 100 * case["metric"]["IoU"], rtol=1e-5)
 
 
 def check_schedule(meta: Arrays, case: Arrays) -> None:
