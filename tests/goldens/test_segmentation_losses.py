@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kdjax.losses.segmentation import segmentation_loss
 
 from kdjax import losses
+from kdjax.losses.segmentation import segmentation_loss
 from kdjax.methods.logits import CWD
 from kdjax.methods.maskd_logits import MasKDLogits, MasKDLogitTokens
 from kdjax.methods.mgd import Generation
