@@ -77,7 +77,11 @@ class MasKDLogits(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("size", "teacher_heads")
     requires: ClassVar[tuple[str, ...]] = ("teacher", "init")
     tasks: ClassVar[tuple[str, ...]] = _TASKS
-    terms: ClassVar[dict[str, tuple[str, ...]]] = {"maskd_logits": ("student",), "maskd_auxiliary": ("student",)}
+    terms: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
+        ("maskd_logits", "maskd_auxiliary"), ("student", "method")
+    )
+    still: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(terms, ("tokens",))
+    """Learnt in the stage before."""
 
     @nn.compact
     def __call__(self, student: View, teacher: View, *, size: jax.Array, teacher_heads: TeacherHeads) -> MethodTerms:

@@ -258,7 +258,7 @@ def _of_classes(
 _EXPECTED = {
     "backbone": ("style", "epsilon"),
     "neck": ("extra_relu",),
-    "head": ("convention", "norm_on_box", "centerness_on_box"),
+    "head": ("convention", "norm_on_box", "centerness_on_box", "align_corners", "dilations"),
 }
 """What weights decide and no array shows, by section; besides the statistics of pixels."""
 
@@ -271,8 +271,10 @@ def _as_expected(model: Mapping[str, Any], origin: Mapping[str, Any], whole: boo
     expected = {key: origin[key] for key in ("pixel_mean", "pixel_std") if key in origin}
     for section, fields in _EXPECTED.items():
         theirs = origin.get(section, {})
-        if section != "head" or (whole and origin.get("name") == model["name"]):
-            expected[section] = {key: theirs[key] for key in fields if key in theirs}
+        decided = {key: theirs[key] for key in fields if key in theirs}
+        # Not every model has every section.
+        if decided and (section != "head" or (whole and origin.get("name") == model["name"])):
+            expected[section] = decided
     return merged(model, expected)
 
 
