@@ -128,9 +128,11 @@ def _init(module, seed):
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_several_devices_give_one_devices_loss_curve_random_masks_included(devices):
+    """Before 0.10.2 JAX sums roughly on CPUs, and the variances of batch norm are sums in another order here."""
+    tolerance = 1e-5 if jax.__version_info__ >= (0, 10, 2) else 1e-3
     one, several = run(1, 20).curve, run(devices, 20).curve
     for name in one[0]:
-        np.testing.assert_allclose([x[name] for x in several], [x[name] for x in one], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose([x[name] for x in several], [x[name] for x in one], rtol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
