@@ -8,14 +8,15 @@ The plain baseline of segmentation: a softmax over the places of each class, at 
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes
 from kdjax.config import method_config
+from kdjax.pairs import finish
+from kdjax.variants import start
 
 
 def get_config(variant: str = "segmentation") -> ConfigDict:
     """CWD on the embedded label maps, or on Cityscapes for a pair; ``:tiny`` takes two steps of everything."""
     variant = "segmentation:tiny" if variant == "tiny" else variant
-    config, _ = cityscapes.start(variant)
+    config, _ = start(variant, tasks=("segmentation",))
     config.student.methods.cwd = method_config("cwd")
     config.student.loss_weights.cwd = 3.0
-    return cityscapes.finish(config, variant)
+    return finish(config, variant)

@@ -18,21 +18,22 @@ prepared and the two files that the pair names (``kdjax/pairs.py``):
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes, imagenet
 from kdjax.config import method_config
-from kdjax.pairs import finish, start
+from kdjax.pairs import finish
+from kdjax.variants import start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """DMKD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
-    if cityscapes.knows(variant):
-        return segmentation(variant)
-    if imagenet.knows(variant):
-        return classification(variant)
     config, pair = start(variant)
     student = config.student
     student.methods.dmkd = dmkd = method_config("dmkd")
-    if pair is None:
+    if config.task != "detection":
+        # Not the paper's: all of it is ours.
+        dmkd.levels = ("c5",)
+        student.loss_weights.dmkd = 1.0
+        student.method_share = 1.0 if pair is None else 0.0
+    elif pair is None:
         # A sum over positions and channels, which grows with the teacher's features: how large it is besides the
         # student's own loss differs from data to data by a factor of a hundred, and is what counts.
         student.loss_weights.dmkd = 2e-5
@@ -49,23 +50,3 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         student.inherit = ("neck", "head")
         student.optimizer.clip_norm = 35.0
     return finish(config, variant)
-
-
-def segmentation(variant: str) -> ConfigDict:
-    """DMKD on label maps, which its paper does not: its settings are ours."""
-    config, pair = cityscapes.start(variant)
-    config.student.methods.dmkd = method_config("dmkd", levels=("c5",))
-    config.student.loss_weights.dmkd = 1.0
-    if pair is None:
-        config.student.method_share = 1.0
-    return cityscapes.finish(config, variant)
-
-
-def classification(variant: str) -> ConfigDict:
-    """DMKD on classes of images, which its paper does not: its settings are ours."""
-    config, pair = imagenet.start(variant)
-    config.student.methods.dmkd = method_config("dmkd", levels=("c5",))
-    config.student.loss_weights.dmkd = 1.0
-    if pair is None:
-        config.student.method_share = 1.0
-    return imagenet.finish(config, variant)

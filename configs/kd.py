@@ -9,15 +9,15 @@ the weight is ours. ``configs/kd.py:classification`` is on the embedded data, wh
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes, imagenet
 from kdjax.config import method_config
+from kdjax.pairs import finish
+from kdjax.variants import start
 
 
 def get_config(variant: str = "segmentation") -> ConfigDict:
     """KD on the embedded label maps or classes, or on the data of a pair; ``:tiny`` takes two steps of everything."""
     variant = "segmentation:tiny" if variant == "tiny" else variant
-    data = imagenet if imagenet.knows(variant) else cityscapes
-    config, _ = data.start(variant)
+    config, _ = start(variant, tasks=("segmentation", "classification"))
     config.student.methods.kd = method_config("kd")
     config.student.loss_weights.kd = 1.0
-    return data.finish(config, variant)
+    return finish(config, variant)

@@ -36,16 +36,17 @@ import copy
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes
 from kdjax.config import loss_terms, method_config
-from kdjax.pairs import CASCADE_X101, finish, start, taken_over
+from kdjax.pairs import CASCADE_X101, finish, taken_over
+from kdjax.variants import start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """MasKD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
-    if cityscapes.knows(variant):
-        return segmentation(variant)
-    config, pair = start(variant)
+    config, pair = start(variant, tasks=("detection", "segmentation"))
+    if config.task == "segmentation":
+        set_segmentation(config, pair is None)
+        return finish(config, variant)
     student = config.student
     maskd, imitates = method_config("maskd", init="tokens"), "smooth_l1"
     if pair is None:
@@ -105,9 +106,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     return finish(config, variant)
 
 
-def segmentation(variant: str) -> ConfigDict:
+def set_segmentation(config: ConfigDict, embedded: bool) -> None:
     """MasKD on label maps, in logits."""
-    config, pair = cityscapes.start(variant)
     student = config.student
     student.methods.maskd_logits = method_config("maskd_logits", init="tokens")
     student.loss_weights.update(maskd_logits=1.0, maskd_auxiliary=0.4)
@@ -122,7 +122,7 @@ def segmentation(variant: str) -> ConfigDict:
     tokens.loss_weights.masked_seg = 1.0
     if tokens.model.head.auxiliary_channels:
         tokens.loss_weights.masked_auxiliary = 0.4
-    tokens.steps = 200 if pair is None else 10_000
+    tokens.steps = 200 if embedded else 10_000
     tokens.optimizer.update(
         name="sgd",
         learning_rate=0.1,
@@ -134,4 +134,3 @@ def segmentation(variant: str) -> ConfigDict:
         decay_norm_and_bias=True,
         clip_norm=0.0,
     )
-    return cityscapes.finish(config, variant)

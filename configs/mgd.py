@@ -25,21 +25,26 @@ classification (``kdjax/imagenet.py``): the last map, 15 % of its channels hidde
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes, imagenet
 from kdjax.config import method_config
-from kdjax.pairs import finish, start
+from kdjax.pairs import finish
+from kdjax.variants import start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """MGD on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
-    if cityscapes.knows(variant):
-        return segmentation(variant)
-    if imagenet.knows(variant):
-        return classification(variant)
     config, pair = start(variant)
     student = config.student
     student.methods.mgd = mgd = method_config("mgd")
-    if pair is None:
+    if config.task == "segmentation":
+        mgd.update(mask_ratio=0.75, levels=("c5",))
+        student.methods.cwd = method_config("cwd")
+        student.loss_weights.update(mgd=2e-5, cwd=3.0)
+        student.method_share = 1.0 if pair is None else 0.0
+    elif config.task == "classification":
+        mgd.update(mask="channel", mask_ratio=0.15, levels=("c5",))
+        student.loss_weights.mgd = 7e-5
+        student.method_share = 1.0 if pair is None else 0.0
+    elif pair is None:
         # A sum over positions and channels, which grows with the teacher's features: how large it is besides the
         # student's own loss differs from data to data by a factor of a hundred, and is what counts.
         student.loss_weights.mgd = 2e-5
@@ -55,26 +60,3 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         student.inherit = ("neck", "head")
         student.optimizer.clip_norm = 35.0
     return finish(config, variant)
-
-
-def segmentation(variant: str) -> ConfigDict:
-    """MGD on label maps."""
-    config, pair = cityscapes.start(variant)
-    student = config.student
-    student.methods.mgd = method_config("mgd", mask_ratio=0.75, levels=("c5",))
-    student.methods.cwd = method_config("cwd")
-    student.loss_weights.update(mgd=2e-5, cwd=3.0)
-    if pair is None:
-        student.method_share = 1.0
-    return cityscapes.finish(config, variant)
-
-
-def classification(variant: str) -> ConfigDict:
-    """MGD on classes of images."""
-    config, pair = imagenet.start(variant)
-    student = config.student
-    student.methods.mgd = method_config("mgd", mask="channel", mask_ratio=0.15, levels=("c5",))
-    student.loss_weights.mgd = 7e-5
-    if pair is None:
-        student.method_share = 1.0
-    return imagenet.finish(config, variant)

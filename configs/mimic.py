@@ -7,19 +7,20 @@
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes, imagenet
 from kdjax.config import method_config
-from kdjax.pairs import finish, start
+from kdjax.pairs import finish
+from kdjax.variants import start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """Feature imitation on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
-    if cityscapes.knows(variant):
-        return segmentation(variant)
-    if imagenet.knows(variant):
-        return classification(variant)
     config, pair = start(variant)
     config.student.methods.mimic = mimic = method_config("mimic")
+    if config.task != "detection":
+        mimic.levels = ("c5",)
+        config.student.loss_weights.mimic = 1.0
+        config.student.method_share = 1.0 if pair is None else 0.0
+        return finish(config, variant)
     config.student.inherit = ("neck", "head")
     if pair is None:
         config.student.loss_weights.mimic = 0.05
@@ -28,23 +29,3 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     else:
         config.student.loss_weights.mimic = 1.0
     return finish(config, variant)
-
-
-def segmentation(variant: str) -> ConfigDict:
-    """Feature imitation on label maps."""
-    config, pair = cityscapes.start(variant)
-    config.student.methods.mimic = method_config("mimic", levels=("c5",))
-    config.student.loss_weights.mimic = 1.0
-    if pair is None:
-        config.student.method_share = 1.0
-    return cityscapes.finish(config, variant)
-
-
-def classification(variant: str) -> ConfigDict:
-    """Feature imitation on classes of images."""
-    config, pair = imagenet.start(variant)
-    config.student.methods.mimic = method_config("mimic", levels=("c5",))
-    config.student.loss_weights.mimic = 1.0
-    if pair is None:
-        config.student.method_share = 1.0
-    return imagenet.finish(config, variant)

@@ -10,38 +10,16 @@ and what it inherits, comes from that method's config and ``--config.compare=Tru
 
 from ml_collections import ConfigDict
 
-from kdjax import cityscapes, imagenet
-from kdjax.pairs import finish, start
+from kdjax.pairs import finish
+from kdjax.variants import start
 
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """The student alone on the embedded data, or on COCO for a pair; ``:tiny`` takes two steps of everything."""
-    if cityscapes.knows(variant):
-        return segmentation(variant)
-    if imagenet.knows(variant):
-        return classification(variant)
     config, pair = start(variant)
-    if pair is None:
+    if pair is not None:
+        config.stages = ("student",)
+        config.student.teacher = ""
+    elif config.task == "detection":
         config.student.inherit = ("neck", "head")
-    else:
-        config.stages = ("student",)
-        config.student.teacher = ""
     return finish(config, variant)
-
-
-def segmentation(variant: str) -> ConfigDict:
-    """The student alone on label maps."""
-    config, pair = cityscapes.start(variant)
-    if pair is not None:
-        config.stages = ("student",)
-        config.student.teacher = ""
-    return cityscapes.finish(config, variant)
-
-
-def classification(variant: str) -> ConfigDict:
-    """The student alone on classes of images."""
-    config, pair = imagenet.start(variant)
-    if pair is not None:
-        config.stages = ("student",)
-        config.student.teacher = ""
-    return imagenet.finish(config, variant)

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from kdjax.config import base_config, base_stage
-from kdjax.config.presets import tiny
-from kdjax.errors import UserError
+from kdjax.config import base_stage
 
 Model = dict[str, Any]
 
@@ -90,25 +88,8 @@ VARIANTS = ("segmentation", *PAIRS)
 """Those of every config that knows label maps, "segmentation" on the embedded ones; with ":tiny" behind it, too."""
 
 
-def knows(variant: str) -> bool:
-    """Whether a variant is one of these."""
-    return variant.removesuffix(":tiny") in VARIANTS
-
-
-def start(variant: str) -> tuple[ConfigDict, Pair | None]:
-    """The config that a method's config goes on from, and the pair that its settings depend on, None if embedded.
-
-    Raises:
-        UserError: there is no such variant.
-    """
-    if not knows(variant):
-        raise UserError(f"There is no variant {variant!r} of this config; choose one of {', '.join(VARIANTS)}.")
-    config = base_config()
-    config.task = "segmentation"
-    name = variant.removesuffix(":tiny")
-    if name == "segmentation":
-        return _embedded(config), None
-    pair = PAIRS[name]
+def set_pair(config: ConfigDict, pair: Pair) -> None:
+    """Gives the base config the data and the stages of a pair."""
     config.data.update(
         name="cityscapes:cityscapes",
         image_size=(1024, 2048),
@@ -127,15 +108,9 @@ def start(variant: str) -> tuple[ConfigDict, Pair | None]:
     config.student = _stage(pair, pair.student)
     config.student.update(weights=pair.student_file, source=pair.source, teacher="teacher", steps=STEPS)
     config.student.optimizer.weight_decay = pair.weight_decay
-    return config, pair
 
 
-def finish(config: ConfigDict, variant: str) -> ConfigDict:
-    """The config of the variant, when the method is set: made tiny where the variant says so."""
-    return tiny(config) if variant.endswith(":tiny") else config
-
-
-def _embedded(config: ConfigDict) -> ConfigDict:
+def set_embedded(config: ConfigDict) -> None:
     """A PSPNet and a small one on the scenes of the embedded data."""
     config.data.name = "shapes/maps"
     for name, width, channels in (("teacher", 0.25, 64), ("student", 0.125, 16)):
@@ -153,7 +128,6 @@ def _embedded(config: ConfigDict) -> ConfigDict:
         )
         config[name] = stage
     config.student.teacher = "teacher"
-    return config
 
 
 def _stage(pair: Pair, model: Model) -> ConfigDict:

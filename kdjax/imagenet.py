@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from kdjax.config import base_config, base_stage
-from kdjax.config.presets import IMAGE_SIZES, TEACHER_STEPS, classifier, tiny
-from kdjax.errors import UserError
+from kdjax.config import base_stage
+from kdjax.config.presets import IMAGE_SIZES, TEACHER_STEPS, classifier
 
 Model = dict[str, Any]
 
@@ -52,25 +51,8 @@ VARIANTS = ("classification", *PAIRS)
 behind it."""
 
 
-def knows(variant: str) -> bool:
-    """Whether a variant is one of these."""
-    return variant.removesuffix(":tiny") in VARIANTS
-
-
-def start(variant: str) -> tuple[ConfigDict, Pair | None]:
-    """The config that a method's config goes on from, and the pair that its settings depend on, None if embedded.
-
-    Raises:
-        UserError: there is no such variant.
-    """
-    if not knows(variant):
-        raise UserError(f"There is no variant {variant!r} of this config; choose one of {', '.join(VARIANTS)}.")
-    config = base_config()
-    config.task = "classification"
-    name = variant.removesuffix(":tiny")
-    if name == "classification":
-        return _embedded(config), None
-    pair = PAIRS[name]
+def set_pair(config: ConfigDict, pair: Pair) -> None:
+    """Gives the base config the data and the stages of a pair."""
     config.data.update(
         name="tfds:imagenet2012",
         image_size=(224, 224),
@@ -85,15 +67,9 @@ def start(variant: str) -> tuple[ConfigDict, Pair | None]:
     config.student = _stage(pair.student)
     config.student.update(teacher="teacher", steps=100 * EPOCH, eval_every=EPOCH, dtype="bfloat16")
     config.student.optimizer.clip_norm = pair.clip_norm
-    return config, pair
 
 
-def finish(config: ConfigDict, variant: str) -> ConfigDict:
-    """The config of the variant, when the method is set: made tiny where the variant says so."""
-    return tiny(config) if variant.endswith(":tiny") else config
-
-
-def _embedded(config: ConfigDict) -> ConfigDict:
+def set_embedded(config: ConfigDict) -> None:
     """A ResNet-18 of half width and a small one on crops of the embedded scenes."""
     config.data.update(name="shapes/crops", image_size=IMAGE_SIZES["classification"])
     for name, width in (("teacher", 0.5), ("student", 0.125)):
@@ -104,7 +80,6 @@ def _embedded(config: ConfigDict) -> ConfigDict:
         config[name] = stage
     config.student.teacher = "teacher"
     config.eval_batch_size = 32
-    return config
 
 
 def _stage(model: Model) -> ConfigDict:
