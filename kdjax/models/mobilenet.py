@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from kdjax.models.backbones import Width, map_strides, widened
 from kdjax.models.norm import ConvNorm
-from kdjax.options import FLAG, Rule, check_fields, number
+from kdjax.options import FLAG, Rule, check_fields
 from kdjax.types import Features
 
 _V1_BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
@@ -57,11 +58,7 @@ class MobileNetV1(nn.Module):
         dtype: of the computation; parameters and statistics are float32.
     """
 
-    width: Annotated[
-        float,
-        number(0, above=True),
-        "Factor on every number of channels, which are rounded to a multiple of 8.",
-    ] = 1.0
+    width: Width = 1.0
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
@@ -72,7 +69,7 @@ class MobileNetV1(nn.Module):
     @property
     def strides(self) -> dict[str, int]:
         """Pixels of the image from one position of each map to the next, fine to coarse."""
-        return {f"c{level}": 2**level for level in range(2, 6)}
+        return map_strides()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Features:
@@ -82,10 +79,10 @@ class MobileNetV1(nn.Module):
         the running statistics are used and left alone.
         """
         shared: dict[str, Any] = {"axis_name": self.axis_name, "dtype": self.dtype}
-        x = nn.relu(ConvNorm(_channels(32, self.width), 3, 2, **shared, name="stem")(images, train))
+        x = nn.relu(ConvNorm(widened(32, self.width), 3, 2, **shared, name="stem")(images, train))
         maps = {}
         for block, (channels, stride) in enumerate(_V1_BLOCKS, start=1):
-            x = Separable(_channels(channels, self.width), stride, **shared, name=f"block_{block}")(x, train)
+            x = Separable(widened(channels, self.width), stride, **shared, name=f"block_{block}")(x, train)
             if block in _V1_MAPS:
                 maps[_V1_MAPS[block]] = x
         return maps
@@ -125,11 +122,7 @@ class MobileNetV2(nn.Module):
         dtype: of the computation; parameters and statistics are float32.
     """
 
-    width: Annotated[
-        float,
-        number(0, above=True),
-        "Factor on every number of channels, which are rounded to a multiple of 8.",
-    ] = 1.0
+    width: Width = 1.0
     output_stride: Annotated[
         int,
         _OUTPUT_STRIDE,
@@ -151,7 +144,7 @@ class MobileNetV2(nn.Module):
     @property
     def strides(self) -> dict[str, int]:
         """Pixels of the image from one position of each map to the next, fine to coarse."""
-        return {f"c{level}": min(2**level, self.output_stride) for level in range(2, 6)}
+        return map_strides(self.output_stride)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Features:
@@ -161,23 +154,19 @@ class MobileNetV2(nn.Module):
         the running ones; otherwise the running statistics are used and left alone.
         """
         shared: dict[str, Any] = {"axis_name": self.axis_name, "dtype": self.dtype}
-        x = jax.nn.relu6(ConvNorm(_channels(32, self.width), 3, 2, **shared, name="stem")(images, train))
+        x = jax.nn.relu6(ConvNorm(widened(32, self.width), 3, 2, **shared, name="stem")(images, train))
         maps, reached, dilation = {}, 2, 1
         for block, (expansion, channels, stride) in enumerate(_V2_BLOCKS, start=1):
             dilated = stride == 2 and reached == self.output_stride
             stride = 1 if dilated else stride
             x = InvertedResidual(
-                _channels(channels, self.width), expansion, stride, dilation, **shared, name=f"block_{block}"
+                widened(channels, self.width), expansion, stride, dilation, **shared, name=f"block_{block}"
             )(x, train)
             reached *= stride
             dilation *= 2 if dilated else 1  # The block that would have strided keeps the dilation before it.
             if block in _V2_MAPS:
                 maps[_V2_MAPS[block]] = x
         if self.last:
-            channels = max(1280, _channels(1280, self.width))
+            channels = max(1280, widened(1280, self.width))
             maps["c5"] = jax.nn.relu6(ConvNorm(channels, 1, **shared, name="last")(x, train))
         return maps
-
-
-def _channels(channels: int, width: float) -> int:
-    return max(8, 8 * round(channels * width / 8))

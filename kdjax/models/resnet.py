@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from kdjax.errors import UserError
+from kdjax.models.backbones import Width, map_strides, widened
 from kdjax.models.deformable import DeformableConv
 from kdjax.models.grouped import grouped_conv
 from kdjax.models.norm import BatchNorm
@@ -138,11 +139,7 @@ class ResNet(nn.Module):
     """
 
     depth: Annotated[int, _DEPTH, "10, 18, 34, 50 or 101."] = 50
-    width: Annotated[
-        float,
-        number(0, above=True),
-        "Factor on every number of channels, which are rounded to a multiple of 8.",
-    ] = 1.0
+    width: Width = 1.0
     style: Annotated[
         str,
         choice(*STYLES),
@@ -219,7 +216,7 @@ class ResNet(nn.Module):
                 f"Deformable convolutions are not dilated, as output_stride={self.output_stride} asks for; leave out "
                 "one of the two."
             )
-        if self._channels(64) * self.base_width < 64:
+        if widened(64, self.width) * self.base_width < 64:
             raise UserError(
                 f"groups={self.groups}, base_width={self.base_width} and width={self.width} leave the 3x3 convolutions "
                 "of a ResNet's first layer no channels; each group needs at least one."
@@ -229,7 +226,7 @@ class ResNet(nn.Module):
     @property
     def strides(self) -> dict[str, int]:
         """Pixels of the image from one position of each map to the next, fine to coarse."""
-        return {f"c{level}": min(2**level, self.output_stride) for level in range(2, 6)}
+        return map_strides(self.output_stride)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Features:
@@ -250,7 +247,7 @@ class ResNet(nn.Module):
         x, size = images, 7 if self.stem == "plain" else 3
         for index, channels in enumerate(STEMS[self.stem], start=1):
             stride = 2 if index == 1 else 1
-            x = conv(self._channels(channels), (size, size), stride, padding=size // 2, name=f"conv{index}")(x)
+            x = conv(widened(channels, self.width), (size, size), stride, padding=size // 2, name=f"conv{index}")(x)
             x = nn.relu(norm(name=f"bn{index}")(x))
         x = max_pool(x)
         maps = {}
@@ -266,7 +263,7 @@ class ResNet(nn.Module):
                 else:
                     own["dilations"] = first, dilation if self.dilate_second else 1
                 x = block(
-                    channels=self._channels(32 * 2**layer),
+                    channels=widened(32 * 2**layer, self.width),
                     stride=stride if index == 0 else 1,
                     **shared,
                     **own,
@@ -274,9 +271,6 @@ class ResNet(nn.Module):
                 )(x, train)
             maps[f"c{layer + 1}"] = x
         return maps
-
-    def _channels(self, channels: int) -> int:
-        return max(8, 8 * round(channels * self.width / 8))
 
 
 def max_pool(x: jax.Array) -> jax.Array:
