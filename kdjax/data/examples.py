@@ -107,3 +107,7 @@ class MapSource(Source, Protocol):
 
     def classes(self, index: int) -> np.ndarray:
         """The classes of an image's pixels, (H, W) uint8 as :class:`MappedImage` has them, without decoding it."""
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(images, classes) int64: how many pixels of each image are of each class."""

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from kdjax.data.examples import MapSource
-from kdjax.types import IGNORED
 
 _SIDES = range(64, 545, 32)
 _MOST_AREA = 512 * 512
@@ -17,16 +16,18 @@ _CROP = 128
 def described(source: MapSource) -> list[str]:
     """Sizes of the images, and of each class its share of the pixels and in how many images it is."""
     sizes = np.array([source.size(index) for index in range(len(source))])
-    pixels, images = np.zeros(IGNORED + 1, np.int64), np.zeros(IGNORED + 1, np.int64)
-    for index in range(len(source)):
-        count = np.bincount(source.classes(index).ravel(), minlength=IGNORED + 1)
-        pixels, images = pixels + count, images + (count > 0)
-    width = max(map(len, ("not counted", *source.class_names)))
-    rows = [*enumerate(source.class_names), (IGNORED, "not counted")]
+    ignored = sizes.prod(axis=1) - source.pixels.sum(axis=1)
+    count = np.column_stack([source.pixels, ignored])
+    pixels, images = count.sum(axis=0), np.count_nonzero(count, axis=0)
+    names = (*source.class_names, "not counted")
+    width = max(map(len, names))
     return [
         f"images: {len(source)}, {sizes.min(axis=0)} to {sizes.max(axis=0)} pixels high and wide",
         f"{'class':{width}}  % of pixels  images",
-        *(f"{name:{width}} {100 * pixels[k] / max(pixels.sum(), 1):12.2f} {images[k]:7}" for k, name in rows),
+        *(
+            f"{name:{width}} {100 * pixels[k] / max(pixels.sum(), 1):12.2f} {images[k]:7}"
+            for k, name in enumerate(names)
+        ),
     ]
 
 

@@ -86,6 +86,11 @@ class IndexedMaps(IndexedSource):
             raise DataError(f"{self._describe(row)} has changed since its size was read: open it again.")
         return found
 
+    @property
+    def pixels(self) -> np.ndarray:
+        """(images, classes) int64: how many pixels of each image are of each class."""
+        return self.maps.pixels
+
     def _describe(self, row: int) -> str:
         return f"{self.maps.names[row]} (of image {self.images.identity[row]})"
 
