@@ -331,7 +331,14 @@ class Judge(Protocol):
         """The metrics of the states of all processes together; every image counts once."""
 
     def kept(self, count: int) -> dict[int, Any]:
-        """Of those of the source's first ``count`` images that were added, by position, what the task draws: JSON."""
+        """Of those of the source's first ``count`` images that were added, by position, what the task draws: JSON.
+
+        ``count`` is at most ``MOST_PICTURES``.
+        """
+
+
+MOST_PICTURES = 32
+"""Images of which is kept what a model said, for drawing."""
 
 
 class Column(NamedTuple):

@@ -35,9 +35,6 @@ PREDICTIONS_FILE = "predictions.json"
 _FORMER_PREDICTIONS_FILE = "detections.json"
 """Of version 0.1."""
 
-MOST_PICTURES = 32
-"""Images of which is kept what the model said, for drawing."""
-
 
 class Finished(NamedTuple):
     """A stage that is done."""

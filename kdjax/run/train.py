@@ -31,14 +31,14 @@ from kdjax.report import MetricWriter, Throughput, duration, parameter_table, pr
 from kdjax.run.build import Built, Facts, build, first_state, stage_key
 from kdjax.run.data import Splits, open_batches
 from kdjax.run.floor import metrics_of_teacher
-from kdjax.run.record import MOST_PICTURES, Finished, claim, export
+from kdjax.run.record import Finished, claim, export
 from kdjax.run.result import finished_result, write_result
 from kdjax.run.skipped import Skips
 from kdjax.run.start import Origins, load_origins
 from kdjax.saved import describe_model
 from kdjax.state import TrainState, Variables
 from kdjax.stopping import Stop, Stopped
-from kdjax.types import Batch, Judge, Metrics
+from kdjax.types import MOST_PICTURES, Batch, Judge, Metrics
 from kdjax.watchdog import Watchdog
 
 _OVERFITTING = 0.05

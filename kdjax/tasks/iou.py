@@ -10,7 +10,7 @@ from PIL import Image
 
 from kdjax.data.examples import MapSource
 from kdjax.data.transforms import move_classes, whole
-from kdjax.types import IGNORED, Batch
+from kdjax.types import IGNORED, MOST_PICTURES, Batch
 
 
 class Metrics(TypedDict):
@@ -48,7 +48,8 @@ class IntersectionOverUnion:
                 np.asarray(outputs[row])[:height, :width], whole((height, width), self._source.size(position))
             )
             self._matrix += confusion(self._source.classes(position), said, len(self._matrix))
-            self._said[position] = said
+            if position < MOST_PICTURES:
+                self._said[position] = said
 
     def state(self) -> dict[str, np.ndarray]:
         """The confusion matrix (K, K): rows are the truth, columns what was said."""
