@@ -77,8 +77,9 @@ def test_all_numbers_are_printed_with_those_by_class():
 
 
 def test_data_without_maps_are_refused_in_words(data_dir):
-    with pytest.raises(UserError, match="has no index maps, of which a segmenter learns: take index_maps:<folder>"):
-        Segmentation().check_source(open_source("shapes/tiny", "train", data_dir))
+    for ask in (Segmentation().check_source, Segmentation().judge):
+        with pytest.raises(UserError, match="has no index maps, of which a segmenter learns: take index_maps:<folder>"):
+            ask(open_source("shapes/tiny", "train", data_dir))
 
 
 def test_pictures_show_the_truth_beside_what_each_model_said(tmp_path, data_dir):

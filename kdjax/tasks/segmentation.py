@@ -68,6 +68,7 @@ class Segmentation:
 
     def judge(self, source: MapSource) -> IntersectionOverUnion:
         """The mean intersection over union on a source."""
+        self.check_source(source)
         return IntersectionOverUnion(source)
 
     def draw(self, path: str | os.PathLike[str], source: MapSource, columns: Mapping[str, Column]) -> None:
