@@ -153,6 +153,7 @@ def test_a_sink_that_is_not_installed_is_refused_before_the_data_are_read(tmp_pa
         pipeline.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_term_that_is_nearly_all_of_the_first_loss_is_explained_once(teacher, data_dir, tmp_path, capsys):
     config = tiny(ROOT / "configs" / "mimic.py", data_dir)
     config.student.loss_weights.mimic = 1e4

@@ -48,6 +48,7 @@ def finished(tmp_path_factory):
     return workdir, run(config, workdir)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_distilled_and_compared_by_its_own_metric(finished):
     workdir, shown = finished
     summary = json.loads((workdir / "summary.json").read_text())
@@ -63,6 +64,7 @@ def test_a_classifier_is_trained_distilled_and_compared_by_its_own_metric(finish
         assert picture.width > 100
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_kill_to_the_bit(finished, tmp_path):
     workdir, _ = finished
     killed = tmp_path / "killed"
@@ -78,6 +80,7 @@ def test_it_goes_on_after_a_kill_to_the_bit(finished, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
+@pytest.mark.slow
 def test_its_student_loads_and_says_classes(finished):
     module, variables = kdjax.load_student(finished[0] / "student")
     images = np.zeros((2, 64, 64, 3), np.uint8)
@@ -90,7 +93,8 @@ def test_its_student_loads_and_says_classes(finished):
     assert said.shape == (2, len(CLASSES))
 
 
-@pytest.mark.parametrize("program", ["evaluate", "inspect", pytest.param("benchmark", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["evaluate", "inspect", "benchmark"])
 def test_every_program_takes_it(program, finished, tmp_path):
     flags = {
         "evaluate": [f"--model={finished[0] / 'student'}", f"--json={tmp_path / 'numbers.json'}"],
