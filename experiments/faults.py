@@ -4,7 +4,10 @@ Everything runs on this machine's CPU, configs as their ``tiny`` runs, at moment
 
 - *kills*: each method's run, killed (SIGKILL) again and again until it ends, must end as the run that nobody stopped:
   the same losses of every step, and the same weights, to the bit.
-- *terms*: the same with SIGTERM, which must end with exit code 75 and lose no step.
+- *terms*: the same with SIGTERM, which must end with exit code 75 and lose no step; and with SIGTERM and SIGKILL, a
+  second apart.
+- *tails*: a run that goes on from the checkpoint of each of its steps must end as the one that nobody stopped.
+- *repeats*: so must the same run on one core, with other numbers of threads, and compiled anew.
 - *several*: the same kills, of one of several processes; the others must end by themselves, to be started again.
 - *moves*: a run that goes on with other numbers of processes and devices must do so from the same state, and see the
   same images.
@@ -22,11 +25,13 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -46,7 +51,9 @@ from kdjax.state import init_state
 _WORKDIR = flags.DEFINE_string("workdir", "runs/faults", "Folder for all runs.")
 _METHODS = flags.DEFINE_list("methods", ["mgd", "maskd", "icd", "dmkd", "dfmsd"], "Configs that are killed.")
 _KILLS = flags.DEFINE_integer("kills", 20, "Kills of each method.")
-_TERMS = flags.DEFINE_integer("terms", 20, "Signals that ask for an end.")
+_TERMS = flags.DEFINE_integer("terms", 20, "Signals that ask for an end, and as many that are not waited for.")
+_TAILS = flags.DEFINE_bool("tails", True, "Let the first method's run go on from each of its steps.")
+_REPEATS = flags.DEFINE_bool("repeats", True, "Repeat the first method's run where nothing of it may change.")
 _SEVERAL = flags.DEFINE_integer("several", 10, "Kills of the first method in each topology of several processes.")
 _MOVES = flags.DEFINE_bool("moves", True, "Let the first method's run go on in other topologies.")
 _FLIPS = flags.DEFINE_integer("flips", 1000, "Flipped bits.")
@@ -62,12 +69,21 @@ _MIDDLE = 20
 """The step after which a run goes on elsewhere."""
 _APART = 1e-6
 """Relative difference of losses of the step after it: sums in another order."""
+_GRACE = 1.0
+"""Seconds from one signal to the next, of those that are sent one after the other."""
 _TOLD = {Exit.AGAIN, -signal.SIGABRT}
 """Exit codes of processes that are to be started again: ours, and that of JAX, which finds a peer dead in C++."""
 _ONE = Topology(1, 8)
 _SEVERAL_PROCESSES = (Topology(2, 4), Topology(4, 2))
 _BEGUN = (_ONE, *_SEVERAL_PROCESSES)
 _GONE_ON = (*_BEGUN, Topology(1, 4), Topology(1, 1), Topology(2, 2))
+
+
+Signals = tuple[signal.Signals, ...]
+"""What a process is sent, one after the other."""
+_KILL: Signals = (signal.SIGKILL,)
+_TERM: Signals = (signal.SIGTERM,)
+_IMPATIENT: Signals = (signal.SIGTERM, signal.SIGKILL)
 
 
 def command(method: str, workdir: Path) -> list[str]:
@@ -91,15 +107,16 @@ class End(NamedTuple):
     printed: str
 
 
-def stopped(running: Running, number: int, at: int, wait: float, victim: int) -> End:
-    """Sends a process of a run a signal so many seconds after it was printed that the run is behind step ``at``."""
+def stopped(running: Running, signals: Signals, at: int, wait: float, victim: int) -> End:
+    """Sends a process of a run signals so many seconds after it was printed that the run is behind step ``at``."""
     printed, sent = [], 0.0
     for line in running.printed:
         printed.append(line)
         step = re.match(rf"\[student\] step +(\d+)/{_STEPS}", line)
         if not sent and step and int(step[1]) > at:
             time.sleep(wait)
-            running.processes[victim].send_signal(number)
+            for late, number in enumerate(signals):
+                threading.Timer(_GRACE * late, running.processes[victim].send_signal, [number]).start()
             sent = time.monotonic()
     codes, _ = running.end()
     return End(codes.pop(victim), codes, time.monotonic() - sent if sent else 0.0, "".join(printed))
@@ -133,10 +150,15 @@ def begun(method: str, workdir: Path, own: Path) -> None:
             shutil.copytree(stage, own / "stages" / stage.name)
 
 
+def named(signals: Signals) -> str:
+    """Signals in one word."""
+    return "_".join(number.name for number in signals)
+
+
 def interrupted(
-    method: str, number: int, count: int, workdir: Path, rng: random.Random, topology: Topology = _ONE
+    method: str, signals: Signals, count: int, workdir: Path, rng: random.Random, topology: Topology = _ONE
 ) -> dict[str, Any]:
-    """A run that is stopped by a signal ``count`` times, in as many runs as that takes, beside one that is not.
+    """A run that is stopped by signals ``count`` times, in as many runs as that takes, beside one that is not.
 
     Of several processes, one that is drawn anew each time is sent the signal.
 
@@ -152,14 +174,14 @@ def interrupted(
     runs = equal = lost = by_itself = 0
     seconds = 0.0
     while runs == 0 or codes.total() < count:
-        own = workdir / f"{method}_{topology}_{signal.Signals(number).name}_{runs}"
+        own = workdir / f"{method}_{topology}_{named(signals)}_{runs}"
         begun(method, workdir, own)
         come_to = kills = 0
         while True:
             more = codes.total() < count and kills < _MOST_OF_ONE
             at = rng.randrange(come_to, _STEPS) if more else _STEPS
             victim = rng.randrange(topology.processes)
-            end = stopped(together.start(command(method, own), topology), number, at, rng.uniform(0, 0.1), victim)
+            end = stopped(together.start(command(method, own), topology), signals, at, rng.uniform(0, 0.1), victim)
             if went_on := re.search(r"\[student\] continues from the checkpoint of step (\d+)", end.printed):
                 lost = max(lost, come_to - int(went_on[1]))
             if not any((end.code, *end.others)):
@@ -192,6 +214,51 @@ def interrupted(
     }
 
 
+def tails(method: str, workdir: Path) -> dict[str, int]:
+    """A run that goes on from the checkpoint of each of its steps: how many "went on", how many of them end "equal"."""
+    reference, own = finished(whole(method, _ONE, workdir)), workdir / f"{method}_tail"
+    each = workdir / f"{method}_each"
+    keeping = ["--config.student.checkpoint_every=1", f"--config.student.keep_checkpoints={_STEPS}"]
+    begun(method, workdir, each)
+    together.run([*command(method, each), *keeping], _ONE)
+    equal = 0
+    for step in range(1, _STEPS):
+        goes_on_from(step, each, own, method, workdir)
+        together.run(command(method, own), _ONE)
+        equal += finished(own) == reference
+    return {"went on": _STEPS - 1, "equal": equal}
+
+
+def goes_on_from(step: int, whole_run: Path, own: Path, method: str, workdir: Path) -> None:
+    """Makes ``own`` a run that was stopped right after the checkpoint of a step."""
+    begun(method, workdir, own)
+    stage = Path("stages", "student")
+    shutil.copytree(whole_run / stage / "checkpoints" / str(step), own / stage / "checkpoints" / str(step))
+    for name in ("config.json", "description.json", "metrics.jsonl"):
+        shutil.copy(whole_run / stage / name, own / stage / name)
+
+
+def repeats(method: str, workdir: Path) -> dict[str, bool]:
+    """Whether a run is the same to the bit where only what may not matter differs."""
+    reference = finished(whole(method, _ONE, workdir))
+    cores = os.sched_getaffinity(0)
+    found = {}
+    for what, options, environment, used in [
+        ("again", [], {}, cores),
+        ("compiled anew", [], {"JAX_ENABLE_COMPILATION_CACHE": "false"}, cores),
+        ("one core", [], {}, {min(cores)}),
+        *((f"{n} threads that prepare images", [f"--config.data.threads={n}"], {}, cores) for n in (1, 4, 8)),
+    ]:
+        own = workdir / f"{method}_repeated"
+        begun(method, workdir, own)
+        os.sched_setaffinity(0, used)
+        with mock.patch.dict(os.environ, environment):
+            together.run([*command(method, own), *options], _ONE)
+        os.sched_setaffinity(0, cores)
+        found[what] = finished(own) == reference
+    return found
+
+
 def moved(method: str, workdir: Path) -> dict[str, dict[str, Any]]:
     """A run that is begun in each of ``_BEGUN``, and goes on from the middle in each of ``_GONE_ON``.
 
@@ -209,11 +276,7 @@ def moved(method: str, workdir: Path) -> dict[str, dict[str, Any]]:
         saw, losses = seen(stayed), finished(stayed)["losses"]
         for goes_on in _GONE_ON:
             own = workdir / f"{method}_{begins}_{goes_on}"
-            begun(method, workdir, own)
-            stage = Path("stages", "student")
-            shutil.copytree(stayed / stage / "checkpoints" / str(_MIDDLE), own / stage / "checkpoints" / str(_MIDDLE))
-            for name in ("config.json", "description.json", "metrics.jsonl"):
-                shutil.copy(stayed / stage / name, own / stage / name)
+            goes_on_from(_MIDDLE, stayed, own, method, workdir)
             together.run(witnessed(method, own), goes_on)
             sees, there = seen(own), finished(own)["losses"]
             gaps = [
@@ -323,16 +386,24 @@ def main(_: Sequence[str]) -> int:
     results: dict[str, Any] = {}
     wrong = False
     first = _METHODS.value[0]
-    parts = [(method, signal.SIGKILL, _KILLS.value, _ONE) for method in _METHODS.value]
-    parts += [(first, signal.SIGTERM, _TERMS.value, _ONE)]
-    parts += [(first, signal.SIGKILL, _SEVERAL.value, topology) for topology in _SEVERAL_PROCESSES]
-    for method, number, count, topology in parts:
+    parts = [(method, _KILL, _KILLS.value, _ONE) for method in _METHODS.value]
+    parts += [(first, signals, _TERMS.value, _ONE) for signals in (_TERM, _IMPATIENT)]
+    parts += [(first, _KILL, _SEVERAL.value, topology) for topology in _SEVERAL_PROCESSES]
+    for method, signals, count, topology in parts:
         if count:
-            part = f"{method} {number.name} {topology}"
-            results[part] = result = interrupted(method, number, count, workdir, drawn(part), topology)
+            part = f"{method} {named(signals)} {topology}"
+            results[part] = result = interrupted(method, signals, count, workdir, drawn(part), topology)
             wrong |= result["equal"] < result["runs"] or not result["others"].keys() <= _TOLD
-            wrong |= number == signal.SIGTERM and (set(result["codes"]) != {Exit.AGAIN} or result["lost"] > 0)
+            wrong |= signals == _TERM and (set(result["codes"]) != {Exit.AGAIN} or result["lost"] > 0)
             print(f"{part}: {result}", flush=True)
+    if _TAILS.value:
+        results["tails"] = tails(first, workdir)
+        wrong |= results["tails"]["equal"] < results["tails"]["went on"]
+        print(f"tails: {results['tails']}", flush=True)
+    if _REPEATS.value:
+        results["repeats"] = repeats(first, workdir)
+        wrong |= not all(results["repeats"].values())
+        print(f"repeats: {results['repeats']}", flush=True)
     if _MOVES.value:
         results["moves"] = moved(first, workdir)
         wrong |= any(not (x["state"] and x["images"] and x["first"] < _APART) for x in results["moves"].values())
