@@ -338,7 +338,8 @@ def _check_origins(name: str, stage: Stage, earlier: tuple[str, ...], parts: tup
     origins = [("init", "model", stage.init), ("teacher", "model", stage.teacher)]
     origins += [(f"methods.{key}.init", "method", method.init) for key, method in stage.methods.items()]
     for field, kind, origin in origins:
-        if origin and origin not in earlier and not ("/" in origin and as_path(origin).is_dir()):
+        known = as_path(origin).is_dir() or (kind == "method" and as_path(origin).is_file())
+        if origin and origin not in earlier and not ("/" in origin and known):
             raise UserError(
                 f"config.{name}.{field} is {origin!r}; it must be empty, the path of a {kind} folder that exists (with "
                 f"a slash, such as ./{kind}), or an earlier stage ({', '.join(earlier) or 'there is none'})."

@@ -19,10 +19,13 @@ from kdjax.config import method_config
 from kdjax.errors import UserError
 from kdjax.plan import resolve
 from kdjax.run import pipeline
-from kdjax.saved import load_method
+from kdjax.run.record import Finished
+from kdjax.run.start import load_origins
+from kdjax.saved import describe, load_method
 from tests.runs import rows, tiny, with_teacher
 from tests.slow import slow_but
 from tests.test_config import CONFIGS, load
+from tests.weights.pickles import write_pth
 
 FOLDER = Path(__file__).parents[1] / "configs"
 
@@ -93,6 +96,26 @@ def test_the_student_stage_keeps_the_tokens_as_they_were_learnt(maskd):
     assert learnt.keys() == {"tokens"}
     assert_equal(learnt["tokens"], kept["tokens"])
     assert {name for name in kept if name != "tokens"} == {f"align_p{level}" for level in range(3, 6)}
+
+
+def test_tokens_in_a_file_of_the_authors_take_the_place_of_the_stage(maskd, tmp_path):
+    config, stages = maskd
+    learnt = load_method(stages / "tokens" / "method")["tokens"]
+    names = {"tokens": "mask_token", "kernel_0": "prob.0.weight", "bias_0": "prob.0.bias"}
+    names |= {"kernel_1": "prob.2.weight", "bias_1": "prob.2.bias"}
+    saved = {
+        f"module.mask_modules.{number}.{names[name]}": np.transpose(x, (3, 2, 0, 1)) if np.ndim(x) == 4 else x
+        for number, level in enumerate(learnt.values())
+        for name, x in level.items()
+    }
+    write_pth(tmp_path / "tokens.pth", saved)
+    config = config.copy_and_resolve_references()
+    config.stages, config.student.methods.maskd.init = ("teacher", "student"), str(tmp_path / "tokens.pth")
+    plan = resolve(config, devices=8)
+    class_names = describe(stages / "teacher" / "model")["class_names"]
+    finished = {"teacher": Finished(stages / "teacher", {})}
+    origins = load_origins(plan["student"], class_names, finished, "kdjax")
+    assert_equal(origins.given["maskd"]["tokens"], learnt)
 
 
 def test_a_stage_that_learnt_no_tokens_cannot_give_any(maskd, tmp_path):

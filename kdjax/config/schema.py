@@ -120,7 +120,7 @@ class MethodSection:
         str,
         TEXT,
         'Name of an earlier stage, or path of its folder "method": the parts of the method that were learnt there are '
-        "taken over and stay as they are.",
+        "taken over and stay as they are. For MasKD also the path of a file of tokens from its authors' program.",
     ] = ""
 
 

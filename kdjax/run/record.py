@@ -60,8 +60,14 @@ def identity(plan: Plan, stage: StagePlan, splits: Splits) -> dict[str, Any]:
     """
     sources: dict[str, Any] = {}
 
-    def learnt_from(origin: str) -> dict[str, Any]:
-        return identity(plan, plan[origin], splits) if origin in plan else describe(origin)
+    def learnt_from(origin: str) -> Any:
+        if origin in plan:
+            return identity(plan, plan[origin], splits)
+        return (
+            _sha256(f"An init of config.{stage.name}.methods", origin)
+            if as_path(origin).is_file()
+            else describe(origin)
+        )
 
     for field in ("teacher", "init"):
         if origin := getattr(stage.options, field):
@@ -69,20 +75,18 @@ def identity(plan: Plan, stage: StagePlan, splits: Splits) -> dict[str, Any]:
     if given := {name: learnt_from(method.init) for name, method in stage.methods.items() if method.init}:
         sources["methods"] = given
     if stage.options.weights:
-        sources["weights"] = _sha256(stage)
+        sources["weights"] = _sha256(f"config.{stage.name}.weights", stage.options.weights)
     section, data = _effective(Stage, stage.section), _effective(Data, plan.content["data"])
     data |= {"train": splits.train.fingerprint, "eval": splits.evaluation.fingerprint}
     known = {"seed": plan.run.seed, "task": plan.run.task, "data": data, "stage": section, "from": sources}
     return json.loads(json.dumps(known))
 
 
-def _sha256(stage: StagePlan) -> str:
+def _sha256(what: str, path: str) -> str:
     try:
-        return sha256_of(as_path(stage.options.weights))
+        return sha256_of(as_path(path))
     except OSError as error:
-        raise StorageError(
-            f"config.{stage.name}.weights={stage.options.weights} cannot be read ({error.strerror or error})."
-        ) from error
+        raise StorageError(f"{what}={path} cannot be read ({error.strerror or error}).") from error
 
 
 def is_begun(folder: Path) -> bool:

@@ -28,6 +28,7 @@ from kdjax.weights import (
     expected_model,
     import_state_dict,
     inherit,
+    learnt_tokens,
     load_into,
     merged,
     read_weights,
@@ -110,11 +111,15 @@ def load_origins(
             print(f"[{name}] inherits {words}", flush=True)
         return variables
 
-    given = {
-        key: load_method(earlier[method.init].method(key) if method.init in earlier else method.init)
-        for key, method in stage.methods.items()
-        if method.init
-    }
+    given = {}
+    for key, method in stage.methods.items():
+        if method.init in earlier:
+            given[key] = load_method(earlier[method.init].method(key))
+        elif method.init and as_path(method.init).is_file():
+            maps = [x for x in (teacher.module.strides if teacher else ()) if x in method.levels or not method.levels]
+            given[key] = learnt_tokens(read_weights(method.init).tensors, maps, method.init)
+        elif method.init:
+            given[key] = load_method(method.init)
     return Origins(model, start, teacher, given)
 
 

@@ -6,6 +6,7 @@ from kdjax.weights.imagenet import are_imagenet
 from kdjax.weights.load import LoadReport, inherit, load_into, without
 from kdjax.weights.sources import SOURCES, merged
 from kdjax.weights.state_dict import Expected, Imported, ImportReport, count_classes, expected_model, import_state_dict
+from kdjax.weights.tokens import learnt_tokens
 
 __all__ = [
     "COCO_NAMES",
@@ -19,6 +20,7 @@ __all__ = [
     "expected_model",
     "import_state_dict",
     "inherit",
+    "learnt_tokens",
     "load_into",
     "merged",
     "read_weights",
