@@ -90,12 +90,13 @@ class RCNN(Detector):
     convention: Annotated[
         str,
         choice(*CONVENTIONS),
-        '"mmdet" or "torchvision". Decides the geometry of the anchors (kdjax.models.anchors); how RoIs are '
-        "pooled (aligned and one sample a cell, or not and 2 samples a bin; kdjax.models.roi_align); which "
-        "elementwise loss boxes have (loss); what serves as an object's best anchor and learns it (best_iou and "
-        "claim of assign.assign_by_iou); whether mask targets are fractions (kdjax.models.masks); whether the "
-        "log-scales of boxes are limited from below (symmetric of kdjax.boxes.decode); and which small boxes are "
-        "dropped.",
+        '"mmdet", "torchvision" or, of cascades, "detectron2". Decides the geometry of the anchors '
+        "(kdjax.models.anchors); how RoIs are pooled (aligned and one sample a cell, or not and 2 samples a bin; "
+        "kdjax.models.roi_align); which elementwise loss boxes have (loss); what serves as an object's best anchor and "
+        "learns it (best_iou and claim of assign.assign_by_iou); whether mask targets are fractions "
+        "(kdjax.models.masks); whether the log-scales of boxes are limited from below (symmetric of "
+        "kdjax.boxes.decode); which small boxes are dropped; and, of cascades, what the stages learn, how many find "
+        "masks, and what the scores are the mean of.",
     ] = "mmdet"
 
     part_defaults: ClassVar[Sections] = {"neck": {"min_level": 2, "max_level": 6, "extra_from": "pool"}}
@@ -134,8 +135,17 @@ class RCNN(Detector):
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of the loss terms; those of a cascade's stages begin with "s0_", "s1_" and "s2_"."""
-        names = ("cls", "box", "mask") if self.masks else ("cls", "box")
-        return "rpn_cls", "rpn_box", *(self._prefix(stage) + name for stage in range(self.stages) for name in names)
+        names = [
+            self._prefix(stage) + name
+            for stage in range(self.stages)
+            for name in ("cls", "box", *["mask"] * (stage < self.mask_heads))
+        ]
+        return "rpn_cls", "rpn_box", *names
+
+    @property
+    def mask_heads(self) -> int:
+        """How many of the first stages find masks."""
+        return self.masks and (1 if self.facts.one_mask_head else self.stages)
 
     @classmethod
     def suited(cls, sizes: Sequence[float]) -> dict[str, Any]:
@@ -148,7 +158,7 @@ class RCNN(Detector):
             self.num_classes,
             anchors=len(self.anchor_ratios),
             stages=self.stages,
-            masks=self.masks,
+            masks=self.mask_heads,
             class_agnostic=self.class_agnostic or self.stages > 1,
             channels=self.head_channels,
             dtype=self.dtype,
@@ -186,7 +196,7 @@ class RCNN(Detector):
                 valid = matches.sampled
             logits, deltas = self.look(stage, features, rois)
             masks = None
-            if self.masks and sampling is not None:
+            if stage < self.mask_heads and sampling is not None:
                 most = int(self.roi_samples * POSITIVE_ROIS) or rois.shape[1]
                 masks = self.head.mask[stage](self.pool(features, rois[:, :most], MASK_BINS))
             predictions.append(RoIPredictions(rois, valid, logits, deltas, matches, masks))
@@ -221,7 +231,10 @@ class RCNN(Detector):
 
     def look(self, stage: int, features: Features, rois: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What a stage sees in RoIs (N, R, 4): the logits and the deltas of :class:`RoIPredictions`."""
-        return self.head.box[stage](self.pool(features, rois, BOX_BINS))
+        pooled = self.pool(features, rois, BOX_BINS)
+        if self.facts.shared_gradient:
+            pooled += (1 / self.stages - 1) * (pooled - jax.lax.stop_gradient(pooled))
+        return self.head.box[stage](pooled)
 
     def find_masks(self, features: Features, found: Detections) -> jax.Array:
         """The masks of detections of N images: (N, D, 28, 28) float32 probabilities."""
@@ -236,11 +249,11 @@ class RCNN(Detector):
         """The terms named by ``terms``, float32 scalars.
 
         "rpn_cls" and "rpn_box": see :func:`kdjax.models.rpn.rpn_loss`. Those of each stage: see
-        :func:`kdjax.models.roi.roi_loss`; a cascade's are weighted by 1, 1/2 and 1/4. Numbers are those of the global
-        batch: the mean over devices of what each returns is the global loss.
+        :func:`kdjax.models.roi.roi_loss`; a cascade's are weighted by 1, 1/2 and 1/4, in Detectron2's convention by 1.
+        Numbers are those of the global batch: the mean over devices of what each returns is the global loss.
 
-        The loss of boxes is L1 in the convention of MMDetection, smooth L1 with beta 1/9 in torchvision's; in
-        MMDetection's cascades smooth L1 with beta 1/9 for proposals and with beta 1 for RoIs.
+        The loss of boxes is L1 in the conventions of MMDetection and Detectron2, smooth L1 with beta 1/9 in
+        torchvision's; in MMDetection's cascades smooth L1 with beta 1/9 for proposals and with beta 1 for RoIs.
 
         Raises:
             ValueError: predictions that were not made for training, or masks that are to be learnt and not given.
@@ -259,7 +272,7 @@ class RCNN(Detector):
             least=self.facts.least_anchors,
             axis_name=self.axis_name,
         )
-        for index, (stage, rois) in enumerate(zip(STAGES, predictions.stages, strict=False)):
+        for index, (stage, rois) in enumerate(zip(self.facts.stages, predictions.stages, strict=False)):
             part = roi_loss(
                 rois,
                 stage,
@@ -294,17 +307,21 @@ class RCNN(Detector):
     def decode(self, predictions: RCNNPredictions, image_size: jax.Array) -> Detections:
         """Predictions to the detections of images of height and width ``image_size`` (N, 2), without masks.
 
-        Scores are the softmax of the logits, of a cascade of the mean of its stages' logits; boxes are those of the
-        last stage. Candidates above the score threshold are clipped to the image, and non-maximum suppression runs
-        class by class.
+        Scores are the softmax of the logits, of a cascade of the mean of its stages' logits, or in Detectron2's
+        convention the mean of their softmax; boxes are those of the last stage. Candidates above the score threshold
+        are clipped to the image, and non-maximum suppression runs class by class.
         """
         last = predictions.stages[-1]
-        logits = sum(stage.logits.astype(jnp.float32) for stage in predictions.stages) / self.stages
+        logits = [stage.logits.astype(jnp.float32) for stage in predictions.stages]
+        if self.facts.mean_of_scores:
+            probabilities = jnp.mean(jax.nn.softmax(jnp.stack(logits)), axis=0)
+        else:
+            probabilities = jax.nn.softmax(sum(logits) / self.stages)
         # Of scores that sum to 1, at most 1 / threshold are above the threshold.
         most = self.num_classes
         if self.score_threshold > 0:
             most = min(most, int(1 / self.score_threshold))
-        scores, labels = jax.lax.top_k(jax.nn.softmax(logits)[..., :-1], most)
+        scores, labels = jax.lax.top_k(probabilities[..., :-1], most)
 
         n, r, _ = scores.shape
         deltas = last.deltas.reshape(n, r, -1, 4)
@@ -333,14 +350,14 @@ class RCNN(Detector):
         """The elementwise losses of the anchors' and of the RoIs' deltas."""
         if self.facts.smooth_boxes:
             return smooth_l1_loss, smooth_l1_loss
-        if self.stages == 1:
+        if self.stages == 1 or not self.facts.smooth_cascade:
             return l1_loss, l1_loss
         return smooth_l1_loss, functools.partial(smooth_l1_loss, beta=1.0)
 
     @nn.nowrap
     def _boxes(self, stage: int, deltas: jax.Array, rois: jax.Array) -> jax.Array:
         """The boxes (N, R, 4) that a stage's deltas (N, R, 4) make of RoIs (N, R, 4)."""
-        return decode_rois(deltas, rois, STAGES[stage], limit_shrinking=self.facts.limit_shrinking)
+        return decode_rois(deltas, rois, self.facts.stages[stage], limit_shrinking=self.facts.limit_shrinking)
 
     @nn.nowrap
     def propose(self, predictions: RPNPredictions, image_size: jax.Array, *, train: bool = False) -> Proposals:
@@ -396,7 +413,7 @@ class RCNN(Detector):
         """
         targets, keys = sampling
         candidates = jnp.concatenate([rois, targets.boxes], axis=1)
-        iou = STAGES[stage].iou
+        iou = self.facts.stages[stage].iou
         claim = self.facts.claim_rois and self.masks and self.stages == 1
         matches = match(
             candidates,

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from kdjax.models.roi import STAGES, Stage
+
 
 class Convention(NamedTuple):
     """In which the published two-stage detectors differ."""
@@ -36,25 +38,54 @@ class Convention(NamedTuple):
     """Whether mask targets are 0 or 1, or fractions, see :func:`kdjax.models.masks.mask_targets`."""
     padded_masks: bool
     """Whether masks are cut of the padded images, ``limits`` of :func:`kdjax.models.masks.mask_targets`."""
+    stages: tuple[Stage, ...] = STAGES
+    """Those of cascades; a detector of a single stage has the first."""
+    smooth_cascade: bool = True
+    """Whether the boxes of cascades have a smooth L1 loss."""
+    mean_of_scores: bool = False
+    """Whether a cascade's scores are the mean of its stages' probabilities, not those of the mean of their logits."""
+    one_mask_head: bool = False
+    """Whether a cascade has a single mask head, which learns from the RoIs of the first stage, not one a stage."""
+    shared_gradient: bool = False
+    """Whether the gradient that a cascade's stages give to features is their mean, not their sum."""
 
+
+_MMDET = Convention(
+    exact_anchors=True,
+    aligned=True,
+    sampling_ratio=0,
+    nudge_side=True,
+    limit_shrinking=True,
+    smallest_proposal=0.0,
+    smallest_box=0.0,
+    best_anchor_iou=0.3,
+    claim_anchors=True,
+    claim_rois=True,
+    drop_crossing=True,
+    least_anchors=1,
+    smooth_boxes=False,
+    binary_masks=True,
+    padded_masks=True,
+)
 
 CONVENTIONS = {
-    "mmdet": Convention(
-        exact_anchors=True,
-        aligned=True,
-        sampling_ratio=0,
-        nudge_side=True,
-        limit_shrinking=True,
-        smallest_proposal=0.0,
-        smallest_box=0.0,
-        best_anchor_iou=0.3,
-        claim_anchors=True,
-        claim_rois=True,
-        drop_crossing=True,
-        least_anchors=1,
-        smooth_boxes=False,
-        binary_masks=True,
-        padded_masks=True,
+    "mmdet": _MMDET,
+    # Of cascades; in the others it differs from MMDetection in rare boxes alone.
+    "detectron2": _MMDET._replace(
+        limit_shrinking=False,
+        best_anchor_iou=0.0,
+        claim_anchors=False,
+        claim_rois=False,
+        drop_crossing=False,
+        stages=(
+            Stage(0.5, (1 / 10, 1 / 10, 1 / 5, 1 / 5), 1.0),
+            Stage(0.6, (1 / 20, 1 / 20, 1 / 10, 1 / 10), 1.0),
+            Stage(0.7, (1 / 30, 1 / 30, 1 / 15, 1 / 15), 1.0),
+        ),
+        smooth_cascade=False,
+        mean_of_scores=True,
+        one_mask_head=True,
+        shared_gradient=True,
     ),
     "torchvision": Convention(
         exact_anchors=False,

@@ -67,13 +67,13 @@ class MaskHead(nn.Module):
 
 
 class RCNNHead(nn.Module):
-    """The region proposal network, and a box head and a mask head for every stage.
+    """The region proposal network, a box head for every stage, and mask heads.
 
     Attributes:
         num_classes: number of classes, without a background.
         anchors: number of anchors at a location.
         stages: number of stages.
-        masks: whether there are mask heads.
+        masks: number of mask heads, of the first stages.
         class_agnostic: whether an RoI gets one box for all classes, not one for each.
         channels: width of the box heads.
         dtype: of the computation; parameters are float32.
@@ -82,7 +82,7 @@ class RCNNHead(nn.Module):
     num_classes: int
     anchors: int
     stages: int
-    masks: bool
+    masks: int
     class_agnostic: bool
     channels: int
     dtype: Dtype = jnp.float32
@@ -92,4 +92,4 @@ class RCNNHead(nn.Module):
         self.rpn = RPNHead(self.anchors, dtype=self.dtype)
         regressors = 1 if self.class_agnostic else self.num_classes
         self.box = [BoxHead(self.num_classes, regressors, self.channels, dtype=self.dtype) for _ in range(self.stages)]
-        self.mask = [MaskHead(self.num_classes, dtype=self.dtype) for _ in range(self.stages if self.masks else 0)]
+        self.mask = [MaskHead(self.num_classes, dtype=self.dtype) for _ in range(self.masks)]

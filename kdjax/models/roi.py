@@ -19,7 +19,7 @@ from kdjax.types import PairedBoxes, Targets, Terms
 
 
 class Stage(NamedTuple):
-    """What a stage of box heads is trained for (Cascade R-CNN, section 4; the values of MMDetection)."""
+    """What a stage of box heads is trained for (Cascade R-CNN, section 4)."""
 
     iou: float
     """IoU with an object from which on an RoI is positive."""
@@ -39,7 +39,7 @@ STAGES = (
     Stage(0.6, (0.05, 0.05, 0.1, 0.1), 0.5),
     Stage(0.7, (0.033, 0.033, 0.067, 0.067), 0.25),
 )
-"""The stages of a cascade; a detector of a single stage has the first."""
+"""Those of MMDetection's cascades."""
 
 
 class RoIPredictions(NamedTuple):

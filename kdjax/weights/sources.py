@@ -343,6 +343,14 @@ def _detectron2_boxes(index: str, stage: str) -> tuple[Rule, ...]:
     )
 
 
+_DETECTRON2_MASKS = (
+    Rule(r"roi_heads\.mask_head\.mask_fcn(?P<more>\d)", "head/mask_0/conv_{more}"),
+    Rule(r"roi_heads\.mask_head\.deconv", "head/mask_0/upsample", "transposed"),
+    Rule(r"roi_heads\.mask_head\.predictor", "head/mask_0/logits"),
+)
+_DETECTRON2_CASCADE = _DETECTRON2_RPN + _detectron2_boxes(r"(?P<stage>\d)\.", "{stage}")
+_OWN_CASCADE: Sections = {"head": {"convention": "detectron2"}}
+
 _DETECTRON2 = Source(
     backbone=(
         Rule(r"backbone\.bottom_up\.stem\.conv1", "backbone/conv1", "stem"),
@@ -380,17 +388,21 @@ _DETECTRON2 = Source(
         "mask_rcnn": (
             *_DETECTRON2_RPN,
             *_detectron2_boxes("", "0"),
-            Rule(r"roi_heads\.mask_head\.mask_fcn(?P<more>\d)", "head/mask_0/conv_{more}"),
-            Rule(r"roi_heads\.mask_head\.deconv", "head/mask_0/upsample", "transposed"),
-            Rule(r"roi_heads\.mask_head\.predictor", "head/mask_0/logits"),
+            *_DETECTRON2_MASKS,
         ),
-        "cascade_rcnn": _DETECTRON2_RPN + _detectron2_boxes(r"(?P<stage>\d)\.", "{stage}"),
+        "cascade_rcnn": _DETECTRON2_CASCADE,
+        "cascade_mask_rcnn": _DETECTRON2_CASCADE + _DETECTRON2_MASKS,
     },
     bgr=True,
     pixel_std=(1.0, 1.0, 1.0),
     style="caffe",
     resize="detectron2",
-    fixed={"retinanet": _RELU, "fcos": merged(_RELU, _IMPROVED_FCOS)},
+    fixed={
+        "retinanet": _RELU,
+        "fcos": merged(_RELU, _IMPROVED_FCOS),
+        "cascade_rcnn": _OWN_CASCADE,
+        "cascade_mask_rcnn": _OWN_CASCADE,
+    },
     usual=_ANCHORS,
 )
 

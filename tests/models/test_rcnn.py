@@ -235,7 +235,7 @@ def random_rois(images=2, rois=6, stages=1, seed=0, agnostic=False):
 
 @pytest.mark.parametrize(
     ("stages", "convention", "agnostic"),
-    [(1, "mmdet", False), (1, "mmdet", True), (3, "mmdet", True), (1, "torchvision", False)],
+    [(1, "mmdet", False), (1, "mmdet", True), (3, "mmdet", True), (3, "detectron2", True), (1, "torchvision", False)],
 )
 def test_decoding_scores_every_class_of_every_region(stages, convention, agnostic):
     most = {"iou_threshold": 1.0, "max_detections": 18, "score_threshold": 0.1}
@@ -243,19 +243,24 @@ def test_decoding_scores_every_class_of_every_region(stages, convention, agnosti
     predictions = random_rois(stages=stages, agnostic=agnostic)
     found = jax.tree.map(np.asarray, jax.jit(kind.decode)(predictions, IMAGE_SIZE))
     last = predictions.stages[-1]
-    logits = np.mean([stage.logits for stage in predictions.stages], axis=0, dtype=np.float64)
+    logits = np.array([stage.logits for stage in predictions.stages], np.float64)
+    if convention != "detectron2":
+        logits = logits.mean(axis=0, keepdims=True)
+    probabilities = np.mean(np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True), axis=0)
     scale = np.array({1: [0.1, 0.1, 0.2, 0.2], 3: [0.033, 0.033, 0.067, 0.067]}[stages])
+    if convention == "detectron2":
+        scale = np.array([1, 1, 2, 2]) / 30
     for image, (height, width) in enumerate(IMAGE_SIZE):
         expected = []
         for i in range(5):
-            scores = np.exp(logits[image, i]) / np.exp(logits[image, i]).sum()
+            scores = probabilities[image, i]
             x1, y1, x2, y2 = last.rois[image, i].astype(np.float64)
             for label in range(CLASSES):
                 deltas = last.deltas[image, i].reshape(-1, 4)[0 if agnostic else label] * scale
                 centre = np.array([x1 + x2, y1 + y2]) / 2 + deltas[:2] * [x2 - x1, y2 - y1]
                 half = np.array([x2 - x1, y2 - y1]) * np.exp(deltas[2:]) / 2
                 box = np.clip([*(centre - half), *(centre + half)], 0, [width, height, width, height])
-                if scores[label] > 0.1 and (convention == "mmdet" or (box[2:] - box[:2] >= 0.01).all()):
+                if scores[label] > 0.1 and (convention != "torchvision" or (box[2:] - box[:2] >= 0.01).all()):
                     expected.append((scores[label], label, box))
         expected.sort(key=lambda entry: -entry[0])
         count = len(expected)
@@ -280,6 +285,29 @@ def test_many_classes_are_decoded_as_few_are():
         best = best[best > 0.05]
         assert int(found.valid[image].sum()) == len(best)
         np.testing.assert_allclose(found.scores[image, : len(best)], best, rtol=1e-5)
+
+
+def test_a_cascade_of_detectron2_has_one_mask_head_and_its_features_get_the_mean_gradient_of_its_stages():
+    ours, theirs = (detector(stages=3, masks=True, convention=name) for name in ("mmdet", "detectron2"))
+    assert [term for term in theirs.terms if "mask" in term] == ["s0_mask"]
+    assert len([term for term in ours.terms if "mask" in term]) == 3
+    shapes = jax.eval_shape(theirs.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    assert [name for name in shapes["params"]["head"] if "mask" in name] == ["mask_0"]
+    variables = jax.tree.map(lambda x: np.random.default_rng(0).normal(0, 0.1, x.shape).astype(np.float32), shapes)
+    features = {f"p{level}": jnp.ones((1, 64 >> level, 64 >> level, 8)) for level in range(3, 7)}
+    rois = jnp.array([[[4.0, 4.0, 40.0, 44.0]]])
+
+    @jax.jit
+    def seen(features):
+        def look(kind, features):
+            logits, deltas = kind.apply(variables, 1, features, rois, method="look")
+            return jnp.sum(logits) + jnp.sum(deltas)
+
+        return [jax.value_and_grad(functools.partial(look, kind))(features) for kind in (ours, theirs)]
+
+    (value, whole), (same, third) = seen(features)
+    assert value == same
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, 3 * y, rtol=1e-4, atol=1e-6), whole, third)
 
 
 @pytest.mark.slow
