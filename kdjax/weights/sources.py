@@ -98,7 +98,7 @@ _MOBILE = ("mobilenet_v1", "mobilenet_v2", "deeplabv3_mobilenet_v2")
 
 SEGMENTERS = ("pspnet", "deeplabv3", "deeplabv3_mobilenet_v2")
 CLASSIFIERS = ("resnet_classifier", "mobilenet_v1", "mobilenet_v2")
-CLASSIFIER = r"(fc|head\.fc|classifier(\.1)?)\.(weight|bias)|fc1000_[wb]"
+CLASSIFIER = r"((stem\.)?fc|head\.fc|classifier(\.1)?)\.(weight|bias)|fc1000_[wb]"
 """Regular expression of the last layer of classifiers: what a file has beside a backbone without being more."""
 
 SKIPPED = {
@@ -314,7 +314,8 @@ _MMDET = Source(
 
 # --- Detectron2.
 
-_BLOCK = r"backbone\.bottom_up\.res(?P<more>\d)\.(?P<block>\d+)\."
+_BOTTOM_UP = r"(backbone\.bottom_up\.)?"
+_BLOCK = _BOTTOM_UP + r"res(?P<more>\d)\.(?P<block>\d+)\."
 _FCOS = r"proposal_generator\.fcos_head\."
 _CAFFE2_BLOCK = r"res(?P<more>\d)_(?P<block>\d+)_branch"
 _DETECTRON2_RPN = (
@@ -353,8 +354,8 @@ _OWN_CASCADE: Sections = {"head": {"convention": "detectron2"}}
 
 _DETECTRON2 = Source(
     backbone=(
-        Rule(r"backbone\.bottom_up\.stem\.conv1", "backbone/conv1", "stem"),
-        Rule(r"backbone\.bottom_up\.stem\.conv1\.norm", "backbone/bn1"),
+        Rule(_BOTTOM_UP + r"stem\.conv1", "backbone/conv1", "stem"),
+        Rule(_BOTTOM_UP + r"stem\.conv1\.norm", "backbone/bn1"),
         Rule(_BLOCK + r"conv(?P<index>\d)", "backbone/layer{more}_{block}/conv{index}"),
         Rule(_BLOCK + r"conv(?P<index>\d)\.norm", "backbone/layer{more}_{block}/bn{index}"),
         Rule(_BLOCK + r"shortcut", "backbone/layer{more}_{block}/downsample_conv"),
@@ -562,8 +563,10 @@ SOURCES: dict[str, Source] = {
         bgr=True, pixel_mean=(122.7717, 115.9465, 102.9801), pixel_std=(1.0, 1.0, 1.0), style="caffe"
     ),
     "detectron2": _DETECTRON2,
+    # What was trained from torchvision's backbones, and those backbones under its names.
+    "detectron2_rgb": _DETECTRON2._replace(bgr=False, pixel_std=IMAGENET_STD, style="pytorch"),
     # ResNeXt-101 32x8d, which came from PyTorch by way of Caffe2.
-    "detectron2_x101": _DETECTRON2._replace(pixel_std=(58.395, 57.12, 57.375), style="pytorch"),
+    "detectron2_x101": _DETECTRON2._replace(pixel_std=IMAGENET_STD, style="pytorch"),
     "mmpretrain": Source(
         backbone=(*_resnet(r"(backbone\.)?"), *_MGD_MOBILENET_V1, *_MMPRETRAIN_MOBILENET_V2),
         heads=dict.fromkeys(CLASSIFIERS, (Rule(r"head\.fc", "head"),)),

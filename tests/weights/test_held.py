@@ -131,6 +131,21 @@ def test_a_backbone_by_the_names_of_caffe2(tmp_path, statistics, blobs):
     assert (words in imported.report.changes) is not statistics
 
 
+def test_torchvisions_backbone_by_the_names_of_detectron2(tmp_path):
+    variables = random_variables("retinanet", DENSE)
+    backbone = {path: x for path, x in variables.items() if "/backbone/" in path}
+    state = to_state_dict(backbone, naming.detectron2_names("retinanet", DENSE))
+    state = {name.removeprefix("backbone.bottom_up."): array for name, array in state.items()}
+    assert {"stem.conv1.weight", "stem.conv1.norm.bias", "res2.0.shortcut.norm.running_mean"} <= state.keys()
+    state |= {"stem.fc.weight": np.zeros((10, 20)), "stem.fc.bias": np.zeros(10)}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"model": state, "matching_heuristics": True}, 2))
+    imported = load(read_weights(tmp_path / "R-50.pkl").tensors, "detectron2_rgb", "retinanet", DENSE, variables)
+    assert_variables(imported, backbone)
+    assert dict(imported.report.skipped).keys() == {"stem.fc.weight", "stem.fc.bias"}
+    assert imported.model["pixel_std"] == (58.395, 57.12, 57.375)
+    assert imported.model["backbone"]["style"] == "pytorch"
+
+
 OTHERS = {
     "teacher.backbone.conv1.weight": np.ones(3, np.float32),
     "distill_losses.loss_mgd_fpn_0.x": np.ones(3, np.float32),
