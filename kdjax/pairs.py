@@ -219,6 +219,7 @@ def start(variant: str, pairs: Mapping[str, Pair] = PAIRS) -> tuple[ConfigDict, 
     config.teacher = taken_over(pair.teacher)
     config.student = _trained(pair.student)
     config.student.teacher = "teacher"
+    config.student.model.neck.xavier = SOURCES[pair.teacher.source].resize == "mmdet"
     set_schedule(config.student, epochs=24)
     return config, pair
 

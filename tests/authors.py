@@ -62,6 +62,7 @@ _CASCADE_X101 = f"{_MMDET}@2e31f39f0ef1:configs/cascade_rcnn/cascade_mask_rcnn_x
 _RETINA_X101 = f"{_MMDET}@082a63fe94ae:configs/retinanet/retinanet_x101_64x4d_fpn_1x_coco.py"
 _CUSTOM = f"{_MMDET}@01a9da733d43:mmdet/datasets/custom.py"
 _SMOOTH_L1 = f"{_MMDET}@030b5682a4fc:mmdet/models/losses/smooth_l1_loss.py"
+_MMDET_FPN = f"{_MMDET}@0492e5c844f7:mmdet/models/necks/fpn.py"
 _FCOS_HEAD = f"{_MMDET}@00d13ba3242e:mmdet/models/dense_heads/fcos_head.py"
 
 # Files of MasKD.
@@ -182,6 +183,7 @@ def _schedule(warmup: str, steps: str, runner: str) -> Settings:
 # ---------------------------------------------------------------------------------------------------------------- MGD
 _MGD_COMMON: Settings = {
     **_one_rate(_MMCV13),
+    "student.model.neck.xavier": (True, f"{_MMDET_FPN}:135"),
     "student.batch_size": (16, f"{_DETECTION}:32; {_MGD_README}:20"),
     "mask": ("spatial", f"{_MGD_LOSS}:63"),
     "alignment": ("1x1 convolution only where widths differ", f"{_MGD_LOSS}:30"),
@@ -269,6 +271,7 @@ _MGD_CASCADE_MASK: Settings = {
 _MASKD_COMMON: Settings = {
     **_mmdet_data(_KD_DATA),
     **_one_rate(_MMCV14),
+    "student.model.neck.xavier": (True, f"{_MMDET_FPN}:135"),
     **_schedule(_KD_SCHEDULE, f"{_KD_SCHEDULE}:10", f"{_KD_SCHEDULE}:11"),
     "student.batch_size": (16, f"{_KD_DATA}:32; {_MASKD_README}:28"),
     "student.optimizer.name": ("sgd", f"{_KD_SCHEDULE}:2"),
@@ -532,6 +535,7 @@ def _icd(file: str, base: str, rate: int, sides: int, two_stage: bool) -> Settin
     levels = ("p2", "p3", "p4", "p5", "p6") if two_stage else ("p3", "p4", "p5", "p6", "p7")
     inputs, queries = (f"{file}:{ends - 7}", f"{file}:{ends - 6}") if two_stage else (f"{_ICD_BUILD}:201",) * 2
     return {
+        "student.model.neck.xavier": (False, f"{_D2_FPN}:81"),
         "data.short_sides": ((640, 672, 704, 736, 768, 800), f"{base}:{sides}"),
         "short_sides_kind": ("one of the values", f"{_DEFAULTS}:53"),
         "data.long_side": (1333, f"{_DEFAULTS}:55"),

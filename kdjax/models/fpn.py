@@ -10,7 +10,7 @@ from flax.typing import Dtype
 from kdjax.options import FLAG, Rule, check_fields, choice, whole
 from kdjax.types import Features
 
-_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+_by_inputs = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 EXTRA_FROM = ("c5", "p5", "pool")
 """What the levels above P5 may be made of."""
@@ -41,6 +41,12 @@ class FPN(nn.Module):
         FLAG,
         "Whether P7 is made of relu(P6) (the paper, torchvision) or of P6 (MMDetection's RetinaNet).",
     ] = True
+    xavier: Annotated[
+        bool,
+        FLAG,
+        "Start kernels from U(-b, b) with b² = 6 / (fan_in + fan_out), as MMDetection does, instead of 3 / fan_in, as "
+        "torchvision and Detectron2 do: where both widths are one, they are the same.",
+    ] = False
     dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
@@ -55,10 +61,11 @@ class FPN(nn.Module):
     @nn.compact
     def __call__(self, maps: Features) -> Features:
         """{"c2": (N, H/4, W/4, C2), ...} to {"p<min_level>": (N, H/2^min_level, W/2^min_level, channels), ...}."""
+        init = nn.initializers.xavier_uniform() if self.xavier else _by_inputs
 
         def conv(size: int, stride: int, name: str) -> nn.Conv:
             return nn.Conv(
-                self.channels, (size, size), stride, size // 2, kernel_init=_init, dtype=self.dtype, name=name
+                self.channels, (size, size), stride, size // 2, kernel_init=init, dtype=self.dtype, name=name
             )
 
         merged: Features = {}

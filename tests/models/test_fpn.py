@@ -91,3 +91,13 @@ def test_pooled_levels_are_every_second_position_of_the_level_below():
 def test_refuses_what_it_cannot_build(fields, sentence):
     with pytest.raises(UserError, match=sentence):
         FPN(**fields)
+
+
+@pytest.mark.parametrize(("xavier", "squared"), [(False, 3 / 64), (True, 6 / (64 + 16))])
+def test_kernels_start_as_in_the_program_that_is_meant(xavier, squared):
+    maps = {f"c{level}": jnp.zeros((1, 32 >> level, 32 >> level, 64)) for level in range(3, 6)}
+    params = FPN(16, xavier=xavier).init(jax.random.key(0), maps)["params"]
+    lateral, output = params["lateral_c3"]["kernel"], params["output_p3"]["kernel"]
+    assert np.abs(lateral).max() == pytest.approx(squared**0.5, rel=0.02)
+    # As wide on both sides: no difference.
+    assert np.abs(output).max() == pytest.approx((3 / 144) ** 0.5, rel=0.02)
