@@ -33,6 +33,7 @@ data.
 """
 
 import copy
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -78,15 +79,9 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     if imitates:
         student.methods.box_imitation = method_config("box_imitation", loss=imitates)
 
-    config.stages = ("teacher", "tokens", "student")
-    config.tokens = tokens = copy.deepcopy(config.teacher)
-    tokens.update(init="teacher", weights="", source="", freeze=("student",), dtype=student.dtype)
-    tokens.methods.maskd_tokens = method_config("maskd_tokens", levels=maskd.levels)
-    tokens.model.frozen_norm = True
     # The tokens of a detector with masks learn from its masks too.
     config.data.masks |= config.teacher.model.name == "cascade_mask_rcnn"
-    # The teacher's own loss, on features without masks, moves nothing.
-    tokens.loss_weights = ConfigDict(dict.fromkeys(loss_terms(tokens.model), 0.0))
+    tokens = add_tokens(config, "maskd_tokens", levels=maskd.levels)
     # Few images and short tokens: the dice loss has fallen from 5 to 1 by 200, and the teacher still detects.
     tokens.steps = 200 if pair is None else 2000
     tokens.optimizer.update(
@@ -111,14 +106,8 @@ def set_segmentation(config: ConfigDict, embedded: bool) -> None:
     student = config.student
     student.methods.maskd_logits = method_config("maskd_logits", init="tokens")
     student.loss_weights.update(maskd_logits=1.0, maskd_auxiliary=0.4)
-    config.stages = ("teacher", "tokens", "student")
-    config.tokens = tokens = copy.deepcopy(config.teacher)
-    tokens.update(init="teacher", weights="", source="", freeze=("student",), dtype=student.dtype)
-    tokens.methods.maskd_logit_tokens = method_config("maskd_logit_tokens")
     # The authors' teacher is in training mode here. Its dropout is so too, but its batch norm is not.
-    tokens.model.frozen_norm = True
-    # The teacher's own loss, on logits without masks, moves nothing.
-    tokens.loss_weights = ConfigDict(dict.fromkeys(loss_terms(tokens.model), 0.0))
+    tokens = add_tokens(config, "maskd_logit_tokens")
     tokens.loss_weights.masked_seg = 1.0
     if tokens.model.head.auxiliary_channels:
         tokens.loss_weights.masked_auxiliary = 0.4
@@ -134,3 +123,15 @@ def set_segmentation(config: ConfigDict, embedded: bool) -> None:
         decay_norm_and_bias=True,
         clip_norm=0.0,
     )
+
+
+def add_tokens(config: ConfigDict, method: str, **options: Any) -> ConfigDict:
+    """Adds the stage in which a method learns tokens from the teacher as it is; the stage."""
+    config.stages = ("teacher", "tokens", "student")
+    config.tokens = tokens = copy.deepcopy(config.teacher)
+    tokens.update(init="teacher", weights="", source="", freeze=("student",), dtype=config.student.dtype)
+    tokens.model.frozen_norm = True
+    tokens.methods[method] = method_config(method, **options)
+    # The teacher's own loss, on what is not masked, moves nothing.
+    tokens.loss_weights = ConfigDict(dict.fromkeys(loss_terms(tokens.model), 0.0))
+    return tokens
