@@ -13,7 +13,6 @@ from ml_collections import ConfigDict, config_flags
 
 from kdjax.config import find_config
 from kdjax.config.schema import Data, Run
-from kdjax.data.check import compare_classes
 from kdjax.devices import device_count
 from kdjax.errors import Exit, UsageError, UserError
 from kdjax.evaluation import evaluate, make_predict
@@ -25,7 +24,8 @@ from kdjax.plan import check_eval_batch
 from kdjax.processes import is_main
 from kdjax.report import align, known
 from kdjax.run.data import open_split
-from kdjax.saved import describe, load_student, sizing_of
+from kdjax.run.start import load_model
+from kdjax.saved import sizing_of
 from kdjax.tasks import build_task
 from kdjax.types import Metrics
 
@@ -44,7 +44,7 @@ def measure(config: ConfigDict, model: str) -> Metrics:
 
     Raises:
         DataError: the folder or the data are damaged.
-        UserError: they cannot be used, or the model tells other classes apart.
+        UserError: they cannot be used, or the model tells other classes apart, or is for another task.
     """
     content = config.to_dict()
     run = parse_options(Run, {key: content[key] for key in ("task", "eval_batch_size") if key in content}, "config")
@@ -53,10 +53,9 @@ def measure(config: ConfigDict, model: str) -> Metrics:
     task = build_task(run.task, data)
     source = open_split(data, task, training=False)
     print("\n".join(source.report_lines()), flush=True)
-    class_names = tuple(describe(model).get("class_names", source.class_names))
-    if difference := compare_classes(f"the model in {model}", class_names, "the data", source.class_names):
-        raise UserError(f"{difference}; both must have the same classes in the same order.")
-    module, variables = load_student(model)
+    (module, variables), words = load_model(as_path(model), source.class_names, "float32")
+    if words:
+        print(f"{model}: {words}.", flush=True)
     if module.task != task.name:
         raise UserError(f"--model={model} is a model for {module.task}, and config.task is for {task.name}.")
     metrics, _ = evaluate(

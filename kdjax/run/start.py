@@ -76,7 +76,7 @@ def load_origins(
 
     teacher = None
     if options.teacher:
-        teacher, words = _load(folder(options.teacher), class_names, options.dtype)
+        teacher, words = load_model(folder(options.teacher), class_names, options.dtype)
         told = [f"all its {len(jax.tree.leaves(teacher.variables))} arrays read", *filter(None, [words])]
         print(f"[{name}] teacher: {folder(options.teacher)}, {'; '.join(told)}.", flush=True)
 
@@ -291,28 +291,30 @@ def _saved(folder: Path, model: Mapping[str, Any], class_names: tuple[str, ...],
     Raises:
         UserError: ``strict``, and the model tells other classes apart than the data do.
     """
+    description = describe(folder)
+    known = description.get("class_names")
     if strict:
-        known: Sequence[str] | None = _known_classes(folder, class_names)
-    else:
-        known = describe(folder).get("class_names")
-    return _of_classes(load_variables(folder), describe(folder).get("model", model), known, class_names)
+        known = _known_classes(folder, known, class_names)
+    return _of_classes(load_variables(folder), description.get("model", model), known, class_names)
 
 
-def _load(folder: Path, class_names: tuple[str, ...], dtype: str) -> tuple[Teacher, str]:
+def load_model(folder: Path, class_names: tuple[str, ...], dtype: str) -> tuple[Teacher, str]:
     """A trained model with its classes as the data's, and what became of them, in words.
 
     Raises:
         UserError: it cannot be loaded, or tells other classes apart than the data do.
     """
-    known = _known_classes(folder, class_names)
+    description = describe(folder)
+    known = _known_classes(folder, description.get("class_names"), class_names)
     module, variables = load_student(folder, dtype=dtype)
-    variables, words = _of_classes(variables, describe(folder)["model"], known, class_names)
+    variables, words = _of_classes(variables, description["model"], known, class_names)
     return Teacher(module, variables), words
 
 
-def _known_classes(folder: Path, class_names: tuple[str, ...]) -> tuple[str, ...]:
+def _known_classes(folder: Path, known: Sequence[str] | None, class_names: tuple[str, ...]) -> Sequence[str]:
     """The classes of a model's folder, those of the data where it does not say; refuses others than the data's."""
-    known = tuple(describe(folder).get("class_names", class_names))
+    if known is None:
+        return class_names
     if class_order(known, class_names) is None:
         difference = compare_classes(f"the model in {folder}", known, "the data", class_names)
         raise UserError(f"{difference}; both must have the same classes.")

@@ -90,11 +90,7 @@ class Detection:
 
     def check_source(self, source: Any) -> None:
         """Raises UserError where a source has no boxes, or masks are to be made and it has no outlines."""
-        if not hasattr(source, "objects"):
-            raise UserError(
-                f"config.task is detection, but {source.origin} has no boxes: take a config of its task, such as "
-                "--config=mgd:classification or mgd:segmentation."
-            )
+        _check_boxes(source)
         if self.mask_size and source.objects(0).segmentation is None:
             raise UserError(
                 f"config.data.masks is True, but {source.origin} has no outlines of its objects, of which masks are "
@@ -124,6 +120,7 @@ class Detection:
 
     def judge(self, source: ObjectSource) -> AveragePrecision:
         """COCO's average precision on a source."""
+        _check_boxes(source)
         return AveragePrecision(source, self.max_detections)
 
     def draw(self, path: str | os.PathLike[str], source: ObjectSource, columns: Mapping[str, Column]) -> None:
@@ -165,6 +162,14 @@ class Detection:
         ignored = [Mark(box, "crowd", _GREY) for box in boxes[crowd]]
         marks = truth_marks(boxes[valid], labels[valid], crowd[valid], class_names) + ignored
         return Drawing(image_of(batch, row), marks)
+
+
+def _check_boxes(source: Any) -> None:
+    if not hasattr(source, "objects"):
+        raise UserError(
+            f"config.task is detection, but {source.origin} has no boxes: take a config of its task, such as "
+            "--config=mgd:classification or mgd:segmentation."
+        )
 
 
 def _put_objects(example: Example, targets: Any, row: int, size: Size) -> None:
