@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from kdjax.devices import globalize
 from kdjax.errors import StorageError, UserError
 from kdjax.files import refusal, seal, sync, unread
 from kdjax.paths import Path, absolute, as_path, in_bucket, move, remove, set_aside
-from kdjax.processes import gather, is_main, on_main
+from kdjax.processes import are_several, gather, is_main, on_main
 from kdjax.state import TrainState
 
 STUDENT, REST, RECORD = "student", "rest", "record"
@@ -53,7 +54,7 @@ class Checkpoints:
     Every step holds the student's variables apart from the rest, so that they can be read without the method or the
     optimiser, and the digests of all arrays, which they are held against whenever they are read. A step that is damaged
     is set aside, as ``<step>.corrupt``, which is said. Where saving fails, the earlier ones stay as they are, and the
-    next save tries again.
+    next save tries again; of several processes the one that cannot save ends, for the others wait for its part.
 
     A context manager: at its end everything is on disk.
     """
@@ -82,11 +83,13 @@ class Checkpoints:
         """The last step."""
         self._failures = 0
         """In a row."""
+        self._stuck = False
+        """Whether threads of this process wait for what never comes."""
         self._manager = self._opened()
         self._inode = None if in_bucket(self._folder) else self._folder.stat().st_ino
         self._lost = any(on_main(lambda: [path.name for path in self._folder.glob("*.corrupt*")]))
 
-    def _opened(self) -> ocp.CheckpointManager:
+    def _opened(self) -> "_Manager":
         on_main(lambda: _tidy(self._folder))
         handlers = {name: ocp.StandardCheckpointHandler() for name in (STUDENT, REST)}
         return _Manager(str(self._folder), item_handlers={**handlers, RECORD: _RecordHandler()}, options=self._options)
@@ -163,7 +166,7 @@ class Checkpoints:
         """
         if self._saving:
             self._saving = False
-            if self._attempt(self._manager.wait_until_finished):
+            if self._attempt(self._finish):
                 self._failures = 0
                 on_main(lambda: _drop_replaced(self._folder))
         return self._failures == 0
@@ -179,23 +182,33 @@ class Checkpoints:
         if not self.settle():
             raise StorageError(f"The checkpoint of step {int(state.step)} cannot be saved in {self._folder}.")
 
+    def _finish(self) -> None:
+        while are_several() and self._manager.is_saving_in_progress():
+            if self._manager.failure:
+                raise self._manager.failure
+            time.sleep(0.05)
+        self._manager.wait_until_finished()
+
     def _attempt(self, work: Callable[[], object]) -> bool:
-        """Whether the storage let all processes do their work."""
-        failed, what = None, ""
+        """Whether the storage let this process do its work."""
         try:
             work()
         except Exception as error:
-            failed, what = error, refusal(error, self._folder) or "it is gone" * (not self._is_there())
-        # Where the storage refused one process, the others have only waited for it in vain.
-        what = next(filter(None, gather(what)), "")
-        if failed and not what:
-            raise failed
-        if what:
+            what = refusal(error, self._folder) or "it is gone" * (not self._is_there())
+            if not what:
+                raise
             self._recover(what)
-        return not what
+            return False
+        return True
 
     def _recover(self, what: str) -> None:
         """Removes what is left of a save that failed, so that the next one can be tried."""
+        if are_several():
+            self._stuck = True
+            raise StorageError(
+                f"No checkpoint could be saved in {self._folder} ({what}); the earlier ones are intact. Make room, or "
+                "mend it; the same command goes on from there."
+            )
         self._failures += 1
         self._check_folder()
         with contextlib.suppress(Exception):
@@ -284,6 +297,8 @@ class Checkpoints:
         if kind is None:
             self.close()
             return
+        if self._stuck:
+            return
         with contextlib.suppress(Exception):  # One error is enough, and the others may not be there any more.
             self._manager.close()
 
@@ -310,6 +325,16 @@ def _merit(metrics: Mapping[str, float], *, metric: str, sign: int) -> float:
 
 
 class _Manager(ocp.CheckpointManager):
+    failure: Exception | None = None
+    """What went wrong with the arrays of this process, while Orbax goes on to wait for the others."""
+
+    def _wait_for_checkpointers(self) -> None:
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as error:
+            self.failure = error
+            raise
+
     def reached_preemption(self, step: int) -> bool:
         """Never: when to stop is agreed on elsewhere."""
         return False

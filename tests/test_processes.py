@@ -259,6 +259,46 @@ def test_whoever_is_killed_while_all_tell_each_other_something_ends_the_others_w
     assert code == -signal.SIGABRT or (code == 75 and "another process of this run is gone (" in stderr), stderr
 
 
+FULL = """
+import errno, sys
+import jax.numpy as jnp
+import numpy as np
+from kdjax import checkpoint
+from kdjax.devices import replicate
+from kdjax.main import ended
+from kdjax.optim import make_optimizer
+from kdjax.processes import connect
+from kdjax.state import init_state
+
+connect(sys.argv[1], 2, int(sys.argv[2]))
+state = init_state({"params": {"kernel": np.ones(3, np.float32)}, "batch_stats": {}}, {}, make_optimizer(lambda _: 0.1))
+
+def refused(arrays):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+def work():
+    with checkpoint.Checkpoints(sys.argv[3], metric="AP") as checkpoints:
+        checkpoints.commit(replicate(state.replace(step=jnp.int32(1))))
+        checkpoint.digests = refused  # Which the main process alone calls.
+        checkpoints.commit(replicate(state.replace(step=jnp.int32(2))))
+
+sys.exit(ended(work, "nothing is lost"))
+"""
+
+
+@pytest.mark.slow
+def test_the_one_that_cannot_save_ends_at_once_and_so_do_the_others(tmp_path):
+    command = [sys.executable, "-c", FULL, f"127.0.0.1:{free_port()}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([*command, str(me), str(tmp_path)], cwd=ROOT, **pipes) for me in range(2)]
+    (code, _, stderr), (other, _, theirs) = ended(running)
+    assert code == 74, stderr
+    assert f"No checkpoint could be saved in {tmp_path} (No space left on device); the earlier ones are" in stderr
+    assert other in (75, -signal.SIGABRT), theirs
+    assert "1" in os.listdir(tmp_path)
+    assert "2" not in os.listdir(tmp_path)
+
+
 @pytest.mark.slow
 def test_the_same_weights_are_judged_exactly_alike(together, tmp_path):
     """Ten images are no multiple of what two processes take at once."""
