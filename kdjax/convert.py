@@ -81,11 +81,12 @@ def convert(
         raise UsageError(f"{weights} does not say what its classes are: name them by --class_names.")
     if difference := other_classes(weights, imported.class_names or names, "--class_names", names):
         raise UserError(f"{difference}.")
-    sizing = parse_options(Data, config.data.to_dict(), "config.data").sizing
+    data = parse_options(Data, config.data.to_dict(), "config.data")
     resize = SOURCES[source].resize_of(config[stage].model.name)
-    sizing = sizing._replace(resize=resize or sizing.resize)
+    sizing = data.sizing._replace(resize=resize or data.sizing.resize)
+    description = describe_model(imported.model, names, sizing, reading=data.reading)
     with writing("output", output):
-        save_model(output, imported.variables, describe_model(imported.model, names, sizing))
+        save_model(output, imported.variables, description)
     return imported.report
 
 
