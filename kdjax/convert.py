@@ -20,6 +20,7 @@ from kdjax.paths import Path, as_path
 from kdjax.run.start import import_detector, other_classes
 from kdjax.saved import MODEL_FILE, describe_model, save_model
 from kdjax.weights import SOURCES, ImportReport
+from kdjax.weights.coco import COCO_IDS, COCO_NAMES
 
 _WEIGHTS = flags.DEFINE_string("weights", "", "File of weights: of torch.save, .pkl, .safetensors or .npz.")
 _KEY = flags.DEFINE_string(
@@ -84,7 +85,8 @@ def convert(
     data = parse_options(Data, config.data.to_dict(), "config.data")
     resize = SOURCES[source].resize_of(config[stage].model.name)
     sizing = data.sizing._replace(resize=resize or data.sizing.resize)
-    description = describe_model(imported.model, names, sizing, reading=data.reading)
+    ids = COCO_IDS if tuple(names) == COCO_NAMES else ()
+    description = describe_model(imported.model, names, sizing, ids, reading=data.reading)
     with writing("output", output):
         save_model(output, imported.variables, description)
     return imported.report

@@ -17,7 +17,7 @@ from kdjax.data.folders import pictures
 from kdjax.data.photographs import Photographs, stems
 from kdjax.devices import cache_compilations, device_count
 from kdjax.errors import DataError, Exit, UsageError
-from kdjax.files import writing
+from kdjax.files import read_json, writing
 from kdjax.main import ended, parse_flags
 from kdjax.paths import Path, as_path, exists, in_bucket, is_file, is_folder
 from kdjax.predictor import BATCH_SIZE, Predictor, load_predictor
@@ -30,6 +30,9 @@ _OUTPUT = flags.DEFINE_string("output", "", "Folder for what is found.", allow_o
 _THRESHOLD = flags.DEFINE_float("threshold", None, "Score from which on something counts; the model's by default.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Photographs that all devices see at once.", 1)
 _PICTURES = flags.DEFINE_integer("pictures", 100, "How many of the photographs are drawn, the first ones.", 0)
+_ANNOTATIONS = flags.DEFINE_string(
+    "annotations", "", "COCO's annotations of the photographs, if there are any: detections.json has their ids then."
+)
 DRAWN_FOLDER = "drawn"
 _EVERY = 10.0
 """Seconds between two lines of progress."""
@@ -45,6 +48,7 @@ def predict(
     threshold: float | None = None,
     batch_size: int | None = None,
     most_drawn: int = 100,
+    annotations: str = "",
 ) -> str:
     """Writes what a model says of photographs, and draws some; returns a sentence about it.
 
@@ -55,6 +59,7 @@ def predict(
         threshold: as :func:`kdjax.predictor.load_predictor` has it.
         batch_size: likewise.
         most_drawn: photographs that are drawn, the first ones.
+        annotations: a file of COCO's that has ids of these photographs; "" to count them.
 
     Raises:
         UsageError: a flag's value cannot be.
@@ -67,7 +72,8 @@ def predict(
     if is_folder(as_path(wanted)) and _is_inside(folder, root):
         raise UsageError(f"--output={output} is inside of --input={wanted}, and would be read next time; name another.")
     predictor = load_predictor(model, threshold=threshold, batch_size=batch_size or _batch(len(names)))
-    source = Photographs([root / name for name in names], predictor.reading, names=names)
+    ids = ids_in(annotations, names, predictor) if annotations else ()
+    source = Photographs([root / name for name in names], predictor.reading, names=names, identity=ids)
     print(f"{len(source)} photographs in {wanted}, in batches of {predictor.batch_size}.", flush=True)
     started = time.monotonic()
     with writing("output", output):
@@ -107,6 +113,31 @@ def images_at(wanted: str) -> tuple[Path, list[str]]:
         raise UsageError(f"--input={wanted} is no file and no folder, and no pattern of any file; quote a pattern.")
     root = os.path.commonpath([os.path.dirname(path) for path in found])
     return as_path(root), sorted(os.path.relpath(path, root).replace(os.sep, "/") for path in found)
+
+
+def ids_in(annotations: str, names: Sequence[str], predictor: Predictor) -> list[int]:
+    """What a file of COCO's annotations calls photographs, by their names or by the last parts of these.
+
+    Raises:
+        DataError: it is no such file, lacks some of them, or calls other classes as the model does.
+    """
+    content = read_json(as_path(annotations), dict)
+    try:
+        ids = {str(image["file_name"]): int(image["id"]) for image in content["images"]}
+        classes = {category["id"]: category["name"] for category in content["categories"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"--annotations={annotations} is no file of COCO's annotations ({error!r}).") from error
+    for number, name in zip(predictor.category_ids, predictor.class_names, strict=True):
+        if number in classes and classes[number] != name:
+            raise DataError(
+                f"--annotations={annotations} calls category {number} {classes[number]!r}, the model {name!r}: "
+                "they are of other data."
+            )
+    found = [ids.get(name, ids.get(os.path.basename(name))) for name in names]
+    if lacking := [name for name, number in zip(names, found, strict=True) if number is None]:
+        some = ", ".join(lacking[:_NAMED])
+        raise DataError(f"--annotations={annotations} lacks {len(lacking)} of {len(names)} photographs: {some}.")
+    return [number for number in found if number is not None]
 
 
 def _is_inside(folder: Path, root: Path) -> bool:
@@ -157,6 +188,7 @@ def main(_: Sequence[str]) -> int:
             threshold=_THRESHOLD.value,
             batch_size=_BATCH_SIZE.value,
             most_drawn=_PICTURES.value,
+            annotations=_ANNOTATIONS.value,
         )
         print(said)
         return Exit.FINISHED

@@ -26,6 +26,8 @@ class Predictor:
     """Says what a model finds in photographs: made by :func:`load_predictor`, called with a list of them."""
 
     class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    """What files of results call each class."""
     sizing: Sizing
     """How photographs are scaled."""
     reading: Reading
@@ -107,6 +109,7 @@ def load_predictor(
     threshold = described.get("threshold") if threshold is None else threshold
     return Predictor(
         class_names=names,
+        category_ids=ids,
         sizing=sizing,
         reading=reading_of(folder),
         results=_results(described.get("task", module.task), names, ids, threshold),

@@ -23,8 +23,8 @@ class Pixels(NamedTuple):
 
     image: np.ndarray
     """(H, W, 3) uint8, RGB."""
-    image_id: int
-    """As its source has it; -1 of a black one in place of one that cannot be decoded."""
+    image_id: int | None
+    """As its source has it; None of a black one in place of one that cannot be decoded."""
 
 
 class Photographs:
@@ -33,13 +33,21 @@ class Photographs:
     Those that cannot be read are left out: by their headers at once, by their pixels when these are asked for.
     """
 
-    def __init__(self, items: Sequence[Photograph], reading: Reading = READING, *, names: Sequence[str] = ()):
+    def __init__(
+        self,
+        items: Sequence[Photograph],
+        reading: Reading = READING,
+        *,
+        names: Sequence[str] = (),
+        identity: Sequence[int] = (),
+    ):
         """Reads the headers of all files.
 
         Args:
             items: the photographs.
             reading: how files are read.
             names: what people know them by; by default their paths, and of arrays "photograph 0" and so on.
+            identity: what files of results know them by; by default their positions, counted from 1.
 
         Raises:
             DataError: an array is no photograph.
@@ -55,6 +63,7 @@ class Photographs:
         kept = [k for k, size in enumerate(found) if not isinstance(size, ImageError)]
         self.items = [items[k] for k in kept]
         self.names = [names[k] for k in kept]
+        self._identity = [identity[k] if identity else k + 1 for k in kept]
         self._sizes: list[Size] = [size for size in found if not isinstance(size, ImageError)]
 
     def __len__(self) -> int:
@@ -62,18 +71,18 @@ class Photographs:
 
     def __getitem__(self, index: int) -> Pixels:
         try:
-            return Pixels(_pixels(self.items[index], self.names[index], self._reading), index)
+            return Pixels(_pixels(self.items[index], self.names[index], self._reading), self.image_id(index))
         except ImageError as error:
             self.left_out[self.names[index]] = str(error)
-            return Pixels(np.zeros((1, 1, 3), np.uint8), -1)
+            return Pixels(np.zeros((1, 1, 3), np.uint8), None)
 
     def size(self, index: int) -> Size:
         """Height and width of a photograph."""
         return self._sizes[index]
 
     def image_id(self, index: int) -> int:
-        """Its position."""
-        return index
+        """What files of results know a photograph by."""
+        return self._identity[index]
 
     def name(self, index: int) -> str:
         """What a person knows it by."""
