@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from kdjax.errors import DataError, StorageError
-from kdjax.paths import Path, absolute, as_path, in_bucket
+from kdjax.paths import Path, absolute, as_path, in_bucket, move
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def json_list(path: Path) -> Iterator[Callable[[Any], None]]:
     >>> json.loads((folder / "list.json").read_text())
     [1, {'a': [2]}]
     """
-    temporary, between = path if in_bucket(path) else path.with_name(path.name + ".tmp"), "["
+    temporary, between = path.with_name(path.name + ".tmp"), "["
     with temporary.open("w") as file:
 
         def add(item: Any) -> None:
@@ -58,8 +58,7 @@ def json_list(path: Path) -> Iterator[Callable[[Any], None]]:
 
         yield add
         file.write("[]\n" if between == "[" else "\n]\n")
-    if not in_bucket(path):
-        os.replace(temporary, path)
+    move(temporary, path)
 
 
 def read_json(path: Path, kind: type[T]) -> T:

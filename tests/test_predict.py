@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,13 @@ def test_what_is_predicted_is_what_was_evaluated_to_the_bit(judged, photographs,
             assert result.names == tuple(NAMES[label] for label in result.labels.tolist())
     assert sum(len(result.scores) for result in results) > 50
     assert predictor([]) == []
+
+
+def test_the_pages_example_runs(folders, photographs, capsys):
+    (block,) = re.findall(r"```python\n(import kdjax\n.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.DOTALL)
+    written = block.replace("runs/first/student", str(folders["detection"]))
+    exec(compile(written, "predict.md", "exec"), {"photographs": photographs[:3]})
+    assert len(capsys.readouterr().out.splitlines()) >= 3
 
 
 def test_a_threshold_is_the_callers_or_the_folders_or_the_tasks(judged, folders, photographs, tmp_path):
