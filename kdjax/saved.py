@@ -25,8 +25,8 @@ from kdjax.types import Model
 
 MODEL_FILE = "model.json"
 FORMAT = 1
-"""Of what ``MODEL_FILE`` says: one that says something else by the same keys has a higher number. Version 0.2.0 and
-earlier ones wrote none, which counts as 0: they left out "task", "reading" and "dtype"."""
+"""Of what ``MODEL_FILE`` says: one that says something else by the same keys has a higher number. Earlier versions
+wrote none, which counts as 0: they left out "task", "reading" and "dtype"."""
 METHOD_FILE = "method.json"
 STAGE_FILE = "description.json"
 """In the folder of a stage: what its checkpoints hold, as ``MODEL_FILE`` has it."""
@@ -208,7 +208,7 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
 
     Args:
         folder: of a model ("model", "class_names", "image_size", "sizing": how images were scaled, which version 0.1
-            did not write, "format", "task", "reading": of image files, and "dtype", which 0.2.0 did not, "sha256",
+            did not write, "format", "task", "reading": of image files, and "dtype", which earlier did not, "sha256",
             "kdjax": the version that wrote it; and "threshold", where somebody has added it), of a method ("method",
             "sha256", "kdjax"), or one step of a run's checkpoints ("checkpoint": its path, and what is said of it,
             which version 0.1 did not write).
