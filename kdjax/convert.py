@@ -20,6 +20,7 @@ from kdjax.paths import Path, as_path
 from kdjax.run.start import import_detector, other_classes
 from kdjax.saved import MODEL_FILE, describe_model, save_model
 from kdjax.weights import SOURCES, ImportReport
+from kdjax.weights.coco import COCO_IDS, COCO_NAMES
 
 _WEIGHTS = flags.DEFINE_string("weights", "", "File of weights: of torch.save, .pkl, .safetensors or .npz.")
 _KEY = flags.DEFINE_string(
@@ -81,11 +82,13 @@ def convert(
         raise UsageError(f"{weights} does not say what its classes are: name them by --class_names.")
     if difference := other_classes(weights, imported.class_names or names, "--class_names", names):
         raise UserError(f"{difference}.")
-    sizing = parse_options(Data, config.data.to_dict(), "config.data").sizing
+    data = parse_options(Data, config.data.to_dict(), "config.data")
     resize = SOURCES[source].resize_of(config[stage].model.name)
-    sizing = sizing._replace(resize=resize or sizing.resize)
+    sizing = data.sizing._replace(resize=resize or data.sizing.resize)
+    ids = COCO_IDS if tuple(names) == COCO_NAMES else ()
+    description = describe_model(imported.model, names, sizing, ids, reading=data.reading)
     with writing("output", output):
-        save_model(output, imported.variables, describe_model(imported.model, names, sizing))
+        save_model(output, imported.variables, description)
     return imported.report
 
 

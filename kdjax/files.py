@@ -6,11 +6,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from kdjax.errors import DataError, StorageError
-from kdjax.paths import Path, absolute, as_path, in_bucket
+from kdjax.paths import Path, absolute, as_path, in_bucket, move
 
 T = TypeVar("T")
 
@@ -34,6 +34,31 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     Arrays become lists; numbers that are not finite become null.
     """
     replace_text(as_path(path), json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def json_list(path: Path) -> Iterator[Callable[[Any], None]]:
+    """Writes a list item by item, one in each line of the JSON, and puts it in the place of a file at the end.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> with json_list(folder / "list.json") as add:
+    ...     add(1)
+    ...     add({"a": [2]})
+    >>> json.loads((folder / "list.json").read_text())
+    [1, {'a': [2]}]
+    """
+    temporary, between = path.with_name(path.name + ".tmp"), "["
+    with temporary.open("w") as file:
+
+        def add(item: Any) -> None:
+            nonlocal between
+            file.write(f"{between}\n{json.dumps(plain(item), allow_nan=False)}")
+            between = ","
+
+        yield add
+        file.write("[]\n" if between == "[" else "\n]\n")
+    move(temporary, path)
 
 
 def read_json(path: Path, kind: type[T]) -> T:

@@ -112,10 +112,26 @@ def _unraisable(found: "sys.UnraisableHookArgs") -> None:
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Parses the command line; whatever is wrong with it is one sentence and an exit code, 64 of flags, 78 of keys."""
+    return _parsed(argv, _check)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """As :func:`parse`, of programs that take no config."""
+
+    def check(argv: Sequence[str]) -> None:
+        for name, _ in _values(argv):
+            if name.partition(".")[0] in ("config", "workdir"):
+                raise UsageError(f"--{name} is no flag of this program, which reads the model's folder alone.")
+        _check_stray(argv)
+
+    return _parsed(argv, check)
+
+
+def _parsed(argv: Sequence[str], check: Callable[[Sequence[str]], None]) -> list[str]:
     try:
         argv = _with_config_path(argv)
         if not any(argument in ("--help", "-help", "--helpfull", "-?") for argument in argv):
-            _check(argv)
+            check(argv)
         return flags.FLAGS(argv)
     except flags.Error as error:
         kind = UserError if "--config." in str(error) else UsageError
@@ -161,6 +177,11 @@ def _check(argv: Sequence[str]) -> None:
         kind = _kind(config, key)
         if kind in (int, float) and not _is_number(value, kind):
             raise UserError(f"config.{key} is {value!r}; it must be {_words(config, key, kind)}.")
+    _check_stray(argv)
+
+
+def _check_stray(argv: Sequence[str]) -> None:
+    """Refuses what belongs to no flag."""
     rest = [argument for argument in argv[1:] if not argument.startswith("-")]
     spaced = [value for name, value in _values(argv) if f"--{name}={value}" not in argv]
     if stray := [argument for argument in rest if argument not in spaced]:

@@ -15,14 +15,18 @@ from kdjax import __version__
 from kdjax.arrays import ADVICE, DamagedError, OthersError, alone, digest, read_arrays
 from kdjax.checkpoint import REST, STUDENT, recorded
 from kdjax.data.batches import padded
-from kdjax.data.sizing import Size, Sizing, sizing
+from kdjax.data.photographs import checked
+from kdjax.data.sizing import READING, RESIZES, Reading, Size, Sizing, sizing
 from kdjax.errors import DataError, UserError
 from kdjax.models import build_model
-from kdjax.options import Rule
+from kdjax.options import TEXT, Rule, number, whole
 from kdjax.paths import Path, absolute, as_path, files_in, in_bucket, remove
 from kdjax.types import Model
 
 MODEL_FILE = "model.json"
+FORMAT = 1
+"""Of what ``MODEL_FILE`` says: one that says something else by the same keys has a higher number. Earlier versions
+wrote none, which counts as 0: they left out "task", "reading" and "dtype"."""
 METHOD_FILE = "method.json"
 STAGE_FILE = "description.json"
 """In the folder of a stage: what its checkpoints hold, as ``MODEL_FILE`` has it."""
@@ -40,6 +44,9 @@ _DESCRIBED = {
             isinstance(value, list) and len(value) == 2 and all(type(x) is int and 0 < x < 2**16 for x in value)
         ),
     ),
+    "format": whole(0),
+    "task": TEXT,
+    "threshold": number(0, 1),
 }
 """What some of them may be, wherever they stand."""
 
@@ -49,22 +56,33 @@ def describe_model(
     class_names: Sequence[str],
     image_size: Size | Sizing,
     category_ids: Sequence[int] = (),
+    *,
+    task: str = "",
+    reading: Reading = READING,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
-    """What is written beside a detector's arrays, so that it can be rebuilt: plain JSON.
+    """What is written beside a model's arrays, so that it can be rebuilt and used: plain JSON.
 
     Args:
         model: the plain dict that :func:`kdjax.models.build_model` takes.
         class_names: names of the labels, in order.
         image_size: height and width in pixels that the model was trained at; or a sizing, how images were scaled.
         category_ids: what the annotations that it learnt from call the labels, in order; () where that is not known.
+        task: as configs name it; "" for that of the model, whatever that is.
+        reading: how its image files were read.
+        dtype: what it computed with in training.
     """
     scaled = sizing(image_size)
     return {
+        "format": FORMAT,
+        **({"task": task} if task else {}),
         "model": dict(model),
         "class_names": list(class_names),
         "category_ids": list(category_ids),
         "image_size": list(scaled.shapes[0]),
         "sizing": scaled.described(),
+        "reading": reading._asdict(),
+        "dtype": dtype,
     }
 
 
@@ -81,11 +99,28 @@ def sizing_of(folder: str | os.PathLike) -> Sizing | None:
     if "image_size" not in description:
         return None
     try:
-        return Sizing.of(description.get("sizing", {"image_size": [description["image_size"]]}))
+        found = Sizing.of(description.get("sizing", {"image_size": [description["image_size"]]}))
+        RESIZES[found.resize].side(1, float(found.scale(np.ones(2), np.array(found.shapes[0]))))  # All have meanings.
+        return found
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{folder} is damaged: it does not say how its images were scaled; take an undamaged copy of that folder."
         ) from error
+
+
+def reading_of(folder: str | os.PathLike) -> Reading:
+    """How image files were read for a model; the usual way where its folder does not say.
+
+    Raises:
+        DataError: if ``folder`` holds no model, or is damaged.
+    """
+    said = describe(folder).get("reading", {})
+    try:
+        found = Reading(**said)
+        low, high = found.value_range or (0, 1)
+        return Reading(bool(found.upright), found.value_range and (float(low), float(high)), int(found.most_pixels))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{folder} is damaged: it does not say how image files are read ({said!r:.100}).") from error
 
 
 def save_model(folder: Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
@@ -173,9 +208,10 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
 
     Args:
         folder: of a model ("model", "class_names", "image_size", "sizing": how images were scaled, which version 0.1
-            did not write, "sha256", "kdjax": the version that wrote it), of a method ("method", "sha256", "kdjax"), or
-            one step of a run's checkpoints ("checkpoint": its path, and the model's "model", "class_names",
-            "image_size" and "sizing", which version 0.1 did not write).
+            did not write, "format", "task", "reading": of image files, and "dtype", which earlier did not, "sha256",
+            "kdjax": the version that wrote it; and "threshold", where somebody has added it), of a method ("method",
+            "sha256", "kdjax"), or one step of a run's checkpoints ("checkpoint": its path, and what is said of it,
+            which version 0.1 did not write).
 
     Raises:
         DataError: if ``folder`` is none of them.
@@ -200,6 +236,12 @@ def _described(path: Path, keys: Set[str]) -> dict[str, Any]:
         description = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
+    known = description if isinstance(description, dict) else {}
+    if whole(FORMAT + 1).holds(known.get("format")):
+        raise DataError(
+            f"{path} was written by kdjax {known.get('kdjax', '')}, in format {known['format']}, and kdjax "
+            f"{__version__} knows formats up to {FORMAT}: install a newer one."
+        )
     if not isinstance(description, dict) or keys - description.keys():
         missing = keys - set(description if isinstance(description, dict) else ())
         raise DataError(
@@ -295,8 +337,10 @@ def prepare(images: Sequence[np.ndarray], folder: str | os.PathLike) -> tuple[np
         the images, (N, H, W, 3) uint8, and their heights and widths without the padding, (N, 2) int32.
 
     Raises:
-        DataError: the folder holds no model, or does not say how its images were scaled.
+        DataError: the folder holds no model, or does not say how its images were scaled; or these are no photographs,
+            such as images of floats.
     """
+    images = checked(images)
     scaled = sizing_of(folder)
     if scaled is None:
         raise DataError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")

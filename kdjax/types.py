@@ -8,7 +8,7 @@ docstrings: next to nothing is computed here.
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -265,8 +265,26 @@ class Example(Protocol):
         """What its source knows it by; unique."""
 
 
-class Source(Protocol):
-    """A sequence of examples with random access, safe to read from several threads."""
+class ImageSource(Protocol):
+    """A sequence of images with random access, safe to read from several threads: what evaluation asks of a source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any:
+        """An :class:`Example`, with the truth if there is any; of another image where this one cannot be decoded."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image at ``index``, without decoding it."""
+
+    def image_id(self, index: int) -> int:
+        """The id of the image at ``index``, without decoding it."""
+
+    def name(self, index: int) -> str:
+        """What a person knows the image at ``index`` by: its file's name."""
+
+
+class Source(ImageSource, Protocol):
+    """Images and their truth."""
 
     @property
     def origin(self) -> str:
@@ -286,20 +304,6 @@ class Source(Protocol):
 
         What stands behind ``FILES``, if anything, is about the bytes of the files, which version 0.1 did not look into.
         """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Any:
-        """An :class:`Example` with the task's truth; of another image where that at ``index`` cannot be decoded."""
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the image at ``index``, without decoding it."""
-
-    def image_id(self, index: int) -> int:
-        """The id of the image at ``index``, without decoding it."""
-
-    def name(self, index: int) -> str:
-        """What a person knows the image at ``index`` by: its file's name."""
 
     def report_lines(self) -> list[str]:
         """What was found when it was opened, in a few lines for a person."""
@@ -339,6 +343,32 @@ class Judge(Protocol):
 
 MOST_PICTURES = 32
 """Images of which is kept what a model said, for drawing."""
+
+
+class Results(Protocol):
+    """What a model of a task says of photographs, as a person wants it: made by :meth:`Task.results`."""
+
+    def of(self, outputs: Any, row: int, size: tuple[int, int], original: tuple[int, int]) -> Any:
+        """What is said of one photograph, in its own pixels: a NamedTuple.
+
+        Args:
+            outputs: what ``Model.predict`` says of a batch, as NumPy arrays (N, ...).
+            row: of the photograph in the batch.
+            size: its height and width in the padded array.
+            original: its own height and width.
+        """
+
+    def drawn(self, image: np.ndarray, result: Any) -> Any:
+        """A photograph (H, W, 3) uint8 and what was said of it: :class:`kdjax.visualize.Drawing`."""
+
+    def save(self, folder: Any, images: ImageSource, results: Iterable[tuple[int, Any]]) -> None:
+        """Writes results into a folder as they come, each with the position of its photograph.
+
+        Args:
+            folder: a path of :func:`kdjax.paths.as_path`.
+            images: all photographs.
+            results: those that could be read, in any order.
+        """
 
 
 class Column(NamedTuple):
@@ -392,6 +422,15 @@ class Task(Protocol):
 
     def judge(self, source: Any) -> Judge:
         """A judge of models on a source."""
+
+    def results(self, class_names: Sequence[str], category_ids: Sequence[int], threshold: float | None) -> Results:
+        """How outputs become results; what :mod:`kdjax.predictor` alone asks for.
+
+        Args:
+            class_names: of the model.
+            category_ids: what files call each of them.
+            threshold: score from which on something counts; None for what the task takes.
+        """
 
     def draw(self, path: str | os.PathLike[str], source: Any, columns: Mapping[str, Column]) -> None:
         """Saves a picture of the first images of a source with their truth and what each model said of them.

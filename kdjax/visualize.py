@@ -23,6 +23,8 @@ Rectangle = tuple[float, float, float, float]
 
 _PANEL = 448
 """Longer side of each image in the picture, in pixels: small ones are enlarged until their labels can be read."""
+_LARGEST = 1280
+"""And of one that is drawn alone, at most."""
 _GAP = 14
 """Space around images, in pixels."""
 _TITLE, _TEXT = 19, 13
@@ -72,6 +74,8 @@ class Drawing(NamedTuple):
     marks: Sequence[Mark] = ()
     text: str = ""
     """What it shows, for its caption."""
+    legend: Sequence[Mark] = ()
+    """What colours mean, below it; the boxes are of no meaning."""
 
 
 def save_predictions(
@@ -198,6 +202,34 @@ def save_contact_sheet(path: str | os.PathLike[str], drawings: Sequence[Drawing]
     as_path(path).write_bytes(file.getvalue())
 
 
+def save_drawing(path: str | os.PathLike[str], drawing: Drawing) -> None:
+    """Saves a JPEG of one image with what is drawn on it, and its legend below, as large as the image within limits."""
+    longest = min(max(*drawing.image.shape[:2], _PANEL), _LARGEST)
+    picture = draw_boxes(drawing.image, drawing.marks, longest=longest)
+    texts = [shortened(mark.text, _TEXT, picture.width - 2 * _GAP - 28) for mark in drawing.legend]
+    places = _lines([width(text, _TEXT) + 2 * _GAP + 28 for text in texts], picture.width)
+    below = _GAP + (places[-1][1] + 1) * (_TEXT + 8) if places else 0
+    sheet = Image.new("RGB", (picture.width, picture.height + below), _PAPER)
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for (x, line), text, mark in zip(places, texts, drawing.legend, strict=True):
+        y = picture.height + _GAP // 2 + line * (_TEXT + 8)
+        draw.rectangle((_GAP + x, y, _GAP + x + 20, y + _TEXT), fill=mark.colour)
+        write(draw, (_GAP + x + 28, y - 1), text, _INK, _TEXT)
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=90, subsampling=0)
+    as_path(path).write_bytes(file.getvalue())
+
+
+def tinted(image: np.ndarray, where: np.ndarray, colour: Colour) -> np.ndarray:
+    """An image (H, W, 3) uint8 with half of a colour in the pixels (H, W) bool.
+
+    >>> tinted(np.zeros((1, 2, 3), np.uint8), np.array([[True, False]]), (100, 0, 50)).tolist()
+    [[[50, 0, 25], [0, 0, 0]]]
+    """
+    return np.where(where[..., None], (image + np.array(colour)) // 2, image).astype(np.uint8)
+
+
 def image_of(batch: Batch, row: int) -> np.ndarray:
     """An image (h, w, 3) uint8 of a batch, without its padding."""
     height, width = np.asarray(batch.size[row]).tolist()
@@ -212,16 +244,16 @@ def truth_marks(boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, class_
     ]
 
 
-def draw_boxes(image: np.ndarray, marks: Sequence[Mark], blocks: int = 1) -> Image.Image:
+def draw_boxes(image: np.ndarray, marks: Sequence[Mark], blocks: int = 1, longest: int = _PANEL) -> Image.Image:
     """An image with boxes and, where there is room, their labels, the first marks on top.
 
     Args:
         image: (H, W, 3) uint8, RGB; scaled to a readable size.
         marks: what to draw.
         blocks: side in pixels of the squares of one colour that the image is made of.
+        longest: its longer side then, in pixels.
     """
-    longest = max(image.shape[:2])
-    scale = _PANEL / longest
+    scale = longest / max(image.shape[:2])
     width_, height = (max(round(side * scale), 1) for side in (image.shape[1], image.shape[0]))
     picture = Image.fromarray(image).resize((-(-width_ // blocks), -(-height // blocks)), Image.Resampling.BICUBIC)
     if blocks > 1:

@@ -10,7 +10,7 @@ import jax
 import pytest
 import yaml
 
-from kdjax import benchmark, convert, evaluate, inspect, main, preflight, processes
+from kdjax import benchmark, convert, evaluate, inspect, main, predict, preflight, processes
 from kdjax.errors import DataError, Exit, NumericError, StorageError, UsageError, UserError
 from kdjax.processes import UnreachedError, everywhere
 from kdjax.run import pipeline
@@ -21,6 +21,7 @@ PROGRAMS = {
     "evaluate": (evaluate, "kdjax.evaluate.begin"),
     "convert": (convert, "kdjax.convert.convert"),
     "inspect": (inspect, "kdjax.inspect.opened"),
+    "predict": (predict, "kdjax.predict.predict"),
     "preflight": (preflight, "kdjax.preflight.preflight"),
     "benchmark": (benchmark, "kdjax.benchmark.opened"),
 }
@@ -56,10 +57,13 @@ def flags(monkeypatch):
     monkeypatch.setattr(main, "_WORKDIR", given("run"))
     monkeypatch.setattr(main, "_REQUIRE_GAIN", given(False))
     for program, _ in PROGRAMS.values():
-        monkeypatch.setattr(program, "CONFIG", given({}))
+        if program is not predict:
+            monkeypatch.setattr(program, "CONFIG", given({}))
     for flag in ("_WEIGHTS", "_SOURCE", "_OUTPUT", "_STAGE", "_KEY"):
         monkeypatch.setattr(convert, flag, given("x"))
     monkeypatch.setattr(convert, "_CLASS_NAMES", given(""))
+    for flag in ("_MODEL", "_INPUT", "_OUTPUT", "_THRESHOLD", "_BATCH_SIZE", "_PICTURES", "_ANNOTATIONS"):
+        monkeypatch.setattr(predict, flag, given("x"))
     for flag in ("_TOPOLOGY", "_PER_CHIP", "_CLASSES", "_BISECT"):
         monkeypatch.setattr(preflight, flag, given(None))
     for program in (inspect, benchmark):

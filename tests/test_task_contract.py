@@ -161,3 +161,22 @@ def test_a_row_of_targets_is_filled_and_no_other(entry, source):
         assert one.dtype == blank.dtype
         assert (blank == blank.flat[0]).all()
     assert any(x is not None and (x != x.flat[0]).any() for x in first.targets)
+
+
+def test_a_result_is_what_was_said_in_the_photographs_own_pixels(entry, source):
+    if not hasattr(entry.task, "results"):
+        pytest.skip("the task does everything but predict")
+    results = entry.task.results(source.class_names, tuple(range(len(source.class_names))), None)
+    batch = batches(entry, source)[0][0]
+    outputs = entry.perfect(source, batch)
+    for row, position in enumerate(batch.index.tolist()):
+        result = results.of(outputs, row, tuple(batch.size[row].tolist()), source.size(position))
+        example = source[position]
+        if entry.task.name == "detection":
+            np.testing.assert_allclose(result.boxes, example.boxes, atol=1e-3)
+            assert result.names == tuple(source.class_names[label] for label in example.labels.tolist())
+        elif entry.task.name == "segmentation":
+            np.testing.assert_array_equal(result.classes, example.classes)
+        else:
+            assert result.names[0] == source.class_names[example.label]
+        assert results.drawn(example.image, result).image.shape == example.image.shape

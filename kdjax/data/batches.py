@@ -16,7 +16,7 @@ from kdjax.data.order import Order
 from kdjax.data.sizing import Augmentation, Size, Sizing, sizing
 from kdjax.data.transforms import MIXUP, NUMBERS, Geometry, augment, fit, largest_share, mixed, move
 from kdjax.errors import UserError
-from kdjax.types import Batch, Source, Task
+from kdjax.types import Batch, ImageSource, Source, Task
 
 T = TypeVar("T")
 Work = Callable[[], None]
@@ -167,7 +167,7 @@ def batch_positions(source: Source, *, batch_size: int, image_size: Size | Sizin
 
 
 def eval_batches(
-    source: Source,
+    source: ImageSource,
     *,
     batch_size: int,
     image_size: Size | Sizing,
@@ -270,7 +270,7 @@ def _local_size(batch_size: int, process_index: int, process_count: int, parts: 
     return batch_size // process_count
 
 
-def _choose_shapes(source: Source, sizes: Sizing, log: Callable[[str], None]) -> np.ndarray:
+def _choose_shapes(source: ImageSource, sizes: Sizing, log: Callable[[str], None]) -> np.ndarray:
     """Which of the shapes each example is padded to, (N,) int; only a choice of several needs the images' sizes."""
     if len(sizes.shapes) == 1:
         return np.zeros(len(source), int)

@@ -92,7 +92,15 @@ def train_stage(
     evaluation = _watched(watchdog, plan, splits)
     origins, built = everywhere(lambda: _prepared(plan, stage, splits, earlier))
     teacher_metrics = metrics_of_teacher(plan, stage, earlier, origins.teacher, evaluation, class_names)
-    description = describe_model(origins.model, class_names, sizing, splits.train.category_ids)
+    description = describe_model(
+        origins.model,
+        class_names,
+        sizing,
+        splits.train.category_ids,
+        task=plan.run.task,
+        reading=plan.data.reading,
+        dtype=stage.options.dtype,
+    )
     on_main(lambda: claim(folder, identity, description))
     loop = _Loop(plan, stage, built, folder, evaluation, stop, watchdog)
     teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None

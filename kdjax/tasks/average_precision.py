@@ -142,20 +142,38 @@ class AveragePrecision:
 
 def original_pixels(output: Detections, batch: Batch, source: ObjectSource) -> Iterator[ImageDetections]:
     """Splits the outputs (N, ...) of a batch into images, without blank ones and empty slots, in original pixels."""
-    masks = None if output.masks is None else np.asarray(output.masks)
-    boxes, scores, labels, valid = map(np.asarray, output[:4])
     positions = np.asarray(batch.index)
-    for i in np.flatnonzero(positions >= 0):
-        kept = valid[i]
-        height, width = source.size(int(positions[i]))
-        # Per axis: rounding to whole pixels makes the two scales of a resized image differ slightly.
-        ratio = (np.array([height, width]) / np.asarray(batch.size[i])).astype(np.float32)
-        original = boxes[i][kept] * ratio[[1, 0, 1, 0]]
-        clipped = np.clip(original, 0, np.array([width, height, width, height], np.float32))
-        pasted = None
-        if masks is not None:
-            pasted = tuple(paste(mask, box, (height, width)) for mask, box in zip(masks[i][kept], clipped, strict=True))
-        yield ImageDetections(int(positions[i]), clipped, scores[i][kept], labels[i][kept], pasted)
+    for row in np.flatnonzero(positions >= 0).tolist():
+        position = int(positions[row])
+        found = in_original(output, row, batch.size[row], source.size(position))
+        yield ImageDetections(position, *found)
+
+
+def in_original(
+    output: Detections, row: int, size: Any, original: Size, least: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[RunLengths, ...] | None]:
+    """What was found in one image of a batch, as :class:`ImageDetections` has it.
+
+    Args:
+        output: (N, ...) of the batch.
+        row: of the image.
+        size: (2,) its height and width in the padded array.
+        original: its own.
+        least: score from which on detections count.
+
+    Returns:
+        boxes, scores, labels and masks in pixels of the original image.
+    """
+    boxes, scores, labels, valid = (np.asarray(x[row]) for x in output[:4])
+    (height, width), kept = original, valid & ~(scores < least)
+    # Per axis: rounding to whole pixels makes the two scales of a resized image differ slightly.
+    ratio = (np.array(original) / np.asarray(size)).astype(np.float32)
+    clipped = np.clip(boxes[kept] * ratio[[1, 0, 1, 0]], 0, np.array([width, height, width, height], np.float32))
+    masks = None
+    if output.masks is not None:
+        found = np.asarray(output.masks[row])[kept]
+        masks = tuple(paste(mask, box, original) for mask, box in zip(found, clipped, strict=True))
+    return clipped, scores[kept], labels[kept], masks
 
 
 def coco_metrics(
@@ -254,11 +272,17 @@ def _annotations(
     image_id: int, boxes: np.ndarray, labels: np.ndarray, columns: Mapping[str, list[Any]]
 ) -> Iterator[dict[str, Any]]:
     """COCO's dictionaries of one image's xyxy boxes; each column has a value for each of them."""
-    # In float64, as the judge computes: a width subtracted in float32 would shift areas across COCO's size limits.
-    boxes = boxes.astype(float)
-    xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
-    for box, label, *values in zip(xywh, labels.tolist(), *columns.values(), strict=True):
+    for box, label, *values in zip(coco_boxes(boxes), labels.tolist(), *columns.values(), strict=True):
         yield {"image_id": image_id, "bbox": box, "category_id": label, **dict(zip(columns, values, strict=True))}
+
+
+def coco_boxes(boxes: np.ndarray) -> list[list[float]]:
+    """COCO's x, y, width and height of boxes (n, 4) xyxy.
+
+    In float64, as the judge computes: a width subtracted in float32 would shift areas across COCO's size limits.
+    """
+    boxes = boxes.astype(float)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
 
 
 def _coco(images: Mapping[int, Size], class_names: Sequence[str], annotations: Iterable[dict[str, Any]]) -> COCO:

@@ -16,6 +16,7 @@ from kdjax.paths import as_path
 from kdjax.report import known
 from kdjax.tasks.class_pictures import save_classified, save_matrices
 from kdjax.tasks.confusion import Confusion
+from kdjax.tasks.found_classes import ClassResults
 from kdjax.types import Batch, Column, Labels, Suggestion
 from kdjax.visualize import Drawing, image_of
 
@@ -84,6 +85,11 @@ class Classification:
         """The confusion matrix of a source."""
         self.check_source(source)
         return Confusion(source)
+
+    def results(self, class_names: Sequence[str], category_ids: Sequence[int], threshold: float | None) -> ClassResults:
+        """The five most probable classes."""
+        del category_ids
+        return ClassResults(tuple(class_names), threshold or 0.0)
 
     def draw(self, path: str | os.PathLike[str], source: ClassSource, columns: Mapping[str, Column]) -> None:
         """Draws the first images with what each model said; and of few classes, beside it, what it takes for what."""

@@ -22,6 +22,7 @@ from kdjax.options import defaults
 from kdjax.report import known
 from kdjax.tasks.average_precision import COCO_DETECTIONS, AveragePrecision, ImageDetections
 from kdjax.tasks.cut import refuse_cut
+from kdjax.tasks.found_objects import SCORE, ObjectResults
 from kdjax.types import Batch, Column, Masks, Suggestion, Targets
 from kdjax.visualize import Drawing, Mark, image_of, save_predictions, truth_marks
 
@@ -122,6 +123,12 @@ class Detection:
         """COCO's average precision on a source."""
         _check_boxes(source)
         return AveragePrecision(source, self.max_detections)
+
+    def results(
+        self, class_names: Sequence[str], category_ids: Sequence[int], threshold: float | None
+    ) -> ObjectResults:
+        """Boxes and masks, in COCO's results format."""
+        return ObjectResults(tuple(class_names), tuple(category_ids), SCORE if threshold is None else threshold)
 
     def draw(self, path: str | os.PathLike[str], source: ObjectSource, columns: Mapping[str, Column]) -> None:
         """Draws the ground truth, and what each model found, missed and made up."""

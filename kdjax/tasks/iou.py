@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from kdjax.data.examples import MapSource
+from kdjax.data.sizing import Size
 from kdjax.data.transforms import move_classes, whole
 from kdjax.types import IGNORED, MOST_PICTURES, Batch
 
@@ -43,10 +44,7 @@ class IntersectionOverUnion:
         positions = np.asarray(batch.index)
         for row in np.flatnonzero(positions >= 0).tolist():
             position = int(positions[row])
-            height, width = np.asarray(batch.size[row]).tolist()
-            said = move_classes(
-                np.asarray(outputs[row])[:height, :width], whole((height, width), self._source.size(position))
-            )
+            said = in_original(outputs, row, batch.size[row], self._source.size(position))
             self._matrix += confusion(self._source.classes(position), said, len(self._matrix))
             if position < MOST_PICTURES:
                 self._said[position] = said
@@ -62,6 +60,19 @@ class IntersectionOverUnion:
     def kept(self, count: int) -> dict[int, Any]:
         """The maps of the source's first images, by position, as the base64 of PNG files."""
         return {position: encoded(said) for position, said in self._said.items() if position < count}
+
+
+def in_original(outputs: np.ndarray, row: int, size: Any, original: Size) -> np.ndarray:
+    """What was said of one image of a batch, as a map (H, W) uint8 of its own size.
+
+    Args:
+        outputs: (N, H, W) uint8 of the padded images of the batch.
+        row: of the image.
+        size: (2,) its height and width in the padded array.
+        original: its own.
+    """
+    height, width = np.asarray(size).tolist()
+    return move_classes(np.asarray(outputs[row])[:height, :width], whole((height, width), original))
 
 
 def confusion(truth: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:

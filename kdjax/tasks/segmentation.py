@@ -12,9 +12,10 @@ from kdjax.data.examples import MappedImage, MapSource
 from kdjax.data.map_statistics import described, suggested
 from kdjax.data.sizing import Size, Sizing
 from kdjax.data.transforms import Geometry, move_classes
-from kdjax.errors import UserError
+from kdjax.errors import UsageError, UserError
 from kdjax.report import known
 from kdjax.tasks.cut import refuse_cut
+from kdjax.tasks.found_maps import MapResults
 from kdjax.tasks.iou import IntersectionOverUnion, decoded
 from kdjax.tasks.map_pictures import overlay, save_maps
 from kdjax.types import IGNORED, Batch, Column, Labels, Suggestion
@@ -70,6 +71,20 @@ class Segmentation:
         """The mean intersection over union on a source."""
         self.check_source(source)
         return IntersectionOverUnion(source)
+
+    def results(self, class_names: Sequence[str], category_ids: Sequence[int], threshold: float | None) -> MapResults:
+        """The class of every pixel.
+
+        Raises:
+            UsageError: there is a threshold, which no class of a pixel has.
+        """
+        del category_ids
+        if threshold is not None:
+            raise UsageError(
+                f"threshold is {threshold:g}, which is for detectors and classifiers: a segmenter says one class for "
+                "each pixel; leave it out."
+            )
+        return MapResults(tuple(class_names))
 
     def draw(self, path: str | os.PathLike[str], source: MapSource, columns: Mapping[str, Column]) -> None:
         """Draws the true maps over the images, and beside them what each model said."""
