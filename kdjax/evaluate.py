@@ -1,8 +1,8 @@
 """Measures a saved model on any split: ``python -m kdjax.evaluate --model=runs/first/student --config.data.name=...``.
 
-Prints all numbers of the task's judge, of detectors COCO's twelve, and a table by class. Data and the scale of images
-are those of ``--config``; without one, the data are the embedded ones and images are scaled as they were for the model,
-but for what flags say.
+Prints all numbers of the task's judge, of detectors COCO's twelve, and a table by class. Data, task and the scale of
+images are those of ``--config``; without one, the data are the embedded ones, and the task and the scale those of the
+model, but for what flags say.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -25,7 +25,7 @@ from kdjax.processes import is_main
 from kdjax.report import align, known
 from kdjax.run.data import open_split
 from kdjax.run.start import load_model
-from kdjax.saved import sizing_of
+from kdjax.saved import sizing_of, task_of
 from kdjax.tasks import build_task
 from kdjax.types import Metrics
 
@@ -98,7 +98,7 @@ def main(_: Sequence[str]) -> int:
             raise UsageError("--model is missing; name a folder, such as --model=runs/first/student.")
         config = CONFIG.value
         if Path(config_flags.get_config_filename(flags.FLAGS["config"])) == find_config(PLAIN)[0]:
-            said = [name.removeprefix("config.data.") for name in flags.FLAGS if name.startswith("config.data.")]
+            said = [name.rpartition(".")[2] for name in flags.FLAGS if name.startswith("config.")]
             config = as_trained(config, _MODEL.value, said)
         metrics = measure(config, _MODEL.value)
         if _JSON.value and is_main():
@@ -111,7 +111,9 @@ def main(_: Sequence[str]) -> int:
 
 
 def as_trained(config: ConfigDict, model: str, said: Container[str] = ()) -> ConfigDict:
-    """The config with images scaled as they were for a model, but for the keys of data that somebody said."""
+    """The config with a model's task, and images scaled as they were for it, but for the keys that somebody said."""
+    if "task" not in said:
+        config.task = task_of(model) or config.task
     if (known := sizing_of(model)) is not None:
         keys = known.described() | {"image_size": known.shapes, "short_sides": known.short_sides}
         config.data.update({key: x for key, x in keys.items() if key not in said})

@@ -13,7 +13,7 @@ from kdjax.devices import device_count, replicate
 from kdjax.errors import DataError, UsageError, UserError
 from kdjax.evaluation import Predict, make_predict, outputs
 from kdjax.options import number, whole
-from kdjax.saved import describe, load_student, reading_of, sizing_of
+from kdjax.saved import describe, load_student, reading_of, sizing_of, task_of
 from kdjax.tasks import build_task
 from kdjax.types import Results
 
@@ -112,7 +112,7 @@ def load_predictor(
         category_ids=ids,
         sizing=sizing,
         reading=reading_of(folder),
-        results=_results(described.get("task", module.task), names, ids, threshold),
+        results=_results(task_of(folder), names, ids, threshold),
         batch_size=batch_size,
         _predict=make_predict(module),
         _variables=replicate(variables),

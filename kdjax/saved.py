@@ -108,6 +108,18 @@ def sizing_of(folder: str | os.PathLike) -> Sizing | None:
         ) from error
 
 
+def task_of(folder: str | os.PathLike) -> str:
+    """The task that a model is for, as configs name it; "" where its folder does not say what it is.
+
+    Raises:
+        DataError: if ``folder`` holds no model, or is damaged.
+    """
+    described = describe(folder)
+    if "task" in described or "model" not in described:
+        return described.get("task", "")
+    return build_model(described["model"], num_classes=len(described["class_names"])).task
+
+
 def reading_of(folder: str | os.PathLike) -> Reading:
     """How image files were read for a model; the usual way where its folder does not say.
 

@@ -47,7 +47,7 @@ def test_a_model_has_the_numbers_of_its_run_at_its_own_size(flags, teacher, tmp_
 
 
 def test_images_are_scaled_as_they_were_for_the_model_unless_somebody_says_otherwise(tmp_path):
-    described = describe_model({}, (), Sizing(((64, 96), (96, 64)), (60,), 90))
+    described = describe_model({}, (), Sizing(((64, 96), (96, 64)), (60,), 90), task="detection")
     (tmp_path / "model.json").write_text(json.dumps({**described, "sha256": ""}))
     config = as_trained(load_config("none"), str(tmp_path), said=("long_side",))
     assert parse(Data, config.data.to_dict(), "config.data").sizing == Sizing(((64, 96), (96, 64)), (60,), 0)
