@@ -6,12 +6,15 @@ A program holds all that inference is, weights included: from uint8 images, scal
 plain arrays by name. What it expects and gives is said in ``<output>.json`` beside it; docs/deploy.md has each format.
 """
 
+import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import util
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import safetensors.numpy
 from absl import app, flags, logging
 from jax import export as jax_export
 
@@ -20,9 +23,11 @@ from kdjax.data.sizing import RESIZES, Size, Sizing
 from kdjax.errors import DataError, Exit, UsageError, UserError
 from kdjax.files import replace_bytes, sha256_of, write_json, writing
 from kdjax.main import ended, refuse
+from kdjax.models import complete
 from kdjax.paths import Path, as_path
 from kdjax.saved import describe, load_student, sizing_of
 from kdjax.types import Model
+from kdjax.weights import SOURCES, Serving, export_state_dict, lines_to_load
 
 # Whoever imports several programs at once, as their tests do, has other ones' flags of these names.
 _MODEL = flags.DEFINE_string(
@@ -127,7 +132,28 @@ def _stablehlo(model: Trained, output: Path) -> dict[str, Any]:
     }
 
 
-FORMATS: dict[str, Callable[[Trained, Path], dict[str, Any]]] = {"stablehlo": _stablehlo}
+def _torch_weights(model: Trained, output: Path, source: str) -> dict[str, Any]:
+    """Writes the weights by the names and in the layouts of a program in PyTorch, as safetensors."""
+    config = complete(model.description["model"])
+    names = model.description["class_names"]
+    written = export_state_dict(model.variables, source, model=config, num_classes=len(names))
+    replace_bytes(output, safetensors.numpy.save(written.state, {"format": "pt", "class_names": json.dumps(names)}))
+    short = max(model.sizing.short_sides, default=min(model.sizing.shapes[0]))
+    serving = Serving(len(names), output.name, short, model.sizing.long_side or max(model.sizing.shapes[0]))
+    return {
+        "sizing": {**model.sizing.described(), "antialias": RESIZES[model.sizing.resize].antialias},
+        "pixel_mean": config["pixel_mean"],
+        "pixel_std": config["pixel_std"],
+        "first_label": written.first_label,
+        "changes": list(written.changes),
+        "use": lines_to_load(config, source, serving),
+    }
+
+
+FORMATS: dict[str, Callable[[Trained, Path], dict[str, Any]]] = {
+    "stablehlo": _stablehlo,
+    **{source: functools.partial(_torch_weights, source=source) for source in SOURCES},
+}
 """By name, what writes a model to a path and returns what its description has beside what all have."""
 
 

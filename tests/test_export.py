@@ -19,8 +19,9 @@ from kdjax.data.sizing import Sizing
 from kdjax.errors import DataError, Exit, StorageError, UsageError, UserError
 from kdjax.export import Trained, export, inference, read_size
 from kdjax.files import sha256_of
-from kdjax.models import MODELS, build_model, model_class
+from kdjax.models import MODELS, build_model, complete, model_class
 from kdjax.saved import describe, describe_model, save_model, sizing_of
+from kdjax.weights import import_state_dict, read_weights
 from tests.slow import slow_but
 
 ROOT = Path(__file__).parents[1]
@@ -222,3 +223,21 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(flags, words):
     assert done.returncode == Exit.USAGE, done.stderr
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_weights_for_pytorch_come_with_the_lines_that_load_them(tmp_path):
+    model = {"name": "retinanet", "backbone": {"depth": 18, "width": 0.125}, "neck": {"channels": 16}}
+    folder = save(tmp_path / "model", {**model, "head": {"convs": 1}})
+    described = export(str(folder), "mmdet", tmp_path / "student.safetensors")
+    assert described == json.loads((tmp_path / "student.safetensors.json").read_text())
+    assert described["first_label"] == 0
+    assert described["class_names"] == list(CLASSES)
+    assert "'base_channels': 8" in "\n".join(described["use"])
+    file = read_weights(tmp_path / "student.safetensors")
+    variables = kdjax.load_student(folder)[1]
+    config = complete(describe(folder)["model"])
+    back = import_state_dict(file.tensors, "mmdet", model=config, like=variables, num_classes=len(CLASSES))
+    expected = flatten_dict(variables)
+    for path, array in flatten_dict(back.variables).items():
+        np.testing.assert_array_equal(array, expected.pop(path))
+    assert not expected

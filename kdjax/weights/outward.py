@@ -37,6 +37,8 @@ class Exported(NamedTuple):
 
     state: dict[str, np.ndarray]
     """Name to array in PyTorch's layout: float32, and int64 the counters of batch norms, which are 0."""
+    first_label: int
+    """What class 0 is called there."""
     changes: tuple[str, ...]
     """What was done besides our layout becoming PyTorch's, in words."""
 
@@ -78,7 +80,7 @@ def export_state_dict(variables: Tree, source: str, *, model: Mapping[str, Any],
             state[f"{tensor.rpartition('.')[0]}.{_COUNTER}"] = np.zeros((), np.int64)
     changes = [f"class 0 is a background, and the {num_classes} classes are counted from 1"] * background
     changes += ["the first convolution takes blue, green, red instead of red, green, blue"] * table.bgr
-    return Exported(state, tuple(changes))
+    return Exported(state, int(background), tuple(changes))
 
 
 def _names(paths: Mapping[str, Any], table: Source, model: str) -> dict[str, tuple[str, Rule]]:

@@ -82,7 +82,7 @@ _RESNETS: Limits = {"": {**_PLAIN, **_AS_BUILT}, "resnet_classifier": _WHOLE, **
 ONLY: dict[str, Limits] = {
     "torchvision": _TORCHVISION,
     "mmdet": {
-        "": _PLAIN,
+        "": {"backbone.depth": _PLAIN["backbone.depth"], "backbone.stem": ("plain",)},
         **dict.fromkeys(("retinanet", "fcos"), _OF_C5_OR_P5),
         **dict.fromkeys(_TWO_STAGE, _P2_TO_P6),
     },
@@ -94,6 +94,10 @@ ONLY: dict[str, Limits] = {
 }
 """By program and model, "" standing for all, the only values of a field that it builds. Fields that a model has not are
 passed over."""
+
+
+_DETECTORS_ALONE = "torchvision_coco_v1"
+"""Only detectors have its epsilon."""
 
 
 class Serving(NamedTuple):
@@ -126,6 +130,8 @@ def contradictions(model: Sections, source: str) -> list[str]:
         source: a key of ``SOURCES`` that has a table for the model.
     """
     table, program, name = SOURCES[source], program_of(source), model["name"]
+    if source == _DETECTORS_ALONE and name not in DETECTORS:
+        return [f"weights of {source} are those of detectors; take torchvision"]
     fields = _flat(model)
     meant = _flat(merged(table.usual.get(name, {}), table.expects(name)))
     found = [
@@ -182,7 +188,6 @@ def _torchvision(model: Sections, source: str, serving: Serving) -> list[str]:
     load = [
         "from safetensors.torch import load_file",
         f"model.load_state_dict(load_file({serving.file!r}))",
-        *["overwrite_eps(model, 0.0)  # of torchvision.models._utils"] * (source == "torchvision_coco_v1"),
         "model.eval()",
     ]
     if name == "mobilenet_v2":
@@ -207,16 +212,22 @@ def _torchvision(model: Sections, source: str, serving: Serving) -> list[str]:
 
 
 def _torchvision_backbone(model: Sections, function: str, others: str) -> list[str]:
-    neck = model["neck"]
-    taken = _c5(model["backbone"])[-1] if neck["extra_from"] == "c5" else neck["channels"]
-    extra = f", [2, 3, 4], LastLevelP6P7({taken}, {neck['channels']})" * (neck["min_level"] == 3)
+    neck, widths = model["neck"], _c5(model["backbone"])
+    first = neck["min_level"] - 1
+    layers = {f"layer{layer}": str(layer - first) for layer in range(first, 5)}
+    taken = widths[-1] if neck["extra_from"] == "c5" else neck["channels"]
+    # Of those, torchvision's published detectors have an epsilon of 0.
+    frozen = model["backbone"]["epsilon"] == 0
+    norm = "lambda channels: FrozenBatchNorm2d(channels, eps=0.0)" if frozen else "nn.BatchNorm2d"
+    extra = "" if neck["extra_from"] == "pool" else f", LastLevelP6P7({taken}, {neck['channels']})"
     return [
         "from torch import nn",
         f"from torchvision.models import {function}",
-        "from torchvision.models.detection import backbone_utils, anchor_utils",
-        *["from torchvision.ops.feature_pyramid_network import LastLevelP6P7"] * (neck["min_level"] == 3),
-        f"body = {function}(norm_layer=nn.BatchNorm2d{', ' * bool(others)}{others})",
-        f"backbone = backbone_utils._resnet_fpn_extractor(body, 5{extra})",
+        "from torchvision.models.detection import anchor_utils, backbone_utils",
+        *["from torchvision.ops.feature_pyramid_network import LastLevelP6P7"] * bool(extra),
+        *["from torchvision.ops import FrozenBatchNorm2d"] * frozen,
+        f"body = {function}(norm_layer={norm}{', ' * bool(others)}{others})",
+        f"backbone = backbone_utils.BackboneWithFPN(body, {layers}, {widths[first - 1 :]}, {neck['channels']}{extra})",
     ]
 
 
