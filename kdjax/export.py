@@ -142,8 +142,8 @@ def _torch_weights(model: Trained, output: Path, source: str) -> dict[str, Any]:
     serving = Serving(len(names), output.name, short, model.sizing.long_side or max(model.sizing.shapes[0]))
     return {
         "sizing": {**model.sizing.described(), "antialias": RESIZES[model.sizing.resize].antialias},
-        "pixel_mean": config["pixel_mean"],
-        "pixel_std": config["pixel_std"],
+        "pixel_mean": list(config["pixel_mean"]),
+        "pixel_std": list(config["pixel_std"]),
         "first_label": written.first_label,
         "changes": list(written.changes),
         "use": lines_to_load(config, source, serving),
