@@ -245,7 +245,8 @@ def _over_tiles(
 
     def tiles_of(index: jax.Array) -> _Tiles:
         item = index * block + jnp.arange(block)
-        roi = jnp.searchsorted(ends, item, side="right", method="compare_all")
+        # The first RoI whose tiles end behind the item; searchsorted takes no number of RoIs that is left open.
+        roi = jnp.sum(ends[None] <= item[:, None], axis=1, dtype=jnp.int32)
         roi = jnp.minimum(roi, levels.size - 1)
         own, across = item - (ends[roi] - number[roi]), tiles[:, 1][roi]
         corner = first[roi] + _TILE * jnp.stack([own // across, own % across], axis=1)

@@ -23,7 +23,11 @@ class Rule(NamedTuple):
     Groups of the pattern fill the path. Some are counted differently by the two sides: ``level`` is the index of a
     level of the pyramid, 0 being the finest; ``fpn`` too, but of a layer that may be an output or an extra level;
     ``half`` and ``third`` count the modules of a sequence in which every second or third is a convolution; ``more``
-    counts one more than we do; ``letter`` counts from "a".
+    counts one more than we do; ``letter`` counts from "a". ``within`` is no part of the path, but what stands before
+    the names of a backbone inside of a model, see :class:`Source`.
+
+    A table is read backwards too, to write files: there the first rule that leads to a path gives its name, with all
+    that its pattern says may be left out, and of several ways to say something the first.
     """
 
     pattern: str
@@ -42,6 +46,10 @@ class Source(NamedTuple):
     neck: tuple[Rule, ...] = ()
     heads: Mapping[str, tuple[Rule, ...]] = {}
     """By model, a key of ``kdjax.models.MODELS``."""
+    within: Mapping[str, str] = {}
+    """By model, the group ``within`` of the rules in a file of the whole model; "" where it has no entry."""
+    counters: bool = True
+    """Whether its batch norms count their batches, in tensors that inference does not use."""
     background: bool = False
     """Whether the class of index 0 of the detectors is a background, and classes are counted from 1."""
     bgr: bool = False
@@ -194,7 +202,7 @@ _TORCHVISION_MOBILENET_V2 = (
     Rule(r"features\.18\.1", "backbone/last/bn"),
 )
 _TORCHVISION = Source(
-    backbone=(*_resnet(r"(backbone\.(body\.)?)?"), *_TORCHVISION_MOBILENET_V2),
+    backbone=(*_resnet(r"(?P<within>|backbone\.|backbone\.body\.)"), *_TORCHVISION_MOBILENET_V2),
     neck=(
         Rule(r"backbone\.fpn\.inner_blocks\.(?P<level>\d)(\.0)?", "neck/lateral_c{level}"),
         Rule(r"backbone\.fpn\.layer_blocks\.(?P<level>\d)(\.0)?", "neck/output_p{level}"),
@@ -235,6 +243,7 @@ _TORCHVISION = Source(
             Rule(r"aux_classifier\.4", "head/auxiliary_classifier"),
         ),
     },
+    within={**dict.fromkeys(DETECTORS, "backbone.body."), "deeplabv3": "backbone."},
     background=True,
     convention="torchvision",
     resize="torchvision",
@@ -290,7 +299,9 @@ _MMDET = Source(
     heads={
         "retinanet": (
             Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
+            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
             Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
+            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.gn", "head/box_norm_{index}"),
             Rule(r"bbox_head\.retina_cls", "head/cls_logits"),
             Rule(r"bbox_head\.retina_reg", "head/box_deltas"),
         ),
@@ -394,6 +405,8 @@ _DETECTRON2 = Source(
         "cascade_rcnn": _DETECTRON2_CASCADE,
         "cascade_mask_rcnn": _DETECTRON2_CASCADE + _DETECTRON2_MASKS,
     },
+    # Published files have frozen batch norms, which count nothing.
+    counters=False,
     bgr=True,
     pixel_std=(1.0, 1.0, 1.0),
     style="caffe",
@@ -456,12 +469,12 @@ _MMSEG_AUXILIARY = (
 )
 _MMSEG = Source(
     backbone=(
-        *_resnet(r"(backbone\.)?"),
         *(
             Rule(rf"(backbone\.)?stem\.{3 * index + place}", f"backbone/{part}{index + 1}", layout * (index == 0))
             for index in range(3)
             for place, part, layout in ((0, "conv", "stem"), (1, "bn", ""))
         ),
+        *_resnet(r"(backbone\.)?"),
     ),
     heads={
         "pspnet": (

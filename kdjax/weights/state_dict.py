@@ -36,7 +36,7 @@ _COCO_PLACES = 91
 _ROI_SIZE = 7
 """Height and width of the RoI features that the first dense layer of a box head takes."""
 
-_LEAVES = {
+LEAVES = {
     "weight": ("params/{}/kernel", "params/{}/scale"),
     "bias": ("params/{}/bias",),
     "running_mean": ("batch_stats/{}/mean",),
@@ -91,7 +91,7 @@ class Expected(NamedTuple):
     """What is another value than the config had, or doubtful, in words."""
 
 
-class _Classes(NamedTuple):
+class Classes(NamedTuple):
     """The classes of a file that counts a background as its first."""
 
     number: int
@@ -100,16 +100,16 @@ class _Classes(NamedTuple):
     """Indices of ours among them, in our order."""
 
 
-class _Context(NamedTuple):
+class Context(NamedTuple):
     """What the layouts depend on besides the array."""
 
     bgr: bool
-    classes: _Classes
+    classes: Classes
     anchors: tuple[int, int]
     """Sizes and ratios of the anchors at a location."""
 
 
-_NO_CLASSES = _Classes(0, np.arange(0))
+_NO_CLASSES = Classes(0, np.arange(0))
 
 
 def expected_model(
@@ -131,7 +131,7 @@ def expected_model(
     Raises:
         UserError: an unknown source, a detector that it has no table for, or a config of another detector.
     """
-    table = _table(source)
+    table = table_of(source)
     name = model["name"]
     alone = backbone_alone(plain_names(state, table, name).state, rules_for(table, name))
     if not alone and name not in table.heads:
@@ -171,13 +171,13 @@ def count_classes(
         like: the variables of that detector with ``num_classes`` classes; shapes suffice.
         num_classes: of ``like``.
     """
-    table, wanted = _table(source), flatten_dict(like, sep="/")
+    table, wanted = table_of(source), flatten_dict(like, sep="/")
     state, rules, index = (
         plain_names(state, table, model["name"]).state,
         rules_for(table, model["name"]),
         indices(wanted),
     )
-    paths = {place[0]: name for name in state if (place := _place(name, rules, index, wanted))}
+    paths = {place[0]: name for name in state if (place := place_of(name, rules, index, wanted))}
     path = next((path for path in _CLASSES if path in paths), None)
     if path is None:
         return None
@@ -223,7 +223,7 @@ def import_state_dict(
             does not fit.
         DataError: a tensor that is not finite, or not of floats.
     """
-    where, table = f"The {source} weights of {origin}", _table(source)
+    where, table = f"The {source} weights of {origin}", table_of(source)
     state, changes, left_out = plain_names(state, table, model["name"])
     alone = backbone_alone(state, rules_for(table, model["name"]))
     if not alone and model["name"] not in table.heads:
@@ -243,7 +243,7 @@ def import_state_dict(
     detects = model["name"] in DETECTORS and not alone
     if table.background and detects:
         classes = _classes_in(state, places, wanted, num_classes, where)
-    variables = _fill(state, places, wanted, _Context(table.bgr, classes, _anchors(model)), where, why)
+    variables = _fill(state, places, wanted, Context(table.bgr, classes, anchors_at(model)), where, why)
     if classes.number > num_classes:
         changes += (f"{classes.number} outputs, the first a background, became {num_classes} classes",)
     if table.bgr:
@@ -264,7 +264,8 @@ def import_state_dict(
     )
 
 
-def _table(source: str) -> Source:
+def table_of(source: str) -> Source:
+    """The table of a source; UserError where there is none."""
     if source not in SOURCES:
         raise UserError(f"There is no source of weights {source!r}; choose one of {', '.join(SOURCES)}.")
     return SOURCES[source]
@@ -307,7 +308,7 @@ def _places(
     places: dict[str, tuple[str, Rule]] = {}
     unknown, index = [], indices(wanted)
     for name in names:
-        place = _place(name, rules, index, wanted)
+        place = place_of(name, rules, index, wanted)
         if place is None or place[0] in places:
             unknown.append(name)
         else:
@@ -338,7 +339,7 @@ def _fill(
     state: Mapping[str, np.ndarray],
     places: Mapping[str, tuple[str, Rule]],
     wanted: Mapping[str, Any],
-    context: _Context,
+    context: Context,
     where: str,
     why: str,
 ) -> dict[str, np.ndarray]:
@@ -360,19 +361,20 @@ def _fill(
     return filled
 
 
-def _place(
+def place_of(
     name: str, rules: tuple[Rule, ...], index: Mapping[str, Callable[[str], Any]], wanted: Mapping[str, Any]
 ) -> tuple[str, Rule] | None:
     """The path that a tensor goes to and the rule that says so, or None."""
     leaf = name.rpartition(".")[2]
     for layer, rule in layer_paths(name, rules, index):
-        for path in _LEAVES.get(leaf, ()):
+        for path in LEAVES.get(leaf, ()):
             if path.format(layer) in wanted:
                 return path.format(layer), rule
     return None
 
 
-def _anchors(model: Mapping[str, Any]) -> tuple[int, int]:
+def anchors_at(model: Mapping[str, Any]) -> tuple[int, int]:
+    """Sizes and ratios of a detector's anchors at a location, by its config."""
     head = model.get("head", {})
     return head.get("anchor_octaves", 3), len(head.get("anchor_ratios", (0.5, 1.0, 2.0)))
 
@@ -383,7 +385,7 @@ def _classes_in(
     wanted: Mapping[str, Any],
     num_classes: int,
     where: str,
-) -> _Classes:
+) -> Classes:
     """The classes of a file of torchvision's."""
     dense = _DENSE_CLASSES in wanted
     path = _DENSE_CLASSES if dense else _ROI_CLASSES
@@ -391,11 +393,11 @@ def _classes_in(
     if dense:
         count //= wanted[path].shape[0] // num_classes
     if (count, num_classes) == (_COCO_PLACES, len(COCO_IDS)):
-        return _Classes(count, np.array(COCO_IDS))
+        return Classes(count, np.array(COCO_IDS))
     if count == num_classes + 1:
-        return _Classes(count, np.arange(1, count))
+        return Classes(count, np.arange(1, count))
     if dense and count == num_classes:
-        return _Classes(count, np.arange(count))
+        return Classes(count, np.arange(count))
     raise UserError(f"{where} tell {count} classes apart, the background included; the model has {num_classes}.")
 
 
@@ -413,16 +415,16 @@ def _some(names: list[str]) -> str:
     return (", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)) or "none"
 
 
-def _plain(array: np.ndarray, _: _Context | None = None) -> np.ndarray:
+def _plain(array: np.ndarray, _: Context | None = None) -> np.ndarray:
     """OIHW to HWIO, (out, in) to (in, out); the outputs stand last."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def _stem(array: np.ndarray, context: _Context) -> np.ndarray:
+def _stem(array: np.ndarray, context: Context) -> np.ndarray:
     return _plain(array)[:, :, ::-1] if context.bgr else _plain(array)
 
 
-def _flattened(array: np.ndarray, context: _Context) -> np.ndarray:
+def _flattened(array: np.ndarray, context: Context) -> np.ndarray:
     """A dense layer of features flattened from (C, 7, 7) becomes one of features flattened from (7, 7, C)."""
     if array.ndim < 2 or array.shape[1] % _ROI_SIZE**2:
         return _plain(array)
@@ -430,12 +432,12 @@ def _flattened(array: np.ndarray, context: _Context) -> np.ndarray:
     return array.reshape(outputs, -1, _ROI_SIZE, _ROI_SIZE).transpose(2, 3, 1, 0).reshape(-1, outputs)
 
 
-def _single(array: np.ndarray, context: _Context) -> np.ndarray:
+def _single(array: np.ndarray, context: Context) -> np.ndarray:
     """A list of one number becomes the number."""
     return array.reshape(()) if array.size == 1 else array
 
 
-def _transposed(array: np.ndarray, context: _Context) -> np.ndarray:
+def _transposed(array: np.ndarray, context: Context) -> np.ndarray:
     """(in, out, H, W) of ConvTranspose2d to Flax's, whose transposed convolution slides the kernel unflipped."""
     return array.transpose(2, 3, 0, 1)[::-1, ::-1] if array.ndim == 4 else array
 
@@ -446,28 +448,28 @@ def _picked(array: np.ndarray, index: np.ndarray) -> np.ndarray:
     return plain[..., index] if index.max() < plain.shape[-1] else plain
 
 
-def _classes(array: np.ndarray, context: _Context) -> np.ndarray:
+def _classes(array: np.ndarray, context: Context) -> np.ndarray:
     """The background goes from first to last."""
     return _picked(array, np.append(context.classes.kept, 0))
 
 
-def _class_boxes(array: np.ndarray, context: _Context) -> np.ndarray:
+def _class_boxes(array: np.ndarray, context: Context) -> np.ndarray:
     """Four numbers for each class; the background's are dropped."""
     return _picked(array, (4 * context.classes.kept[:, None] + np.arange(4)[None]).reshape(-1))
 
 
-def _class_masks(array: np.ndarray, context: _Context) -> np.ndarray:
+def _class_masks(array: np.ndarray, context: Context) -> np.ndarray:
     """One mask for each class; the background's is dropped."""
     return _picked(array, context.classes.kept)
 
 
-def _anchor_classes(array: np.ndarray, context: _Context) -> np.ndarray:
+def _anchor_classes(array: np.ndarray, context: Context) -> np.ndarray:
     """All classes of each anchor at a location, anchor after anchor."""
     anchors = np.arange(array.shape[0] // context.classes.number)
     return _picked(array, (context.classes.number * anchors[:, None] + context.classes.kept[None]).reshape(-1))
 
 
-def _sizes_first(array: np.ndarray, context: _Context) -> np.ndarray:
+def _sizes_first(array: np.ndarray, context: Context) -> np.ndarray:
     """Anchors in order of size and then ratio become anchors in order of ratio and then size."""
     plain = _plain(array)
     sizes, ratios = context.anchors
@@ -477,12 +479,12 @@ def _sizes_first(array: np.ndarray, context: _Context) -> np.ndarray:
     return np.swapaxes(parts, -3, -2).reshape(plain.shape)
 
 
-def _pool_first(array: np.ndarray, context: _Context) -> np.ndarray:
+def _pool_first(array: np.ndarray, context: Context) -> np.ndarray:
     """Of inputs that are maps side by side, as many channels each as there are outputs, the first goes last."""
     return np.roll(_plain(array), -array.shape[0], axis=2) if array.ndim == 4 else array
 
 
-LAYOUTS: dict[str, Callable[[np.ndarray, _Context], np.ndarray]] = {
+LAYOUTS: dict[str, Callable[[np.ndarray, Context], np.ndarray]] = {
     "": _plain,
     "stem": _stem,
     "flattened": _flattened,

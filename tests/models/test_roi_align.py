@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -176,3 +177,12 @@ def test_a_program_has_the_blocks_of_what_it_is_compiled_for_and_indexes_first_a
     assert f"tensor<{block}x8x8x32xf32>" in text
     assert set(re.findall(r"start_index_map = \[([\d, ]*)\]", text)) == {"0"}
     assert set(re.findall(r"scatter_dims_to_operand_dims = \[([\d, ]*)\]", text)) == {"0"}
+
+
+def test_the_number_of_images_may_be_left_open():
+    (images,) = jax.export.symbolic_shape("images")
+    pool = functools.partial(roi_align, output_size=2, sampling_ratio=0, aligned=True)
+    maps = {4: jax.ShapeDtypeStruct((images, 8, 8, 3), jnp.float32)}
+    boxes, levels = jax.ShapeDtypeStruct((images, 5, 4), jnp.float32), jax.ShapeDtypeStruct((images, 5), jnp.int32)
+    exported = jax.export.export(jax.jit(pool), platforms=("cpu", "cuda", "tpu"))(maps, boxes, levels)
+    assert exported.out_avals[0].shape == (images, 5, 2, 2, 3)

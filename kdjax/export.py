@@ -1,0 +1,286 @@
+"""Writes a trained model as a file that others load: ``python -m kdjax.export --model=FOLDER --format=stablehlo ...``.
+
+    python -m kdjax.export --model=runs/first/student --format=stablehlo --output=student.stablehlo
+
+A program holds all that inference is, weights included: from uint8 images, scaled and padded as the model saw them, to
+plain arrays by name. What it expects and gives is said in ``<output>.json`` beside it; docs/deploy.md has each format.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import util
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import safetensors.numpy
+from absl import app, flags, logging
+from jax import export as jax_export
+
+from kdjax import __version__, operations
+from kdjax.data.sizing import RESIZES, Size, Sizing
+from kdjax.errors import DataError, Exit, UsageError, UserError
+from kdjax.files import replace_bytes, sha256_of, write_json, writing
+from kdjax.main import ended, refuse
+from kdjax.models import complete
+from kdjax.paths import Path, as_path
+from kdjax.saved import describe, load_student, sizing_of
+from kdjax.types import Model
+from kdjax.weights import SOURCES, Serving, export_state_dict, lines_to_load
+
+# Whoever imports several programs at once, as their tests do, has other ones' flags of these names.
+_MODEL = flags.DEFINE_string(
+    "model", "", "Folder of a model, or one step in the checkpoints of a stage.", allow_override=True
+)
+_OUTPUT = flags.DEFINE_string("output", "", "What to write; what is there is replaced.", allow_override=True)
+_FORMAT = flags.DEFINE_string("format", "", "Format to write; docs/deploy.md has them all.")
+_IMAGE_SIZE = flags.DEFINE_string(
+    "image_size", "", "HEIGHTxWIDTH in pixels of the images that a program takes; by default those that the model saw."
+)
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""What a StableHLO program is lowered for."""
+_LEAST_SIDE, _MOST_SIDE = 32, 2**16 - 1
+
+_ALONE = {"segmentation": "classes", "classification": "probabilities"}
+"""By task, the name of what is found where it is one array."""
+_MEANING = {
+    "images": "RGB, scaled as sizing says, zeros below and to the right",
+    "image_size": "height and width of each image without those zeros",
+    "boxes": "xyxy in pixels of the scaled image, best first",
+    "scores": "in [0, 1], descending; 0 where not valid",
+    "labels": "place in class_names, from 0",
+    "valid": "false for empty slots",
+    "masks": "in [0, 1]: the box cut into equal cells, an object where at least 0.5",
+    "classes": "of every pixel of the padded image, place in class_names, from 0",
+    "probabilities": "in the order of class_names",
+}
+"""What inputs and outputs are."""
+
+
+class Trained(NamedTuple):
+    """A model as its folder has it, and what was asked for."""
+
+    module: Model
+    variables: dict[str, Any]
+    """{"params": ..., "batch_stats": ...}, float32."""
+    description: dict[str, Any]
+    """What :func:`kdjax.saved.describe` says of it."""
+    sizing: Sizing
+    """How its images were scaled."""
+    image_size: Size | None = None
+    """Height and width that were asked for; None for those of ``sizing``."""
+
+    @property
+    def shape(self) -> Size:
+        """Height and width of the padded images that a program takes.
+
+        Raises:
+            UsageError: the model saw several, and none was asked for.
+        """
+        if self.image_size:
+            return self.image_size
+        if len(self.sizing.shapes) > 1:
+            known = " or ".join(f"--image_size={height}x{width}" for height, width in self.sizing.shapes)
+            raise UsageError(f"The model saw images of several shapes, and a program takes one: say {known}.")
+        return self.sizing.shapes[0]
+
+
+def inference(model: Trained) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
+    """Everything that inference is, as a function of two arrays to arrays by name.
+
+    Returns:
+        (images (N, H, W, 3) uint8, image_size (N, 2) int32) to what the task is about: of detectors the fields of
+        :class:`kdjax.types.Detections`, of segmenters "classes" (N, H, W) uint8, of classifiers "probabilities" (N, K)
+        float32.
+    """
+
+    def predict(images: jax.Array, image_size: jax.Array) -> dict[str, jax.Array]:
+        return _by_name(operations.predict(model.module, model.variables, images, image_size), model.module.task)
+
+    return predict
+
+
+def _by_name(found: Any, task: str) -> dict[str, jax.Array]:
+    """What a model finds, a NamedTuple, a dict or one array, as a dict without what is None."""
+    fields = found._asdict() if hasattr(found, "_asdict") else found
+    fields = fields if isinstance(fields, Mapping) else {_ALONE.get(task, "output"): fields}
+    return {name: x for name, x in fields.items() if x is not None}
+
+
+def _stablehlo(model: Trained, output: Path) -> dict[str, Any]:
+    """Writes what ``jax.export`` makes of the inference: any number of images, for all of ``PLATFORMS``."""
+    _need("flatbuffers", "export")
+    height, width = model.shape
+    (batch,) = jax_export.symbolic_shape("b")
+    program = jax_export.export(jax.jit(inference(model)), platforms=PLATFORMS)(
+        jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8), jax.ShapeDtypeStruct((batch, 2), jnp.int32)
+    )
+    replace_bytes(output, bytes(program.serialize()))
+    return {
+        "jax": jax.__version__,
+        "platforms": list(program.platforms),
+        **_program(model, program.in_avals, jax.tree.unflatten(program.out_tree, program.out_avals)),
+        "use": [
+            "import jax, numpy as np",
+            f"program = jax.export.deserialize(open({output.name!r}, 'rb').read())",
+            f"images = np.zeros((1, {height}, {width}, 3), np.uint8)  # RGB, scaled to fit, zeros below and right",
+            f"image_size = np.array([[{height}, {width}]], np.int32)  # height and width without those zeros",
+            "found = jax.jit(program.call)(images, image_size)  # arrays by name",
+        ],
+    }
+
+
+def _torch_weights(model: Trained, output: Path, source: str) -> dict[str, Any]:
+    """Writes the weights by the names and in the layouts of a program in PyTorch, as safetensors."""
+    config = complete(model.description["model"])
+    names = model.description["class_names"]
+    written = export_state_dict(model.variables, source, model=config, num_classes=len(names))
+    replace_bytes(output, safetensors.numpy.save(written.state, {"format": "pt", "class_names": json.dumps(names)}))
+    short = max(model.sizing.short_sides, default=min(model.sizing.shapes[0]))
+    serving = Serving(len(names), output.name, short, model.sizing.long_side or max(model.sizing.shapes[0]))
+    return {
+        "sizing": {**model.sizing.described(), "antialias": RESIZES[model.sizing.resize].antialias},
+        "pixel_mean": list(config["pixel_mean"]),
+        "pixel_std": list(config["pixel_std"]),
+        "first_label": written.first_label,
+        "changes": list(written.changes),
+        "use": lines_to_load(config, source, serving),
+    }
+
+
+FORMATS: dict[str, Callable[[Trained, Path], dict[str, Any]]] = {
+    "stablehlo": _stablehlo,
+    **{source: functools.partial(_torch_weights, source=source) for source in SOURCES},
+}
+"""By name, what writes a model to a path and returns what its description has beside what all have."""
+
+
+def export(folder: str, form: str, output: Path, image_size: Size | None = None) -> dict[str, Any]:
+    """Writes a trained model in a format, and beside it ``<output>.json``, which describes it.
+
+    Args:
+        folder: of the model, or one step of a run's checkpoints.
+        form: a key of ``FORMATS``.
+        output: where to; what is there is replaced.
+        image_size: height and width of the images that a program takes; None for those that the model saw.
+
+    Returns:
+        the description.
+
+    Raises:
+        UsageError: the format is unknown, or the model saw images of several shapes.
+        DataError: the folder is damaged, or does not say how images were scaled.
+        UserError: a package is missing, or the format has no place for what the model does.
+        StorageError: the output cannot be written.
+    """
+    if form not in FORMATS:
+        raise UsageError(f"--format={form} is unknown; choose one of {', '.join(FORMATS)}.")
+    described, sizing = describe(folder), sizing_of(folder)
+    if sizing is None:
+        raise DataError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")
+    model = Trained(*load_student(folder), described, sizing, image_size)
+    beside = output.with_name(f"{output.name}.json")
+    with writing("output", output):
+        own = FORMATS[form](model, output)
+        description = {
+            "format": form,
+            "kdjax": __version__,
+            "sha256": sha256_of(output) if output.is_file() else None,
+            "task": model.module.task,
+            "class_names": described["class_names"],
+            "category_ids": described.get("category_ids", []),
+            **own,
+        }
+        write_json(beside, description)
+    return description
+
+
+def _program(model: Trained, inputs: Sequence[Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the description of a program has: how images are scaled for it, what it takes, and what it gives."""
+    scaled = model.sizing._replace(shapes=(model.shape,), eval_padding=0)
+    return {
+        "sizing": {**scaled.described(), "antialias": RESIZES[scaled.resize].antialias},
+        "inputs": _interface(dict(zip(("images", "image_size"), inputs, strict=True))),
+        "outputs": _interface(outputs),
+    }
+
+
+def _interface(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each input or output its shape, with the name of a size that is open, its dtype, and what it means."""
+    return {
+        name: {
+            "shape": [size if isinstance(size, int) else str(size) for size in x.shape],
+            "dtype": x.dtype.name,
+            **({"meaning": _MEANING[name]} if name in _MEANING else {}),
+        }
+        for name, x in arrays.items()
+    }
+
+
+def _need(package: str, extra: str) -> None:
+    """Raises UserError where a package is not installed."""
+    if util.find_spec(package) is None:
+        raise UserError(f"This format needs the package {package}: install it with `pip install 'kdjax[{extra}]'`.")
+
+
+def read_size(text: str) -> Size | None:
+    """The height and width in ``HEIGHTxWIDTH``; None of nothing.
+
+    >>> read_size("800x1344")
+    (800, 1344)
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not text:
+        return None
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and _LEAST_SIDE <= int(side) <= _MOST_SIDE for side in sides):
+        raise UsageError(
+            f"--image_size={text} must be height and width in pixels, each {_LEAST_SIDE} to {_MOST_SIDE}, such as "
+            "--image_size=800x1344."
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def main(_: Sequence[str]) -> int:
+    """Exports what the flags name; returns the exit code."""
+    logging.set_verbosity(logging.FATAL)
+
+    def work() -> int:
+        wanted = (
+            (_MODEL, "a folder, such as --model=runs/first/student"),
+            (_FORMAT, f"one of {', '.join(FORMATS)}"),
+            (_OUTPUT, "what to write, such as --output=student.stablehlo"),
+        )
+        for flag, meaning in wanted:
+            if not flag.value:
+                raise UsageError(f"--{flag.name} is missing; name {meaning}.")
+        output = as_path(_OUTPUT.value)
+        description = export(_MODEL.value, _FORMAT.value, output, read_size(_IMAGE_SIZE.value))
+        print(
+            f"{output}: {description['task']}, {len(description['class_names'])} classes; {output.name}.json beside it "
+            "says what it takes and gives."
+        )
+        return Exit.FINISHED
+
+    return ended(work, "what was there is as it was, or replaced")
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses the command line, which has no config; whatever is wrong with it is one sentence and an exit code."""
+    try:
+        rest = flags.FLAGS(argv)
+        if rest[1:]:
+            raise UsageError(f"{rest[1]!r} is no flag; every option is --flag=value.")
+    except flags.Error as error:
+        raise SystemExit(refuse(UsageError(" ".join(str(error).split())))) from error
+    except UserError as error:
+        raise SystemExit(refuse(error)) from error
+    return rest
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
