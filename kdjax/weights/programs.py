@@ -145,6 +145,9 @@ def contradictions(model: Sections, source: str) -> list[str]:
         for path, values in only.items()
         if path in fields and fields[path] not in values and path not in meant
     ]
+    if (width := fields.get("backbone.width", 1.0)) * 8 % 1 and "backbone.width" not in only:
+        # Of others, channels that are rounded do not double from stage to stage.
+        found.append(f"backbone.width is {width!r}, and {program} builds multiples of 1/8 alone")
     return found
 
 

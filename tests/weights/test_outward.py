@@ -127,6 +127,11 @@ def test_every_field_that_another_program_has_otherwise_is_named():
             "mmdet",
             "A pspnet cannot have the names of mmdet, which has these models: retinanet",
         ),
+        (
+            {"name": "retinanet", "backbone": {"depth": 18, "width": 0.3}},
+            "mmdet",
+            "backbone.width is 0.3, and mmdet builds multiples of 1/8 alone",
+        ),
         ({"name": "resnet_classifier"}, "nobody", "There is no source of weights 'nobody'"),
         ({"name": "resnet_classifier"}, "torchvision_coco_v1", "those of detectors; take torchvision"),
         ({"name": "fcos", "backbone": {"epsilon": 1e-3}}, "detectron2", "epsilon is 0.001, and weights of detectron2"),
