@@ -8,6 +8,7 @@ plain arrays by name. What it expects and gives is said in ``<output>.json`` bes
 
 import functools
 import json
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from importlib import util
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from kdjax.errors import DataError, Exit, UsageError, UserError
 from kdjax.files import replace_bytes, sha256_of, write_json, writing
 from kdjax.main import ended, refuse
 from kdjax.models import complete
+from kdjax.models.dense import DenseDetector
 from kdjax.paths import Path, as_path
 from kdjax.saved import describe, load_student, sizing_of
 from kdjax.types import Model
@@ -43,6 +45,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 """What a StableHLO program is lowered for."""
 _LEAST_SIDE, _MOST_SIDE = 32, 2**16 - 1
 
+_INPUTS = "images", "image_size"
 _ALONE = {"segmentation": "classes", "classification": "probabilities"}
 """By task, the name of what is found where it is one array."""
 _MEANING = {
@@ -97,12 +100,12 @@ def inference(model: Trained) -> Callable[[jax.Array, jax.Array], dict[str, jax.
     """
 
     def predict(images: jax.Array, image_size: jax.Array) -> dict[str, jax.Array]:
-        return _by_name(operations.predict(model.module, model.variables, images, image_size), model.module.task)
+        return by_name(operations.predict(model.module, model.variables, images, image_size), model.module.task)
 
     return predict
 
 
-def _by_name(found: Any, task: str) -> dict[str, jax.Array]:
+def by_name(found: Any, task: str) -> dict[str, jax.Array]:
     """What a model finds, a NamedTuple, a dict or one array, as a dict without what is None."""
     fields = found._asdict() if hasattr(found, "_asdict") else found
     fields = fields if isinstance(fields, Mapping) else {_ALONE.get(task, "output"): fields}
@@ -112,11 +115,7 @@ def _by_name(found: Any, task: str) -> dict[str, jax.Array]:
 def _stablehlo(model: Trained, output: Path) -> dict[str, Any]:
     """Writes what ``jax.export`` makes of the inference: any number of images, for all of ``PLATFORMS``."""
     _need("flatbuffers", "export")
-    height, width = model.shape
-    (batch,) = jax_export.symbolic_shape("b")
-    program = jax_export.export(jax.jit(inference(model)), platforms=PLATFORMS)(
-        jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8), jax.ShapeDtypeStruct((batch, 2), jnp.int32)
-    )
+    program = jax_export.export(jax.jit(inference(model)), platforms=PLATFORMS)(*_inputs(model))
     replace_bytes(output, bytes(program.serialize()))
     return {
         "jax": jax.__version__,
@@ -125,11 +124,67 @@ def _stablehlo(model: Trained, output: Path) -> dict[str, Any]:
         "use": [
             "import jax, numpy as np",
             f"program = jax.export.deserialize(open({output.name!r}, 'rb').read())",
-            f"images = np.zeros((1, {height}, {width}, 3), np.uint8)  # RGB, scaled to fit, zeros below and right",
-            f"image_size = np.array([[{height}, {width}]], np.int32)  # height and width without those zeros",
+            *_zeros(model.shape),
             "found = jax.jit(program.call)(images, image_size)  # arrays by name",
         ],
     }
+
+
+def _onnx(model: Trained, output: Path) -> dict[str, Any]:
+    """Writes what jax2onnx makes of the inference: of a classifier, of any number of images, otherwise of one.
+
+    jax2onnx does not leave open the number of images where maps are resized. Of dense detectors the program ends before
+    non-maximum suppression: it gives the boxes and scores of all places, and the description what is to be done then.
+
+    Raises:
+        UserError: it is a detector of two stages, which suppresses in between, or jax2onnx is missing.
+    """
+    _need("jax2onnx", "onnx", "`pip install --no-deps jax2onnx`")
+    predict, after = inference(model), {}
+    if isinstance(model.module, DenseDetector):
+        predict, after = (
+            functools.partial(operations.everywhere, model.module, model.variables),
+            _suppression(model.module),
+        )
+    elif model.module.task == "detection":
+        raise UserError(
+            f"--format=onnx takes no {model.description['model']['name']}: non-maximum suppression, which does not "
+            "become ONNX, stands between its two stages. Take --format=stablehlo."
+        )
+    from jax2onnx import to_onnx
+
+    inputs = _inputs(model, images=None if model.module.task == "classification" else 1)
+    outputs = jax.eval_shape(predict, *inputs)
+    program = to_onnx(
+        lambda *arrays: operator.itemgetter(*outputs)(predict(*arrays)),
+        inputs,
+        input_names=list(_INPUTS),
+        output_names=list(outputs),
+    )
+    replace_bytes(output, program.SerializeToString())
+    names = ", ".join(f"{name!r}: {name}" for name in _INPUTS)
+    return {
+        "jax": jax.__version__,
+        **_program(model, inputs, outputs),
+        **after,
+        "use": [
+            "import numpy as np, onnxruntime",
+            f"program = onnxruntime.InferenceSession({output.name!r})",
+            *_zeros(model.shape),
+            f"found = dict(zip({list(outputs)}, program.run({list(outputs)}, {{{names}}})))  # arrays by name",
+        ],
+    }
+
+
+def _suppression(module: DenseDetector) -> dict[str, Any]:
+    """What is left to be done where a program gives all places of a dense detector."""
+    options = ("candidates", "score_threshold", "iou_threshold", "max_detections", "drop_empty")
+    steps = (
+        "Of each level take the pairs of a place and a class with scores above score_threshold, candidates at most; "
+        "multiply by factors; drop empty boxes if drop_empty; of each class, by descending score, drop what overlaps a "
+        "kept box by more than iou_threshold; of the rest take the best max_detections."
+    )
+    return {"suppression": {"steps": steps, **{name: getattr(module, name) for name in options}}}
 
 
 def _torch_weights(model: Trained, output: Path, source: str) -> dict[str, Any]:
@@ -152,6 +207,7 @@ def _torch_weights(model: Trained, output: Path, source: str) -> dict[str, Any]:
 
 FORMATS: dict[str, Callable[[Trained, Path], dict[str, Any]]] = {
     "stablehlo": _stablehlo,
+    "onnx": _onnx,
     **{source: functools.partial(_torch_weights, source=source) for source in SOURCES},
 }
 """By name, what writes a model to a path and returns what its description has beside what all have."""
@@ -187,7 +243,7 @@ def export(folder: str, form: str, output: Path, image_size: Size | None = None)
         description = {
             "format": form,
             "kdjax": __version__,
-            "sha256": sha256_of(output) if output.is_file() else None,
+            "sha256": sha256_of(output),
             "task": model.module.task,
             "class_names": described["class_names"],
             "category_ids": described.get("category_ids", []),
@@ -197,12 +253,28 @@ def export(folder: str, form: str, output: Path, image_size: Size | None = None)
     return description
 
 
+def _inputs(model: Trained, images: int | None = None) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """What a program takes, in the order of ``_INPUTS``; None leaves the number of images open."""
+    count = images or jax_export.symbolic_shape("b")[0]
+    pixels = jax.ShapeDtypeStruct((count, *model.shape, 3), jnp.uint8)
+    return pixels, jax.ShapeDtypeStruct((count, 2), jnp.int32)
+
+
+def _zeros(shape: Size) -> list[str]:
+    """Lines of Python that make what a program takes, of one black image."""
+    height, width = shape
+    return [
+        f"images = np.zeros((1, {height}, {width}, 3), np.uint8)  # RGB, scaled to fit, zeros below and right",
+        f"image_size = np.array([[{height}, {width}]], np.int32)  # height and width without those zeros",
+    ]
+
+
 def _program(model: Trained, inputs: Sequence[Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
     """What the description of a program has: how images are scaled for it, what it takes, and what it gives."""
     scaled = model.sizing._replace(shapes=(model.shape,), eval_padding=0)
     return {
         "sizing": {**scaled.described(), "antialias": RESIZES[scaled.resize].antialias},
-        "inputs": _interface(dict(zip(("images", "image_size"), inputs, strict=True))),
+        "inputs": _interface(dict(zip(_INPUTS, inputs, strict=True))),
         "outputs": _interface(outputs),
     }
 
@@ -219,10 +291,11 @@ def _interface(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _need(package: str, extra: str) -> None:
-    """Raises UserError where a package is not installed."""
+def _need(package: str, extra: str, *further: str) -> None:
+    """Raises UserError where a package is not installed; ``further`` commands are needed after that of the extra."""
     if util.find_spec(package) is None:
-        raise UserError(f"This format needs the package {package}: install it with `pip install 'kdjax[{extra}]'`.")
+        commands = " and ".join([f"`pip install 'kdjax[{extra}]'`", *further])
+        raise UserError(f"This format needs the package {package}: install it with {commands}.")
 
 
 def read_size(text: str) -> Size | None:

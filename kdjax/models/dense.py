@@ -177,6 +177,25 @@ class DenseDetector(Detector):
             drop_empty=self.drop_empty,
         )
 
+    @nn.nowrap
+    def everywhere(self, predictions: Any, image_size: jax.Array) -> dict[str, jax.Array]:
+        """What :meth:`decode` chooses from, for programs that suppress elsewhere: the boxes and scores of all A places.
+
+        Returns:
+            "boxes" (N, A, 4) clipped to the images, "scores" (N, A, classes), which the threshold is held against, zero
+            in the padding, and "factors" (N, A), which make of those the scores of detections; all float32, level after
+            level, fine to coarse.
+        """
+        by_level = self.places_of(predictions)
+        rows = self.rows_of(predictions, by_level)
+        places = jax.tree.map(lambda *parts: jnp.concatenate(parts), *by_level.values())
+        inside = jax.vmap(self.inside, (None, 0))(places, padded(image_size))
+        return {
+            "boxes": boxes.clip(self.boxes_of(rows, jax.tree.map(lambda x: x[None], places)), image_size),
+            "scores": jnp.where(inside[..., None], self.scores_of(rows), 0),
+            "factors": self.confidence_of(jnp.ones(inside.shape), rows),
+        }
+
 
 def _rows(x: jax.Array, count: int) -> jax.Array:
     """A map (N, H, W, A * size) to (N, count, size), of ``count`` = H * W * A places."""
