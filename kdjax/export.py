@@ -23,7 +23,7 @@ from kdjax import __version__, operations
 from kdjax.data.sizing import RESIZES, Size, Sizing
 from kdjax.errors import DataError, Exit, UsageError, UserError
 from kdjax.files import replace_bytes, sha256_of, write_json, writing
-from kdjax.main import ended, refuse
+from kdjax.main import ended, parse_flags
 from kdjax.models import complete
 from kdjax.models.dense import DenseDetector
 from kdjax.paths import Path, as_path
@@ -342,18 +342,5 @@ def main(_: Sequence[str]) -> int:
     return ended(work, "what was there is as it was, or replaced")
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-    """Parses the command line, which has no config; whatever is wrong with it is one sentence and an exit code."""
-    try:
-        rest = flags.FLAGS(argv)
-        if rest[1:]:
-            raise UsageError(f"{rest[1]!r} is no flag; every option is --flag=value.")
-    except flags.Error as error:
-        raise SystemExit(refuse(UsageError(" ".join(str(error).split())))) from error
-    except UserError as error:
-        raise SystemExit(refuse(error)) from error
-    return rest
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=parse_flags)
