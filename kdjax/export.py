@@ -130,10 +130,14 @@ def _stablehlo(model: Trained, output: Path) -> dict[str, Any]:
     }
 
 
-def _onnx(model: Trained, output: Path) -> dict[str, Any]:
-    """Writes what jax2onnx makes of the inference: of a classifier, of any number of images, otherwise of one.
+_OPEN_IN_ONNX = "mobilenet_v1", "mobilenet_v2"
+"""Models whose number of images jax2onnx leaves open."""
 
-    jax2onnx does not leave open the number of images where maps are resized. Of dense detectors the program ends before
+
+def _onnx(model: Trained, output: Path) -> dict[str, Any]:
+    """Writes what jax2onnx makes of the inference: of MobileNets, of any number of images, otherwise of one.
+
+    jax2onnx does not leave open the number of images where maps are padded or resized. Of dense detectors the program ends before
     non-maximum suppression: it gives the boxes and scores of all places, and the description what is to be done then.
 
     Raises:
@@ -153,7 +157,7 @@ def _onnx(model: Trained, output: Path) -> dict[str, Any]:
         )
     from jax2onnx import to_onnx
 
-    inputs = _inputs(model, images=None if model.module.task == "classification" else 1)
+    inputs = _inputs(model, images=None if model.description["model"]["name"] in _OPEN_IN_ONNX else 1)
     outputs = jax.eval_shape(predict, *inputs)
     program = to_onnx(
         lambda *arrays: operator.itemgetter(*outputs)(predict(*arrays)),

@@ -212,7 +212,7 @@ class Segmenter(Network, kw_only=True):
             start, valid = place
             crops = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), (*window, 3)))(images, start)
             logits: Any = apart.apply(variables, crops, method="_logits_at_once")
-            weight = jnp.broadcast_to(valid[:, None, None, None], (len(images), 1, *window)).astype(jnp.float32)
+            weight = jnp.broadcast_to(valid[:, None, None, None], (images.shape[0], 1, *window)).astype(jnp.float32)
 
             def put(total: jax.Array, part: jax.Array, at: jax.Array) -> jax.Array:
                 before = jax.lax.dynamic_slice(total, (0, *at), part.shape)
@@ -222,7 +222,7 @@ class Segmenter(Network, kw_only=True):
             return tuple(jax.vmap(put)(total, part, start) for total, part in zip(sums, parts, strict=True)), None
 
         shape = images.shape[1:3]
-        nothing = jnp.zeros((len(images), self.num_classes, *shape)), jnp.zeros((len(images), 1, *shape))
+        nothing = jnp.zeros((images.shape[0], self.num_classes, *shape)), jnp.zeros((images.shape[0], 1, *shape))
         (total, count), _ = jax.lax.scan(add, nothing, (starts, valid))
         return total / jnp.maximum(count, 1)  # No window is in the padding.
 
