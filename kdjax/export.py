@@ -137,8 +137,9 @@ _OPEN_IN_ONNX = "mobilenet_v1", "mobilenet_v2"
 def _onnx(model: Trained, output: Path) -> dict[str, Any]:
     """Writes what jax2onnx makes of the inference: of MobileNets, of any number of images, otherwise of one.
 
-    jax2onnx does not leave open the number of images where maps are padded or resized. Of dense detectors the program ends before
-    non-maximum suppression: it gives the boxes and scores of all places, and the description what is to be done then.
+    jax2onnx does not leave open the number of images where maps are padded or resized. Of dense detectors the program
+    ends before non-maximum suppression: it gives the boxes and scores of all places, and the description what is to be
+    done then.
 
     Raises:
         UserError: it is a detector of two stages, which suppresses in between, or jax2onnx is missing.
