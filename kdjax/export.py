@@ -26,8 +26,8 @@ from kdjax.files import replace_bytes, sha256_of, write_json, writing
 from kdjax.main import ended, parse_flags
 from kdjax.models import complete
 from kdjax.models.dense import DenseDetector
-from kdjax.paths import Path, as_path
-from kdjax.saved import describe, load_student, sizing_of
+from kdjax.paths import Path, as_path, in_bucket
+from kdjax.saved import describe, load_student, replacing, sizing_of
 from kdjax.types import Model
 from kdjax.weights import SOURCES, Serving, export_state_dict, lines_to_load
 
@@ -192,6 +192,58 @@ def _suppression(module: DenseDetector) -> dict[str, Any]:
     return {"suppression": {"steps": steps, **{name: getattr(module, name) for name in options}}}
 
 
+def _savedmodel(model: Trained, output: Path) -> dict[str, Any]:
+    """Writes the folder of a TensorFlow SavedModel, with the inference for all of ``PLATFORMS`` inside.
+
+    Raises:
+        UserError: TensorFlow is missing, or too old for what JAX writes, as one that knows no ``top_k`` of its is.
+    """
+    _need("tensorflow", "tfds")
+    if in_bucket(output):
+        raise UsageError(
+            f"--output={output} is in a bucket, and TensorFlow writes a folder here: name one, and copy it."
+        )
+    if output.exists() and not (output / "saved_model.pb").is_file():
+        raise UsageError(f"--output={output} exists and is no SavedModel; name one, or a new folder.")
+    import tensorflow as tf
+    from jax.experimental import jax2tf
+
+    predict, inputs = inference(model), _inputs(model)
+    converted = jax2tf.convert(
+        predict,
+        polymorphic_shapes=[f"({', '.join(map(str, x.shape))})" for x in inputs],
+        with_gradient=False,
+        native_serialization_platforms=PLATFORMS,
+    )
+    signature = [
+        tf.TensorSpec((None, *x.shape[1:]), x.dtype.name, name) for name, x in zip(_INPUTS, inputs, strict=True)
+    ]
+    module = tf.Module()
+    module.predict = tf.function(converted, autograph=False, input_signature=signature)
+    with replacing(output) as partial:
+        tf.saved_model.save(module, str(partial), signatures={"serving_default": module.predict})
+        one = {name: tf.zeros((1, *x.shape[1:]), x.dtype.name) for name, x in zip(_INPUTS, inputs, strict=True)}
+        try:
+            tf.saved_model.load(str(partial)).signatures["serving_default"](**one)
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"TensorFlow {tf.__version__} does not run what JAX {jax.__version__} makes of a "
+                f"{model.description['model']['name']}: take a newer TensorFlow, or --format=stablehlo."
+            ) from error
+    return {
+        "jax": jax.__version__,
+        "tensorflow": tf.__version__,
+        "platforms": list(PLATFORMS),
+        **_program(model, inputs, jax.eval_shape(predict, *inputs)),
+        "use": [
+            "import numpy as np, tensorflow as tf",
+            f"program = tf.saved_model.load({output.name!r}).signatures['serving_default']",
+            *_zeros(model.shape),
+            "found = program(images=tf.constant(images), image_size=tf.constant(image_size))  # tensors by name",
+        ],
+    }
+
+
 def _torch_weights(model: Trained, output: Path, source: str) -> dict[str, Any]:
     """Writes the weights by the names and in the layouts of a program in PyTorch, as safetensors."""
     config = complete(model.description["model"])
@@ -213,6 +265,7 @@ def _torch_weights(model: Trained, output: Path, source: str) -> dict[str, Any]:
 FORMATS: dict[str, Callable[[Trained, Path], dict[str, Any]]] = {
     "stablehlo": _stablehlo,
     "onnx": _onnx,
+    "savedmodel": _savedmodel,
     **{source: functools.partial(_torch_weights, source=source) for source in SOURCES},
 }
 """By name, what writes a model to a path and returns what its description has beside what all have."""
@@ -248,7 +301,7 @@ def export(folder: str, form: str, output: Path, image_size: Size | None = None)
         description = {
             "format": form,
             "kdjax": __version__,
-            "sha256": sha256_of(output),
+            "sha256": sha256_of(output) if output.is_file() else None,
             "task": model.module.task,
             "class_names": described["class_names"],
             "category_ids": described.get("category_ids", []),

@@ -224,6 +224,36 @@ def test_onnx_runtime_says_the_same(case, tmp_path):
             np.testing.assert_allclose(found[name], x, atol=1e-3 if name == "boxes" else 1e-4, err_msg=name)
 
 
+@pytest.mark.slow
+@installed("tensorflow", "flatbuffers")
+@pytest.mark.parametrize("case", ["mobilenet_v1", "pspnet"])
+def test_tensorflow_says_the_same(case, tmp_path):
+    tensorflow = pytest.importorskip("tensorflow")
+    saved, output = save(tmp_path / "model", model_of(case)), tmp_path / "student"
+    command(saved, "savedmodel", output)
+    program = tensorflow.saved_model.load(str(output)).signatures["serving_default"]
+    module, variables = kdjax.load_student(saved)
+    for count in (1, 3):
+        given = images_of(count)
+        expected = by_name(module.apply(variables, **given, method="predict"), module.task)
+        found = program(**{name: tensorflow.constant(x) for name, x in given.items()})
+        assert found.keys() == expected.keys()
+        for name, x in expected.items():
+            np.testing.assert_allclose(found[name], x, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.slow
+@installed("tensorflow", "flatbuffers")
+def test_a_detector_is_written_for_tensorflow_or_it_is_too_old(folder, tmp_path):
+    said = ""
+    try:
+        export(str(folder), "savedmodel", tmp_path / "student")
+    except UserError as error:
+        said = str(error)
+    too_old = re.fullmatch(r"TensorFlow .* does not run what JAX .* makes of a retinanet: take a newer .*", said)
+    assert (tmp_path / "student").exists() == (tmp_path / "student.json").exists() == (not too_old)
+
+
 def test_a_model_that_saw_several_shapes_wants_one_to_be_said(tmp_path):
     saved = save(tmp_path / "model", model_of("mobilenet_v1"), Sizing((SHAPE, SHAPE[::-1])))
     with pytest.raises(UsageError, match="say --image_size=64x96 or --image_size=96x64"):
