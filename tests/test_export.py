@@ -25,7 +25,6 @@ from kdjax.files import sha256_of
 from kdjax.models import MODELS, build_model, complete, model_class
 from kdjax.saved import describe, describe_model, save_model
 from kdjax.weights import import_state_dict, read_weights
-from tests.slow import slow_but
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("cat", "dog", "hot dog")
@@ -136,8 +135,9 @@ def arrays_in(path):
         return dict(file)
 
 
+@pytest.mark.slow
 @installed("flatbuffers")
-@pytest.mark.parametrize("case", slow_but(("mobilenet_v1",), [*MODELS, *VARIANTS]))
+@pytest.mark.parametrize("case", [*MODELS, *VARIANTS])
 def test_a_program_says_the_same_without_kdjax_and_flax(case, tmp_path):
     saved = save(tmp_path / "model", model_of(case))
     described = export(str(saved), "stablehlo", tmp_path / "student")

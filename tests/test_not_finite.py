@@ -313,6 +313,7 @@ def test_a_skipped_step_is_named_and_left_out_of_the_means_and_a_run_goes_on_as_
     jax.tree.map(np.testing.assert_array_equal, *students)
 
 
+@pytest.mark.slow
 def test_five_in_a_row_end_the_run_with_a_report(teacher, data_dir, tmp_path, capsys):
     config = config_of(data_dir, checkpoint_every=3)
     folder = with_teacher(teacher, tmp_path) / "stages" / "student"

@@ -31,6 +31,7 @@ from tests.runs import rows, tiny, with_teacher
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_comparing_later_trains_only_the_baseline_which_starts_as_the_student_did(teacher, data_dir, tmp_path, capsys):
     config = tiny(ROOT / "configs" / "mimic.py", data_dir)
     workdir = with_teacher(teacher, tmp_path)

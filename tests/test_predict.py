@@ -385,6 +385,7 @@ def test_every_program_of_the_command_is_there():
     assert all(importlib.util.find_spec(module) for module, _ in cli.PROGRAMS.values())
 
 
+@pytest.mark.slow
 def test_the_command_is_the_program_by_its_own_flags(folders, images, tmp_path):
     flags = f"--model={folders['classification']}", f"--input={images / '0.png'}", f"--output={tmp_path}"
     done = run("predict", *flags)

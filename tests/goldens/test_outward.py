@@ -18,8 +18,8 @@ from tests.goldens.cases import Case, find_cases, load_case
 from tests.goldens.synthetic import synthetic_state_dict
 from tests.slow import slow_but
 
-# One of each program; small ones of all are in tests/weights/test_outward.py.
-QUICK = ("torchvision_maskrcnn_resnet50_fpn", "mmdet_fcos_r50_caffe_gn", "mmseg_deeplabv3_r18", "mgd_mobilenet_v1")
+# The smaller ones; small models of all programs are in tests/weights/test_outward.py.
+QUICK = ("mmseg_deeplabv3_r18", "mgd_mobilenet_v1")
 
 
 def original(path: Path, case: Case) -> tuple[str, dict[str, Any] | None, int]:
