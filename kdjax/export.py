@@ -25,7 +25,7 @@ from kdjax.errors import DataError, Exit, UsageError, UserError
 from kdjax.files import replace_bytes, sha256_of, write_json, writing
 from kdjax.main import ended, parse_flags
 from kdjax.models import complete
-from kdjax.models.dense import DenseDetector
+from kdjax.models.dense import DenseDetector, undecided
 from kdjax.paths import Path, as_path, in_bucket
 from kdjax.saved import describe, load_student, replacing, sizing_of
 from kdjax.types import Model
@@ -148,7 +148,7 @@ def _onnx(model: Trained, output: Path) -> dict[str, Any]:
     predict, after = inference(model), {}
     if isinstance(model.module, DenseDetector):
         predict, after = (
-            functools.partial(operations.everywhere, model.module, model.variables),
+            functools.partial(undecided, model.module, model.variables),
             _suppression(model.module),
         )
     elif model.module.task == "detection":

@@ -40,16 +40,6 @@ def predict(model: Model, variables: Any, images: jax.Array, image_size: jax.Arr
     return model.apply(variables, images, image_size, method="predict")
 
 
-def everywhere(model: Model, variables: Any, images: jax.Array, image_size: jax.Array) -> Any:
-    """Inference of a dense detector up to what is chosen from, see ``DenseDetector.everywhere``."""
-
-    def run(module: Any) -> Any:
-        _, predictions = module(module.preprocess(images, image_size), image_size)
-        return module.everywhere(predictions, image_size)
-
-    return model.apply(variables, method=run)
-
-
 def init_features(model: Model, key: jax.Array, images: jax.Array) -> Features:
     """The features of preprocessed images with fresh variables, for their shapes."""
     return model.init_with_output(key, images, method="features")[0]

@@ -120,8 +120,8 @@ def test_pictures_show_the_objects_of_a_batch(folder):
     """At flip 0 an image of 40 x 30 becomes one of 43 x 32, and its boxes with it; crowds are named so."""
     changed(folder, lambda tree: tree["annotations"][1].update(iscrowd=1))
     pictures = list(itertools.islice(inspect.training_images(*plan_of(folder)), 6))
-    assert len({caption for _, _, caption in pictures}) == 6
-    for image, marks, caption in pictures:
+    assert len({picture.text for picture in pictures}) == 6
+    for image, marks, caption, _ in pictures:
         assert image.shape == (32, 43, 3)
         assert image.any()
         assert caption.endswith(": 32 x 43")
@@ -130,7 +130,7 @@ def test_pictures_show_the_objects_of_a_batch(folder):
             scale = np.tile([43 / 40, 32 / 30], 2)
             np.testing.assert_allclose(marks[0].box, np.array([2, 3, 12, 23]) * scale, rtol=1e-5)
             np.testing.assert_allclose(marks[1].box, np.array([20.5, 3, 28.75, 9]) * scale, rtol=1e-5)
-    assert sorted({len(marks) for _, marks, _ in pictures}) == [0, 1, 2]
+    assert sorted({len(picture.marks) for picture in pictures}) == [0, 1, 2]
 
 
 def test_what_breaks_in_the_middle_is_one_sentence(folder):

@@ -197,6 +197,17 @@ class DenseDetector(Detector):
         }
 
 
+def undecided(model: DenseDetector, variables: Any, images: jax.Array, image_size: jax.Array) -> dict[str, jax.Array]:
+    """Inference up to what is chosen from, from uint8 images (N, H, W, 3): see :meth:`DenseDetector.everywhere`."""
+
+    def run(module: DenseDetector) -> dict[str, jax.Array]:
+        _, predictions = module(module.preprocess(images, image_size), image_size)
+        return module.everywhere(predictions, image_size)
+
+    found: Any = model.apply(variables, method=run)
+    return found
+
+
 def _rows(x: jax.Array, count: int) -> jax.Array:
     """A map (N, H, W, A * size) to (N, count, size), of ``count`` = H * W * A places."""
     return x.reshape(x.shape[0], count, -1)
