@@ -496,11 +496,13 @@ _MM_PARTS: dict[str, Callable[[Sections, int], dict[str, Any]]] = {
 
 # --- Detectron2.
 
+_DETECTRON2_CASCADE = "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"
 _DETECTRON2_BASES = {
     "retinanet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
     "faster_rcnn": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
     "mask_rcnn": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
-    "cascade_rcnn": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+    "cascade_rcnn": _DETECTRON2_CASCADE,
+    "cascade_mask_rcnn": _DETECTRON2_CASCADE,
 }
 
 
@@ -577,7 +579,7 @@ def _detectron2_fcos(model: Sections, num_classes: int) -> dict[str, Any]:
 
 
 def _detectron2_two_stage(model: Sections, num_classes: int) -> dict[str, Any]:
-    head, cascade = model["head"], model["name"] == "cascade_rcnn"
+    head, cascade = model["head"], model["name"].startswith("cascade")
     return {
         **_detectron2_anchors(model, 1),
         "MODEL.RPN.PRE_NMS_TOPK_TEST": head["candidates"],
@@ -588,7 +590,7 @@ def _detectron2_two_stage(model: Sections, num_classes: int) -> dict[str, Any]:
         "MODEL.ROI_BOX_HEAD.FC_DIM": head["head_channels"],
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": head["class_agnostic"] or cascade,
         "MODEL.ROI_MASK_HEAD.CONV_DIM": model["neck"]["channels"],
-        "MODEL.MASK_ON": model["name"] == "mask_rcnn",
+        "MODEL.MASK_ON": "mask" in model["name"],
     }
 
 
