@@ -203,21 +203,18 @@ class Checkpoints:
 
     def _recover(self, what: str) -> None:
         """Removes what is left of a save that failed, so that the next one can be tried."""
-        if are_several():
-            self._stuck = True
-            raise StorageError(
-                f"No checkpoint could be saved in {self._folder} ({what}); the earlier ones are intact. Make room, or "
-                "mend it; the same command goes on from there."
-            )
         self._failures += 1
-        self._check_folder()
-        with contextlib.suppress(Exception):
-            self._manager.close()
-        self._manager = self._opened()
-        if self._failures >= _MOST_FAILURES:
+        self._stuck = are_several()
+        if not self._stuck:
+            self._check_folder()
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = self._opened()
+        if self._stuck or self._failures >= _MOST_FAILURES:
+            times = "" if self._stuck else f" {self._failures} times in a row"
             raise StorageError(
-                f"No checkpoint could be saved in {self._folder} {self._failures} times in a row ({what}); the earlier "
-                "ones are intact. Make room, or mend it; the same command goes on from there."
+                f"No checkpoint could be saved in {self._folder}{times} ({what}); the earlier ones are intact. Make "
+                "room, or mend it; the same command goes on from there."
             )
         print(
             f"A checkpoint could not be saved in {self._folder} ({what}); the earlier ones are intact, and the next "

@@ -4,6 +4,7 @@
 
 A program holds all that inference is, weights included: from uint8 images, scaled and padded as the model saw them, to
 plain arrays by name. What it expects and gives is said in ``<output>.json`` beside it; docs/deploy.md has each format.
+The file is long because each format has a writer of its own, beside what all say in the same words.
 """
 
 import functools
@@ -21,13 +22,13 @@ from jax import export as jax_export
 
 from kdjax import __version__, operations
 from kdjax.data.sizing import RESIZES, Size, Sizing
-from kdjax.errors import DataError, Exit, UsageError, UserError
+from kdjax.errors import Exit, UsageError, UserError
 from kdjax.files import replace_bytes, sha256_of, write_json, writing
 from kdjax.main import ended, parse_flags
 from kdjax.models import complete
 from kdjax.models.dense import DenseDetector, undecided
 from kdjax.paths import Path, as_path, in_bucket
-from kdjax.saved import describe, load_student, replacing, sizing_of
+from kdjax.saved import describe, known_sizing, load_student, replacing
 from kdjax.types import Model
 from kdjax.weights import SOURCES, Serving, export_state_dict, lines_to_load
 
@@ -118,7 +119,6 @@ def _stablehlo(model: Trained, output: Path) -> dict[str, Any]:
     program = jax_export.export(jax.jit(inference(model)), platforms=PLATFORMS)(*_inputs(model))
     replace_bytes(output, bytes(program.serialize()))
     return {
-        "jax": jax.__version__,
         "platforms": list(program.platforms),
         **_program(model, program.in_avals, jax.tree.unflatten(program.out_tree, program.out_avals)),
         "use": [
@@ -147,10 +147,7 @@ def _onnx(model: Trained, output: Path) -> dict[str, Any]:
     _need("jax2onnx", "onnx", "`pip install --no-deps jax2onnx`")
     predict, after = inference(model), {}
     if isinstance(model.module, DenseDetector):
-        predict, after = (
-            functools.partial(undecided, model.module, model.variables),
-            _suppression(model.module),
-        )
+        predict, after = functools.partial(undecided, model.module, model.variables), _suppression(model.module)
     elif model.module.task == "detection":
         raise UserError(
             f"--format=onnx takes no {model.description['model']['name']}: non-maximum suppression, which does not "
@@ -169,7 +166,6 @@ def _onnx(model: Trained, output: Path) -> dict[str, Any]:
     replace_bytes(output, program.SerializeToString())
     names = ", ".join(f"{name!r}: {name}" for name in _INPUTS)
     return {
-        "jax": jax.__version__,
         **_program(model, inputs, outputs),
         **after,
         "use": [
@@ -231,7 +227,6 @@ def _savedmodel(model: Trained, output: Path) -> dict[str, Any]:
                 f"{model.description['model']['name']}: take a newer TensorFlow, or --format=stablehlo."
             ) from error
     return {
-        "jax": jax.__version__,
         "tensorflow": tf.__version__,
         "platforms": list(PLATFORMS),
         **_program(model, inputs, jax.eval_shape(predict, *inputs)),
@@ -253,7 +248,7 @@ def _torch_weights(model: Trained, output: Path, source: str) -> dict[str, Any]:
     short = max(model.sizing.short_sides, default=min(model.sizing.shapes[0]))
     serving = Serving(len(names), output.name, short, model.sizing.long_side or max(model.sizing.shapes[0]))
     return {
-        "sizing": {**model.sizing.described(), "antialias": RESIZES[model.sizing.resize].antialias},
+        "sizing": _scaling(model.sizing),
         "pixel_mean": list(config["pixel_mean"]),
         "pixel_std": list(config["pixel_std"]),
         "first_label": written.first_label,
@@ -291,9 +286,7 @@ def export(folder: str, form: str, output: Path, image_size: Size | None = None)
     """
     if form not in FORMATS:
         raise UsageError(f"--format={form} is unknown; choose one of {', '.join(FORMATS)}.")
-    described, sizing = describe(folder), sizing_of(folder)
-    if sizing is None:
-        raise DataError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")
+    described, sizing = describe(folder), known_sizing(folder)
     model = Trained(*load_student(folder), described, sizing, image_size)
     beside = output.with_name(f"{output.name}.json")
     with writing("output", output):
@@ -331,10 +324,16 @@ def _program(model: Trained, inputs: Sequence[Any], outputs: Mapping[str, Any]) 
     """What the description of a program has: how images are scaled for it, what it takes, and what it gives."""
     scaled = model.sizing._replace(shapes=(model.shape,), eval_padding=0)
     return {
-        "sizing": {**scaled.described(), "antialias": RESIZES[scaled.resize].antialias},
+        "jax": jax.__version__,
+        "sizing": _scaling(scaled),
         "inputs": _interface(dict(zip(_INPUTS, inputs, strict=True))),
         "outputs": _interface(outputs),
     }
+
+
+def _scaling(sizing: Sizing) -> dict[str, Any]:
+    """How images are scaled, for whoever does so without kdjax."""
+    return {**sizing.described(), "antialias": RESIZES[sizing.resize].antialias}
 
 
 def _interface(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

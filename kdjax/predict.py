@@ -15,12 +15,12 @@ from absl import app, flags, logging
 
 from kdjax.data.folders import pictures
 from kdjax.data.photographs import Photographs, stems
-from kdjax.devices import cache_compilations, device_count
+from kdjax.devices import cache_compilations
 from kdjax.errors import DataError, Exit, UsageError
 from kdjax.files import read_json, writing
 from kdjax.main import ended, parse_flags
 from kdjax.paths import Path, as_path, exists, in_bucket, is_file, is_folder
-from kdjax.predictor import BATCH_SIZE, Predictor, load_predictor
+from kdjax.predictor import Predictor, load_predictor, usual_batch
 from kdjax.visualize import save_drawing
 
 # Whoever imports several programs at once, as their tests do, has others' flags of these names.
@@ -71,7 +71,7 @@ def predict(
     root, names = images_at(wanted)
     if is_folder(as_path(wanted)) and _is_inside(folder, root):
         raise UsageError(f"--output={output} is inside of --input={wanted}, and would be read next time; name another.")
-    predictor = load_predictor(model, threshold=threshold, batch_size=batch_size or _batch(len(names)))
+    predictor = load_predictor(model, threshold=threshold, batch_size=batch_size or usual_batch(len(names)))
     ids = ids_in(annotations, names, predictor) if annotations else ()
     source = Photographs([root / name for name in names], predictor.reading, names=names, identity=ids)
     print(f"{len(source)} photographs in {wanted}, in batches of {predictor.batch_size}.", flush=True)
@@ -143,12 +143,6 @@ def ids_in(annotations: str, names: Sequence[str], predictor: Predictor) -> list
 def _is_inside(folder: Path, root: Path) -> bool:
     """Whether a folder is another one, or below it."""
     return f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(root)}/")
-
-
-def _batch(photographs: int) -> int:
-    """The usual batch, or a smaller one that has room for all: what is padded costs as much as what is not."""
-    devices = device_count()
-    return -(-min(photographs, max(BATCH_SIZE, devices)) // devices) * devices
 
 
 def _drawn(predictor: Predictor, source: Photographs, folder: Path, most: int) -> Iterator[tuple[int, Any]]:

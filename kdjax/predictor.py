@@ -13,7 +13,7 @@ from kdjax.devices import device_count, replicate
 from kdjax.errors import DataError, UsageError, UserError
 from kdjax.evaluation import Predict, make_predict, outputs
 from kdjax.options import number, whole
-from kdjax.saved import describe, load_student, reading_of, sizing_of, task_of
+from kdjax.saved import describe, known_sizing, load_student, reading_of, task_of
 from kdjax.tasks import build_task
 from kdjax.types import Results
 
@@ -97,13 +97,11 @@ def load_predictor(
     if threshold is not None and not number(0, 1).holds(threshold):
         raise UsageError(f"threshold is {threshold!r}; it must be {number(0, 1).words}.")
     devices = device_count()
-    batch_size = -(-BATCH_SIZE // devices) * devices if batch_size is None else batch_size
+    batch_size = usual_batch() if batch_size is None else batch_size
     if not whole(1).holds(batch_size) or batch_size % devices:
         raise UsageError(f"batch_size is {batch_size!r}; it must be a multiple of {devices}, the number of devices.")
     module, variables = load_student(folder)
-    described, sizing = describe(folder), sizing_of(folder)
-    if sizing is None:
-        raise DataError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")
+    described, sizing = describe(folder), known_sizing(folder)
     names = tuple(described["class_names"])
     ids = tuple(described.get("category_ids", ())) or tuple(range(1, len(names) + 1))
     threshold = described.get("threshold") if threshold is None else threshold
@@ -117,6 +115,12 @@ def load_predictor(
         _predict=make_predict(module),
         _variables=replicate(variables),
     )
+
+
+def usual_batch(photographs: int = BATCH_SIZE) -> int:
+    """The usual batch, or a smaller one that has room for all: what is padded costs as much as what is not."""
+    devices = device_count()
+    return -(-min(photographs, BATCH_SIZE) // devices) * devices
 
 
 def _results(name: str, class_names: Sequence[str], ids: Sequence[int], threshold: float | None) -> Results:

@@ -1,4 +1,8 @@
-"""Trained models, and what methods learnt, as folders of their own."""
+"""Trained models, and what methods learnt, as folders of their own.
+
+The file is long because what is written into such a folder and what is read of it, now and from earlier versions, stand
+beside each other.
+"""
 
 import contextlib
 import json
@@ -106,6 +110,17 @@ def sizing_of(folder: str | os.PathLike) -> Sizing | None:
         raise DataError(
             f"{folder} is damaged: it does not say how its images were scaled; take an undamaged copy of that folder."
         ) from error
+
+
+def known_sizing(folder: str | os.PathLike) -> Sizing:
+    """As :func:`sizing_of`, of a model that is to be used.
+
+    Raises:
+        DataError: as there, or the folder does not say.
+    """
+    if (scaled := sizing_of(folder)) is None:
+        raise DataError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")
+    return scaled
 
 
 def task_of(folder: str | os.PathLike) -> str:
@@ -353,7 +368,5 @@ def prepare(images: Sequence[np.ndarray], folder: str | os.PathLike) -> tuple[np
             such as images of floats.
     """
     images = checked(images)
-    scaled = sizing_of(folder)
-    if scaled is None:
-        raise DataError(f"{folder} does not say how its images were scaled; give the folder of a finished model.")
+    scaled = known_sizing(folder)
     return padded(images, scaled)
