@@ -1,8 +1,10 @@
 """Training steps on one GPU, beside PyTorch doing the same work: ``python -m experiments.gpu --output=gpu.json``.
 
 A rented GPU is paid by the minute: what matters most is measured first, everything that is measured is written at once,
-and nothing is begun that would not end within ``--minutes``. Each case runs in a process of its own, so that its memory
-is its own and one that finds no room stops nothing. Images are random and lie on the GPU; weights are random as well.
+nothing is begun that would not end within ``--minutes``, and what the output already has is not measured again. Each
+case runs in a process of its own, so that its memory is its own and one that finds no room stops nothing. Images are
+random and lie on the GPU; weights are random as well. The processes share JAX's cache of compiled programs and of
+what was found fastest for an operation: cases after the first of a dtype compile in less time than they would alone.
 
 Of every case: seconds to compile, images a second (the median of ten steps), the share of the GPU's published peak that
 the operations of these images are, as the step is written, and the peak of memory. PyTorch's cases are torchvision's
@@ -12,10 +14,11 @@ RetinaNet as student and teacher with MGD's formula, channels last, under autoca
 
 import dataclasses
 import json
-import math
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib import util
@@ -36,11 +39,15 @@ from kdjax.types import Batch
 _OUTPUT = flags.DEFINE_string("output", "gpu.json", "JSON file for all cases.")
 _MINUTES = flags.DEFINE_float("minutes", 9.0, "Nothing is begun that would last longer.")
 _TINY = flags.DEFINE_bool("tiny", False, "Small images, small detectors and two of everything, to try the script.")
+_TRACE = flags.DEFINE_string(
+    "trace", "", "Folder for a profile of three steps of each of our cases, as XProf reads it."
+)
 _CASE = flags.DEFINE_string("case", "", "Run this one here, given as JSON; the script does that for itself.")
+_COUNT = flags.DEFINE_bool("count", False, "Count the operations of all cases here; the script does that for itself.")
 
 _PEAKS = {"H100": (989e12, 495e12), "H200": (989e12, 495e12), "A100": (312e12, 156e12), "L4": (121e12, 60e12)}
 """Published dense peaks of bfloat16 and of TF32, operations a second, by what the device's name has in it."""
-_STEPS, _WARM = 10, 3
+_STEPS, _WARM, _TRACED = 10, 3, 3
 _CLASSES = 80
 _TEACHERS = {"retinanet_r101_r50": "resnet101", "retinanet_x101_r50": "resnext101_64x4d"}
 
@@ -98,15 +105,15 @@ def measure_kdjax(case: Case) -> dict[str, Any]:
     parts = parts_of(plan, random_batch(plan, case.batch), _CLASSES)
     part = list(parts.values())[-1]()
     seconds = [part.call() for _ in range(_WARM + _STEPS)][_WARM:]
-    share = case.batch // jax.device_count()
-    flops = written_flops(plan, share=share, classes=_CLASSES)
+    if _TRACE.value:
+        with jax.profiler.trace(str(Path(_TRACE.value) / "_".join(map(str, vars(case).values())))):
+            for _ in range(_TRACED):
+                part.call()
     device, memory = jax.devices()[0], part.compiled.memory_analysis()
     return {
         "device": device.device_kind,
         "compile_seconds": part.compile_seconds,
         "images_per_second": case.batch / statistics.median(seconds),
-        "flops_per_image": sum(flops.values()),
-        "flops_per_image_of": flops,
         "memory_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
     }
 
@@ -182,6 +189,17 @@ def measure_torch(case: Case) -> dict[str, Any]:
 _FRAMEWORKS: dict[str, Callable[[Case], dict[str, Any]]] = {"kdjax": measure_kdjax, "torch": measure_torch}
 
 
+def work(case: Case) -> str:
+    """What is the same in every framework, dtype and batch: the operations of an image."""
+    return f"{case.method}:{case.pair}"
+
+
+def count(wanted: Sequence[Case]) -> dict[str, dict[str, float]]:
+    """Operations of an image, by :func:`work` and by student, teacher and method."""
+    distinct = {work(case): dataclasses.replace(case, batch=jax.device_count()) for case in wanted}
+    return {name: written_flops(plan_of(case), share=1, classes=_CLASSES) for name, case in distinct.items()}
+
+
 def share_of_peak(known: dict[str, Any], dtype: str) -> float | None:
     """The part of the published peak that a case reaches; None of a device that is not known."""
     peaks = [peaks for name, peaks in _PEAKS.items() if name in known["device"]]
@@ -190,14 +208,25 @@ def share_of_peak(known: dict[str, Any], dtype: str) -> float | None:
     return known["images_per_second"] * known["flops_per_image"] / peaks[0][dtype == "float32"]
 
 
-def in_own_process(case: Case) -> dict[str, Any]:
-    """What a case gives, or why it gives nothing."""
-    command = [sys.executable, "-m", "experiments.gpu", f"--case={json.dumps(dataclasses.asdict(case))}"]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        no_room = any(sign in run.stderr for sign in ("RESOURCE_EXHAUSTED", "OutOfMemoryError"))
-        return {"failed": "no room" if no_room else run.stderr[-500:].strip() or f"exit code {run.returncode}"}
-    return json.loads(run.stdout.splitlines()[-1])
+def own_process(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """This script with other arguments, in a process of its own."""
+    command = [sys.executable, "-m", "experiments.gpu", *arguments]
+    environ = {**os.environ, **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+
+
+def said_by(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a process printed last, or why it gives nothing."""
+    output, errors = process.communicate()
+    if process.returncode:
+        no_room = any(sign in errors for sign in ("RESOURCE_EXHAUSTED", "OutOfMemoryError"))
+        return {"failed": "no room" if no_room else errors[-500:].strip() or f"exit code {process.returncode}"}
+    return json.loads(output.splitlines()[-1])
+
+
+def missing(case: Case) -> list[str]:
+    """What a case needs and cannot import."""
+    return [name for name in ("torch", "torchvision") if case.framework == "torch" and not util.find_spec(name)]
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -214,33 +243,50 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def measured(output: Path) -> dict[Case, dict[str, Any]]:
+    """What an earlier start has measured."""
+    known = json.loads(output.read_text())["cases"] if output.exists() else []
+    fields = [field.name for field in dataclasses.fields(Case)]
+    return {Case(**{name: x.pop(name) for name in fields}): x for x in known if "failed" not in x}
+
+
 def main(_: Sequence[str]) -> None:
     """Runs the cases while there is time, and prints the table."""
+    wanted, output = cases(_TINY.value), Path(_OUTPUT.value)
     if _CASE.value:
         case = Case(**json.loads(_CASE.value))
         print(json.dumps(_FRAMEWORKS[case.framework](case)))
         return
-    started, longest = time.monotonic(), 0.0
+    if _COUNT.value:
+        print(json.dumps(count(wanted)))
+        return
+    started, longest, known = time.monotonic(), 0.0, measured(output)
     results: list[dict[str, Any]] = []
-    flops: dict[tuple[str, str], float] = {}
-    for case in cases(_TINY.value):
-        begun = time.monotonic()
-        missing = [name for name in ("torch", "torchvision") if case.framework == "torch" and not util.find_spec(name)]
-        if missing:
-            said: dict[str, Any] = {"failed": f"{' and '.join(missing)} cannot be imported"}
-        elif begun - started + longest > 60 * _MINUTES.value:
-            said = {"failed": "no time"}
-        else:
-            said = in_own_process(case)
-        if "failed" not in said:
-            # PyTorch's case does the work of kdjax's: the operations are counted once.
-            flops.setdefault((case.method, case.pair), said.get("flops_per_image", math.nan))
-            said.setdefault("flops_per_image", flops[case.method, case.pair])
-            said["share_of_peak"] = share_of_peak(said, case.dtype)
-        longest = max(longest, time.monotonic() - begun)
-        results.append({**dataclasses.asdict(case), **said})
-        print(table(results[-1:]).splitlines()[-1], flush=True)
-        write_json(Path(_OUTPUT.value), {"minutes": (time.monotonic() - started) / 60, "cases": results})
+    counting = own_process("--count", f"--tiny={_TINY.value}", JAX_PLATFORMS="cpu")
+    flops: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for case in wanted:
+            begun = time.monotonic()
+            if case in known:
+                said: dict[str, Any] = known[case]
+            elif lacking := missing(case):
+                said = {"failed": f"{' and '.join(lacking)} cannot be imported"}
+            elif begun - started + longest > 60 * _MINUTES.value:
+                said = {"failed": "no time"}
+            else:
+                own = own_process(
+                    f"--case={json.dumps(vars(case))}", f"--trace={_TRACE.value}", JAX_COMPILATION_CACHE_DIR=cache
+                )
+                said = said_by(own)
+            flops = flops or said_by(counting)
+            if "failed" not in said and work(case) in flops:
+                said["flops_per_image"] = sum(flops[work(case)].values())
+                said["flops_per_image_of"] = flops[work(case)]
+                said["share_of_peak"] = share_of_peak(said, case.dtype)
+            longest = max(longest, time.monotonic() - begun)
+            results.append({**vars(case), **said})
+            print(table(results[-1:]).splitlines()[-1], flush=True)
+            write_json(output, {"minutes": (time.monotonic() - started) / 60, "cases": results})
     print(table(results))
 
 
