@@ -1,7 +1,7 @@
 """Training steps on one GPU, beside PyTorch doing the same work: ``python -m experiments.gpu --output=gpu.json``.
 
 A rented GPU is paid by the minute: what matters most is measured first, everything that is measured is written at once,
-nothing is begun that would not end within ``--minutes``, and what the output already has is not measured again. Each
+what has not ended after ``--minutes`` is ended, and what the output already has is not measured again. Each
 case runs in a process of its own, so that its memory is its own and one that finds no room stops nothing. Images are
 random and lie on the GPU; weights are random as well. The processes share JAX's cache of compiled programs and of
 what was found fastest for an operation: cases after the first of a dtype compile in less time than they would alone.
@@ -37,7 +37,7 @@ from kdjax.run.lowered import written_flops
 from kdjax.types import Batch
 
 _OUTPUT = flags.DEFINE_string("output", "gpu.json", "JSON file for all cases.")
-_MINUTES = flags.DEFINE_float("minutes", 9.0, "Nothing is begun that would last longer.")
+_MINUTES = flags.DEFINE_float("minutes", 9.0, "What has not ended by then is ended.")
 _TINY = flags.DEFINE_bool("tiny", False, "Small images, small detectors and two of everything, to try the script.")
 _TRACE = flags.DEFINE_string(
     "trace", "", "Folder for a profile of three steps of each of our cases, as XProf reads it."
@@ -215,9 +215,14 @@ def own_process(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
 
 
-def said_by(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a process printed last, or why it gives nothing."""
-    output, errors = process.communicate()
+def said_by(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+    """What a process printed last, or why it gives nothing; it is ended after so many seconds."""
+    try:
+        output, errors = process.communicate(timeout=max(seconds, 0))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return {"failed": "no time"}
     if process.returncode:
         no_room = any(sign in errors for sign in ("RESOURCE_EXHAUSTED", "OutOfMemoryError"))
         return {"failed": "no room" if no_room else errors[-500:].strip() or f"exit code {process.returncode}"}
@@ -260,30 +265,27 @@ def main(_: Sequence[str]) -> None:
     if _COUNT.value:
         print(json.dumps(count(wanted)))
         return
-    started, longest, known = time.monotonic(), 0.0, measured(output)
+    started, known = time.monotonic(), measured(output)
+    end = started + 60 * _MINUTES.value
     results: list[dict[str, Any]] = []
     counting = own_process("--count", f"--tiny={_TINY.value}", JAX_PLATFORMS="cpu")
     flops: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as cache:
         for case in wanted:
-            begun = time.monotonic()
             if case in known:
                 said: dict[str, Any] = known[case]
             elif lacking := missing(case):
                 said = {"failed": f"{' and '.join(lacking)} cannot be imported"}
-            elif begun - started + longest > 60 * _MINUTES.value:
-                said = {"failed": "no time"}
             else:
                 own = own_process(
                     f"--case={json.dumps(vars(case))}", f"--trace={_TRACE.value}", JAX_COMPILATION_CACHE_DIR=cache
                 )
-                said = said_by(own)
-            flops = flops or said_by(counting)
+                said = said_by(own, end - time.monotonic())
+            flops = flops or said_by(counting, end - time.monotonic())
             if "failed" not in said and work(case) in flops:
                 said["flops_per_image"] = sum(flops[work(case)].values())
                 said["flops_per_image_of"] = flops[work(case)]
                 said["share_of_peak"] = share_of_peak(said, case.dtype)
-            longest = max(longest, time.monotonic() - begun)
             results.append({**vars(case), **said})
             print(table(results[-1:]).splitlines()[-1], flush=True)
             write_json(output, {"minutes": (time.monotonic() - started) / 60, "cases": results})
