@@ -1,11 +1,12 @@
 """The table of all methods on the embedded data: ``python -m experiments.table --workdir=runs/table``.
 
-Runs the teacher once a seed and every method's protocol upon it, then writes a Markdown table of AP, mean and standard
-deviation over the seeds, with the gain over the identical student alone and its interval, and below it every run with
-its commit. Stop it at any time: the same command goes on, and what is finished is not run again. ``--seeds=1
---methods=none,mgd`` runs a part of it.
+Runs the teacher once a seed and every method's protocol upon it, then writes a Markdown table of the primary metric, AP
+of ``--task=detection``, mean and standard deviation over the seeds, with the gain over the identical student alone and
+its interval, and below it every run with its commit. Stop it at any time: the same command goes on, and what is
+finished is not run again. ``--seeds=1 --methods=none,mgd`` runs a part of it.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -23,13 +24,15 @@ from ml_collections import ConfigDict
 
 from kdjax.config import config_names, load_config
 from kdjax.devices import cache_compilations
+from kdjax.errors import UserError
 from kdjax.run import pipeline
 from kdjax.run.verdict import judge
 
-METHODS = ("none", *(name for name in config_names() if name != "none"))
-"""Every config; the student alone first, with which the others are compared."""
+VARIANTS = {"detection": "shapes", "segmentation": "segmentation", "classification": "classification"}
+"""By task, the variant of configs that has it on the embedded data."""
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/table", "Folder for all runs.")
+_TASK = flags.DEFINE_enum("task", "detection", VARIANTS, "What models learn.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0 to this minus 1.", lower_bound=1)
 _METHODS = flags.DEFINE_list("methods", None, "Which rows of the table; all by default.")
 _OUTPUT = flags.DEFINE_string("output", None, "Markdown file to write; <workdir>/table.md by default.")
@@ -56,17 +59,28 @@ def run(name: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
             shutil.copytree(shared, own / "stages" / stage)
     summary = pipeline.run(config, own)
     found = {role: summary[role] and summary[role][summary["primary"]] for role in ("teacher", "student", "baseline")}
-    record.write_text(json.dumps({"method": name, "seed": seed, **found, **conditions(config)}))
+    said = {"method": name, "seed": seed, "metric": summary["primary"], **found, **conditions(config)}
+    record.write_text(json.dumps(said))
     return json.loads(record.read_text())
 
 
-def protocol(method: str, seed: int) -> ConfigDict:
-    """The config of a method with a seed.
+def methods_of(task: str) -> tuple[str, ...]:
+    """Every config that has a task; the student alone first, with which the others are compared."""
+    found = []
+    for name in config_names():
+        with contextlib.suppress(UserError):
+            load_config(f"{name}:{VARIANTS[task]}")
+            found.append(name)
+    return ("none", *(name for name in found if name != "none"))
+
+
+def protocol(method: str, task: str, seed: int) -> ConfigDict:
+    """The config of a method on the embedded data of a task, with a seed.
 
     A student that starts from another stage is compared with one that was trained in as many stages; all others with
     the run of ``none``.
     """
-    config = load_config(method)
+    config = load_config(f"{method}:{VARIANTS[task]}")
     config.seed = seed
     config.compare = bool(config.student.init)
     return config
@@ -74,6 +88,7 @@ def protocol(method: str, seed: int) -> ConfigDict:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """A row for each method, then a row for each run."""
+    metric = runs[0]["metric"]
 
     def spread(values: Sequence[float]) -> str:
         deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -81,7 +96,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
     alone = {run["seed"]: run["student"] for run in runs if run["method"] == "none"}
     lines = [
-        "| method | seeds | teacher AP | student AP | the identical student alone | gain (95 % of it) |",
+        f"| method | seeds | teacher {metric} | student {metric} | the identical student alone | gain (95 % of it) |",
         "|---|---|---|---|---|---|",
     ]
     for method in dict.fromkeys(run["method"] for run in runs):
@@ -89,7 +104,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         row = [f"`{method}`", str(len(own)), *(spread([run[role] for run in own]) for role in ("teacher", "student"))]
         bases: list[Any] = [alone.get(run["seed"]) if run["baseline"] is None else run["baseline"] for run in own]
         if method != "none" and None not in bases:
-            verdict = judge([run["student"] for run in own], bases, "AP")
+            verdict = judge([run["student"] for run in own], bases, metric)
             interval = f" ({verdict.interval[0]:+.1f} to {verdict.interval[1]:+.1f})" if verdict.interval else ""
             row += [spread(bases), f"{verdict.mean:+.1f}{interval}"]
         lines.append(" | ".join(["", *row, *[""] * (6 - len(row)), ""]).strip())
@@ -128,9 +143,11 @@ def tabulate(rows: Mapping[str, Callable[[int], ConfigDict]]) -> None:
     cache_compilations()
     workdir = Path(_WORKDIR.value)
     output = Path(_OUTPUT.value or workdir / "table.md")
-    runs = []
+    chosen, runs = _METHODS.value or list(rows), []
+    if unknown := [name for name in chosen if name not in rows]:
+        raise app.UsageError(f"--methods names {', '.join(unknown)}; there are {', '.join(rows)}.")
     for seed in range(_SEEDS.value):
-        for name in _METHODS.value or rows:
+        for name in chosen:
             runs.append(run(name, rows[name](seed), workdir))
             output.write_text(table(runs))
     print(output.read_text())
@@ -138,7 +155,7 @@ def tabulate(rows: Mapping[str, Callable[[int], ConfigDict]]) -> None:
 
 def main(_: Sequence[str]) -> None:
     """The table of all methods."""
-    tabulate({method: functools.partial(protocol, method) for method in METHODS})
+    tabulate({method: functools.partial(protocol, method, _TASK.value) for method in methods_of(_TASK.value)})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import pickle
+import signal
 import socket
 import sys
 import time
@@ -139,6 +140,9 @@ def _launcher() -> int:
 
 
 def _initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    # JAX aborts where another process has died. absl would have it print all stacks first, which can crash while
+    # threads still run: that is another exit code, which asks for no new start.
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
     # It would take SIGTERM, and wait with it for steps, of which there may be none for a long time.
     with contextlib.suppress(AttributeError):  # Older versions have no such option, and leave it to who comes last.
         jax.config.update("jax_enable_preemption_service", False)

@@ -22,6 +22,7 @@ from kdjax.data.batches import padded
 from kdjax.data.photographs import checked
 from kdjax.data.sizing import READING, RESIZES, Reading, Size, Sizing, sizing
 from kdjax.errors import DataError, UserError
+from kdjax.files import seal
 from kdjax.models import build_model
 from kdjax.options import TEXT, Rule, number, whole
 from kdjax.paths import Path, absolute, as_path, files_in, in_bucket, remove
@@ -237,11 +238,11 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
         folder: of a model ("model", "class_names", "image_size", "sizing": how images were scaled, which version 0.1
             did not write, "format", "task", "reading": of image files, and "dtype", which earlier did not, "sha256",
             "kdjax": the version that wrote it; and "threshold", where somebody has added it), of a method ("method",
-            "sha256", "kdjax"), or one step of a run's checkpoints ("checkpoint": its path, and what is said of it,
-            which version 0.1 did not write).
+            "sha256", "kdjax"), or one step of a run's checkpoints ("checkpoint": the sha256 of its record, or its path
+            where version 0.1 wrote none, and what is said of its model).
 
     Raises:
-        DataError: if ``folder`` is none of them.
+        DataError: if ``folder`` is none of them, or its description or record is damaged.
     """
     for file, keys in _DESCRIPTIONS.items():
         path = as_path(folder) / file
@@ -250,7 +251,9 @@ def describe(folder: str | os.PathLike) -> dict[str, Any]:
     step = absolute(as_path(folder))
     if all((step / item).is_dir() for item in (STUDENT, REST)):
         stage = step.parents[1] / STAGE_FILE
-        return {"checkpoint": str(step), **(_described(stage, set()) if stage.exists() else {})}
+        record = recorded(step)
+        known = seal(record) if record else str(step)
+        return {"checkpoint": known, **(_described(stage, set()) if stage.exists() else {})}
     raise DataError(
         f"{folder} holds no kdjax model; give the folder `student` of a finished run's workdir, or one step in the "
         "`checkpoints` of a stage."

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from kdjax.run.start import (
     import_detector,
     load_origins,
 )
-from kdjax.saved import STAGE_FILE, describe_model, save_model
+from kdjax.saved import STAGE_FILE, describe, describe_model, save_model
 from kdjax.state import init_state
 from kdjax.tasks import Detection
 from kdjax.weights import COCO_NAMES, load_into
@@ -213,6 +214,8 @@ def test_a_model_of_other_classes_gives_no_class_outputs(stage, tmp_path, folder
         kept, _ = _saved(folder, model, others, strict=False)
         assert flatten_dict(variables, sep="/").keys() - flatten_dict(kept, sep="/").keys() == class_outputs(variables)
     if "checkpoints" in str(folder):
+        shutil.copytree(tmp_path / "stage", tmp_path / "moved")
+        assert describe(folder) == describe(tmp_path / "moved" / "checkpoints" / folder.name)
         jax.tree.map(np.testing.assert_array_equal, kdjax.load_student(folder)[1], variables)
 
 
