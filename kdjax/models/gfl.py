@@ -5,6 +5,7 @@ Each side of a box is a distribution over how many strides, 0 to 16, it is away 
 side is found.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +18,7 @@ from kdjax.losses.detection import distribution_focal_loss, giou_loss, paired_io
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.atss import ATSS, BOX_WEIGHT, ATSSHead, centres_of
 from kdjax.models.dense import Learnt, pair_maps
-from kdjax.types import Features, PairedBoxes, Targets, Terms
+from kdjax.types import Features, PairedBoxes, PairedSides, Targets, Terms
 
 FARTHEST = 16
 """Strides that a side may be away from its location."""
@@ -64,6 +65,11 @@ def mean_distances(distributions: jax.Array) -> jax.Array:
     return jnp.sum(share * strides, axis=-1)
 
 
+def best_scores(rows: Any) -> jax.Array:
+    """The highest score of each place, by which what it says of boxes is weighted: (N, rows), without a gradient."""
+    return jax.lax.stop_gradient(jnp.max(jax.nn.sigmoid(rows.logits), axis=-1))
+
+
 class GFLHead(ATSSHead):
     """The towers and scales of ATSS, without a centerness."""
 
@@ -98,6 +104,25 @@ class GFL(ATSS):
         return scores
 
     @nn.nowrap
+    def paired_sides(
+        self, predictions: Any, theirs: Any, targets: Targets, image_size: jax.Array
+    ) -> dict[str, PairedSides]:
+        """See :class:`kdjax.types.Model`: of a GFL with equal grids, weighted as the boxes of the loss are."""
+        given = theirs.distributions if isinstance(theirs, GFLPredictions) else {}
+        ours = predictions.distributions
+        pairs = pair_maps(ours, given, self.strides, image_size, kind="GFLs with equal grids")
+        by_level = self.places_of(predictions)
+        learnt = self.learnt(by_level, targets, image_size)
+        weight = jnp.where(learnt.assignment.positive, best_scores(self.rows_of(predictions, by_level)), 0)
+        sizes = self.sizes(ours)
+        ends = list(itertools.accumulate(height * width for height, width in sizes.values()))
+        parts = dict(zip(sizes, jnp.split(weight, ends[:-1], axis=1), strict=True))
+        return {
+            level: PairedSides(pair.student, pair.teacher, parts[level].reshape(pair.student.shape[:3]))
+            for level, pair in pairs.items()
+        }
+
+    @nn.nowrap
     def terms_of(self, rows: Any, learnt: Learnt) -> Terms:
         """{"cls": quality focal loss, "box": 2 GIoU losses, "dfl": a quarter of the distribution focal loss}.
 
@@ -115,7 +140,7 @@ class GFL(ATSS):
         distances = boxes.distances_to(centres_of(learnt.places), learnt.boxes) / self.strides_of(learnt.places)
         inner = jnp.clip(distances, 0, FARTHEST - _BELOW_FARTHEST)
         dfl = jnp.mean(distribution_focal_loss(by_side(rows.distributions), inner), axis=-1)
-        weight = jax.lax.stop_gradient(jnp.max(jax.nn.sigmoid(rows.logits), axis=-1))
+        weight = best_scores(rows)
         total = mean_count(masked_sum(weight, positive), self.axis_name)
         cls = masked_sum(quality_focal_loss(rows.logits, goal), taking_part[..., None])
         return {
