@@ -134,8 +134,10 @@ class PairedSides(NamedTuple):
     """(N, H, W, 4 * K), before the softmax over the K distances of each side, which vary fastest."""
     teacher: jax.Array
     """Likewise."""
-    weight: jax.Array
-    """(N, H, W) float32 of at least 0: how much each place counts; it has no gradient."""
+    main: jax.Array
+    """(N, H, W) float32 of at least 0: how much each place counts that learns an object, 0 of others; no gradient."""
+    valuable: jax.Array
+    """(N, H, W) float32 of at least 0: likewise of places that are near to objects; no gradient."""
 
 
 PairedSidesOf = Callable[[Any], dict[str, PairedSides]]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from kdjax import boxes
 from kdjax.losses.detection import distribution_focal_loss, giou_loss, paired_iou, quality_focal_loss
 from kdjax.losses.reduce import masked_sum, mean_count
+from kdjax.models.assign import valuable_region
 from kdjax.models.atss import ATSS, BOX_WEIGHT, ATSSHead, centres_of
 from kdjax.models.dense import Learnt, pair_maps
 from kdjax.types import Features, PairedBoxes, PairedSides, Targets, Terms
@@ -107,18 +108,29 @@ class GFL(ATSS):
     def paired_sides(
         self, predictions: Any, theirs: Any, targets: Targets, image_size: jax.Array
     ) -> dict[str, PairedSides]:
-        """See :class:`kdjax.types.Model`: of a GFL with equal grids, weighted as the boxes of the loss are."""
+        """See :class:`kdjax.types.Model`: of a GFL with equal grids.
+
+        Places that learn an object are weighted as in the loss; those near one by their IoU with it, see
+        :func:`kdjax.models.assign.valuable_region`.
+        """
         given = theirs.distributions if isinstance(theirs, GFLPredictions) else {}
         ours = predictions.distributions
         pairs = pair_maps(ours, given, self.strides, image_size, kind="GFLs with equal grids")
         by_level = self.places_of(predictions)
         learnt = self.learnt(by_level, targets, image_size)
-        weight = jnp.where(learnt.assignment.positive, best_scores(self.rows_of(predictions, by_level)), 0)
+        main = jnp.where(learnt.assignment.positive, best_scores(self.rows_of(predictions, by_level)), 0)
+
+        def region(targets: Targets, image_size: jax.Array) -> jax.Array:
+            inside = [self.inside(x, image_size) for x in by_level.values()]
+            return valuable_region(list(by_level.values()), targets.boxes, targets.valid, inside)
+
+        valuable = jax.vmap(region)(targets._replace(masks=None), image_size)
         sizes = self.sizes(ours)
-        ends = list(itertools.accumulate(height * width for height, width in sizes.values()))
-        parts = dict(zip(sizes, jnp.split(weight, ends[:-1], axis=1), strict=True))
+        ends = list(itertools.accumulate(height * width for height, width in sizes.values()))[:-1]
+        parts = (jnp.split(weight, ends, axis=1) for weight in (main, valuable))
+        weights = dict(zip(sizes, zip(*parts, strict=True), strict=True))
         return {
-            level: PairedSides(pair.student, pair.teacher, parts[level].reshape(pair.student.shape[:3]))
+            level: PairedSides(pair.student, pair.teacher, *(x.reshape(pair.student.shape[:3]) for x in weights[level]))
             for level, pair in pairs.items()
         }
 

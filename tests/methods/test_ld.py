@@ -10,8 +10,8 @@ from kdjax.losses import ld_loss
 from kdjax.methods.ld import LD
 from kdjax.models import FPN, RetinaNet
 from kdjax.models.gfl import GFLPredictions
-from kdjax.types import PairedSides, Targets, View
-from tests.models.test_atss import SIZES, STRIDES, Nothing, learnt_of, rows
+from kdjax.types import Targets, View
+from tests.models.test_atss import SIZES, STRIDES, Nothing, anchors, candidates_of, learnt_of, overlaps, rows
 from tests.models.test_gfl import CLASSES, DETECTOR, SIZE, predictions, softmax
 
 OURS, THEIRS = predictions(4), predictions(5)
@@ -28,7 +28,27 @@ def terms(ours, theirs, temperature=10.0):
 
     views = View({}, STRIDES, ours), View({}, STRIDES)
     method = LD(temperature=temperature)
-    return method.apply({}, *views, teacher_heads=lambda seen: theirs, paired_sides=sides)["ld"]
+    return method.apply({}, *views, teacher_heads=lambda seen: theirs, paired_sides=sides)
+
+
+def region_by_loops(objects):
+    """Of each anchor its IoU with the object whose region it is in, the largest; 0 outside (Zheng et al., algorithm 1).
+
+    The centre of an object of which an anchor overlaps just enough to learn it may be too far for its DIoU.
+    """
+    levels = anchors(4.0)
+    everything = np.concatenate(levels).astype(np.float64)
+    region = np.zeros(len(everything))
+    for box in objects.astype(np.float64):
+        _, threshold = candidates_of(levels, box, np.ones(len(everything), bool))
+        for place, anchor in enumerate(everything):
+            iou, _ = overlaps(anchor, box)
+            away = ((anchor[:2] + anchor[2:] - box[:2] - box[2:]) / 2) ** 2
+            around = np.maximum(anchor[2:], box[2:]) - np.minimum(anchor[:2], box[:2])
+            diou = iou - away.sum() / (around**2).sum()
+            if threshold / 4 <= diou < threshold:
+                region[place] = max(region[place], iou)
+    return region
 
 
 def divergence(student, teacher, temperature):
@@ -37,30 +57,33 @@ def divergence(student, teacher, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 10.0])
-def test_the_term_is_the_divergence_where_objects_are_learnt_weighted_by_the_students_score(temperature):
-    learnt, found = learnt_of(TARGETS), jax.jit(terms, static_argnums=2)(OURS, THEIRS, temperature)
+def test_the_terms_are_the_divergence_in_their_regions(temperature):
+    """Where objects are learnt, weighted by the student's score, and near them, weighted by the IoU."""
+    found = jax.jit(terms, static_argnums=2)(OURS, THEIRS, temperature)
     ends = np.cumsum([height * width for height, width in SIZES.values()])
-    expected = dict.fromkeys(SIZES, 0.0)
-    scores = 1 / (1 + np.exp(-rows(OURS.logits).max(axis=2)))
+    main = np.where(learnt_of(TARGETS) >= 0, 1 / (1 + np.exp(-rows(OURS.logits).max(axis=2))), 0)
+    near = np.stack([region_by_loops(TARGETS.boxes[image][TARGETS.valid[image]]) for image in range(2)])
     ours, theirs = rows(OURS.distributions), rows(THEIRS.distributions)
-    for image, place in zip(*np.nonzero(learnt >= 0), strict=True):
-        sides = zip(ours[image, place].reshape(4, 17), theirs[image, place].reshape(4, 17), strict=True)
-        level = list(SIZES)[int(np.searchsorted(ends, place, side="right"))]
-        whole = sum(divergence(*side, temperature) for side in sides)
-        expected[level] += scores[image, place] * temperature**2 * whole / (4 * 17) / 2
-    assert sum(map(bool, expected.values())) > 1
-    assert {level: float(value) for level, value in found.items()} == pytest.approx(expected, rel=1e-4)
+    for term, weight in (("ld", main), ("ld_vlr", near)):
+        expected = dict.fromkeys(SIZES, 0.0)
+        for image, place in zip(*np.nonzero(weight), strict=True):
+            sides = zip(ours[image, place].reshape(4, 17), theirs[image, place].reshape(4, 17), strict=True)
+            level = list(SIZES)[int(np.searchsorted(ends, place, side="right"))]
+            whole = sum(divergence(*side, temperature) for side in sides)
+            expected[level] += weight[image, place] * temperature**2 * whole / (4 * 17) / 2
+        assert sum(map(bool, expected.values())) > 1
+        assert {level: float(value) for level, value in found[term].items()} == pytest.approx(expected, rel=1e-4)
 
 
 def test_only_what_the_student_says_of_sides_is_moved():
-    ours, theirs = jax.jit(jax.grad(lambda *x: sum(terms(*x).values()), argnums=(0, 1)))(OURS, THEIRS)
+    ours, theirs = jax.jit(jax.grad(lambda *x: sum(terms(*x)["ld"].values()), argnums=(0, 1)))(OURS, THEIRS)
     assert not any(np.any(x) for x in jax.tree.leaves((theirs, ours.logits)))
     moved = np.abs(rows(ours.distributions)).max(axis=2) > 0
     np.testing.assert_array_equal(moved, learnt_of(TARGETS) >= 0)
 
 
 def test_a_student_that_says_the_same_has_nothing_to_learn():
-    for value in terms(OURS, OURS).values():
+    for value in jax.tree.leaves(jax.jit(terms)(OURS, OURS)):
         np.testing.assert_allclose(value, 0, atol=1e-5)
 
 
@@ -84,8 +107,5 @@ def test_a_level_that_the_teacher_has_not_is_passed_over():
         return {level: x for level, x in maps.items() if level != "p6"}
 
     fewer = GFLPredictions(without(THEIRS.logits), without(THEIRS.distributions))
-    assert list(DETECTOR.paired_sides(OURS, fewer, TARGETS, SIZE)) == ["p3", "p4", "p5"]
-    sides = PairedSides(*(jnp.zeros((1, 2, 2, 8)),) * 2, weight=jnp.ones((1, 2, 2)))
-    views = View({}, STRIDES, OURS), View({}, STRIDES)
-    found = LD().apply({}, *views, teacher_heads=lambda seen: seen, paired_sides=lambda _: {"p4": sides})
-    assert found == {"ld": {"p4": 0.0}}
+    found = jax.eval_shape(terms, OURS, fewer)
+    assert [list(found[term]) for term in ("ld", "ld_vlr")] == [["p3", "p4", "p5"]] * 2

@@ -44,23 +44,27 @@ def overlaps(box, other):
     return inner / union, inner / union - (hull - union) / hull
 
 
-def reference(levels, objects, inside, nearest=9):
+def candidates_of(levels, box, inside, nearest=9):
+    """{anchor: its IoU with the object} of the nearest of every level, and the threshold of the object."""
+    everything = np.concatenate(levels).astype(np.float64)
+    centres, candidates = (everything[:, :2] + everything[:, 2:]) / 2, {}
+    for start, end in itertools.pairwise(np.cumsum([0, *map(len, levels)])):
+        away = np.sqrt(((centres[start:end] - (box[:2] + box[2:]) / 2) ** 2).sum(1))
+        away[~inside[start:end]] = np.inf
+        order = start + np.argsort(away, kind="stable")[:nearest]
+        candidates |= {place: overlaps(everything[place], box)[0] for place in order if inside[place]}
+    ious = np.array(list(candidates.values()))
+    return candidates, ious.mean() + ious.std(ddof=1)
+
+
+def reference(levels, objects, inside):
     """(A,) the object that each anchor learns, or -1, object by object (Zhang et al., algorithm 1)."""
     everything = np.concatenate(levels).astype(np.float64)
-    starts = np.cumsum([0, *map(len, levels)])
     learns, best = np.full(len(everything), -1), np.full(len(everything), -1.0)
-    centres = (everything[:, :2] + everything[:, 2:]) / 2
     for index, box in enumerate(objects.astype(np.float64)):
-        candidates = []
-        for start, end in itertools.pairwise(starts):
-            away = np.sqrt(((centres[start:end] - (box[:2] + box[2:]) / 2) ** 2).sum(1))
-            away[~inside[start:end]] = np.inf
-            order = np.argsort(away, kind="stable")[:nearest]
-            candidates += [start + place for place in order if np.isfinite(away[place])]
-        ious = np.array([overlaps(everything[place], box)[0] for place in candidates])
-        threshold = ious.mean() + ious.std(ddof=1)
-        for place, iou in zip(candidates, ious, strict=True):
-            (x, y), within = centres[place], 0.01
+        candidates, threshold = candidates_of(levels, box, inside)
+        for place, iou in candidates.items():
+            (x, y), within = (everything[place, :2] + everything[place, 2:]) / 2, 0.01
             central = min(x - box[0], y - box[1], box[2] - x, box[3] - y) > within
             if iou >= threshold and central and iou > best[place]:
                 learns[place], best[place] = index, iou
