@@ -1,4 +1,4 @@
-"""Box arithmetic: overlaps, clipping and the delta coding of anchor-based detectors."""
+"""Box arithmetic: overlaps, clipping, and how detectors code boxes: by deltas of anchors or by distances of sides."""
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +75,13 @@ def decode(deltas: jax.Array, anchors: jax.Array, *, symmetric: bool = False) ->
     lowest = -DELTA_LIMIT if symmetric else -jnp.inf
     half = 0.5 * anchor_size * jnp.exp(jnp.clip(deltas[..., 2:], lowest, DELTA_LIMIT))
     return jnp.concatenate([centre - half, centre + half], axis=-1)
+
+
+def box_of(centres: jax.Array, distances: jax.Array) -> jax.Array:
+    """The boxes (..., 4) xyxy whose sides are at ``distances`` (..., 4) from ``centres`` (..., 2)."""
+    return jnp.concatenate([centres - distances[..., :2], centres + distances[..., 2:]], axis=-1)
+
+
+def distances_to(centres: jax.Array, objects: jax.Array) -> jax.Array:
+    """The inverse of :func:`box_of`: distances (..., 4) from ``centres`` (..., 2) to the sides of boxes (..., 4)."""
+    return jnp.concatenate([centres - objects[..., :2], objects[..., 2:] - centres], axis=-1)

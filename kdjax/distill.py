@@ -16,7 +16,7 @@ import optax
 from kdjax import operations
 from kdjax.losses import ClassStatistics
 from kdjax.state import TrainState, Variables
-from kdjax.types import Batch, Features, Method, MethodTerms, Model, Sampling, Terms, View
+from kdjax.types import Batch, Features, Method, MethodTerms, Model, PairedSides, Sampling, Terms, View
 
 # Folded into the keys of images that a detector samples its proposals by, so that methods draw other numbers.
 _SAMPLING = 2**31 - 1
@@ -178,6 +178,9 @@ def distill_loss(
     def prediction_loss(other: Any) -> Terms:
         return student.loss(other, targets, size)
 
+    def paired_sides(theirs: Any) -> dict[str, PairedSides]:
+        return student.paired_sides(predictions, theirs, targets, size)
+
     distilled = method_terms(
         methods,
         params["method"],
@@ -191,6 +194,7 @@ def distill_loss(
             "own_loss": own_loss,
             "prediction_loss": prediction_loss,
             "teacher_heads": teacher_heads,
+            "paired_sides": paired_sides,
             "statistics": statistics,
         },
     )

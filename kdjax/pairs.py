@@ -45,6 +45,10 @@ def _improved_fcos(backbone: Model, **head: Any) -> Model:
     return _fcos(backbone, **improved, **head)
 
 
+def _gfl(backbone: Model) -> Model:
+    return _detector("gfl", backbone, {})
+
+
 def _two_stage(name: str, backbone: Model) -> Model:
     return _detector(name, backbone, {"min_level": 2, "max_level": 6, "extra_from": "pool"})
 
@@ -83,6 +87,7 @@ FCOS_R101 = Weights(
     source="mmdet_detectron",
 )
 FCOS_X101 = Weights(_fcos(X101_64X4D), "fcos_x101_64x4d_fpn_gn-head_mstrain_640-800_2x_coco-ede514a8.pth", 42.6)
+GFL_R101 = Weights(_gfl(R101), "gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847.pth", 44.7)
 FASTER_R101 = Weights(
     _two_stage("faster_rcnn", R101), "faster_rcnn_r101_fpn_2x_coco_bbox_mAP-0.398_20200504_210455-1d2dac9c.pth", 39.8
 )
@@ -147,6 +152,8 @@ PAIRS: dict[str, Pair] = {
     "fcos_r101_r50": Pair(FCOS_R101, _improved_fcos(R50_CAFFE), short_sides=(640, 800)),
     "fcos_x101_retinanet_r50": Pair(FCOS_X101, _retinanet(R50)),
     "retinanet_r101_fcos_r50": Pair(RETINANET_R101, _fcos(R50_CAFFE)),
+    "gfl_r101_r18": Pair(GFL_R101, _gfl(R18)),
+    "gfl_r101_r50": Pair(GFL_R101, _gfl(R50)),
 }
 """Every pair by the name of its variant."""
 

@@ -127,6 +127,23 @@ class PairedBoxes(NamedTuple):
     """(N, ..., 1) bool: the places that count."""
 
 
+class PairedSides(NamedTuple):
+    """Where student and teacher say, as distributions, that the sides of boxes are, on one map."""
+
+    student: jax.Array
+    """(N, H, W, 4 * K), before the softmax over the K distances of each side, which vary fastest."""
+    teacher: jax.Array
+    """Likewise."""
+    main: jax.Array
+    """(N, H, W) float32 of at least 0: how much each place counts that learns an object, 0 of others; no gradient."""
+    valuable: jax.Array
+    """(N, H, W) float32 of at least 0: likewise of places that are near to objects; no gradient."""
+
+
+PairedSidesOf = Callable[[Any], dict[str, PairedSides]]
+"""From what the teacher's heads say to the sides of both, by level."""
+
+
 class BoxPredictions(Protocol):
     """Predictions whose box regression can be compared with a teacher's."""
 
@@ -196,6 +213,11 @@ class Model(Module, Protocol):
 
     def loss(self, predictions: Any, targets: Any, image_size: jax.Array) -> Terms:
         """The terms; the mean over devices of what each returns is that of the whole batch."""
+
+    def paired_sides(
+        self, predictions: Any, theirs: Any, targets: Any, image_size: jax.Array
+    ) -> dict[str, PairedSides]:
+        """Where its predictions and a teacher's say that sides are, by level; UserError where they do not."""
 
     def predict(self, images: jax.Array, image_size: jax.Array) -> Any:
         """uint8 images to what the task is about: everything that inference is."""

@@ -65,6 +65,13 @@ _SMOOTH_L1 = f"{_MMDET}@030b5682a4fc:mmdet/models/losses/smooth_l1_loss.py"
 _MMDET_FPN = f"{_MMDET}@0492e5c844f7:mmdet/models/necks/fpn.py"
 _FCOS_HEAD = f"{_MMDET}@00d13ba3242e:mmdet/models/dense_heads/fcos_head.py"
 
+# MMDetection's files of LD, whose authors' own have the valuable region beside the main one and other weights.
+_LD_README = f"{_MMDET}@19bceba56284:configs/ld/README.md"
+_LD_R18 = f"{_MMDET}@1b13f2c23435:configs/ld/ld_r18_gflv1_r101_fpn_coco_1x.py"
+_LD_R50 = f"{_MMDET}@584ef842a4a9:configs/ld/ld_r50_gflv1_r101_fpn_coco_1x.py"
+_LD_HEAD = f"{_MMDET}@0b4d8a4c535a:mmdet/models/dense_heads/ld_head.py:120"
+_GFL_README = f"{_MMDET}@10e91fd224d8:configs/gfl/README.md"
+
 # Files of MasKD.
 _MASKD_README = f"{_MASKD}:README.md"
 _TOKENS_README = f"{_MASKD}:mmdetection/README.md"
@@ -166,17 +173,19 @@ def _one_rate(mmcv: str) -> Settings:
     }
 
 
-def _schedule(warmup: str, steps: str, runner: str) -> Settings:
-    """A schedule of 24 epochs whose warm-up, milestones and length stand in these files."""
+def _schedule(
+    warmup: str, steps: str, runner: str, epochs: int = 24, milestones: tuple[int, ...] = (16, 22)
+) -> Settings:
+    """A schedule whose warm-up, milestones and length, both in epochs, stand in these files."""
     return {
         "student.optimizer.schedule": ("step", f"{warmup}:6"),
         "student.optimizer.warmup_steps": (500, f"{warmup}:8"),
         "student.optimizer.warmup_factor": (0.001, f"{warmup}:9"),
         "warmup_kind": ("linear", f"{warmup}:7"),
-        "milestones_epochs": ((16, 22), steps),
-        "student.optimizer.milestones": ((16 / 24, 22 / 24), steps),
-        "epochs": (24, runner),
-        "student.steps": (24 * 7330, runner),
+        "milestones_epochs": (milestones, steps),
+        "student.optimizer.milestones": (tuple(x / epochs for x in milestones), steps),
+        "epochs": (epochs, runner),
+        "student.steps": (epochs * 7330, runner),
     }
 
 
@@ -678,6 +687,57 @@ _ICD_FCOS_R101: Settings = {
     "distilled_ap": (42.9, f"{_ICD_README}:163"),
 }
 
+# ----------------------------------------------------------------------------------------------------------------- LD
+_LD_COMMON: Settings = {
+    **_mmdet_data(_DETECTION),
+    **_one_rate(_MMCV13),
+    **_schedule(_SCHEDULE_1X, f"{_SCHEDULE_1X}:10", f"{_SCHEDULE_1X}:11", epochs=12, milestones=(8, 11)),
+    "student.batch_size": (16, f"{_DETECTION}:32; {_LD_R18}:62"),
+    "student.optimizer.name": ("sgd", f"{_LD_R18}:62"),
+    "student.optimizer.learning_rate": (0.01, f"{_LD_R18}:62"),
+    "student.optimizer.momentum": (0.9, f"{_LD_R18}:62"),
+    "student.optimizer.weight_decay": (1e-4, f"{_LD_R18}:62"),
+    "student.optimizer.clip_norm": (0.0, f"{_SCHEDULE_1X}:3"),
+    "student.model.name": ("gfl", f"{_LD_R18}:28"),
+    "student.model.neck.extra_from": ("p5", f"{_LD_R18}:25"),
+    "student.model.neck.extra_relu": (False, f"{_LD_R18}:20"),
+    "student.model.neck.xavier": (True, f"{_MMDET_FPN}:135"),
+    "student.model.head.convs": (4, f"{_LD_R18}:31"),
+    "student.model.head.anchor_scale": (8.0, f"{_LD_R18}:36"),
+    "student.model.head.iou_threshold": (0.6, f"{_LD_R18}:59"),
+    "student.methods.ld.temperature": (10.0, f"{_LD_R18}:46"),
+    # The mean over images here is half of the sum over the two images of each device there.
+    "student.loss_weights.ld": (2 * 0.25, f"{_LD_R18}:46; {_LD_HEAD}; {_DETECTION}:32"),
+    "region": ("main", _LD_HEAD),
+    "student.inherit": ((), f"{_LD_R18}:8; {_LD_R18}:20"),
+    "teacher.weights": ("gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847.pth", f"{_LD_R18}:5"),
+    "teacher.published": (44.7, f"{_GFL_README}:21"),
+    "teacher.model.name": ("gfl", f"{_LD_R18}:9"),
+    "teacher.model.backbone.depth": (101, f"{_LD_R18}:9"),
+}
+_LD_GFL_R18: Settings = {
+    **_LD_COMMON,
+    "frozen_stages": (1, f"{_LD_R18}:16"),
+    "batch_norm_affine": ("trained", f"{_LD_R18}:17"),
+    "batch_norm_statistics": ("frozen", f"{_LD_R18}:18"),
+    "student.model.backbone.style": ("pytorch", f"{_LD_R18}:19"),
+    "student.model.backbone.depth": (18, f"{_LD_R18}:13"),
+    "pretrained": ("torchvision://resnet18", f"{_LD_R18}:8"),
+    "baseline_ap": (35.8, f"{_LD_README}:21"),
+    "distilled_ap": (36.5, f"{_LD_README}:22"),
+}
+_LD_GFL_R50: Settings = {
+    **_LD_COMMON,
+    "frozen_stages": (1, f"{_LD_R50}:8"),
+    "batch_norm_affine": ("trained", f"{_LD_R50}:9"),
+    "batch_norm_statistics": ("frozen", f"{_LD_R50}:10"),
+    "student.model.backbone.style": ("pytorch", f"{_LD_R50}:11"),
+    "student.model.backbone.depth": (50, f"{_LD_R50}:5"),
+    "pretrained": ("torchvision://resnet50", f"{_LD_R50}:12"),
+    "baseline_ap": (40.1, f"{_LD_README}:25"),
+    "distilled_ap": (41.0, f"{_LD_README}:26"),
+}
+
 AUTHORS: dict[tuple[str, str], Settings] = {
     ("mgd", "retinanet_x101_r50"): _MGD_RETINANET,
     ("mgd", "cascade_mask_rcnn_x101_faster_rcnn_r50"): _MGD_CASCADE_FASTER,
@@ -691,6 +751,8 @@ AUTHORS: dict[tuple[str, str], Settings] = {
     ("icd", "icd faster_rcnn_r101_r50"): _ICD_FASTER_RCNN,
     ("icd", "icd mask_rcnn_r101_r50"): _ICD_MASK_RCNN,
     ("icd", "icd fcos_r101_r50"): _ICD_FCOS_R101,
+    ("ld", "gfl_r101_r18"): _LD_GFL_R18,
+    ("ld", "gfl_r101_r50"): _LD_GFL_R50,
 }
 """Settings by kdjax's method and pair. ICD's pairs, with Detectron2's files, are none of kdjax's: "icd <pair>"."""
 
@@ -706,7 +768,8 @@ NOTES: dict[str, str] = {
     "student.steps": "derived: MMDetection counts epochs, here 24 of 7330 iterations, which is what COCO's images with "
     "objects give in batches of 16. No file states 7330 as a length; MasKD's fpn_r101-fpn_r50_coco.py:243 has it as "
     "the method's warm-up. ICD's is Detectron2's number of iterations",
-    "student.batch_size": "2 images on each of 8 GPUs",
+    "student.batch_size": "2 images on each of 8 GPUs. LD's rate is that of batches of 16; its table says mini-batches "
+    "of 6, without the rate that they had",
     "student.optimizer.bias_rate": "MasKD's FCOS: biases of group norm are no biases to mmcv; they keep rate and decay",
     "student.optimizer.clip_norm": "mmcv clips by the norm of all gradients of the model. MasKD's frozen tokens have "
     "gradients, which count, and a rate of 0; MGD's generation blocks count too",

@@ -155,8 +155,8 @@ def test_a_program_says_the_same_without_kdjax_and_flax(case, tmp_path):
         for output, x in expected.items():
             said = described["outputs"][output]
             assert [["b", *x.shape[1:]], x.dtype.name] == [said["shape"], said["dtype"]]
-            # One score of FCOS was seen to differ in its last bit, whether weights were known to the compiler or not.
-            most = 1e-7 if case.startswith("fcos") and output == "scores" else 0
+            # Scores of these were seen to differ in their last bits, whether weights were known to the compiler or not.
+            most = 1e-6 if case.startswith(("fcos", "atss", "gfl")) and output == "scores" else 0
             np.testing.assert_allclose(found[output], x, rtol=0, atol=most, err_msg=f"{output} of {name}")
         assert np.any(found.get("valid", True))
 

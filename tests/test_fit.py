@@ -134,7 +134,7 @@ def test_small_objects_get_larger_images_up_to_twice_the_pixels():
     assert 2 * 128 * 128 <= sizes[-1] <= 3.2 * 128 * 128
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "gfl", "faster_rcnn"])
 def test_detectors_look_for_larger_objects_where_there_are_larger_ones(name):
     (small,), (large,) = (model_class(name).suited([x, 2 * x, 3 * x]).values() for x in (8.0, 16.0))
     assert large > small

@@ -34,9 +34,11 @@ METHODS = {
     "fcos_r101_r50": "dmkd",
     "fcos_x101_retinanet_r50": "dfmsd",
     "retinanet_r101_fcos_r50": "icd",
+    "gfl_r101_r18": "ld",
+    "gfl_r101_r50": "mgd",
 }
 # One of each kind of student.
-QUICK = ("retinanet_r50_r18", "fcos_r101_r50")
+QUICK = ("retinanet_r50_r18", "fcos_r101_r50", "gfl_r101_r18")
 
 
 def test_each_pair_has_a_test():
@@ -47,7 +49,7 @@ def test_each_pair_has_a_test():
 def test_every_methods_config_of_a_pair_is_valid_where_the_files_are(name, tmp_path, monkeypatch):
     """And its teachers have the floors of their model zoo, on COCO's classes."""
     monkeypatch.chdir(tmp_path)
-    for path in (FILES[method] for method in (*papers.METHODS, "none")):
+    for path in (FILES[method] for method in (*papers.methods_of(name), "none")):
         config, pair = load(path, name), pairs.PAIRS[name]
         for stage in config.stages:
             if config[stage].weights:
@@ -81,6 +83,12 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch):
         check_files(resolve(load(FILES["mgd"], "retinanet_x101_r50"), devices=8))
 
 
+def test_ld_has_the_pairs_of_gfls_alone():
+    assert load(FILES["ld"], "gfl_r101_r50").student.loss_weights.ld == 0.5
+    with pytest.raises(UserError, match="choose shapes, tiny, or a pair: gfl_r101_r18, gfl_r101_r50"):
+        load(FILES["ld"], "retinanet_r101_r50")
+
+
 def test_an_unknown_pair_is_refused_with_the_choices():
     with pytest.raises(UserError, match="no variant 'coco' of this config; choose shapes, tiny, or a pair: retinanet"):
         load(FILES["mgd"], "coco")
@@ -97,7 +105,10 @@ def drawn(module, images):
     "name",
     slow_but(
         ("retinanet_r101_r50", "retinanet_r101_fcos_r50", "fcos_r101_r50"),
-        ("retinanet_r101_r50", "cascade_mask_rcnn_x101_faster_rcnn_r50", "retinanet_r101_fcos_r50", "fcos_r101_r50"),
+        (
+            *("retinanet_r101_r50", "cascade_mask_rcnn_x101_faster_rcnn_r50", "retinanet_r101_fcos_r50"),
+            *("fcos_r101_r50", "gfl_r101_r50"),
+        ),
     ),
 )
 def test_the_tokens_of_every_kind_of_teacher_have_a_loss(name):

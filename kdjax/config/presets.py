@@ -64,6 +64,18 @@ def fcos(depth: int, width: float, channels: int = 64) -> ConfigDict:
     return ConfigDict(retinanet(depth, width, channels).to_dict() | dict(name="fcos", head=head))
 
 
+def gfl(depth: int, width: float, channels: int = 64) -> ConfigDict:
+    """Config of a GFL for images of about 128 pixels: half-sized anchors, short heads.
+
+    Args:
+        depth: of the ResNet, 18, 34, 50 or 101.
+        width: factor on the ResNet's channels.
+        channels: of the feature pyramid and the heads.
+    """
+    head = dict(convs=2, anchor_scale=4.0)
+    return ConfigDict(retinanet(depth, width, channels).to_dict() | dict(name="gfl", head=head))
+
+
 def classifier(depth: int, width: float) -> ConfigDict:
     """Config of a ResNet that classifies.
 

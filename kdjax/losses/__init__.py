@@ -31,6 +31,7 @@ from kdjax.losses.icd import (
     split_heads,
     uniform_statistics,
 )
+from kdjax.losses.ld import ld_loss
 from kdjax.losses.logits import cwd_loss, kd_loss
 from kdjax.losses.maskd import maskd_loss, masked_features, token_dice_loss, token_masks, token_weights
 from kdjax.losses.mgd import keep_mask, mgd_loss
@@ -57,6 +58,7 @@ __all__ = [
     "instance_localization_loss",
     "kd_loss",
     "keep_mask",
+    "ld_loss",
     "maskd_loss",
     "masked_features",
     "masked_mean",

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from kdjax.boxes import area
 
 _EMPTY = 1e-7
-"""Added to the areas that :func:`iou_loss` and :func:`giou_loss` divide by, as torchvision does."""
+"""Added to the areas that :func:`paired_iou` and :func:`giou_loss` divide by, as torchvision does."""
 
 
 def sigmoid_focal_loss(logits: jax.Array, targets: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
@@ -74,6 +74,48 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jax.nn.softplus(logits) - logits * targets
 
 
+def quality_focal_loss(logits: jax.Array, targets: jax.Array, *, beta: float = 2.0) -> jax.Array:
+    """Focal loss of classifiers whose targets are qualities (Li et al., Generalized Focal Loss, equation 5).
+
+    ``|target - p|^beta * (-target log(p) - (1 - target) log(1 - p))`` with ``p = sigmoid(logit)``.
+
+    >>> loss = quality_focal_loss(jnp.zeros(3), jnp.array([0.0, 0.5, 1.0]))
+    >>> (loss / jnp.log(2)).round(4)  # |target - 1/2|^2
+    Array([0.25, 0.  , 0.25], dtype=float32)
+
+    Args:
+        logits: (...), any float dtype.
+        targets: (...) in [0, 1]: for the class of an object the IoU of the predicted box with it, else 0.
+        beta: how much what is nearly right is faded out.
+
+    Returns:
+        (...) float32.
+    """
+    away = jnp.abs(targets - jax.nn.sigmoid(logits.astype(jnp.float32)))
+    return away**beta * binary_cross_entropy(logits, targets)
+
+
+def distribution_focal_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy of a distribution over 0..K-1 at the two whole numbers beside a target (Li et al., equation 6).
+
+    ``-(i + 1 - t) log(p_i) - (t - i) log(p_(i+1))`` with ``p = softmax(logits)`` and ``i = floor(t)``: least where the
+    mean of the distribution is the target.
+
+    >>> distribution_focal_loss(jnp.array([[9.0, 9.0, -9.0]]), jnp.array([0.5]))  # log 2
+    Array([0.6931472], dtype=float32)
+
+    Args:
+        logits: (..., K), any float dtype.
+        targets: (...) in [0, K - 1].
+
+    Returns:
+        (...) float32.
+    """
+    places = jnp.arange(logits.shape[-1], dtype=jnp.float32).reshape((1,) * targets.ndim + (-1,))
+    share = jnp.maximum(1 - jnp.abs(targets[..., None] - places), 0)
+    return -jnp.sum(share * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+
+
 def iou_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """``-log(IoU)`` of xyxy boxes: (..., 4) and (..., 4) to (...) float32 (Yu et al., UnitBox, equation 1).
 
@@ -82,8 +124,7 @@ def iou_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     >>> iou_loss(jnp.array([[0.0, 0, 2, 4]]), jnp.array([[0.0, 0, 4, 4]]))  # IoU 1/2
     Array([0.6931472], dtype=float32)
     """
-    intersection, union, _ = _overlap(predictions, targets)
-    return -jnp.log(jnp.maximum(intersection / (union + _EMPTY), 1e-6))
+    return -jnp.log(jnp.maximum(paired_iou(predictions, targets), 1e-6))
 
 
 def giou_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
@@ -96,6 +137,16 @@ def giou_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """
     intersection, union, hull = _overlap(predictions, targets)
     return 1.0 - intersection / (union + _EMPTY) + (hull - union) / (hull + _EMPTY)
+
+
+def paired_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:
+    """The IoU of each xyxy box with its partner: (..., 4) and (..., 4) to (...) float32; 0 of empty ones.
+
+    >>> paired_iou(jnp.array([[0.0, 0, 2, 4]]), jnp.array([[0.0, 0, 4, 4]]))
+    Array([0.5], dtype=float32)
+    """
+    intersection, union, _ = _overlap(boxes, others)
+    return intersection / (union + _EMPTY)
 
 
 def _overlap(boxes: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

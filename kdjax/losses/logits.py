@@ -45,8 +45,8 @@ def kd_loss(
         ValueError: the shapes differ, or are of another form.
     """
     _check(student, teacher, where)
-    divergence = jax.checkpoint(_divergence)(student / temperature, jax.lax.stop_gradient(teacher) / temperature)
-    return temperature**2 * masked_mean(divergence, where, axis_name=axis_name)
+    found = jax.checkpoint(divergence)(student / temperature, jax.lax.stop_gradient(teacher) / temperature)
+    return temperature**2 * masked_mean(found, where, axis_name=axis_name)
 
 
 def cwd_loss(
@@ -83,15 +83,15 @@ def cwd_loss(
         x = x if where is None else jnp.where(where[..., None], x, _NEVER)
         return jnp.swapaxes(x.reshape(x.shape[0], -1, x.shape[3]), 1, 2)
 
-    def divergence(student: jax.Array, teacher: jax.Array) -> jax.Array:
-        return _divergence(by_channel(student), by_channel(teacher))
+    def of_channels(student: jax.Array, teacher: jax.Array) -> jax.Array:
+        return divergence(by_channel(student), by_channel(teacher))
 
     images, *_, channels = student.shape
-    found = jax.checkpoint(divergence)(student, jax.lax.stop_gradient(teacher))
+    found = jax.checkpoint(of_channels)(student, jax.lax.stop_gradient(teacher))
     return temperature**2 * masked_sum(found) / (images * channels)
 
 
-def _divergence(student: jax.Array, teacher: jax.Array) -> jax.Array:
+def divergence(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """``KL(softmax(teacher) || softmax(student))`` over the last axis: (..., K) to (...), float32."""
     ours, theirs = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (student, teacher))
     return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)

@@ -39,6 +39,7 @@ from kdjax.methods.boxes import BoxImitation
 from kdjax.methods.dfmsd import DFMSD
 from kdjax.methods.dmkd import DMKD
 from kdjax.methods.icd import ICD
+from kdjax.methods.ld import LD
 from kdjax.methods.logits import CWD, KD
 from kdjax.methods.maskd import MasKD, MasKDTokens
 from kdjax.methods.maskd_logits import MasKDLogits, MasKDLogitTokens
@@ -56,6 +57,7 @@ METHODS: dict[str, type[Method]] = {
     "maskd_tokens": MasKDTokens,
     "icd": ICD,
     "box_imitation": BoxImitation,
+    "ld": LD,
     "kd": KD,
     "cwd": CWD,
     "maskd_logits": MasKDLogits,
@@ -74,6 +76,7 @@ NEEDED = {
     "own_loss": "kdjax.types.OwnLoss: from other features to the terms of the student's own loss on them.",
     "prediction_loss": "kdjax.types.PredictionLoss: from other predictions to the terms of the student's own loss.",
     "teacher_heads": "kdjax.types.TeacherHeads: from the student's predictions to what the teacher's heads say there.",
+    "paired_sides": "kdjax.types.PairedSidesOf: from what the teacher's heads say to both's distributions of sides.",
     "statistics": "kdjax.losses.ClassStatistics: what the boxes of the training set look like.",
 }
 """Every keyword that a method may need."""

@@ -13,9 +13,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import Dtype
 
 from kdjax.errors import UserError
+from kdjax.models.atss import ATSS
 from kdjax.models.classifier import Classifier, MobileNetV1Classifier, MobileNetV2Classifier
 from kdjax.models.fcos import FCOS
 from kdjax.models.fpn import FPN
+from kdjax.models.gfl import GFL
 from kdjax.models.network import Network
 from kdjax.models.rcnn import RCNN
 from kdjax.models.resnet import ResNet
@@ -24,8 +26,10 @@ from kdjax.models.segmentation import DeepLabV3, DeepLabV3MobileNetV2, PSPNet
 from kdjax.options import chosen, declared
 
 __all__ = [
+    "ATSS",
     "FCOS",
     "FPN",
+    "GFL",
     "MODELS",
     "RCNN",
     "ResNet",
@@ -41,6 +45,8 @@ __all__ = [
 MODELS: dict[str, Callable[..., Network]] = {
     "retinanet": RetinaNet,
     "fcos": FCOS,
+    "atss": ATSS,
+    "gfl": GFL,
     "faster_rcnn": functools.partial(RCNN, stages=1, masks=False),
     "mask_rcnn": functools.partial(RCNN, stages=1, masks=True),
     "cascade_rcnn": functools.partial(RCNN, stages=3, masks=False, train_proposals=2000),

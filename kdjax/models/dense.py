@@ -1,4 +1,7 @@
-"""What detectors that predict all over a pyramid share: layers, and the way to the loss and to detections."""
+"""What detectors that predict all over a pyramid share: layers, and the way to the loss and to detections.
+
+The file is long because it is that whole way, which each detector goes with a few functions of its own.
+"""
 
 import functools
 import math
@@ -45,9 +48,9 @@ class DenseDetector(Detector):
     """A detector whose one head, ``head``, predicts from the pyramid alone: at every location, for all its anchors.
 
     This is the way from predictions to the loss and to detections. A detector writes what is its own: where it
-    predicts (``places_of``, ``inside``), who learns what (``assign``), the terms (``terms_of``), the boxes and scores
-    that its predictions mean (``boxes_of``, ``scores_of``, ``confidence_of``), and whether boxes without an area are
-    dropped (``drop_empty``).
+    predicts (``places_of``, ``inside``), who learns what (``assign``, or ``assign_levels``), the terms (``terms_of``),
+    the boxes and scores that its predictions mean (``boxes_of``, ``scores_of``, ``confidence_of``), and whether boxes
+    without an area are dropped (``drop_empty``).
 
     Predictions are a NamedTuple of maps by level, {"p3": (N, H, W, A * size), ...}, as many of them as the head has
     outputs. Rows are the same NamedTuple with arrays (N, rows, size) float32, a row for each anchor or location.
@@ -74,6 +77,15 @@ class DenseDetector(Detector):
     def assign(self, places: Any, targets: Targets, inside: jax.Array) -> Assignment:
         """Which places learn which objects of one image; those that are not ``inside`` (rows,) learn nothing."""
         raise NotImplementedError
+
+    @nn.nowrap
+    def assign_levels(self, places: Mapping[str, Any], targets: Targets, image_size: jax.Array) -> Assignment:
+        """Which places of all levels learn which objects of one image of height and width ``image_size`` (2,).
+
+        A detector to which it matters what level a place is of writes this instead of ``assign``.
+        """
+        everywhere = joined(places)
+        return self.assign(everywhere, targets, self.inside(everywhere, image_size))
 
     @nn.nowrap
     def terms_of(self, rows: Any, learnt: Learnt) -> Terms:
@@ -118,6 +130,18 @@ class DenseDetector(Detector):
         return type(predictions)(*map(join_levels, predictions))
 
     @nn.nowrap
+    def learnt(self, places: Mapping[str, Any], targets: Targets, image_size: jax.Array) -> Learnt:
+        """What the places of all levels learn in N images of height and width ``image_size`` (N, 2)."""
+        assign = functools.partial(self.assign_levels, places)
+        assignment = jax.vmap(assign)(targets._replace(masks=None), image_size)
+        return Learnt(
+            places=jax.tree.map(lambda x: x[None], joined(places)),
+            assignment=assignment,
+            labels=jnp.take_along_axis(targets.labels, assignment.matched, axis=1),
+            boxes=jnp.take_along_axis(targets.boxes, assignment.matched[..., None], axis=1),
+        )
+
+    @nn.nowrap
     def loss(self, predictions: Any, targets: Targets, image_size: jax.Array) -> Terms:
         """The terms named by ``terms``, float32 scalars: see ``terms_of`` of each detector.
 
@@ -125,18 +149,7 @@ class DenseDetector(Detector):
         that would be negative in a crowd.
         """
         by_level = self.places_of(predictions)
-        places = jax.tree.map(lambda *parts: jnp.concatenate(parts), *by_level.values())
-
-        def assign(targets: Targets, image_size: jax.Array) -> Assignment:
-            return self.assign(places, targets, self.inside(places, image_size))
-
-        assignment = jax.vmap(assign)(targets._replace(masks=None), image_size)
-        learnt = Learnt(
-            places=jax.tree.map(lambda x: x[None], places),
-            assignment=assignment,
-            labels=jnp.take_along_axis(targets.labels, assignment.matched, axis=1),
-            boxes=jnp.take_along_axis(targets.boxes, assignment.matched[..., None], axis=1),
-        )
+        learnt = self.learnt(by_level, targets, image_size)
 
         # The backward pass computes the terms again from the maps: kept, each of the focal loss's steps would be as
         # large as the logits in float32.
@@ -188,7 +201,7 @@ class DenseDetector(Detector):
         """
         by_level = self.places_of(predictions)
         rows = self.rows_of(predictions, by_level)
-        places = jax.tree.map(lambda *parts: jnp.concatenate(parts), *by_level.values())
+        places = joined(by_level)
         inside = jax.vmap(self.inside, (None, 0))(places, padded(image_size))
         return {
             "boxes": boxes.clip(self.boxes_of(rows, jax.tree.map(lambda x: x[None], places)), image_size),
@@ -206,6 +219,11 @@ def undecided(model: DenseDetector, variables: Any, images: jax.Array, image_siz
 
     found: Any = model.apply(variables, method=run)
     return found
+
+
+def joined(by_level: Mapping[str, Any]) -> Any:
+    """Trees of arrays (rows, ...) of several levels to one tree, one level after the other."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *by_level.values())
 
 
 def _rows(x: jax.Array, count: int) -> jax.Array:
@@ -245,6 +263,12 @@ def tower(features: Features, kind: str, *, convs: int, norm: str, bias: bool, d
             features = {level: normalise(x) for level, x in features.items()}
         features = {level: nn.relu(x) for level, x in features.items()}
     return features
+
+
+def towers(features: Features, *, convs: int, norm: str, bias: bool, dtype: Dtype) -> tuple[Features, Features]:
+    """The two towers of most heads, "cls" for the classes and "box" for the boxes, see :func:`tower`."""
+    cls, box = (tower(features, kind, convs=convs, norm=norm, bias=bias, dtype=dtype) for kind in ("cls", "box"))
+    return cls, box
 
 
 def prior_bias(prior: float) -> nn.initializers.Initializer:

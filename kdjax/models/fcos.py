@@ -144,16 +144,6 @@ def assign_by_location(
     return Assignment(matched=matched, positive=positive, negative=negative)
 
 
-def box_of(centres: jax.Array, distances: jax.Array) -> jax.Array:
-    """The boxes (..., 4) xyxy whose sides are at ``distances`` (..., 4) from ``centres`` (..., 2)."""
-    return jnp.concatenate([centres - distances[..., :2], centres + distances[..., 2:]], axis=-1)
-
-
-def distances_to(centres: jax.Array, objects: jax.Array) -> jax.Array:
-    """The inverse of :func:`box_of`: distances (..., 4) from ``centres`` (..., 2) to the sides of boxes (..., 4)."""
-    return jnp.concatenate([centres - objects[..., :2], objects[..., 2:] - centres], axis=-1)
-
-
 def centrality(distances: jax.Array) -> jax.Array:
     """How central locations with these distances (..., 4) are (Tian et al., equation 3): (...), 1 at the centre.
 
@@ -288,7 +278,7 @@ class FCOS(DenseDetector):
     @nn.nowrap
     def boxes_of(self, rows: Any, places: Locations) -> jax.Array:
         """The boxes whose sides are at the distances from the locations."""
-        return box_of(places.centres, rows.distances)
+        return boxes.box_of(places.centres, rows.distances)
 
     @nn.nowrap
     def scores_of(self, rows: Any) -> jax.Array:
@@ -310,7 +300,7 @@ class FCOS(DenseDetector):
         in their objects (Tian et al., section 3.3, and the authors' code).
         """
         positive = learnt.assignment.positive
-        central = centrality(distances_to(learnt.places.centres, learnt.boxes))
+        central = centrality(boxes.distances_to(learnt.places.centres, learnt.boxes))
         box = (iou_loss if self.box_loss == "iou" else giou_loss)(self.boxes_of(rows, learnt.places), learnt.boxes)
         weight = central if self.facts.central_boxes else jnp.ones_like(central)
         count = mean_count(jnp.sum(positive), self.axis_name)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from kdjax.models.dense import conv3x3, pair_maps, prior_bias, tower
+from kdjax.models.dense import conv3x3, pair_maps, prior_bias, towers
 from kdjax.types import Features, PairedBoxes, Targets
 
 _FARTHEST = 1e5
@@ -73,17 +73,8 @@ class FCOSHead(nn.Module):
     @nn.compact
     def __call__(self, features: Features) -> FCOSPredictions:
         """{"p3": (N, H, W, C), ...} to the predictions at every location."""
-        cls, box = (
-            tower(
-                features,
-                kind,
-                convs=self.convs,
-                norm=self.norm,
-                bias=self.conv_bias or not self.norm,
-                dtype=self.dtype,
-            )
-            for kind in ("cls", "box")
-        )
+        bias = self.conv_bias or not self.norm
+        cls, box = towers(features, convs=self.convs, norm=self.norm, bias=bias, dtype=self.dtype)
         logits = conv3x3(self.num_classes, bias_init=prior_bias(self.prior), dtype=self.dtype, name="cls_logits")
         sides = conv3x3(4, dtype=self.dtype, name="box_distances")
         centerness = conv3x3(1, dtype=self.dtype, name="centerness")

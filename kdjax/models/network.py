@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from kdjax.errors import UserError
 from kdjax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, RGB, normalize
 from kdjax.models.resnet import ResNet
 from kdjax.options import COLOUR, FLAG, SPREAD, check_fields
-from kdjax.types import Features, Sampling
+from kdjax.types import Features, PairedSides, Sampling
 
 Sections = Mapping[str, Mapping[str, Any]]
 """Fields of a model's parts by the section of a config that they stand in: {"backbone": {"depth": 10}, ...}."""
@@ -81,6 +82,27 @@ class Network(nn.Module, kw_only=True):
     def strides(self) -> dict[str, int]:
         """Pixels of the image from one position of each map of the features to the next, fine to coarse."""
         return self.backbone.strides
+
+    @nn.nowrap
+    def paired_sides(
+        self, predictions: Any, theirs: Any, targets: Any, image_size: jax.Array
+    ) -> dict[str, PairedSides]:
+        """The distributions of the sides of boxes in predictions and in a teacher's, and how much each place counts.
+
+        Args:
+            predictions: its own.
+            theirs: what the teacher's heads say.
+            targets: what the images show.
+            image_size: (N, 2) height and width of the images without their padding.
+
+        Raises:
+            UserError: the two have no such distributions, or other grids.
+        """
+        del predictions, theirs, targets, image_size
+        raise UserError(
+            f"A {type(self).__name__} does not predict distributions of where the sides of boxes are, which this "
+            "method compares: take gfl for the student and for the teacher."
+        )
 
     @nn.nowrap
     def preprocess(self, images: jax.Array, image_size: jax.Array) -> jax.Array:

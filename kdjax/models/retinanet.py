@@ -21,7 +21,7 @@ from kdjax.models.dense import (
     focal_sums,
     pair_maps,
     prior_bias,
-    tower,
+    towers,
 )
 from kdjax.models.network import Sections
 from kdjax.options import RATIOS, choice, number, whole
@@ -92,11 +92,7 @@ class RetinaNetHead(nn.Module):
     @nn.compact
     def __call__(self, features: Features) -> RetinaNetPredictions:
         """{"p3": (N, H, W, C), ...} to the predictions at every location."""
-        cls, box = (
-            tower(features, kind, convs=self.convs, norm=self.norm, bias=not self.norm, dtype=self.dtype)
-            for kind in ("cls", "box")
-        )
-        return self.outputs(cls, box)
+        return self.outputs(*towers(features, convs=self.convs, norm=self.norm, bias=not self.norm, dtype=self.dtype))
 
     @nn.nowrap
     def outputs(self, cls: Features, box: Features) -> RetinaNetPredictions:

@@ -245,7 +245,15 @@ def _example(
         return alone.init_with_output(key, images, size, sampling=Sampling(targets, key[None]))[0]
 
     features, predictions = jax.eval_shape(seen, _zeros(targets))
-    functions: dict[str, Any] = {"own_loss": lambda _: {}, "prediction_loss": lambda _: {}}
+
+    def paired_sides(theirs: Any) -> Any:
+        return alone.paired_sides(*_zeros((predictions, theirs, targets, arrays["size"])))
+
+    functions: dict[str, Any] = {
+        "own_loss": lambda _: {},
+        "prediction_loss": lambda _: {},
+        "paired_sides": paired_sides,
+    }
     theirs = None
     if teacher is not None:
         plain = teacher.clone(axis_name=None)

@@ -269,6 +269,8 @@ def _head(model: Mapping[str, Any], detector: str) -> dict[str, Any]:
     dense, rpn, rois = (_section(model, key) for key in ("bbox_head", "rpn_head", "roi_head"))
     if detector == "fcos":
         return _fcos(dense)
+    if detector in ("atss", "gfl"):
+        return _atss(dense)
     if detector == "retinanet":
         _check_coder(dense, _BOX_STDS)
         return _anchors(_section(dense, "anchor_generator"))
@@ -307,6 +309,19 @@ def _fcos(section: Mapping[str, Any]) -> dict[str, Any]:
             "range_scale": first[1] / 8 if first and len(first) == 2 else None,
         }
     )
+
+
+def _atss(section: Mapping[str, Any]) -> dict[str, Any]:
+    """One square anchor at each location; GFL has no deltas to code."""
+    if section.get("type") == "ATSSHead":
+        _check_coder(section, _ROI_STDS[0])
+    found = _anchors(_section(section, "anchor_generator"))
+    octaves, ratios = found.pop("anchor_octaves", 1), found.pop("anchor_ratios", (1.0,))
+    if (octaves, ratios) != (1, (1.0,)):
+        raise UserError(
+            f"its own config has anchors of {octaves} sizes and the ratios {list(ratios)}, which no model here has"
+        )
+    return found
 
 
 def _check_coder(section: Mapping[str, Any], stds: tuple[float, ...]) -> None:

@@ -83,7 +83,7 @@ ONLY: dict[str, Limits] = {
     "torchvision": _TORCHVISION,
     "mmdet": {
         "": {"backbone.depth": _PLAIN["backbone.depth"], "backbone.stem": ("plain",)},
-        **dict.fromkeys(("retinanet", "fcos"), _OF_C5_OR_P5),
+        **dict.fromkeys(("retinanet", "fcos", "atss", "gfl"), _OF_C5_OR_P5),
         **dict.fromkeys(_TWO_STAGE, _P2_TO_P6),
     },
     "detectron2": _DETECTRON2,
@@ -303,6 +303,8 @@ _TORCHVISION_DETECTORS = {
 _BASES = {
     "retinanet": "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py",
     "fcos": "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
+    "atss": "mmdet::atss/atss_r50_fpn_1x_coco.py",
+    "gfl": "mmdet::gfl/gfl_r50_fpn_1x_coco.py",
     "faster_rcnn": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
     "mask_rcnn": "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
     "cascade_rcnn": "mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
@@ -395,13 +397,14 @@ def _mm_dense(model: Sections, num_classes: int) -> dict[str, Any]:
     return {**said, "stacked_convs": head["convs"], "norm_cfg": norm}
 
 
-def _mm_retinanet(model: Sections, num_classes: int) -> dict[str, Any]:
+def _mm_anchored(model: Sections, num_classes: int) -> dict[str, Any]:
+    """RetinaNet, and those that have one square anchor at each location."""
     head = model["head"]
     anchors = {
         "type": "AnchorGenerator",
         "octave_base_scale": head["anchor_scale"],
-        "scales_per_octave": head["anchor_octaves"],
-        "ratios": list(head["anchor_ratios"]),
+        "scales_per_octave": head.get("anchor_octaves", 1),
+        "ratios": list(head.get("anchor_ratios", (1.0,))),
         "strides": _mm_strides(model),
     }
     dense = _mm_dense(model, num_classes) | {"anchor_generator": anchors}
@@ -487,7 +490,7 @@ def _mm_classifier(model: Sections, num_classes: int) -> dict[str, Any]:
 
 
 _MM_PARTS: dict[str, Callable[[Sections, int], dict[str, Any]]] = {
-    "retinanet": _mm_retinanet,
+    **dict.fromkeys(("retinanet", "atss", "gfl"), _mm_anchored),
     "fcos": _mm_fcos,
     **dict.fromkeys(_TWO_STAGE, _mm_two_stage),
     **dict.fromkeys(SEGMENTERS, _mm_segmenter),

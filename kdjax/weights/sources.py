@@ -81,7 +81,7 @@ class Source(NamedTuple):
             "pixel_mean": self.pixel_mean,
             "pixel_std": self.pixel_std,
             "backbone": {} if model in _MOBILE else {"style": self.style, "epsilon": self.epsilon},
-            "head": {"convention": self.convention} if model in DETECTORS and not alone else {},
+            "head": {} if alone or model not in DETECTORS or model in _ALIKE else {"convention": self.convention},
         }
         return merged(expected, {} if alone else self.fixed.get(model, {}))
 
@@ -99,8 +99,10 @@ def merged(config: Sections, expected: Sections) -> dict[str, Any]:
 
 
 _TWO_STAGE = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
-DETECTORS = ("retinanet", "fcos", *_TWO_STAGE)
+DETECTORS = ("retinanet", "fcos", "atss", "gfl", *_TWO_STAGE)
 """Models whose files are about boxes: they may count a background, and say how anchors lie."""
+_ALIKE = ("atss", "gfl")
+"""Detectors without a convention: there is one form of them."""
 _MOBILE = ("mobilenet_v1", "mobilenet_v2", "deeplabv3_mobilenet_v2")
 """Models whose backbone has neither a style nor another epsilon than PyTorch's."""
 
@@ -113,6 +115,7 @@ SKIPPED = {
     r"(.*\.)?num_batches_tracked": "a counter that inference does not use",
     CLASSIFIER: "the classifier of ImageNet's classes",
     r"\w+_momentum": "what an optimiser remembers",
+    r"bbox_head\.integral\.project": "the numbers 0 to 16, which are computed here",
     r"conv1_b": "a bias that Detectron2 does not use either",
     r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d": "anchors, which are computed here",
     r"pixel_(mean|std)": "preprocessing, which is the model's config here",
@@ -176,8 +179,9 @@ _TORCHVISION_MASKS = (
 _ANCHORS_OF_4 = {"head": {"anchor_scale": 4.0}}
 _ANCHORS_OF_8 = {"head": {"anchor_scale": 8.0}}
 _ANCHORS: dict[str, Sections] = {"retinanet": _ANCHORS_OF_4, **dict.fromkeys(_TWO_STAGE, _ANCHORS_OF_8)}
-# P7 is made of P6 after a ReLU; MMDetection's RetinaNets leave it out, its FCOS do not.
+# P7 is made of P6 after a ReLU; of MMDetection's detectors FCOS alone has it.
 _RELU: Sections = {"neck": {"extra_relu": True}}
+_NO_RELU: Sections = {"neck": {"extra_relu": False}}
 
 _DILATED: Sections = {"backbone": {"output_stride": 8}}
 _ASPP = {"dilations": (12, 24, 36)}
@@ -257,6 +261,13 @@ _TORCHVISION = Source(
 
 # --- MMDetection 2 and 3. Files of FCOS that were made with its version 1 say "fcos" for "conv".
 
+_MMDET_TOWERS = (
+    Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
+    Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
+    Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
+    Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.gn", "head/box_norm_{index}"),
+)
+_MMDET_SCALES = (Rule(r"bbox_head\.scales\.(?P<level>\d)", "head/scale_p{level}"),)
 _MMDET_RPN = (
     Rule(r"rpn_head\.rpn_conv", "head/rpn/conv"),
     Rule(r"rpn_head\.rpn_cls", "head/rpn/objectness"),
@@ -298,29 +309,41 @@ _MMDET = Source(
     ),
     heads={
         "retinanet": (
-            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
-            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
-            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
-            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.gn", "head/box_norm_{index}"),
+            *_MMDET_TOWERS,
             Rule(r"bbox_head\.retina_cls", "head/cls_logits"),
             Rule(r"bbox_head\.retina_reg", "head/box_deltas"),
         ),
         "fcos": (
-            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
-            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
-            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
-            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.gn", "head/box_norm_{index}"),
+            *_MMDET_TOWERS,
             Rule(r"bbox_head\.(conv|fcos)_cls", "head/cls_logits"),
             Rule(r"bbox_head\.(conv|fcos)_reg", "head/box_distances"),
             Rule(r"bbox_head\.(conv|fcos)_centerness", "head/centerness"),
-            Rule(r"bbox_head\.scales\.(?P<level>\d)", "head/scale_p{level}"),
+            *_MMDET_SCALES,
+        ),
+        "atss": (
+            *_MMDET_TOWERS,
+            Rule(r"bbox_head\.atss_cls", "head/cls_logits"),
+            Rule(r"bbox_head\.atss_reg", "head/box_deltas"),
+            Rule(r"bbox_head\.atss_centerness", "head/centerness"),
+            *_MMDET_SCALES,
+        ),
+        "gfl": (
+            *_MMDET_TOWERS,
+            Rule(r"bbox_head\.gfl_cls", "head/cls_logits"),
+            Rule(r"bbox_head\.gfl_reg", "head/box_distributions"),
+            *_MMDET_SCALES,
         ),
         "faster_rcnn": _MMDET_FASTER,
         "mask_rcnn": _MMDET_FASTER + _mmdet_masks(r"roi_head\.mask_head\.", "0"),
         "cascade_rcnn": _MMDET_CASCADE,
         "cascade_mask_rcnn": _MMDET_CASCADE + _mmdet_masks(r"roi_head\.mask_head\.(?P<stage>\d)\.", "{stage}"),
     },
-    usual={**_ANCHORS, "retinanet": merged(_ANCHORS_OF_4, {"neck": {"extra_relu": False}}), "fcos": _RELU},
+    usual={
+        **_ANCHORS,
+        "retinanet": merged(_ANCHORS_OF_4, _NO_RELU),
+        "fcos": _RELU,
+        **dict.fromkeys(("atss", "gfl"), merged(_ANCHORS_OF_8, _NO_RELU)),
+    },
 )
 
 # --- Detectron2.

@@ -94,6 +94,8 @@ MMDET = {
         "name": "fcos",
         "neck": {**PYRAMID, "extra_from": "p5"},
     },
+    "atss": {"name": "atss", "neck": {**PYRAMID, "extra_from": "p5"}},
+    "gfl": {"name": "gfl", "neck": {**PYRAMID, "extra_from": "p5"}},
     "faster-rcnn": {"name": "faster_rcnn", "neck": WITH_P2},
     "mask-rcnn": {"name": "mask_rcnn", "neck": WITH_P2},
     "cascade-rcnn": {"name": "cascade_rcnn", "neck": WITH_P2},
@@ -269,6 +271,14 @@ def check_fcos(case: Case, computed: Computed, first_label: int) -> None:
     check_detections(case, jit(detector.decode)(predictions, computed.image_size), first_label)
 
 
+def check_atss(case: Case, computed: Computed, first_label: int) -> None:
+    detector, predictions = computed.detector, computed.predictions
+    check_maps(case, list(predictions._fields), list(predictions))
+    names = {"cls": "loss_cls", "box": "loss_bbox"} | {term: f"loss_{term}" for term in detector.terms[2:]}
+    check_losses(case, computed, names)
+    check_detections(case, jit(detector.decode)(predictions, computed.image_size), first_label)
+
+
 def check_rcnn(case: Case, computed: Computed, first_label: int) -> None:
     detector, predictions = computed.detector, computed.predictions
     is_mmdet = case.meta["source"] == "mmdet"
@@ -383,7 +393,7 @@ def check_masks(case: Case, computed: Computed, first_label: int) -> None:
         assert share >= PIXELS, f"{share:.1%} of the pixels of {name} are the original's"
 
 
-CHECKS = {"retinanet": check_retinanet, "fcos": check_fcos} | dict.fromkeys(
+CHECKS = {"retinanet": check_retinanet, "fcos": check_fcos, "atss": check_atss, "gfl": check_atss} | dict.fromkeys(
     ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"), check_rcnn
 )
 """By detector: compares everything behind the features."""

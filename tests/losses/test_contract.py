@@ -58,6 +58,10 @@ def cwd(student: jax.Array, teacher: jax.Array, where: jax.Array | None, axis_na
     return losses.cwd_loss(student, teacher, temperature=2.0, where=where)
 
 
+def ld(student: jax.Array, teacher: jax.Array, where: jax.Array | None, axis_name: str | None) -> jax.Array:
+    return losses.ld_loss(student, teacher, where=where)
+
+
 def dmkd(student: jax.Array, teacher: jax.Array, where: jax.Array | None, axis_name: str | None) -> jax.Array:
     keep = losses.dual_keep(teacher, where=where)
     fusion = jnp.array([0.5, -0.5])
@@ -82,6 +86,7 @@ LOSSES: dict[str, Loss] = {
     "dmkd_loss": dmkd,
     "icd_loss": icd,
     "kd_loss": kd,
+    "ld_loss": ld,
     "maskd_loss": maskd,
     "mgd_loss": mgd,
     "mimic_loss": mimic,

@@ -13,9 +13,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kdjax import boxes
-from kdjax.models import class_outputs, with_classes
-from kdjax.models.assign import Assignment
-from kdjax.models.fcos import centrality, distances_to
+from kdjax.models import class_outputs, gfl, with_classes
+from kdjax.models.atss import SPREAD, ATSSPredictions, centres_of
+from kdjax.models.dense import joined
+from kdjax.models.fcos import centrality
 from kdjax.models.fcos_head import FCOSPredictions
 from kdjax.models.masks import mask_targets
 from kdjax.models.retinanet import RetinaNetPredictions
@@ -93,17 +94,12 @@ class Learning(NamedTuple):
 
 
 def learning(detector: Any, targets: Targets, blank: Any) -> Learning:
-    places = jax.tree.map(lambda *x: jnp.concatenate(x), *detector.places_of(blank).values())
-
-    def assign(targets: Targets, size: jax.Array) -> Assignment:
-        return detector.assign(places, targets, detector.inside(places, size))
-
-    assignment = jax.vmap(assign)(targets._replace(masks=None), SIZE)
-    labels = jnp.take_along_axis(targets.labels, assignment.matched, axis=1)
-    yes = assignment.positive[..., None] & (labels[..., None] == jnp.arange(CLASSES)[None, None])
-    objects = jnp.take_along_axis(targets.boxes, assignment.matched[..., None], axis=1)
-    objects = jnp.where(assignment.positive[..., None], objects, jnp.array([0.0, 0, 10, 10])[None, None])
-    return Learning(places, objects, jnp.where(yes, SURE, -SURE), assignment.positive)
+    places = detector.places_of(blank)
+    learnt = detector.learnt(places, targets, SIZE)
+    positive = learnt.assignment.positive
+    yes = positive[..., None] & (learnt.labels[..., None] == jnp.arange(CLASSES)[None, None])
+    objects = jnp.where(positive[..., None], learnt.boxes, jnp.array([0.0, 0, 10, 10])[None, None])
+    return Learning(joined(places), objects, jnp.where(yes, SURE, -SURE), positive)
 
 
 def ideal_retinanet(detector: Any, targets: Targets, canvas: tuple[int, int]) -> RetinaNetPredictions:
@@ -123,10 +119,30 @@ def ideal_iou_aware(detector: Any, targets: Targets, canvas: tuple[int, int]) ->
 def ideal_fcos(detector: Any, targets: Targets, canvas: tuple[int, int]) -> FCOSPredictions:
     like = shapes(detector, canvas, len(targets.boxes))
     learnt = learning(detector, targets, FCOSPredictions(like, like, like))
-    distances = distances_to(learnt.places.centres[None], learnt.objects)
+    distances = boxes.distances_to(learnt.places.centres[None], learnt.objects)
     central = jnp.clip(centrality(distances), 1e-3, 1 - 1e-3)
     rows = learnt.logits, jnp.where(learnt.positive[..., None], distances, 1.0), jax.scipy.special.logit(central)
     return FCOSPredictions(as_maps(rows[0], like), as_maps(rows[1], like), as_maps(rows[2][..., None], like))
+
+
+def ideal_atss(detector: Any, targets: Targets, canvas: tuple[int, int]) -> ATSSPredictions:
+    like = shapes(detector, canvas, len(targets.boxes))
+    learnt = learning(detector, targets, ATSSPredictions(like, like, like))
+    deltas = boxes.encode(learnt.objects, learnt.places[None]) / jnp.array(SPREAD)[None, None]
+    central = centrality(boxes.distances_to(centres_of(learnt.places[None]), learnt.objects))
+    sure = jax.scipy.special.logit(jnp.clip(central, 1e-3, 1 - 1e-3))[..., None]
+    return ATSSPredictions(as_maps(learnt.logits, like), as_maps(deltas, like), as_maps(sure, like))
+
+
+def ideal_gfl(detector: Any, targets: Targets, canvas: tuple[int, int]) -> gfl.GFLPredictions:
+    """Whose distributions are the two whole numbers beside every distance, as far as they may be."""
+    like = shapes(detector, canvas, len(targets.boxes))
+    learnt = learning(detector, targets, gfl.GFLPredictions(like, like))
+    places = learnt.places[None]
+    distances = boxes.distances_to(centres_of(places), learnt.objects) / detector.strides_of(places)
+    away = jnp.abs(jnp.clip(distances, 0, gfl.FARTHEST)[..., None] - jnp.arange(gfl.BINS)[None, None, None])
+    rows = jnp.log(jnp.maximum(1 - away, 1e-9)).reshape(*distances.shape[:2], -1)
+    return gfl.GFLPredictions(as_maps(learnt.logits, like), as_maps(rows, like))
 
 
 def given_rois(targets: Targets) -> tuple[jax.Array, jax.Array]:

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
+from kdjax.boxes import box_of, distances_to
 from kdjax.models import FCOS, FPN
-from kdjax.models.fcos import assign_by_location, box_of, distances_to
+from kdjax.models.fcos import assign_by_location
 from kdjax.models.fcos_head import FCOSHead, FCOSPredictions
 from kdjax.models.retinanet import RetinaNetPredictions
 from kdjax.types import Targets

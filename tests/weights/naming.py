@@ -11,6 +11,9 @@ WIDTHS = (8, 12, 16, 20)
 FEATURES = 6
 """Of the dense layers of box heads."""
 
+BOXES = {"retinanet": "box_deltas", "fcos": "box_distances", "atss": "box_deltas", "gfl": "box_distributions"}
+"""Of dense detectors, the layer that boxes come from."""
+
 Names = dict[str, str]
 
 
@@ -54,7 +57,7 @@ def random_variables(
     for level in range(levels.start, 6):
         conv(f"neck/lateral_c{level}", 1, WIDTHS[level - 2], CHANNELS)
         conv(f"neck/output_p{level}", 3, CHANNELS, CHANNELS)
-    if detector in ("retinanet", "fcos"):
+    if detector in BOXES:
         for level in range(6, levels.stop):
             conv(f"neck/extra_p{level}", 3, CHANNELS, CHANNELS)
         for kind in ("cls", "box"):
@@ -64,11 +67,11 @@ def random_variables(
                     scale_and_bias(f"head/{kind}_norm_{index}", CHANNELS)
         anchors = 9 if detector == "retinanet" else 1
         conv("head/cls_logits", 3, CHANNELS, anchors * CLASSES)
-        conv("head/box_deltas" if detector == "retinanet" else "head/box_distances", 3, CHANNELS, anchors * 4)
-        if detector == "fcos":
+        conv(f"head/{BOXES[detector]}", 3, CHANNELS, anchors * (68 if detector == "gfl" else 4))
+        if detector in ("fcos", "atss"):
             conv("head/centerness", 3, CHANNELS, 1)
-            for level in levels if scales else ():
-                shapes[f"params/head/scale_p{level}"] = ()
+        for level in levels if scales else ():
+            shapes[f"params/head/scale_p{level}"] = ()
     else:
         conv("head/rpn/conv", 3, CHANNELS, CHANNELS)
         conv("head/rpn/objectness", 1, CHANNELS, 3)
@@ -143,10 +146,11 @@ def mmdet_names(detector: str, levels: range) -> Names:
         for kind, theirs in (("cls", "cls"), ("box", "reg")):
             names[f"head/{kind}_conv_{index}"] = f"bbox_head.{theirs}_convs.{index}.conv"
             names[f"head/{kind}_norm_{index}"] = f"bbox_head.{theirs}_convs.{index}.gn"
-    names["head/cls_logits"] = "bbox_head.retina_cls" if detector == "retinanet" else "bbox_head.conv_cls"
-    names["head/box_deltas"] = "bbox_head.retina_reg"
-    names["head/box_distances"] = "bbox_head.conv_reg"
-    names["head/centerness"] = "bbox_head.conv_centerness"
+    dense = {"retinanet": "retina", "fcos": "conv"}.get(detector, detector)
+    names["head/cls_logits"] = f"bbox_head.{dense}_cls"
+    for path in BOXES.values():
+        names[f"head/{path}"] = f"bbox_head.{dense}_reg"
+    names["head/centerness"] = f"bbox_head.{dense}_centerness"
     names["head/rpn/conv"] = "rpn_head.rpn_conv"
     names["head/rpn/objectness"] = "rpn_head.rpn_cls"
     names["head/rpn/deltas"] = "rpn_head.rpn_reg"

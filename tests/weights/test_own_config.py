@@ -76,6 +76,20 @@ model = dict(
         bbox_coder=dict(target_stds=[1.0, 1.0, 1.0, 1.0])),
     roi_head=dict(bbox_head=dict(bbox_coder=dict(target_stds=[0.1, 0.1, 0.2, 0.2]))))
 """
+ATSS = """\
+model = dict(
+    type='ATSS',
+    neck=dict(type='FPN', add_extra_convs='on_output', num_outs=5),
+    bbox_head=dict(
+        type='ATSSHead',
+        anchor_generator=dict(
+            type='AnchorGenerator', ratios=[1.0], octave_base_scale=6, scales_per_octave=1,
+            strides=[8, 16, 32, 64, 128]),
+        bbox_coder=dict(
+            type='DeltaXYWHBBoxCoder',
+            target_means=[0.0, 0.0, 0.0, 0.0],
+            target_stds=[0.1, 0.1, 0.2, 0.2])))
+"""
 STDS = "target_stds=[1.0, 1.0, 1.0, 1.0]"
 
 
@@ -135,6 +149,14 @@ def test_what_a_config_decides_is_in_our_fields():
         {"extra_from": "pool"},
         {"anchor_scale": 4.0, "anchor_ratios": (0.5, 1.0, 2.0)},
     )
+    own = own_facts(read_config(ATSS), "atss")
+    assert (own.model["neck"], own.model["head"]) == (
+        {"extra_from": "p5", "extra_relu": False},
+        {"anchor_scale": 6.0},
+    )
+    # Of GFL no coder is asked for.
+    own = own_facts(read_config(ATSS.replace("ATSSHead", "GFLHead").replace("DeltaXYWH", "DistancePoint")), "gfl")
+    assert own.model["head"] == {"anchor_scale": 6.0}
     # MMDetection 2.0 had another key for the same.
     older = "model = dict(neck=dict(type='FPN', add_extra_convs=True, extra_convs_on_inputs={}))"
     for flag, extra in (("True", "c5"), ("False", "p5")):
@@ -152,7 +174,7 @@ def test_what_a_config_decides_is_in_our_fields():
         {"model": {"roi_head": {"bbox_head": [[], None]}}, "img_norm_cfg": {"mean": [1, 2], "std": "x", "to_rgb": 1}},
     ],
 )
-@pytest.mark.parametrize("detector", ["retinanet", "fcos", "cascade_mask_rcnn"])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "atss", "gfl", "cascade_mask_rcnn"])
 def test_a_config_that_says_nothing_decides_nothing(config, detector):
     own = own_facts(config, detector)
     assert own.bgr is None
@@ -166,6 +188,9 @@ def test_a_config_that_says_nothing_decides_nothing(config, detector):
         (RETINANET.replace("'on_output'", "[1]"), "retinanet", r"add_extra_convs \[1\], which no model"),
         (RETINANET.replace("DeltaXYWHBBoxCoder", "TBLRBBoxCoder"), "retinanet", "codes boxes by TBLRBBoxCoder"),
         (RETINANET.replace(STDS, "target_stds=[0.1, 0.1, 0.2, 0.2]"), "retinanet", r"target_stds \[0.1, 0.1, 0.2, 0.2"),
+        (ATSS.replace("[0.1, 0.1", "[0.2, 0.2"), "atss", r"target_stds \[0.2, 0.2, 0.2, 0.2"),
+        (ATSS.replace("octave=1", "octave=3"), "gfl", r"has anchors of 3 sizes and the ratios \[1.0\]"),
+        (ATSS.replace("ratios=[1.0]", "ratios=[2.0]"), "atss", r"has anchors of 1 sizes and the ratios \[2.0\]"),
         (FASTER.replace("[0.1, 0.1, 0.2", "[0.05, 0.05, 0.2"), "faster_rcnn", r"target_stds \[0.05, 0.05, 0.2, 0.2\]"),
     ],
 )

@@ -20,6 +20,8 @@ DENSE, ROI = range(3, 8), range(2, 6)
 PLAIN = {
     "mmdet_retinanet": ("mmdet", "retinanet", DENSE, {}),
     "mmdet_fcos": ("mmdet", "fcos", DENSE, {"norm": True, "scales": True}),
+    "mmdet_atss": ("mmdet", "atss", DENSE, {"norm": True, "scales": True}),
+    "mmdet_gfl": ("mmdet", "gfl", DENSE, {"norm": True, "scales": True}),
     "mmdet_faster_rcnn": ("mmdet", "faster_rcnn", ROI, {}),
     "mmdet_mask_rcnn": ("mmdet", "mask_rcnn", ROI, {}),
     "mmdet_cascade_rcnn": ("mmdet", "cascade_rcnn", ROI, {"stages": 3}),
@@ -433,3 +435,12 @@ def test_mmdets_old_names_of_fcos_are_known():
     state = {name.replace("bbox_head.conv_", "bbox_head.fcos_"): array for name, array in state.items()}
     assert "bbox_head.fcos_centerness.bias" in state
     assert_variables(load(state, "mmdet", "fcos", DENSE, variables), variables)
+
+
+def test_what_old_files_of_gfl_have_beside_its_weights_is_skipped():
+    variables = random_variables("gfl", DENSE, norm=True, scales=True)
+    state = to_state_dict(variables, naming.mmdet_names("gfl", DENSE))
+    state["bbox_head.integral.project"] = np.arange(17, dtype=np.float32)
+    imported = load(state, "mmdet", "gfl", DENSE, variables)
+    assert_variables(imported, variables)
+    assert imported.report.skipped == (("bbox_head.integral.project", "the numbers 0 to 16, which are computed here"),)
