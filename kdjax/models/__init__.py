@@ -18,6 +18,7 @@ from kdjax.models.fcos import FCOS
 from kdjax.models.fpn import FPN
 from kdjax.models.network import Network
 from kdjax.models.rcnn import RCNN
+from kdjax.models.reppoints import RepPoints
 from kdjax.models.resnet import ResNet
 from kdjax.models.retinanet import RetinaNet
 from kdjax.models.segmentation import DeepLabV3, DeepLabV3MobileNetV2, PSPNet
@@ -28,6 +29,7 @@ __all__ = [
     "FPN",
     "MODELS",
     "RCNN",
+    "RepPoints",
     "ResNet",
     "RetinaNet",
     "build_model",
@@ -41,6 +43,7 @@ __all__ = [
 MODELS: dict[str, Callable[..., Network]] = {
     "retinanet": RetinaNet,
     "fcos": FCOS,
+    "reppoints": RepPoints,
     "faster_rcnn": functools.partial(RCNN, stages=1, masks=False),
     "mask_rcnn": functools.partial(RCNN, stages=1, masks=True),
     "cascade_rcnn": functools.partial(RCNN, stages=3, masks=False, train_proposals=2000),

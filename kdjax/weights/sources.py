@@ -81,7 +81,7 @@ class Source(NamedTuple):
             "pixel_mean": self.pixel_mean,
             "pixel_std": self.pixel_std,
             "backbone": {} if model in _MOBILE else {"style": self.style, "epsilon": self.epsilon},
-            "head": {"convention": self.convention} if model in DETECTORS and not alone else {},
+            "head": {"convention": self.convention} if model in _OF_SEVERAL and not alone else {},
         }
         return merged(expected, {} if alone else self.fixed.get(model, {}))
 
@@ -99,7 +99,9 @@ def merged(config: Sections, expected: Sections) -> dict[str, Any]:
 
 
 _TWO_STAGE = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
-DETECTORS = ("retinanet", "fcos", *_TWO_STAGE)
+_OF_SEVERAL = ("retinanet", "fcos", *_TWO_STAGE)
+"""Detectors of several programs, whose conventions differ."""
+DETECTORS = (*_OF_SEVERAL, "reppoints")
 """Models whose files are about boxes: they may count a background, and say how anchors lie."""
 _MOBILE = ("mobilenet_v1", "mobilenet_v2", "deeplabv3_mobilenet_v2")
 """Models whose backbone has neither a style nor another epsilon than PyTorch's."""
@@ -178,6 +180,7 @@ _ANCHORS_OF_8 = {"head": {"anchor_scale": 8.0}}
 _ANCHORS: dict[str, Sections] = {"retinanet": _ANCHORS_OF_4, **dict.fromkeys(_TWO_STAGE, _ANCHORS_OF_8)}
 # P7 is made of P6 after a ReLU; MMDetection's RetinaNets leave it out, its FCOS do not.
 _RELU: Sections = {"neck": {"extra_relu": True}}
+_NO_RELU: Sections = {"neck": {"extra_relu": False}}
 
 _DILATED: Sections = {"backbone": {"output_stride": 8}}
 _ASPP = {"dilations": (12, 24, 36)}
@@ -283,6 +286,12 @@ def _mmdet_masks(prefix: str, stage: str) -> tuple[Rule, ...]:
 
 _MMDET_CASCADE = _MMDET_RPN + _mmdet_boxes(r"roi_head\.bbox_head\.(?P<stage>\d)\.", "{stage}")
 _MMDET_FASTER = _MMDET_RPN + _mmdet_boxes(r"roi_head\.bbox_head\.", "0")
+_MMDET_TOWERS = (
+    Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
+    Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
+    Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
+    Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.gn", "head/box_norm_{index}"),
+)
 _MMDET = Source(
     backbone=(
         *_resnet(r"(backbone\.)?"),
@@ -294,33 +303,39 @@ _MMDET = Source(
     ),
     neck=(
         Rule(r"neck\.lateral_convs\.(?P<level>\d)\.conv", "neck/lateral_c{level}"),
+        Rule(r"neck\.lateral_convs\.(?P<level>\d)\.gn", "neck/lateral_norm_c{level}"),
         Rule(r"neck\.fpn_convs\.(?P<fpn>\d)\.conv", "neck/{fpn}"),
+        Rule(r"neck\.fpn_convs\.(?P<level>\d)\.gn", "neck/output_norm_p{level}"),
     ),
     heads={
         "retinanet": (
-            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
-            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
-            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
-            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.gn", "head/box_norm_{index}"),
+            *_MMDET_TOWERS,
             Rule(r"bbox_head\.retina_cls", "head/cls_logits"),
             Rule(r"bbox_head\.retina_reg", "head/box_deltas"),
         ),
         "fcos": (
-            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
-            Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
-            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
-            Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.gn", "head/box_norm_{index}"),
+            *_MMDET_TOWERS,
             Rule(r"bbox_head\.(conv|fcos)_cls", "head/cls_logits"),
             Rule(r"bbox_head\.(conv|fcos)_reg", "head/box_distances"),
             Rule(r"bbox_head\.(conv|fcos)_centerness", "head/centerness"),
             Rule(r"bbox_head\.scales\.(?P<level>\d)", "head/scale_p{level}"),
+        ),
+        "reppoints": (
+            *_MMDET_TOWERS,
+            Rule(r"bbox_head\.reppoints_cls_conv", "head/logits_conv"),
+            Rule(r"bbox_head\.reppoints_cls_out", "head/cls_logits"),
+            Rule(r"bbox_head\.reppoints_pts_init_conv", "head/points_conv"),
+            Rule(r"bbox_head\.reppoints_pts_init_out", "head/points"),
+            Rule(r"bbox_head\.reppoints_pts_refine_conv", "head/moves_conv"),
+            Rule(r"bbox_head\.reppoints_pts_refine_out", "head/moves"),
+            Rule(r"bbox_head", "head"),
         ),
         "faster_rcnn": _MMDET_FASTER,
         "mask_rcnn": _MMDET_FASTER + _mmdet_masks(r"roi_head\.mask_head\.", "0"),
         "cascade_rcnn": _MMDET_CASCADE,
         "cascade_mask_rcnn": _MMDET_CASCADE + _mmdet_masks(r"roi_head\.mask_head\.(?P<stage>\d)\.", "{stage}"),
     },
-    usual={**_ANCHORS, "retinanet": merged(_ANCHORS_OF_4, {"neck": {"extra_relu": False}}), "fcos": _RELU},
+    usual={**_ANCHORS, "retinanet": merged(_ANCHORS_OF_4, _NO_RELU), "fcos": _RELU, "reppoints": _NO_RELU},
 )
 
 # --- Detectron2.

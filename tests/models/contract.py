@@ -18,6 +18,7 @@ from kdjax.models.assign import Assignment
 from kdjax.models.fcos import centrality, distances_to
 from kdjax.models.fcos_head import FCOSPredictions
 from kdjax.models.masks import mask_targets
+from kdjax.models.reppoints_head import RepPointsPredictions
 from kdjax.models.retinanet import RetinaNetPredictions
 from kdjax.models.roi import STAGES, RCNNPredictions, RoIPredictions
 from kdjax.models.rpn import Matches, RPNPredictions
@@ -127,6 +128,18 @@ def ideal_fcos(detector: Any, targets: Targets, canvas: tuple[int, int]) -> FCOS
     central = jnp.clip(centrality(distances), 1e-3, 1 - 1e-3)
     rows = learnt.logits, jnp.where(learnt.positive[..., None], distances, 1.0), jax.scipy.special.logit(central)
     return FCOSPredictions(as_maps(rows[0], like), as_maps(rows[1], like), as_maps(rows[2][..., None], like))
+
+
+def ideal_reppoints(detector: Any, targets: Targets, canvas: tuple[int, int]) -> RepPointsPredictions:
+    """Both boxes are the object's where the initial points learn one, and small everywhere else: nobody else learns."""
+    like = shapes(detector, canvas, len(targets.boxes))
+    learnt = learning(detector, targets, RepPointsPredictions(like, like, like, like, like))
+    centres, strides = (x[None] for x in learnt.places)
+    cells = (learnt.objects - jnp.tile(centres, (1, 1, 2))) / strides[..., None]
+    cells = jnp.where(learnt.positive[..., None], cells, jnp.array([-0.1, -0.1, 0.1, 0.1])[None, None])
+    points = shapes(detector, canvas, len(targets.boxes), 18)
+    boxes_found = as_maps(cells, like)
+    return RepPointsPredictions(as_maps(learnt.logits, like), points, points, boxes_found, boxes_found)
 
 
 def given_rois(targets: Targets) -> tuple[jax.Array, jax.Array]:

@@ -24,6 +24,7 @@ ALL = {"anchor_samples": 0, "roi_samples": 0}
 IDEALS = {
     "retinanet": (contract.ideal_retinanet, ("logits", "deltas")),
     "fcos": (contract.ideal_fcos, ("logits", "distances", "centerness")),
+    "reppoints": (contract.ideal_reppoints, ("logits", "initial", "boxes")),
     "faster_rcnn": (contract.ideal_rcnn, TWO_STAGE),
     "mask_rcnn": (contract.ideal_rcnn, TWO_STAGE),
     "cascade_rcnn": (contract.ideal_rcnn, TWO_STAGE),
@@ -38,6 +39,7 @@ OURS = {
 SMALL = {
     "retinanet": {"anchor_scale": 2.0},
     "fcos": {"range_scale": 2.0},
+    "reppoints": {"point_scale": 2.0},
     "tests.models.iou_aware:IoUAwareRetinaNet": {"anchor_scale": 2.0},
 }
 """Options with which the objects of small images suit every level."""
@@ -111,7 +113,7 @@ def test_odd_objects_leave_the_loss_and_its_gradient_finite(name):
     contract.check_odd_objects(case(name))
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "mask_rcnn", "cascade_rcnn"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "reppoints", "mask_rcnn", "cascade_rcnn"])
 def test_classes_in_another_order_are_the_same_findings_under_other_labels(name):
     contract.check_classes(case(name), {"name": name, **model_class(name).tiny})
 
