@@ -32,6 +32,7 @@ METHODS = {
     "cascade_mask_rcnn_x101_faster_rcnn_r50": "maskd",
     "cascade_mask_rcnn_x101_mask_rcnn_r50": "mgd",
     "fcos_r101_r50": "dmkd",
+    "reppoints_x101_r50": "maskd",
     "fcos_x101_retinanet_r50": "dfmsd",
     "retinanet_r101_fcos_r50": "icd",
 }
@@ -97,7 +98,13 @@ def drawn(module, images):
     "name",
     slow_but(
         ("retinanet_r101_r50", "retinanet_r101_fcos_r50", "fcos_r101_r50"),
-        ("retinanet_r101_r50", "cascade_mask_rcnn_x101_faster_rcnn_r50", "retinanet_r101_fcos_r50", "fcos_r101_r50"),
+        (
+            "retinanet_r101_r50",
+            "reppoints_x101_r50",
+            "cascade_mask_rcnn_x101_faster_rcnn_r50",
+            "retinanet_r101_fcos_r50",
+            "fcos_r101_r50",
+        ),
     ),
 )
 def test_the_tokens_of_every_kind_of_teacher_have_a_loss(name):
