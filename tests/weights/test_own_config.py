@@ -76,6 +76,16 @@ model = dict(
         bbox_coder=dict(target_stds=[1.0, 1.0, 1.0, 1.0])),
     roi_head=dict(bbox_head=dict(bbox_coder=dict(target_stds=[0.1, 0.1, 0.2, 0.2]))))
 """
+REPPOINTS = """\
+model = dict(
+    type='RepPointsDetector',
+    neck=dict(
+        type='FPN', add_extra_convs='on_input', num_outs=5,
+        norm_cfg=dict(type='GN', num_groups=32, requires_grad=True)),
+    bbox_head=dict(
+        type='RepPointsHead', num_points=9, gradient_mul=0.1,
+        point_base_scale=2, transform_method='moment'))
+"""
 STDS = "target_stds=[1.0, 1.0, 1.0, 1.0]"
 
 
@@ -135,6 +145,8 @@ def test_what_a_config_decides_is_in_our_fields():
         {"extra_from": "pool"},
         {"anchor_scale": 4.0, "anchor_ratios": (0.5, 1.0, 2.0)},
     )
+    own = own_facts(read_config(REPPOINTS), "reppoints")
+    assert own.model == {"neck": {"extra_from": "c5", "extra_relu": False}, "head": {"point_scale": 2.0}}
     # MMDetection 2.0 had another key for the same.
     older = "model = dict(neck=dict(type='FPN', add_extra_convs=True, extra_convs_on_inputs={}))"
     for flag, extra in (("True", "c5"), ("False", "p5")):
@@ -152,7 +164,7 @@ def test_what_a_config_decides_is_in_our_fields():
         {"model": {"roi_head": {"bbox_head": [[], None]}}, "img_norm_cfg": {"mean": [1, 2], "std": "x", "to_rgb": 1}},
     ],
 )
-@pytest.mark.parametrize("detector", ["retinanet", "fcos", "cascade_mask_rcnn"])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "reppoints", "cascade_mask_rcnn"])
 def test_a_config_that_says_nothing_decides_nothing(config, detector):
     own = own_facts(config, detector)
     assert own.bgr is None
@@ -166,6 +178,7 @@ def test_a_config_that_says_nothing_decides_nothing(config, detector):
         (RETINANET.replace("'on_output'", "[1]"), "retinanet", r"add_extra_convs \[1\], which no model"),
         (RETINANET.replace("DeltaXYWHBBoxCoder", "TBLRBBoxCoder"), "retinanet", "codes boxes by TBLRBBoxCoder"),
         (RETINANET.replace(STDS, "target_stds=[0.1, 0.1, 0.2, 0.2]"), "retinanet", r"target_stds \[0.1, 0.1, 0.2, 0.2"),
+        (REPPOINTS.replace("'moment'", "'minmax'"), "reppoints", "the head's transform_method 'minmax', which no"),
         (FASTER.replace("[0.1, 0.1, 0.2", "[0.05, 0.05, 0.2"), "faster_rcnn", r"target_stds \[0.05, 0.05, 0.2, 0.2\]"),
     ],
 )
