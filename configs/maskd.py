@@ -12,6 +12,7 @@ schedule 2x and
 |---|---|---|---|
 | RetinaNet, from R101 / X101 | 7 | 7000 / 8500 | boxes imitated by L1 / smooth L1, inherits, rate 0.02, clip 35 |
 | FCOS, from R101 | 10 | 5000 | clip 35, short sides of 640 or 800, batch norm frozen, biases at twice the rate |
+| RepPoints, from X101 | 10 | 5000 | points imitated by smooth L1 (beta 0.11), initial ones x 0.1, refined ones x 0.2 |
 | Faster R-CNN, from R101 | 1 | 7330 | boxes imitated; its tokens learn by SGD, the others' by Adam |
 | Faster R-CNN, from Cascade Mask R-CNN X101 | 1 | 5000 | boxes imitated, one for all classes |
 
@@ -69,6 +70,10 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         maskd.warmup_steps, imitates = 5000, ""
         student.loss_weights.maskd = 10.0
         student.optimizer.clip_norm = 35.0
+    elif student.model.name == "reppoints":
+        maskd.warmup_steps = 5000
+        # Of the refined points; the initial ones count half of that.
+        student.loss_weights.update(maskd=10.0, box_imitation=0.2)
     else:
         groups = config.teacher.model.backbone.get("groups", 1)
         maskd.warmup_steps, imitates = (7000, "l1") if groups == 1 else (8500, "smooth_l1")
@@ -77,7 +82,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         student.optimizer.update(learning_rate=0.02, warmup_steps=1000, clip_norm=35.0)
     student.methods.maskd = maskd
     if imitates:
-        student.methods.box_imitation = method_config("box_imitation", loss=imitates)
+        beta = {"beta": 0.11} if student.model.name == "reppoints" else {}
+        student.methods.box_imitation = method_config("box_imitation", loss=imitates, **beta)
 
     # The tokens of a detector with masks learn from its masks too.
     config.data.masks |= config.teacher.model.name == "cascade_mask_rcnn"

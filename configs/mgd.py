@@ -6,7 +6,8 @@ Trains a RetinaNet teacher on the embedded data set, then a small RetinaNet that
 to generate the teacher's features from its own with positions hidden.
 
 On COCO, ``configs/mgd.py:<pair>`` has the authors' settings of the method: alpha 2e-5, 65 % hidden, neck and head
-inherited; from two-stage teachers 5e-7, 45 %, P2 to P5, nothing inherited; gradients clipped at 35, schedule 2x.
+inherited, of RepPoints the maps before the neck's group norm; from two-stage teachers 5e-7, 45 %, P2 to P5, nothing
+inherited; gradients clipped at 35, schedule 2x.
 ``docs/papers.md`` has what they report of which pair; the other pairs are our extrapolation. On a host with 8 GPUs or 8
 TPU chips, with ``coco/2017`` prepared and the two files that the pair names (see ``kdjax/pairs.py``):
 
@@ -59,4 +60,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         student.loss_weights.mgd = 2e-5
         student.inherit = ("neck", "head")
         student.optimizer.clip_norm = 35.0
+        if student.model.name == "reppoints":
+            # Its neck has group norms, and the authors' hooks are before them.
+            config.teacher.model.head.before_norm = student.model.head.before_norm = True
     return finish(config, variant)

@@ -2,8 +2,9 @@
 
 One image of 800x1344: suppression of 1000 candidates of each of 5 levels, 80 classes; RoIAlign of 1000 RoIs from P2..P5
 with 256 channels, and its gradient; assignment of all anchors to 100 objects; the deformable 3x3 convolutions of
-ResNeXt-101 32x4d and of RepPoints' head beside plain ones of the same shape. Both sides run in turn, in one process,
-and must have the same result, a deformable convolution where its offsets are zero.
+ResNeXt-101 32x4d and of RepPoints' head beside plain ones of the same shape; and that of the head, on all its levels,
+beside its formula with all samples at once. Both sides run in turn, in one process, and must have the same result, a
+deformable convolution beside a plain one where its offsets are zero. ``--rows=head`` is the last alone, and so on.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ from kdjax.models.roi_align import roi_align, roi_levels
 HEIGHT, WIDTH, CHANNELS, CLASSES = 800, 1344, 256, 80
 CANDIDATES, KEPT, ROIS, BINS, OBJECTS = 5000, 100, 1000, 7, 100
 
+_ROWS = flags.DEFINE_multi_enum(
+    "rows", None, ["nms", "roi_align", "assign", "deformable", "head"], "Which rows of the table; all by default."
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed calls of each.", lower_bound=1)
 
 
@@ -88,6 +92,27 @@ def plain_assign(anchors: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.A
     served = jnp.any(overlaps == jnp.max(overlaps, axis=1, keepdims=True), axis=0)
     positive = (best >= 0.5) | served
     return matched, positive, ~positive & (best < 0.4)
+
+
+def plain_deformable(x: jax.Array, offsets: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The 9 samples of every position by their four cells, then one product: (1, H, W, C) to (1, H, W, F)."""
+    _, height, width, channels = x.shape
+    rows, columns = jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32)
+    taps = jnp.arange(-1, 2, dtype=jnp.float32)
+    moves = offsets.reshape(height, width, 3, 3, 2)
+    y = rows[:, None, None, None] + taps[None, None, :, None] + moves[..., 0]
+    across = columns[None, :, None, None] + taps[None, None, None] + moves[..., 1]
+    inside = (y > -1) & (y < height) & (across > -1) & (across < width)
+    total = jnp.zeros((height, width, 3, 3, channels))
+    for row_of in (jnp.floor(y), jnp.floor(y) + 1):
+        for column_of in (jnp.floor(across), jnp.floor(across) + 1):
+            exists = inside & (row_of >= 0) & (row_of < height) & (column_of >= 0) & (column_of < width)
+            weight = (1 - jnp.abs(y - row_of)) * (1 - jnp.abs(across - column_of))
+            cell = (
+                jnp.clip(place, 0, size - 1).astype(jnp.int32) for place, size in ((row_of, height), (column_of, width))
+            )
+            total += x[0][tuple(cell)] * jnp.where(exists, weight, 0)[..., None]
+    return jnp.einsum("hwijc,ijcf->hwf", total, kernel)[None]
 
 
 def row(
@@ -214,14 +239,49 @@ def deformable_rows() -> list[str]:
     ]
 
 
+def head_rows() -> list[str]:
+    """Of RepPoints, P3 to P7: forward, and forward with the gradient by maps, offsets and kernel."""
+    rng = np.random.default_rng(4)
+    maps = sizes(range(3, 8)).values()
+    features = [rng.standard_normal((1, *size, CHANNELS), np.float32) for size in maps]
+    offsets = [2 * rng.standard_normal((1, *size, 18), np.float32) for size in maps]
+    kernel = rng.standard_normal((3, 3, CHANNELS, CHANNELS), np.float32)
+
+    def levels(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+        return lambda features, offsets, kernel: [
+            function(*level, kernel) for level in zip(features, offsets, strict=True)
+        ]
+
+    def gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: jax.vjp(function, *arguments)[1](arguments[0])
+
+    ours, plain = levels(deformable_conv), levels(plain_deformable)
+    title, arguments = f"Deformable 3x3 of P3..P7, {CHANNELS} channels", (features, offsets, kernel)
+    return [
+        row(f"{title}, by its formula", ours, plain, arguments),
+        row(f"{title}, with its gradient, by its formula", gradient(ours), gradient(plain), arguments),
+    ]
+
+
+TABLE = {
+    "nms": lambda: [nms_row()],
+    "roi_align": roi_align_rows,
+    "assign": lambda: [assign_row()],
+    "deformable": deformable_rows,
+    "head": head_rows,
+}
+"""What makes the rows, by the names that the command line has for them."""
+
+
 def main(_: Sequence[str]) -> None:
     """Prints the table."""
     device = jax.devices()[0].device_kind
     print(f"One image of {HEIGHT}x{WIDTH}, float32; {device}, jax {jax.__version__}\n")
     print("| operation | ms | plain | CPU ms | plain | temp MiB | plain | compile s | plain |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for line in (nms_row(), *roi_align_rows(), assign_row(), *deformable_rows()):
-        print(line, flush=True)
+    for name in _ROWS.value or TABLE:
+        for line in TABLE[name]():
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from kdjax.models.network import Network
 from kdjax.options import declared
 
 _TWO_STAGE = (
-    "The model. Two-stage detectors have P2 to P6 by default, pooled, and cascades train with 2000 proposals; the "
-    "presets are smaller than all defaults here."
+    "The model. Two-stage detectors have P2 to P6 by default, pooled, and cascades train with 2000 proposals; the neck "
+    "of RepPoints has group norm and makes P6 of C5, without a ReLU; the presets are smaller than all defaults here."
 )
 
 

@@ -49,6 +49,10 @@ def _gfl(backbone: Model) -> Model:
     return _detector("gfl", backbone, {})
 
 
+def _reppoints(backbone: Model) -> Model:
+    return _detector("reppoints", backbone, {})
+
+
 def _two_stage(name: str, backbone: Model) -> Model:
     return _detector(name, backbone, {"min_level": 2, "max_level": 6, "extra_from": "pool"})
 
@@ -96,6 +100,12 @@ MASK_R101 = Weights(
     "mask_rcnn_r101_fpn_2x_coco_bbox_mAP-0.408__segm_mAP-0.366_20200505_071027-14b391c7.pth",
     40.8,
 )
+REPPOINTS_X101 = Weights(
+    _reppoints(X101_32X4D | {"deformable": True}),
+    "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco_20200329-f87da1ea.pth",
+    44.2,
+)
+"""With deformable convolutions."""
 CASCADE_X101_DCN = Weights(
     _two_stage("cascade_mask_rcnn", X101_32X4D | {"deformable": True}),
     "cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth",
@@ -150,6 +160,7 @@ PAIRS: dict[str, Pair] = {
     "cascade_mask_rcnn_x101_faster_rcnn_r50": Pair(CASCADE_X101_DCN, _two_stage("faster_rcnn", R50)),
     "cascade_mask_rcnn_x101_mask_rcnn_r50": Pair(CASCADE_X101_DCN, _two_stage("mask_rcnn", R50)),
     "fcos_r101_r50": Pair(FCOS_R101, _improved_fcos(R50_CAFFE), short_sides=(640, 800)),
+    "reppoints_x101_r50": Pair(REPPOINTS_X101, _reppoints(R50)),
     "fcos_x101_retinanet_r50": Pair(FCOS_X101, _retinanet(R50)),
     "retinanet_r101_fcos_r50": Pair(RETINANET_R101, _fcos(R50_CAFFE)),
     "gfl_r101_r18": Pair(GFL_R101, _gfl(R18)),

@@ -125,6 +125,8 @@ class PairedBoxes(NamedTuple):
     """(N, ..., C)."""
     where: jax.Array
     """(N, ..., 1) bool: the places that count."""
+    weight: float = 1.0
+    """What the map counts among the others."""
 
 
 class PairedSides(NamedTuple):

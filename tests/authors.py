@@ -33,6 +33,7 @@ _MMDET = "open-mmlab/mmdetection"
 # Files of MGD.
 _MGD_README = f"{_MGD}:det/README.md"
 _MGD_RETINA = f"{_MGD}:det/configs/distillers/mgd/retina_rx101_64x4d_distill_retina_r50_fpn_2x_coco.py"
+_MGD_REPPOINTS = f"{_MGD}:det/configs/distillers/mgd/reppoints_rx101_64x4d_distill_reppoints_r50_fpn_2x_coco.py"
 _MGD_CASCADE = f"{_MGD}:det/configs/distillers/mgd/cascade_mask_rcnn_rx101_32x4d_distill"
 _MGD_FASTER = f"{_MGD_CASCADE}_faster_rcnn_r50_fpn_2x_coco.py"
 _MGD_MASK = f"{_MGD_CASCADE}_mask_rcnn_r50_fpn_2x_coco.py"
@@ -54,7 +55,13 @@ _RETINA_1X = f"{_MASKD}:mmdetection/configs/retinanet/retinanet_r50_fpn_1x_coco.
 _RETINA_2X = f"{_MASKD}:mmdetection/configs/retinanet/retinanet_r50_fpn_2x_coco.py"
 _FCOS_1X = f"{_MASKD}:mmdetection/configs/fcos/fcos_r50_caffe_fpn_gn-head_1x_coco.py"
 _FCOS_2X = f"{_MASKD}:mmdetection/configs/fcos/fcos_r101_caffe_fpn_gn-head_mstrain_640-800_2x_coco.py"
+_REPPOINTS = f"{_MASKD}:mmdetection/configs/reppoints/reppoints_moment"
+_REPPOINTS_1X = f"{_REPPOINTS}_r50_fpn_1x_coco.py"
+_REPPOINTS_GN = f"{_REPPOINTS}_r50_fpn_gn-neck+head_1x_coco.py"
+_REPPOINTS_2X = f"{_REPPOINTS}_r50_fpn_gn-neck+head_2x_coco.py"
+_REPPOINTS_X101 = f"{_REPPOINTS}_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco.py"
 # And others.
+_REPPOINTS_METAFILE = f"{_MMDET}@0ed37e3b9c3c:configs/reppoints/metafile.yml"
 _RETINA_README = f"{_MMDET}@10e91fd224d8:configs/retinanet/README.md"
 _DCN_METAFILE = f"{_MMDET}@2b813803a28a:configs/dcn/metafile.yml"
 _DCN_CASCADE = f"{_MMDET}@da7301baea34:configs/dcn/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco.py"
@@ -82,6 +89,7 @@ _KD_X101 = f"{_KD}/retinanet_x101-retinanet_r50_coco.py"
 _KD_FASTER = f"{_KD}/fpn_r101-fpn_r50_coco.py"
 _KD_CASCADE = f"{_KD}/cascade_mask_rcnn_x101-fpn_x50_coco.py"
 _KD_FCOS = f"{_KD}/fcos_r101-fcos_r50_coco.py"
+_KD_REPPOINTS = f"{_KD}/reppoints_x101-reppoints-r50_coco.py"
 _KD_SCHEDULE = f"{_MASKD}:mmrazor/configs/_base_/schedules/mmdet/schedule_2x.py"
 _KD_DATA = f"{_MASKD}:mmrazor/configs/_base_/datasets/mmdet/coco_detection.py"
 _KD_DISTILLER = f"{_MASKD}:mmrazor/mmrazor/models/distillers/single_teacher.py"
@@ -92,6 +100,7 @@ _TOKENS_X101 = f"{_TOKENS}/retinanet_x101_64x4d_fpn_2x_coco.py"
 _TOKENS_FASTER = f"{_TOKENS}/faster_rcnn_r101_fpn_2x_coco.py"
 _TOKENS_CASCADE = f"{_TOKENS}/cascade_mask_rcnn_x101_64x4d_fpn_20e_coco.py"
 _TOKENS_FCOS = f"{_TOKENS}/fcos_r101_caffe_fpn_gn-head_mstrain_640-800_2x_coco.py"
+_TOKENS_REPPOINTS = f"{_TOKENS}/reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco.py"
 _HOOK = f"{_MASKD}:mmdetection/maskd_hook.py"
 
 # Files of mmcv.
@@ -224,6 +233,48 @@ _MGD_RETINANET: Settings = {
     "distilled_ap": (41.0, f"{_MGD_README}:40"),
 }
 
+_REPPOINTS_FILE = "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco_20200329-f87da1ea.pth"
+
+_MGD_REPPOINTS_X101: Settings = {
+    **_mmdet_data(_DETECTION),
+    **_schedule(_SCHEDULE_1X, f"{_REPPOINTS_2X}:2", f"{_REPPOINTS_2X}:3"),
+    **_MGD_COMMON,
+    "frozen_stages": (1, f"{_REPPOINTS_1X}:12"),
+    "batch_norm_affine": ("trained", f"{_REPPOINTS_1X}:13"),
+    "batch_norm_statistics": ("frozen", f"{_REPPOINTS_1X}:14"),
+    "student.model.backbone.style": ("pytorch", f"{_REPPOINTS_1X}:15"),
+    "pretrained": ("torchvision://resnet50", f"{_REPPOINTS_1X}:16"),
+    "student.optimizer.name": ("sgd", f"{_SCHEDULE_1X}:2"),
+    "student.optimizer.learning_rate": (0.01, f"{_REPPOINTS_GN}:4"),
+    "student.optimizer.momentum": (0.9, f"{_SCHEDULE_1X}:2"),
+    "student.optimizer.weight_decay": (1e-4, f"{_SCHEDULE_1X}:2"),
+    "student.optimizer.clip_norm": (35.0, f"{_MGD_REPPOINTS}:79"),
+    "student.model.neck.extra_from": ("c5", f"{_REPPOINTS_1X}:22"),
+    "student.model.neck.extra_relu": (False, f"{_REPPOINTS_1X}:22"),
+    "student.model.neck.norm": ("group", f"{_REPPOINTS_GN}:3"),
+    "student.model.head.norm": ("group", f"{_REPPOINTS_GN}:3"),
+    "student.model.head.convs": (3, f"{_REPPOINTS_1X}:30"),
+    "student.model.head.point_scale": (4.0, f"{_REPPOINTS_1X}:34; {_REPPOINTS_1X}:47"),
+    "student.model.head.before_norm": (True, f"{_MGD_REPPOINTS}:13"),
+    "teacher.model.head.before_norm": (True, f"{_MGD_REPPOINTS}:14"),
+    "student.loss_weights.mgd": (2e-5, f"{_MGD_REPPOINTS}:6"),
+    "student.methods.mgd.mask_ratio": (0.65, f"{_MGD_REPPOINTS}:7"),
+    "student.methods.mgd.levels": (("p3", "p4", "p5", "p6", "p7"), f"{_MGD_REPPOINTS}:13; {_MGD_REPPOINTS}:61"),
+    "student.inherit": (("neck", "head"), f"{_MGD_REPPOINTS}:11; {_MGD_DISTILLER}:41"),
+    "teacher.weights": (_REPPOINTS_FILE, f"{_MGD_REPPOINTS}:10"),
+    "teacher.published": (44.2, f"{_REPPOINTS_METAFILE}:180"),
+    "teacher.model.backbone.depth": (101, f"{_REPPOINTS_X101}:5"),
+    "teacher.model.backbone.groups": (32, f"{_REPPOINTS_X101}:6"),
+    "teacher.model.backbone.base_width": (4, f"{_REPPOINTS_X101}:7"),
+    "teacher.model.backbone.deformable": (True, f"{_REPPOINTS_X101}:13; {_REPPOINTS_X101}:14"),
+    "teacher_config": (
+        "configs/reppoints/reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco.py",
+        f"{_MGD_REPPOINTS}:78",
+    ),
+    "baseline_ap": (38.6, f"{_MGD_README}:42"),
+    "distilled_ap": (42.3, f"{_MGD_README}:42"),
+}
+
 
 def _mgd_cascade(file: str, model: str, data: str) -> Settings:
     """From Cascade Mask R-CNN X101 with deformable convolutions."""
@@ -295,8 +346,14 @@ _MASKD_COMMON: Settings = {
 
 def _maskd(file: str, tokens: int, warmup: int, weight: int, align: int) -> Settings:
     """What MasKD's files state alike: the method's options, by the lines on which they do."""
-    steps = {_KD_R101: 7000, _KD_X101: 8500, _KD_FASTER: 7330, _KD_CASCADE: 5000, _KD_FCOS: 5000}[file]
-    share = {_KD_R101: 7.0, _KD_X101: 7.0, _KD_FASTER: 1.0, _KD_CASCADE: 1.0, _KD_FCOS: 10.0}[file]
+    steps, share = {
+        _KD_R101: (7000, 7.0),
+        _KD_X101: (8500, 7.0),
+        _KD_FASTER: (7330, 1.0),
+        _KD_CASCADE: (5000, 1.0),
+        _KD_FCOS: (5000, 10.0),
+        _KD_REPPOINTS: (5000, 10.0),
+    }[file]
     return {
         "student.methods.maskd.tokens": (6, f"{file}:{tokens}"),
         "student.methods.maskd.weighted": (True, f"{file}:{tokens + 1}"),
@@ -350,6 +407,7 @@ _TEACHERS = {
     _TOKENS_FASTER: _FASTER_R101_FILE,
     _TOKENS_CASCADE: _CASCADE_FILE,
     _TOKENS_FCOS: _FCOS_R101_FILE,
+    _TOKENS_REPPOINTS: _REPPOINTS_FILE,
 }
 """The detector that the tokens are learnt from, by the file of the stage."""
 
@@ -534,6 +592,46 @@ _MASKD_FCOS: Settings = {
     "tokens_long_side": (1333, f"{_FCOS_2X}:15"),
     "baseline_ap": (38.5, f"{_MASKD_README}:44"),
     "distilled_ap": (42.9, f"{_MASKD_README}:44"),
+}
+
+_MASKD_REPPOINTS: Settings = {
+    **_MASKD_COMMON,
+    **_mmrazor_backbone(_KD_REPPOINTS),
+    **_maskd(_KD_REPPOINTS, tokens=161, warmup=164, weight=166, align=171),
+    **_tokens(_TOKENS_REPPOINTS, number=10, checkpoint=19, runner=23),
+    "student.optimizer.learning_rate": (0.01, f"{_KD_REPPOINTS}:212"),
+    "student.optimizer.momentum": (0.9, f"{_KD_REPPOINTS}:212"),
+    "student.optimizer.weight_decay": (1e-4, f"{_KD_REPPOINTS}:212"),
+    "student.model.neck.extra_from": ("c5", f"{_KD_REPPOINTS}:25"),
+    "student.model.neck.extra_relu": (False, f"{_KD_REPPOINTS}:25"),
+    "student.model.neck.norm": ("group", f"{_KD_REPPOINTS}:27"),
+    "student.model.head.norm": ("group", f"{_KD_REPPOINTS}:48"),
+    "student.model.head.convs": (3, f"{_KD_REPPOINTS}:34"),
+    "student.model.head.point_scale": (4.0, f"{_KD_REPPOINTS}:38; {_KD_REPPOINTS}:52"),
+    "student.model.head.before_norm": (False, f"{_KD_REPPOINTS}:154"),
+    "student.inherit": ((), f"{_KD_REPPOINTS}:8"),
+    "student.methods.box_imitation.loss": ("smooth_l1", f"{_KD_REPPOINTS}:181; {_KD_REPPOINTS}:193"),
+    "student.methods.box_imitation.beta": (0.11, f"{_KD_REPPOINTS}:182; {_KD_REPPOINTS}:194"),
+    "student.loss_weights.box_imitation": (0.2, f"{_KD_REPPOINTS}:184"),
+    "box_imitation_kind": ("smooth_l1", f"{_KD_REPPOINTS}:181"),
+    "box_imitation_weight_initial": (0.1, f"{_KD_REPPOINTS}:196"),
+    "box_imitation_reduction": ("mean of each level, summed over levels", f"{_SMOOTH_L1}:60; {_KD_DISTILLER}:294"),
+    "box_imitation_map": (
+        "bbox_head.reppoints_pts_refine_out and bbox_head.reppoints_pts_init_out",
+        f"{_KD_REPPOINTS}:177; {_KD_REPPOINTS}:189",
+    ),
+    "teacher.weights": (_REPPOINTS_FILE, f"{_KD_REPPOINTS}:75"),
+    "teacher.published": (44.2, f"{_MASKD_README}:52"),
+    "teacher.model.backbone.depth": (101, f"{_KD_REPPOINTS}:78"),
+    "teacher.model.backbone.groups": (32, f"{_KD_REPPOINTS}:79"),
+    "teacher.model.backbone.base_width": (4, f"{_KD_REPPOINTS}:80"),
+    "teacher.model.backbone.deformable": (True, f"{_KD_REPPOINTS}:86; {_KD_REPPOINTS}:87"),
+    "tokens_file": (
+        "maskd_reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck.2Bhead_2x_coco_20220530.pth",
+        f"{_KD_REPPOINTS}:165",
+    ),
+    "baseline_ap": (38.6, f"{_MASKD_README}:52"),
+    "distilled_ap": (42.5, f"{_MASKD_README}:52"),
 }
 
 
@@ -740,6 +838,7 @@ _LD_GFL_R50: Settings = {
 
 AUTHORS: dict[tuple[str, str], Settings] = {
     ("mgd", "retinanet_x101_r50"): _MGD_RETINANET,
+    ("mgd", "reppoints_x101_r50"): _MGD_REPPOINTS_X101,
     ("mgd", "cascade_mask_rcnn_x101_faster_rcnn_r50"): _MGD_CASCADE_FASTER,
     ("mgd", "cascade_mask_rcnn_x101_mask_rcnn_r50"): _MGD_CASCADE_MASK,
     ("maskd", "retinanet_r101_r50"): _MASKD_RETINANET_R101,
@@ -747,6 +846,7 @@ AUTHORS: dict[tuple[str, str], Settings] = {
     ("maskd", "faster_rcnn_r101_r50"): _MASKD_FASTER,
     ("maskd", "cascade_mask_rcnn_x101_faster_rcnn_r50"): _MASKD_CASCADE,
     ("maskd", "fcos_r101_r50"): _MASKD_FCOS,
+    ("maskd", "reppoints_x101_r50"): _MASKD_REPPOINTS,
     ("icd", "icd retinanet_r101_r50"): _ICD_RETINANET,
     ("icd", "icd faster_rcnn_r101_r50"): _ICD_FASTER_RCNN,
     ("icd", "icd mask_rcnn_r101_r50"): _ICD_MASK_RCNN,
@@ -758,7 +858,7 @@ AUTHORS: dict[tuple[str, str], Settings] = {
 
 NOT_SHIPPED: dict[str, str] = {
     "mgd": "only RetinaNet, RepPoints, SOLO and the two students of Cascade Mask R-CNN (FCOS is not among them)",
-    "maskd": "only the five above and RepPoints; no Mask R-CNN student, no R50 -> R18, no heterogeneous pair",
+    "maskd": "only the six above; no Mask R-CNN student, no R50 -> R18, no heterogeneous pair",
     "icd": "PyTorch: the four above, SOLOv2, CondInst; MegEngine: RetinaNet, FCOS, ATSS, with other teachers",
     "dmkd": "no public code",
     "dfmsd": "no public code",
@@ -810,7 +910,11 @@ CONTRADICTIONS: tuple[tuple[str, str], ...] = (
     ),
     (
         "MasKD's table calls the RepPoints teacher R101; its file is X101 with deformable convolutions",
-        f"{_MASKD_README}:52; {_TOKENS}/reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco.py:1",
+        f"{_MASKD_README}:52; {_TOKENS_REPPOINTS}:1; {_KD_REPPOINTS}:75",
+    ),
+    (
+        "MGD's file names the RepPoints teacher rx101_64x4d; the config and the weights that it loads are 32x4d",
+        f"{_MGD_REPPOINTS}:10; {_MGD_REPPOINTS}:78; {_REPPOINTS_X101}:6",
     ),
     (
         "MasKD's files name the student x50 or X50 in 'cascade_mask_rcnn_x101-fpn_x50'; it is a ResNet-50",

@@ -3,6 +3,7 @@
 import pytest
 
 from kdjax.models import build_model, complete
+from kdjax.models.reppoints_head import INITIAL_WEIGHT
 from kdjax.pairs import PAIRS
 from kdjax.papers import METHODS, REPORTS, methods_of, table
 from tests.authors import AUTHORS, NOT_SHIPPED
@@ -67,6 +68,8 @@ def test_facts_without_an_option_of_their_name_are_kept_too(name):
     if method == "maskd":
         kind = facts(settings, "box_imitation_kind")[0]
         assert (student.methods.box_imitation.loss if "box_imitation" in student.methods else None) == kind
+    if initial := facts(settings, "box_imitation_weight_initial")[0]:
+        assert student.loss_weights.box_imitation * INITIAL_WEIGHT == pytest.approx(initial)
 
 
 def test_each_report_is_of_a_pair_and_stands_in_the_table():

@@ -32,6 +32,7 @@ METHODS = {
     "cascade_mask_rcnn_x101_faster_rcnn_r50": "maskd",
     "cascade_mask_rcnn_x101_mask_rcnn_r50": "mgd",
     "fcos_r101_r50": "dmkd",
+    "reppoints_x101_r50": "maskd",
     "fcos_x101_retinanet_r50": "dfmsd",
     "retinanet_r101_fcos_r50": "icd",
     "gfl_r101_r18": "ld",
@@ -106,8 +107,12 @@ def drawn(module, images):
     slow_but(
         ("retinanet_r101_r50", "retinanet_r101_fcos_r50", "fcos_r101_r50"),
         (
-            *("retinanet_r101_r50", "cascade_mask_rcnn_x101_faster_rcnn_r50", "retinanet_r101_fcos_r50"),
-            *("fcos_r101_r50", "gfl_r101_r50"),
+            "retinanet_r101_r50",
+            "gfl_r101_r50",
+            "reppoints_x101_r50",
+            "cascade_mask_rcnn_x101_faster_rcnn_r50",
+            "retinanet_r101_fcos_r50",
+            "fcos_r101_r50",
         ),
     ),
 )

@@ -1,7 +1,7 @@
 """Box imitation: the student's box regression learns that of the teacher, beside any other method.
 
-MasKD's configs for RetinaNet and for two-stage detectors have such a term, of weight 1 (Huang et al., ICLR 2023,
-https://arxiv.org/abs/2205.14589, the authors' configs).
+MasKD's configs for RetinaNet and for two-stage detectors have such a term, of weight 1, and that for RepPoints two, of
+its points (Huang et al., ICLR 2023, https://arxiv.org/abs/2205.14589, the authors' configs).
 """
 
 from typing import Annotated, ClassVar
@@ -12,19 +12,20 @@ import jax.numpy as jnp
 
 from kdjax.losses import masked_mean
 from kdjax.losses.detection import l1_loss, smooth_l1_loss
-from kdjax.options import choice
+from kdjax.options import choice, number
 from kdjax.types import MethodTerms, Targets, TeacherHeads, View
 
 
 class BoxImitation(nn.Module):
-    """L1 or smooth L1 (beta 1) between the box regression of student and teacher, in maps or on the student's RoIs.
+    """L1 or smooth L1 between the box regression of student and teacher, in maps or on the student's RoIs.
 
     Maps are averaged over their valid positions, where the authors average over the padding too, and summed over common
-    levels; RoIs are averaged over all sampled ones [code]. What can be compared is said by
+    levels; RoIs are averaged over all sampled ones [code]. What can be compared, and what each map counts, is said by
     :meth:`kdjax.types.BoxPredictions.paired_boxes`.
     """
 
-    loss: Annotated[str, choice("smooth_l1", "l1"), 'Of each number: "smooth_l1" with beta 1, or "l1".'] = "smooth_l1"
+    loss: Annotated[str, choice("smooth_l1", "l1"), 'Of each number: "smooth_l1" or "l1".'] = "smooth_l1"
+    beta: Annotated[float, number(0, above=True), 'Where "smooth_l1" turns from a parabola to a line.'] = 1.0
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -47,6 +48,6 @@ class BoxImitation(nn.Module):
             if self.loss == "l1":
                 error = l1_loss(pair.student, teacher_boxes)
             else:
-                error = smooth_l1_loss(pair.student, teacher_boxes, beta=1.0)
-            loss[name] = masked_mean(error, pair.where, axis_name=self.axis_name)
+                error = smooth_l1_loss(pair.student, teacher_boxes, beta=self.beta)
+            loss[name] = pair.weight * masked_mean(error, pair.where, axis_name=self.axis_name)
         return {"box_imitation": loss}

@@ -20,6 +20,7 @@ from kdjax.models.fpn import FPN
 from kdjax.models.gfl import GFL
 from kdjax.models.network import Network
 from kdjax.models.rcnn import RCNN
+from kdjax.models.reppoints import RepPoints
 from kdjax.models.resnet import ResNet
 from kdjax.models.retinanet import RetinaNet
 from kdjax.models.segmentation import DeepLabV3, DeepLabV3MobileNetV2, PSPNet
@@ -32,6 +33,7 @@ __all__ = [
     "GFL",
     "MODELS",
     "RCNN",
+    "RepPoints",
     "ResNet",
     "RetinaNet",
     "build_model",
@@ -47,6 +49,7 @@ MODELS: dict[str, Callable[..., Network]] = {
     "fcos": FCOS,
     "atss": ATSS,
     "gfl": GFL,
+    "reppoints": RepPoints,
     "faster_rcnn": functools.partial(RCNN, stages=1, masks=False),
     "mask_rcnn": functools.partial(RCNN, stages=1, masks=True),
     "cascade_rcnn": functools.partial(RCNN, stages=3, masks=False, train_proposals=2000),

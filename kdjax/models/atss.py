@@ -17,9 +17,10 @@ from kdjax.losses.detection import binary_cross_entropy, giou_loss
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import centres_inside, pyramid_anchors, scale_for
 from kdjax.models.assign import Assignment, assign_by_atss
-from kdjax.models.dense import NORMS, DenseDetector, Learnt, conv3x3, focal_sums, pair_maps, prior_bias, towers
+from kdjax.models.dense import DenseDetector, Learnt, conv3x3, focal_sums, pair_maps, prior_bias, towers
 from kdjax.models.fcos import centrality
 from kdjax.models.network import Sections
+from kdjax.models.norm import NORMS
 from kdjax.options import choice, number, whole
 from kdjax.types import Features, PairedBoxes, Targets, Terms
 

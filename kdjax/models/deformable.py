@@ -67,7 +67,7 @@ def deformable_conv(
 
 
 class DeformableConv(nn.Module):
-    """A deformable 3x3 convolution without a bias, whose offsets are a plain 3x3 convolution of its input.
+    """A deformable 3x3 convolution without a bias, whose offsets are given, or a plain 3x3 convolution of its input.
 
     That one begins with zeros: at first this is a plain convolution. Parameters are called as in MMDetection.
 
@@ -86,19 +86,20 @@ class DeformableConv(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, C) to (N, ceil(H / stride), ceil(W / stride), features)."""
+    def __call__(self, x: jax.Array, offsets: jax.Array | None = None) -> jax.Array:
+        """(N, H, W, C) to (N, ceil(H / stride), ceil(W / stride), features); ``offsets`` as in the function."""
         x = x.astype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1] // self.groups, self.features))
-        offsets = nn.Conv(
-            2 * 9,
-            (3, 3),
-            self.stride,
-            padding=1,
-            kernel_init=nn.initializers.zeros,
-            dtype=self.dtype,
-            name="conv_offset",
-        )(x)
+        if offsets is None:
+            offsets = nn.Conv(
+                2 * 9,
+                (3, 3),
+                self.stride,
+                padding=1,
+                kernel_init=nn.initializers.zeros,
+                dtype=self.dtype,
+                name="conv_offset",
+            )(x)
         return deformable_conv(x, offsets, kernel.astype(self.dtype), stride=self.stride, groups=self.groups)
 
 

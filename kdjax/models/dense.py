@@ -22,10 +22,9 @@ from kdjax.models.anchors import padded
 from kdjax.models.assign import Assignment
 from kdjax.models.detector import Detector
 from kdjax.models.nms import nms
+from kdjax.models.norm import group_norm
 from kdjax.options import whole
 from kdjax.types import Detections, Features, PairedBoxes, Sampling, Targets, Terms
-
-NORMS = ("", "group")
 
 conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=nn.initializers.normal(0.01))
 """A convolution of a head: takes the number of channels, ``dtype`` and ``name``."""
@@ -48,9 +47,9 @@ class DenseDetector(Detector):
     """A detector whose one head, ``head``, predicts from the pyramid alone: at every location, for all its anchors.
 
     This is the way from predictions to the loss and to detections. A detector writes what is its own: where it
-    predicts (``places_of``, ``inside``), who learns what (``assign``, or ``assign_levels``), the terms (``terms_of``),
-    the boxes and scores that its predictions mean (``boxes_of``, ``scores_of``, ``confidence_of``), and whether boxes
-    without an area are dropped (``drop_empty``).
+    predicts (``places_of``, ``inside``), who learns what (``assign``, or ``assign_levels``, and ``learn``), the terms
+    (``terms_of``), the boxes and scores that its predictions mean (``boxes_of``, ``scores_of``, ``confidence_of``), and
+    whether boxes without an area are dropped (``drop_empty``).
 
     Predictions are a NamedTuple of maps by level, {"p3": (N, H, W, A * size), ...}, as many of them as the head has
     outputs. Rows are the same NamedTuple with arrays (N, rows, size) float32, a row for each anchor or location.
@@ -88,8 +87,15 @@ class DenseDetector(Detector):
         return self.assign(everywhere, targets, self.inside(everywhere, image_size))
 
     @nn.nowrap
-    def terms_of(self, rows: Any, learnt: Learnt) -> Terms:
-        """The terms; the mean over devices of what each returns is that of the whole batch."""
+    def learn(self, predictions: Any, places: Mapping[str, Any], targets: Targets, image_size: jax.Array) -> Any:
+        """What ``terms_of`` is given: a :class:`Learnt` of N images, or a tree of them where there are several."""
+        del predictions
+        assign = functools.partial(self.assign_levels, places)
+        return learnt_by(jax.vmap(assign)(targets._replace(masks=None), image_size), joined(places), targets)
+
+    @nn.nowrap
+    def terms_of(self, rows: Any, learnt: Any) -> Terms:
+        """The terms, of what ``learn`` gave; the mean over devices of what each returns is that of the whole batch."""
         raise NotImplementedError
 
     @nn.nowrap
@@ -130,32 +136,20 @@ class DenseDetector(Detector):
         return type(predictions)(*map(join_levels, predictions))
 
     @nn.nowrap
-    def learnt(self, places: Mapping[str, Any], targets: Targets, image_size: jax.Array) -> Learnt:
-        """What the places of all levels learn in N images of height and width ``image_size`` (N, 2)."""
-        assign = functools.partial(self.assign_levels, places)
-        assignment = jax.vmap(assign)(targets._replace(masks=None), image_size)
-        return Learnt(
-            places=jax.tree.map(lambda x: x[None], joined(places)),
-            assignment=assignment,
-            labels=jnp.take_along_axis(targets.labels, assignment.matched, axis=1),
-            boxes=jnp.take_along_axis(targets.boxes, assignment.matched[..., None], axis=1),
-        )
-
-    @nn.nowrap
     def loss(self, predictions: Any, targets: Targets, image_size: jax.Array) -> Terms:
         """The terms named by ``terms``, float32 scalars: see ``terms_of`` of each detector.
 
         The mean over devices of what each returns is the global loss. Places in the padding take no part, nor do those
         that would be negative in a crowd.
         """
-        by_level = self.places_of(predictions)
-        learnt = self.learnt(by_level, targets, image_size)
+        places = self.places_of(predictions)
+        learnt = self.learn(predictions, places, targets, image_size)
 
         # The backward pass computes the terms again from the maps: kept, each of the focal loss's steps would be as
         # large as the logits in float32.
         @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(COUNT))
-        def terms(predictions: Any, learnt: Learnt) -> Terms:
-            return self.terms_of(self.rows_of(predictions, by_level), learnt)
+        def terms(predictions: Any, learnt: Any) -> Terms:
+            return self.terms_of(self.rows_of(predictions, places), learnt)
 
         return terms(predictions, learnt)
 
@@ -210,6 +204,21 @@ class DenseDetector(Detector):
         }
 
 
+def joined(places: Mapping[str, Any]) -> Any:
+    """The places of all levels, one level after the other."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *places.values())
+
+
+def learnt_by(assignment: Assignment, places: Any, targets: Targets) -> Learnt:
+    """What the places of all levels learn by the assignments of N images."""
+    return Learnt(
+        places=jax.tree.map(lambda x: x[None], places),
+        assignment=assignment,
+        labels=jnp.take_along_axis(targets.labels, assignment.matched, axis=1),
+        boxes=jnp.take_along_axis(targets.boxes, assignment.matched[..., None], axis=1),
+    )
+
+
 def undecided(model: DenseDetector, variables: Any, images: jax.Array, image_size: jax.Array) -> dict[str, jax.Array]:
     """Inference up to what is chosen from, from uint8 images (N, H, W, 3): see :meth:`DenseDetector.everywhere`."""
 
@@ -219,11 +228,6 @@ def undecided(model: DenseDetector, variables: Any, images: jax.Array, image_siz
 
     found: Any = model.apply(variables, method=run)
     return found
-
-
-def joined(by_level: Mapping[str, Any]) -> Any:
-    """Trees of arrays (rows, ...) of several levels to one tree, one level after the other."""
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *by_level.values())
 
 
 def _rows(x: jax.Array, count: int) -> jax.Array:
@@ -246,7 +250,7 @@ def tower(features: Features, kind: str, *, convs: int, norm: str, bias: bool, d
         features: {"p3": (N, H, W, C), ...}.
         kind: what the names of the layers begin with.
         convs: number of convolutions.
-        norm: "" or "group", group normalisation after each of them, of at most 32 groups of at least 8 channels.
+        norm: one of ``kdjax.models.norm.NORMS``: "" or "group", :func:`kdjax.models.norm.group_norm` after each.
         bias: whether they have one.
         dtype: of the computation.
 
@@ -258,8 +262,7 @@ def tower(features: Features, kind: str, *, convs: int, norm: str, bias: bool, d
         conv = conv3x3(channels, use_bias=bias, dtype=dtype, name=f"{kind}_conv_{index}")
         features = {level: conv(x) for level, x in features.items()}
         if norm:
-            groups = math.gcd(32, max(1, channels // 8))
-            normalise = nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=f"{kind}_norm_{index}")
+            normalise = group_norm(channels, dtype=dtype, name=f"{kind}_norm_{index}")
             features = {level: normalise(x) for level, x in features.items()}
         features = {level: nn.relu(x) for level, x in features.items()}
     return features

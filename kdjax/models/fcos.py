@@ -16,9 +16,10 @@ from kdjax.losses.detection import binary_cross_entropy, giou_loss, iou_loss
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import pyramid_anchors, scale_for
 from kdjax.models.assign import Assignment
-from kdjax.models.dense import NORMS, DenseDetector, Learnt, focal_sums
+from kdjax.models.dense import DenseDetector, Learnt, focal_sums
 from kdjax.models.fcos_head import FCOSHead
 from kdjax.models.network import Sections
+from kdjax.models.norm import NORMS
 from kdjax.options import FLAG, choice, number, whole
 from kdjax.types import Targets, Terms
 

@@ -1,5 +1,6 @@
 """The feature pyramid network (Lin et al., 2017) with the levels that detectors add to it."""
 
+import functools
 from typing import Annotated
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from kdjax.models.norm import NORMS, group_norm
 from kdjax.options import FLAG, Rule, check_fields, choice, whole
 from kdjax.types import Features
 
@@ -41,6 +43,7 @@ class FPN(nn.Module):
         FLAG,
         "Whether P7 is made of relu(P6) (the paper, torchvision) or of P6 (MMDetection's RetinaNet).",
     ] = True
+    norm: Annotated[str, choice(*NORMS), '"" or "group": what follows every convolution, which then has no bias.'] = ""
     xavier: Annotated[
         bool,
         FLAG,
@@ -58,32 +61,61 @@ class FPN(nn.Module):
         """Pixels of the image from one position of each level to the next, fine to coarse."""
         return {f"p{level}": 2**level for level in range(self.min_level, self.max_level + 1)}
 
-    @nn.compact
-    def __call__(self, maps: Features) -> Features:
-        """{"c2": (N, H/4, W/4, C2), ...} to {"p<min_level>": (N, H/2^min_level, W/2^min_level, channels), ...}."""
+    def setup(self) -> None:
+        """Makes the layers: ``lateral_c<level>``, ``output_p<level>``, ``extra_p<level>``, and their norms."""
         init = nn.initializers.xavier_uniform() if self.xavier else _by_inputs
 
-        def conv(size: int, stride: int, name: str) -> nn.Conv:
+        def conv(size: int, stride: int = 1) -> nn.Conv:
             return nn.Conv(
-                self.channels, (size, size), stride, size // 2, kernel_init=init, dtype=self.dtype, name=name
+                self.channels,
+                (size, size),
+                stride,
+                size // 2,
+                use_bias=not self.norm,
+                kernel_init=init,
+                dtype=self.dtype,
             )
 
+        lateral, above = range(self.min_level, 6), range(6, self.max_level + 1)
+        extra = above if self.extra_from != "pool" else ()
+        self.lateral = {f"c{level}": conv(1) for level in lateral}
+        self.output = {f"p{level}": conv(3) for level in lateral}
+        self.extra = {f"p{level}": conv(3, 2) for level in extra}
+        norm = functools.partial(group_norm, self.channels, dtype=self.dtype)
+        self.lateral_norm = {f"c{level}": norm() for level in lateral if self.norm}
+        self.output_norm = {f"p{level}": norm() for level in (*lateral, *extra) if self.norm}
+
+    def __call__(self, maps: Features) -> Features:
+        """{"c2": (N, H/4, W/4, C2), ...} to {"p<min_level>": (N, H/2^min_level, W/2^min_level, channels), ...}."""
+        return self.normed(self.convolved(maps))
+
+    def convolved(self, maps: Features) -> Features:
+        """The levels of the pyramid that come out of a convolution, before its norm."""
         merged: Features = {}
         for level in range(5, self.min_level - 1, -1):
-            x = conv(1, 1, f"lateral_c{level}")(maps[f"c{level}"])
+            x = self.lateral[f"c{level}"](maps[f"c{level}"])
+            if self.norm:
+                x = self.lateral_norm[f"c{level}"](x)
             merged[f"p{level}"] = x if level == 5 else x + upsample(merged[f"p{level + 1}"], x.shape[1:3])
-        pyramid = {
-            f"p{level}": conv(3, 1, f"output_p{level}")(merged[f"p{level}"]) for level in range(self.min_level, 6)
-        }
-        x = maps["c5"] if self.extra_from == "c5" else pyramid["p5"]
-        for level in range(6, self.max_level + 1):
-            if self.extra_from == "pool":
-                x = pyramid[f"p{level}"] = x[:, ::2, ::2]
-                continue
-            if level > 6 and self.extra_relu:
+        pyramid = {level: conv(merged[level]) for level, conv in self.output.items()}
+        x = maps["c5"] if self.extra_from == "c5" else self._norm("p5", pyramid["p5"])
+        for name, conv in self.extra.items():
+            if name != "p6" and self.extra_relu:
                 x = nn.relu(x)
-            x = pyramid[f"p{level}"] = conv(3, 2, f"extra_p{level}")(x)
+            pyramid[name] = conv(x)
+            x = self._norm(name, pyramid[name])
         return pyramid
+
+    def normed(self, pyramid: Features) -> Features:
+        """What :meth:`convolved` gave to the whole pyramid."""
+        pyramid = {level: self._norm(level, x) for level, x in pyramid.items()}
+        if self.extra_from == "pool":
+            for level in range(6, self.max_level + 1):
+                pyramid[f"p{level}"] = pyramid[f"p{level - 1}"][:, ::2, ::2]
+        return pyramid
+
+    def _norm(self, level: str, x: jax.Array) -> jax.Array:
+        return self.output_norm[level](x) if self.norm else x
 
 
 def upsample(x: jax.Array, size: tuple[int, ...]) -> jax.Array:

@@ -117,7 +117,7 @@ class GFL(ATSS):
         ours = predictions.distributions
         pairs = pair_maps(ours, given, self.strides, image_size, kind="GFLs with equal grids")
         by_level = self.places_of(predictions)
-        learnt = self.learnt(by_level, targets, image_size)
+        learnt = self.learn(predictions, by_level, targets, image_size)
         main = jnp.where(learnt.assignment.positive, best_scores(self.rows_of(predictions, by_level)), 0)
 
         def region(targets: Targets, image_size: jax.Array) -> jax.Array:

@@ -1,9 +1,14 @@
-"""Batch normalisation that trains as PyTorch's does, and the layer that it makes with a convolution."""
+"""Batch normalisation that trains as PyTorch's does, the layer that it makes with a convolution, and group norm."""
+
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
+
+NORMS = ("", "group")
+"""What may follow the convolutions of necks and of heads."""
 
 _he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -90,6 +95,20 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         return BatchNorm(train, axis_name=self.axis_name, dtype=self.dtype, name="bn")(x)
+
+
+def group_norm(channels: int, *, dtype: Dtype, name: str | None = None) -> nn.GroupNorm:
+    """Group normalisation (Wu and He, 2018) of maps of as many channels: of at most 32 groups of at least 8 of them.
+
+    >>> group_norm(256, dtype=jnp.float32).num_groups, group_norm(24, dtype=jnp.float32).num_groups
+    (32, 1)
+    """
+    return nn.GroupNorm(groups_of(channels), epsilon=1e-5, dtype=dtype, name=name)
+
+
+def groups_of(channels: int) -> int:
+    """The groups of :func:`group_norm`."""
+    return math.gcd(32, max(1, channels // 8))
 
 
 def _statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:

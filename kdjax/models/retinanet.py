@@ -14,7 +14,6 @@ from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.anchors import centres_inside, pyramid_anchors, scale_for
 from kdjax.models.assign import Assignment, assign_by_iou
 from kdjax.models.dense import (
-    NORMS,
     DenseDetector,
     Learnt,
     conv3x3,
@@ -24,6 +23,7 @@ from kdjax.models.dense import (
     towers,
 )
 from kdjax.models.network import Sections
+from kdjax.models.norm import NORMS
 from kdjax.options import RATIOS, choice, number, whole
 from kdjax.types import Features, PairedBoxes, Targets, Terms
 

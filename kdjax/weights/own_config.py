@@ -154,6 +154,8 @@ _OUTPUT_STRIDES: dict[Any, int] = {
 """Of a segmenter's backbone, by the strides and the dilations of its layers."""
 _MOST_OCTAVES = 100
 """Sizes of anchors at a location."""
+_POINTS = {"transform_method": "moment", "num_points": 9, "use_grid_points": False, "center_init": True}
+"""How RepPoints makes boxes of points, and where these begin."""
 _P6 = {True: "c5", "on_input": "c5", "on_output": "p5", False: "pool"}
 
 
@@ -271,6 +273,8 @@ def _head(model: Mapping[str, Any], detector: str) -> dict[str, Any]:
         return _fcos(dense)
     if detector in ("atss", "gfl"):
         return _atss(dense)
+    if detector == "reppoints":
+        return _reppoints(dense)
     if detector == "retinanet":
         _check_coder(dense, _BOX_STDS)
         return _anchors(_section(dense, "anchor_generator"))
@@ -322,6 +326,13 @@ def _atss(section: Mapping[str, Any]) -> dict[str, Any]:
             f"its own config has anchors of {octaves} sizes and the ratios {list(ratios)}, which no model here has"
         )
     return found
+
+
+def _reppoints(section: Mapping[str, Any]) -> dict[str, Any]:
+    for field, value in _POINTS.items():
+        if section.get(field, value) != value:
+            raise UserError(f"its own config has the head's {field} {section[field]!r}, which no model here has")
+    return _known({"point_scale": _number(section.get("point_base_scale"))})
 
 
 def _check_coder(section: Mapping[str, Any], stds: tuple[float, ...]) -> None:

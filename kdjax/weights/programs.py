@@ -35,6 +35,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "backbone.depth": (18, 34, 50, 101),
     "backbone.stem": ("plain",),
     "backbone.deformable": (False,),
+    "neck.norm": ("",),
 }
 _AS_BUILT: dict[str, tuple[Any, ...]] = {"backbone.width": (1.0,)}
 _WHOLE: dict[str, tuple[Any, ...]] = {"backbone.output_stride": (32,)}
@@ -83,7 +84,7 @@ ONLY: dict[str, Limits] = {
     "torchvision": _TORCHVISION,
     "mmdet": {
         "": {"backbone.depth": _PLAIN["backbone.depth"], "backbone.stem": ("plain",)},
-        **dict.fromkeys(("retinanet", "fcos", "atss", "gfl"), _OF_C5_OR_P5),
+        **dict.fromkeys(("retinanet", "fcos", "atss", "gfl", "reppoints"), _OF_C5_OR_P5),
         **dict.fromkeys(_TWO_STAGE, _P2_TO_P6),
     },
     "detectron2": _DETECTRON2,
@@ -305,6 +306,7 @@ _BASES = {
     "fcos": "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
     "atss": "mmdet::atss/atss_r50_fpn_1x_coco.py",
     "gfl": "mmdet::gfl/gfl_r50_fpn_1x_coco.py",
+    "reppoints": "mmdet::reppoints/reppoints-moment_r50_fpn-gn_head-gn_1x_coco.py",
     "faster_rcnn": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
     "mask_rcnn": "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
     "cascade_rcnn": "mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
@@ -376,7 +378,13 @@ def _mm_neck(model: Sections) -> dict[str, Any]:
         "add_extra_convs": extra,
         "relu_before_extra_convs": bool(extra) and neck["extra_relu"],
         "num_outs": neck["max_level"] - neck["min_level"] + 1,
+        "norm_cfg": _mm_norm(neck["norm"], neck["channels"]),
     }
+
+
+def _mm_norm(norm: str, channels: int) -> dict[str, Any] | None:
+    groups = math.gcd(32, max(1, channels // 8))
+    return {"type": "GN", "num_groups": groups, "requires_grad": True} if norm else None
 
 
 def _mm_strides(model: Sections) -> list[int]:
@@ -391,10 +399,8 @@ def _mm_test(head: Sections, candidates: bool = True) -> dict[str, Any]:
 
 def _mm_dense(model: Sections, num_classes: int) -> dict[str, Any]:
     channels, head = model["neck"]["channels"], model["head"]
-    groups = math.gcd(32, max(1, channels // 8))
-    norm = {"type": "GN", "num_groups": groups, "requires_grad": True} if head["norm"] else None
     said = {"num_classes": num_classes, "in_channels": channels, "feat_channels": channels}
-    return {**said, "stacked_convs": head["convs"], "norm_cfg": norm}
+    return {**said, "stacked_convs": head["convs"], "norm_cfg": _mm_norm(head["norm"], channels)}
 
 
 def _mm_anchored(model: Sections, num_classes: int) -> dict[str, Any]:
@@ -420,6 +426,16 @@ def _mm_fcos(model: Sections, num_classes: int) -> dict[str, Any]:
         "centerness_on_reg": head["centerness_on_box"],
         "conv_bias": True if head["conv_bias"] else "auto",
         "regress_ranges": [list(pair) for pair in zip([-1.0, *farthest], [*farthest, 1e8], strict=True)],
+    }
+    return {"neck": _mm_neck(model), "bbox_head": dense, "test_cfg": _mm_test(head)}
+
+
+def _mm_reppoints(model: Sections, num_classes: int) -> dict[str, Any]:
+    head = model["head"]
+    dense = _mm_dense(model, num_classes) | {
+        "point_feat_channels": model["neck"]["channels"],
+        "point_strides": _mm_strides(model),
+        "point_base_scale": head["point_scale"],
     }
     return {"neck": _mm_neck(model), "bbox_head": dense, "test_cfg": _mm_test(head)}
 
@@ -492,6 +508,7 @@ def _mm_classifier(model: Sections, num_classes: int) -> dict[str, Any]:
 _MM_PARTS: dict[str, Callable[[Sections, int], dict[str, Any]]] = {
     **dict.fromkeys(("retinanet", "atss", "gfl"), _mm_anchored),
     "fcos": _mm_fcos,
+    "reppoints": _mm_reppoints,
     **dict.fromkeys(_TWO_STAGE, _mm_two_stage),
     **dict.fromkeys(SEGMENTERS, _mm_segmenter),
     **dict.fromkeys(CLASSIFIERS, _mm_classifier),

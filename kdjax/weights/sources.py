@@ -81,7 +81,7 @@ class Source(NamedTuple):
             "pixel_mean": self.pixel_mean,
             "pixel_std": self.pixel_std,
             "backbone": {} if model in _MOBILE else {"style": self.style, "epsilon": self.epsilon},
-            "head": {} if alone or model not in DETECTORS or model in _ALIKE else {"convention": self.convention},
+            "head": {"convention": self.convention} if model in _OF_SEVERAL and not alone else {},
         }
         return merged(expected, {} if alone else self.fixed.get(model, {}))
 
@@ -99,10 +99,10 @@ def merged(config: Sections, expected: Sections) -> dict[str, Any]:
 
 
 _TWO_STAGE = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
-DETECTORS = ("retinanet", "fcos", "atss", "gfl", *_TWO_STAGE)
+_OF_SEVERAL = ("retinanet", "fcos", *_TWO_STAGE)
+"""Detectors of several programs, whose conventions differ."""
+DETECTORS = (*_OF_SEVERAL, "atss", "gfl", "reppoints")
 """Models whose files are about boxes: they may count a background, and say how anchors lie."""
-_ALIKE = ("atss", "gfl")
-"""Detectors without a convention: there is one form of them."""
 _MOBILE = ("mobilenet_v1", "mobilenet_v2", "deeplabv3_mobilenet_v2")
 """Models whose backbone has neither a style nor another epsilon than PyTorch's."""
 
@@ -294,6 +294,12 @@ def _mmdet_masks(prefix: str, stage: str) -> tuple[Rule, ...]:
 
 _MMDET_CASCADE = _MMDET_RPN + _mmdet_boxes(r"roi_head\.bbox_head\.(?P<stage>\d)\.", "{stage}")
 _MMDET_FASTER = _MMDET_RPN + _mmdet_boxes(r"roi_head\.bbox_head\.", "0")
+_MMDET_TOWERS = (
+    Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
+    Rule(r"bbox_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
+    Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.conv", "head/box_conv_{index}"),
+    Rule(r"bbox_head\.reg_convs\.(?P<index>\d)\.gn", "head/box_norm_{index}"),
+)
 _MMDET = Source(
     backbone=(
         *_resnet(r"(backbone\.)?"),
@@ -305,7 +311,9 @@ _MMDET = Source(
     ),
     neck=(
         Rule(r"neck\.lateral_convs\.(?P<level>\d)\.conv", "neck/lateral_c{level}"),
+        Rule(r"neck\.lateral_convs\.(?P<level>\d)\.gn", "neck/lateral_norm_c{level}"),
         Rule(r"neck\.fpn_convs\.(?P<fpn>\d)\.conv", "neck/{fpn}"),
+        Rule(r"neck\.fpn_convs\.(?P<level>\d)\.gn", "neck/output_norm_p{level}"),
     ),
     heads={
         "retinanet": (
@@ -333,6 +341,16 @@ _MMDET = Source(
             Rule(r"bbox_head\.gfl_reg", "head/box_distributions"),
             *_MMDET_SCALES,
         ),
+        "reppoints": (
+            *_MMDET_TOWERS,
+            Rule(r"bbox_head\.reppoints_cls_conv", "head/logits_conv"),
+            Rule(r"bbox_head\.reppoints_cls_out", "head/cls_logits"),
+            Rule(r"bbox_head\.reppoints_pts_init_conv", "head/points_conv"),
+            Rule(r"bbox_head\.reppoints_pts_init_out", "head/points"),
+            Rule(r"bbox_head\.reppoints_pts_refine_conv", "head/moves_conv"),
+            Rule(r"bbox_head\.reppoints_pts_refine_out", "head/moves"),
+            Rule(r"bbox_head", "head"),
+        ),
         "faster_rcnn": _MMDET_FASTER,
         "mask_rcnn": _MMDET_FASTER + _mmdet_masks(r"roi_head\.mask_head\.", "0"),
         "cascade_rcnn": _MMDET_CASCADE,
@@ -342,6 +360,7 @@ _MMDET = Source(
         **_ANCHORS,
         "retinanet": merged(_ANCHORS_OF_4, _NO_RELU),
         "fcos": _RELU,
+        "reppoints": _NO_RELU,
         **dict.fromkeys(("atss", "gfl"), merged(_ANCHORS_OF_8, _NO_RELU)),
     },
 )

@@ -42,6 +42,7 @@ LEAVES = {
     "running_mean": ("batch_stats/{}/mean",),
     "running_var": ("batch_stats/{}/var",),
     "scale": ("params/{}",),
+    "moment_transfer": ("params/{}/moment_multiplier",),
 }
 """Last part of a tensor's name to the paths that it may have here: a normalisation's weight is our scale."""
 

@@ -96,6 +96,7 @@ MMDET = {
     },
     "atss": {"name": "atss", "neck": {**PYRAMID, "extra_from": "p5"}},
     "gfl": {"name": "gfl", "neck": {**PYRAMID, "extra_from": "p5"}},
+    "reppoints-moment": {"name": "reppoints", "neck": PYRAMID},
     "faster-rcnn": {"name": "faster_rcnn", "neck": WITH_P2},
     "mask-rcnn": {"name": "mask_rcnn", "neck": WITH_P2},
     "cascade-rcnn": {"name": "cascade_rcnn", "neck": WITH_P2},
@@ -125,14 +126,21 @@ def original(meta: dict[str, Any]) -> Original:
         backbone = {"depth": int(re.search(r"resnet(\d+)", meta["model"])[1])}
         return Original(source, model and model | {"backbone": backbone}, num_classes - background, background)
     name, backbone = meta["config"].split("/")[1].split("_")[:2]
-    depth, *groups = map(int, re.findall(r"\d+", backbone))
     model = MMDET.get(name)
     if "center-normbbox-centeronreg-giou" in meta["config"]:
         model = model | {"head": IMPROVED_FCOS}
     if model:
-        model = model | {"backbone": {"depth": depth, **dict(zip(("groups", "base_width"), groups, strict=False))}}
+        model = model | {"backbone": backbone_of(backbone)}
     source = "mmdet" if "caffe" not in backbone else "mmdet_detectron" if name == "fcos" else "mmdet_caffe"
     return Original(source, model, num_classes, 0)
+
+
+def backbone_of(name: str) -> dict[str, Any]:
+    """The backbone that the name of a config of MMDetection's calls "r50", "x101-64x4d", "x101-dconv-c3-c5"."""
+    kind, depth = re.match(r"([rx])(\d+)", name).groups()
+    groups, base_width = (re.search(r"(\d+)x(\d+)d", name) or re.match(r"(\d+)x(\d+)d", "32x4d")).groups()
+    grouped = {"groups": int(groups), "base_width": int(base_width)} if kind == "x" else {}
+    return {"depth": int(depth), **grouped, **({"deformable": True} if "dconv" in name else {})}
 
 
 class Computed(NamedTuple):
@@ -276,6 +284,13 @@ def check_atss(case: Case, computed: Computed, first_label: int) -> None:
     check_maps(case, list(predictions._fields), list(predictions))
     names = {"cls": "loss_cls", "box": "loss_bbox"} | {term: f"loss_{term}" for term in detector.terms[2:]}
     check_losses(case, computed, names)
+
+
+def check_reppoints(case: Case, computed: Computed, first_label: int) -> None:
+    detector, predictions = computed.detector, computed.predictions
+    check_maps(case, ["reppoints_cls_out", "boxes of the refined points"], [predictions.logits, predictions.boxes])
+    names = ("loss_cls", "loss_pts_init", "loss_pts_refine")
+    check_losses(case, computed, dict(zip(detector.terms, names, strict=True)))
     check_detections(case, jit(detector.decode)(predictions, computed.image_size), first_label)
 
 
@@ -393,9 +408,12 @@ def check_masks(case: Case, computed: Computed, first_label: int) -> None:
         assert share >= PIXELS, f"{share:.1%} of the pixels of {name} are the original's"
 
 
-CHECKS = {"retinanet": check_retinanet, "fcos": check_fcos, "atss": check_atss, "gfl": check_atss} | dict.fromkeys(
-    ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"), check_rcnn
-)
+CHECKS = {
+    "retinanet": check_retinanet,
+    "fcos": check_fcos,
+    "reppoints": check_reppoints,
+    **dict.fromkeys(("atss", "gfl"), check_atss),
+} | dict.fromkeys(("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"), check_rcnn)
 """By detector: compares everything behind the features."""
 
 

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.errors import UserError
 from kdjax.methods.boxes import BoxImitation
+from kdjax.models.reppoints_head import RepPointsPredictions
 from kdjax.models.retinanet import RetinaNetPredictions
 from kdjax.types import View
 from tests import tiny
@@ -77,3 +79,28 @@ def test_the_teacher_gets_no_gradient():
 def test_heads_that_cannot_be_compared_are_refused_in_words(theirs):
     with pytest.raises(ValueError, match=r"student's maps are p3 \(8, 8, 36\) and the teacher's"):
         loss(predictions(0, "p3"), theirs)
+
+
+def test_the_points_of_reppoints_are_imitated_and_the_moves_count_twice_as_much():
+    """Moves, not where they lead to."""
+    rng = np.random.default_rng(0)
+
+    def found():
+        maps = [{"p3": jnp.asarray(rng.normal(0, 1, (2, 8, 8, 18)), jnp.float32)} for _ in range(2)]
+        return RepPointsPredictions({}, *maps, {}, {})
+
+    ours, theirs = found(), found()
+    views = View({}, STRIDES, ours), View({}, STRIDES)
+    given = {"size": SIZES, "targets": tiny.batch(2).targets, "teacher_heads": lambda _: theirs}
+    terms = BoxImitation(beta=0.11).apply({}, *views, **given)["box_imitation"]
+    assert list(terms) == ["p3_initial", "p3_refined"]
+    for term, weight, (x, y) in zip(terms.values(), (0.5, 1.0), zip(ours[1:3], theirs[1:3], strict=True), strict=True):
+        distance = np.abs(x["p3"] - y["p3"])
+        error = np.where(distance < 0.11, distance**2 / 0.22, distance - 0.055)
+        np.testing.assert_allclose(term, weight * np.concatenate([error[0], error[1, :4]]).mean(), rtol=1e-5)
+
+
+def test_another_detectors_boxes_are_no_points():
+    empty = RepPointsPredictions({}, {"p3": jnp.zeros((2, 8, 8, 18))}, {"p3": jnp.zeros((2, 8, 8, 18))}, {}, {})
+    with pytest.raises(UserError, match=r"where both detectors are RepPoints with equal grids, .* the teacher's none"):
+        loss(empty, predictions(0, "p3"))

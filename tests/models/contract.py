@@ -15,10 +15,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from kdjax import boxes
 from kdjax.models import class_outputs, gfl, with_classes
 from kdjax.models.atss import SPREAD, ATSSPredictions, centres_of
-from kdjax.models.dense import joined
+from kdjax.models.dense import DenseDetector, joined
 from kdjax.models.fcos import centrality
 from kdjax.models.fcos_head import FCOSPredictions
 from kdjax.models.masks import mask_targets
+from kdjax.models.reppoints_head import RepPointsPredictions
 from kdjax.models.retinanet import RetinaNetPredictions
 from kdjax.models.roi import STAGES, RCNNPredictions, RoIPredictions
 from kdjax.models.rpn import Matches, RPNPredictions
@@ -95,7 +96,7 @@ class Learning(NamedTuple):
 
 def learning(detector: Any, targets: Targets, blank: Any) -> Learning:
     places = detector.places_of(blank)
-    learnt = detector.learnt(places, targets, SIZE)
+    learnt = DenseDetector.learn(detector, blank, places, targets, SIZE)
     positive = learnt.assignment.positive
     yes = positive[..., None] & (learnt.labels[..., None] == jnp.arange(CLASSES)[None, None])
     objects = jnp.where(positive[..., None], learnt.boxes, jnp.array([0.0, 0, 10, 10])[None, None])
@@ -143,6 +144,18 @@ def ideal_gfl(detector: Any, targets: Targets, canvas: tuple[int, int]) -> gfl.G
     away = jnp.abs(jnp.clip(distances, 0, gfl.FARTHEST)[..., None] - jnp.arange(gfl.BINS)[None, None, None])
     rows = jnp.log(jnp.maximum(1 - away, 1e-9)).reshape(*distances.shape[:2], -1)
     return gfl.GFLPredictions(as_maps(learnt.logits, like), as_maps(rows, like))
+
+
+def ideal_reppoints(detector: Any, targets: Targets, canvas: tuple[int, int]) -> RepPointsPredictions:
+    """Both boxes are the object's where the initial points learn one, and small everywhere else: nobody else learns."""
+    like = shapes(detector, canvas, len(targets.boxes))
+    learnt = learning(detector, targets, RepPointsPredictions(like, like, like, like, like))
+    centres, strides = (x[None] for x in learnt.places)
+    cells = (learnt.objects - jnp.tile(centres, (1, 1, 2))) / strides[..., None]
+    cells = jnp.where(learnt.positive[..., None], cells, jnp.array([-0.1, -0.1, 0.1, 0.1])[None, None])
+    points = shapes(detector, canvas, len(targets.boxes), 18)
+    boxes_found = as_maps(cells, like)
+    return RepPointsPredictions(as_maps(learnt.logits, like), points, points, boxes_found, boxes_found)
 
 
 def given_rois(targets: Targets) -> tuple[jax.Array, jax.Array]:

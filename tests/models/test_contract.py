@@ -26,6 +26,7 @@ IDEALS = {
     "fcos": (contract.ideal_fcos, ("logits", "distances", "centerness")),
     "atss": (contract.ideal_atss, ("logits", "deltas", "centerness")),
     "gfl": (contract.ideal_gfl, ("logits", "distributions")),
+    "reppoints": (contract.ideal_reppoints, ("logits", "initial", "boxes")),
     "faster_rcnn": (contract.ideal_rcnn, TWO_STAGE),
     "mask_rcnn": (contract.ideal_rcnn, TWO_STAGE),
     "cascade_rcnn": (contract.ideal_rcnn, TWO_STAGE),
@@ -42,6 +43,7 @@ SMALL = {
     "fcos": {"range_scale": 2.0},
     "atss": {"anchor_scale": 2.0},
     "gfl": {"anchor_scale": 2.0},
+    "reppoints": {"point_scale": 2.0},
     "tests.models.iou_aware:IoUAwareRetinaNet": {"anchor_scale": 2.0},
 }
 """Options with which the objects of small images suit every level."""
@@ -115,7 +117,7 @@ def test_odd_objects_leave_the_loss_and_its_gradient_finite(name):
     contract.check_odd_objects(case(name))
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "gfl", "mask_rcnn", "cascade_rcnn"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "gfl", "reppoints", "mask_rcnn", "cascade_rcnn"])
 def test_classes_in_another_order_are_the_same_findings_under_other_labels(name):
     contract.check_classes(case(name), {"name": name, **model_class(name).tiny})
 

@@ -6,6 +6,7 @@ The loop is from the paper, with MMCV's borders; on such cases the function agre
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -217,3 +218,20 @@ def test_the_layer_makes_its_offsets_of_its_input():
     offsets = np.asarray(offsets) + params["conv_offset"]["bias"]
     expected = reference(case, x, offsets, params["kernel"])
     np.testing.assert_allclose(layer.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_program_loops_over_the_taps_alone_and_indexes_first_axes_alone(platform):
+    """Forwards and backwards; what is scattered to cells by two indices a TPU adds one after the other."""
+    x, offsets, kernel = (
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 10, 12, 8), (2, 10, 12, 18), (3, 3, 8, 4))
+    )
+
+    def run(*arrays):
+        y, pull = jax.vjp(deformable_conv, *arrays)
+        return y, pull(y)
+
+    text = jax.jit(run).trace(x, offsets, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.while") == 2
+    assert set(re.findall(r"start_index_map = \[([\d, ]*)\]", text)) == {"0"}
+    assert set(re.findall(r"scatter_dims_to_operand_dims = \[([\d, ]*)\]", text)) == {"0"}

@@ -22,6 +22,7 @@ CLASSES = 3
 SERVING = Serving(CLASSES, "student.safetensors", 320, 512)
 QUICK = (
     *(("torchvision", "retinanet"), ("mmdet", "faster_rcnn"), ("detectron2", "fcos"), ("mmpretrain", "mobilenet_v2")),
+    ("mmdet", "reppoints"),
     *(("mmseg", "deeplabv3"), ("cirkd", "deeplabv3_mobilenet_v2"), ("timm", "resnet_classifier")),
 )
 PAIRS = [
@@ -134,6 +135,11 @@ def test_every_field_that_another_program_has_otherwise_is_named():
         ),
         ({"name": "resnet_classifier"}, "nobody", "There is no source of weights 'nobody'"),
         ({"name": "resnet_classifier"}, "torchvision_coco_v1", "those of detectors; take torchvision"),
+        (
+            {"name": "retinanet", "neck": {"norm": "group"}},
+            "detectron2",
+            "neck.norm is 'group', and detectron2 builds ''",
+        ),
         ({"name": "fcos", "backbone": {"epsilon": 1e-3}}, "detectron2", "epsilon is 0.001, and weights of detectron2"),
     ],
 )
@@ -159,7 +165,7 @@ def test_small_detectors_of_the_default_convention_become_those_of_mmdetection()
 
 
 @pytest.mark.parametrize("source", ["mmdet", "mmdet_caffe"])
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "gfl", "cascade_mask_rcnn"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "gfl", "reppoints", "cascade_mask_rcnn"])
 def test_the_config_for_mmdetection_is_read_as_the_model(source, name):
     model = config(source, name)
     text = "\n".join(lines_to_load(model, source, SERVING))

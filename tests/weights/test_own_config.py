@@ -90,6 +90,16 @@ model = dict(
             target_means=[0.0, 0.0, 0.0, 0.0],
             target_stds=[0.1, 0.1, 0.2, 0.2])))
 """
+REPPOINTS = """\
+model = dict(
+    type='RepPointsDetector',
+    neck=dict(
+        type='FPN', add_extra_convs='on_input', num_outs=5,
+        norm_cfg=dict(type='GN', num_groups=32, requires_grad=True)),
+    bbox_head=dict(
+        type='RepPointsHead', num_points=9, gradient_mul=0.1,
+        point_base_scale=2, transform_method='moment'))
+"""
 STDS = "target_stds=[1.0, 1.0, 1.0, 1.0]"
 
 
@@ -157,6 +167,8 @@ def test_what_a_config_decides_is_in_our_fields():
     # Of GFL no coder is asked for.
     own = own_facts(read_config(ATSS.replace("ATSSHead", "GFLHead").replace("DeltaXYWH", "DistancePoint")), "gfl")
     assert own.model["head"] == {"anchor_scale": 6.0}
+    own = own_facts(read_config(REPPOINTS), "reppoints")
+    assert own.model == {"neck": {"extra_from": "c5", "extra_relu": False}, "head": {"point_scale": 2.0}}
     # MMDetection 2.0 had another key for the same.
     older = "model = dict(neck=dict(type='FPN', add_extra_convs=True, extra_convs_on_inputs={}))"
     for flag, extra in (("True", "c5"), ("False", "p5")):
@@ -174,7 +186,7 @@ def test_what_a_config_decides_is_in_our_fields():
         {"model": {"roi_head": {"bbox_head": [[], None]}}, "img_norm_cfg": {"mean": [1, 2], "std": "x", "to_rgb": 1}},
     ],
 )
-@pytest.mark.parametrize("detector", ["retinanet", "fcos", "atss", "gfl", "cascade_mask_rcnn"])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "atss", "gfl", "reppoints", "cascade_mask_rcnn"])
 def test_a_config_that_says_nothing_decides_nothing(config, detector):
     own = own_facts(config, detector)
     assert own.bgr is None
@@ -191,6 +203,7 @@ def test_a_config_that_says_nothing_decides_nothing(config, detector):
         (ATSS.replace("[0.1, 0.1", "[0.2, 0.2"), "atss", r"target_stds \[0.2, 0.2, 0.2, 0.2"),
         (ATSS.replace("octave=1", "octave=3"), "gfl", r"has anchors of 3 sizes and the ratios \[1.0\]"),
         (ATSS.replace("ratios=[1.0]", "ratios=[2.0]"), "atss", r"has anchors of 1 sizes and the ratios \[2.0\]"),
+        (REPPOINTS.replace("'moment'", "'minmax'"), "reppoints", "the head's transform_method 'minmax', which no"),
         (FASTER.replace("[0.1, 0.1, 0.2", "[0.05, 0.05, 0.2"), "faster_rcnn", r"target_stds \[0.05, 0.05, 0.2, 0.2\]"),
     ],
 )
