@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/*.md", "experiments/*.png", "experiments/*.svg")
 """Files of the repository that are pages and pictures of the site by the same paths."""
 _LINK = re.compile(r"\[([^\[\]]*)\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
-_ROLE = re.compile(r":(?:func|class|mod|meth|data):(?=<code>)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -39,8 +38,3 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         return words if (ROOT / target).exists() else link[0]
 
     return _LINK.sub(turned, markdown)
-
-
-def on_page_content(html: str, **_: Any) -> str:
-    """Leaves out what docstrings say for Sphinx: roles, and the second colon before an indented block."""
-    return _ROLE.sub("", html).replace("::</p>", ":</p>")
