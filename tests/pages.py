@@ -45,7 +45,8 @@ def calls(line: str) -> list[tuple[str, list[str]]]:
     """The programs of kdjax that a line runs, with their arguments: ("predict", ["--model=..."])."""
     found = re.findall(r"(?:python -m kdjax\.|(?<![\w./=-])kdjax )(\w+)([^;&|>#]*)", line)
     # A quotation that began before the program ends behind it.
-    return [(program, shlex.split(said.rstrip().removesuffix('"') if said.count('"') % 2 else said)) for program, said in found]
+    told = [(program, said.rstrip().removesuffix('"') if said.count('"') % 2 else said) for program, said in found]
+    return [(program, shlex.split(said)) for program, said in told]
 
 
 def write_files(text: str, folder: Path) -> None:

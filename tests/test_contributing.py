@@ -10,7 +10,7 @@ import pytest
 
 from tests.pages import ROOT, blocks, commands, read, write_files
 
-COPIED = ("kdjax", "configs", "tests", "docs", "experiments", "pyproject.toml", "README.md", "CHANGELOG.md", "mkdocs.yml")
+COPIED = ("kdjax", "configs", "tests", "docs", "experiments", "pyproject.toml", "README.md", "mkdocs.yml")
 RECIPES = read("CONTRIBUTING.md").split("\n## Recipe: ")[1:]
 
 
