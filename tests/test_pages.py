@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from PIL import Image
 
 import kdjax
+from experiments import figures
 from kdjax import cli
 from kdjax.config import config_names
 from kdjax.main import _check_stray, _with_config_path
@@ -150,6 +151,17 @@ def test_pre_commit_runs_what_ci_runs():
     steps = [line.removeprefix(".venv/bin/") for line in read(".ci/run").splitlines()]
     checks = steps[steps.index("ruff format --check .") : steps.index("lint-imports") + 1]
     assert [hook["entry"] for hook in repository["hooks"]] == checks
+
+
+@pytest.mark.parametrize("chart", figures.CHARTS, ids=lambda chart: chart.name)
+def test_the_pictures_of_results_are_those_of_the_notes(chart):
+    assert read(f"experiments/{chart.name}.svg") == figures.drawn(chart), "python -m experiments.figures"
+    assert f"]({chart.name}.svg)" in read("experiments/README.md")
+
+
+def test_every_note_is_listed():
+    notes = {path.name for path in (ROOT / "experiments").glob("2*.md")}
+    assert set(re.findall(r"^\| \[\S+\]\((\S+)\)", read("experiments/README.md"), re.MULTILINE)) == notes
 
 
 def give(lines: list[str], folder: Path, data_dir: Path) -> str:

@@ -1,4 +1,4 @@
-"""The README's commands and its Python are what they claim to be, and so is the Python of the page that shows losses."""
+"""The README's commands and its Python are what they claim to be, and so is what the page of losses shows."""
 
 import re
 
