@@ -113,11 +113,7 @@ def bars(chart: Chart) -> list[tuple[str, list[tuple[int, str]]]]:
 
 
 def _short(label: str) -> str:
-    """Of a command its config and its data; other labels as they are.
-
-    >>> _short("python -m kdjax.main --config=mgd:segmentation --config.data.name=index_maps:<nuclei> (mIoU)")
-    'mgd:segmentation index_maps:<nuclei>'
-    """
+    """Of a command its config and its data, such as "mgd:segmentation index_maps:<nuclei>"; others as they are."""
     return " ".join(re.findall(r"--config(?:\.data\.name)?=(\S+)", label)) or label
 
 
