@@ -1,4 +1,4 @@
-"""Knowledge distillation for object detectors on JAX.
+"""Knowledge distillation for vision models on JAX.
 
 Loss functions are in ``kdjax.losses`` (jax alone), Flax modules in ``kdjax.methods`` and ``kdjax.models``; a trained
 student is asked about photographs by ``kdjax.load_predictor``, or loaded as a module by ``kdjax.load_student``, which

@@ -1,8 +1,8 @@
 """A saved model asked about photographs, by one function and by one command: what it says is what it was judged by."""
 
+import functools
 import importlib.util
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +29,7 @@ from kdjax.saved import FORMAT, describe, describe_model, reading_of, save_model
 from kdjax.tasks import Classification, Detection, Segmentation
 from kdjax.tasks.found_objects import ObjectResults
 from kdjax.types import Detections
+from tests.pages import blocks, read
 from tests.sources import OfExamples
 
 ROOT = Path(__file__).parents[1]
@@ -116,10 +117,11 @@ def test_what_is_predicted_is_what_was_evaluated_to_the_bit(judged, photographs,
     assert predictor([]) == []
 
 
-def test_the_pages_example_runs(folders, photographs, capsys):
-    (block,) = re.findall(r"```python\n(import kdjax\n.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.DOTALL)
-    written = block.replace("runs/first/student", str(folders["detection"]))
-    exec(compile(written, "predict.md", "exec"), {"photographs": photographs[:3]})
+@pytest.mark.parametrize("page", ["docs/predict.md", "docs/quickstart.md"])
+def test_the_pages_example_runs(page, folders, photographs, capsys):
+    (block,) = (block for block in blocks(read(page), "python") if block.text.startswith("import kdjax\n"))
+    written = block.text.replace("runs/first/student", str(folders["detection"]))
+    exec(compile(written, page, "exec"), {"photographs": photographs[:3]})
     assert len(capsys.readouterr().out.splitlines()) >= 3
 
 
@@ -206,8 +208,12 @@ def test_detections_in_a_file_are_judged_by_pycocotools_as_in_an_evaluation(judg
     )
     assert "10 photographs" in said
     assert "the first 2 of them drawn (--pictures=10 draws all)" in said
-    coco = COCO(str(tmp_path / "truth.json"))
-    judge = COCOeval(coco, coco.loadRes(str(tmp_path / "out" / "detections.json")), "bbox")
+    (block,) = (block for block in blocks(read("docs/predict.md"), "python") if "COCOeval" in block.text)
+    named = {"instances_val2017.json": "truth.json", "found/detections.json": "out/detections.json"}
+    written = functools.reduce(lambda code, name: code.replace(name, str(tmp_path / named[name])), named, block.text)
+    names: dict = {"COCO": COCO, "COCOeval": COCOeval}
+    exec(compile(written, "predict.md", "exec"), names)
+    judge = names["judge"]
     judge.evaluate()
     judge.accumulate()
     judge.summarize()
