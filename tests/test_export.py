@@ -203,7 +203,8 @@ def test_the_description_says_what_a_stranger_needs(folder, tmp_path):
 @pytest.mark.slow
 @installed("jax2onnx", "onnxruntime")
 @pytest.mark.parametrize(
-    "case", ["resnet_classifier", "mobilenet_v1", "mobilenet_v2", "pspnet", "deeplabv3", "retinanet", "fcos"]
+    "case",
+    ["resnet_classifier", "mobilenet_v1", "mobilenet_v2", "pspnet", "deeplabv3", "retinanet", "fcos", "atss", "gfl"],
 )
 def test_onnx_runtime_says_the_same(case, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
