@@ -26,8 +26,9 @@ from kdjax.devices import cache_compilations
 from kdjax.run import pipeline
 from kdjax.run.verdict import judge
 
-METHODS = ("none", *(name for name in config_names() if name != "none"))
-"""Every config; the student alone first, with which the others are compared."""
+_NONE = load_config("none")
+METHODS = ("none", *(x for x in config_names() if x != "none" and load_config(x).task == _NONE.task))
+"""Every config of a detector; the student alone first, with which the others are compared."""
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/table", "Folder for all runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0 to this minus 1.", lower_bound=1)
@@ -38,7 +39,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Markdown file to write; <workdir>
 def run(name: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """One run of the seed that its config says: what is in the table, its commit and its machine.
 
-    Teachers that the run "none" of this seed has trained are taken over.
+    Teachers that the run "none" of this seed has trained are taken over, where they are the same model.
 
     Args:
         name: of the run: its row in the table, and its folder.
@@ -52,7 +53,8 @@ def run(name: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return json.loads(record.read_text())
     for stage in config.stages:
         shared = workdir / f"seed_{seed}" / "none" / "stages" / stage
-        if not config[stage].teacher and shared.exists() and not (own / "stages" / stage).exists():
+        same = shared.exists() and config[stage].model == _NONE[stage].model
+        if same and not config[stage].teacher and not (own / "stages" / stage).exists():
             shutil.copytree(shared, own / "stages" / stage)
     summary = pipeline.run(config, own)
     found = {role: summary[role] and summary[role][summary["primary"]] for role in ("teacher", "student", "baseline")}
@@ -63,12 +65,12 @@ def run(name: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def protocol(method: str, seed: int) -> ConfigDict:
     """The config of a method with a seed.
 
-    A student that starts from another stage is compared with one that was trained in as many stages; all others with
-    the run of ``none``.
+    A student that starts from another stage is compared with one that was trained in as many stages, and one that is
+    another model than that of ``none`` with its own kind; all others with the run of ``none``.
     """
     config = load_config(method)
     config.seed = seed
-    config.compare = bool(config.student.init)
+    config.compare = bool(config.student.init) or config.student.model != _NONE.student.model
     return config
 
 
