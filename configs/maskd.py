@@ -17,7 +17,8 @@ schedule 2x and
 | Faster R-CNN, from Cascade Mask R-CNN X101 | 1 | 5000 | boxes imitated, one for all classes |
 
 ``docs/papers.md`` has what they report, and where their files contradict each other. Maps are averaged over their valid
-positions here, over the padding too there. Pairs that are not in the table are our extrapolation.
+positions here, over the padding too there. Pairs that are not in the table are our extrapolation: those with a GFL have
+the weight, the warm-up and the clipping of FCOS, and no boxes imitated.
 
 The tokens of a detector with masks learn from masks, which ``--config.data.name=coco_json:<folder>`` has and the
 prepared ``coco/2017`` has not. On a host with 8 GPUs or 8 TPU chips, with ``coco/2017`` prepared and the two files that

@@ -41,7 +41,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Markdown file to write; <workdir>
 def run(name: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """One run of the seed that its config says: what is in the table, its commit and its machine.
 
-    Teachers that the run "none" of this seed has trained are taken over.
+    Teachers that the run "none" of this seed has trained are taken over, where they are the same model.
 
     Args:
         name: of the run: its row in the table, and its folder.
@@ -53,15 +53,22 @@ def run(name: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     record = own / "record.json"
     if record.exists():
         return json.loads(record.read_text())
+    alone = student_alone(config.task)
     for stage in config.stages:
         shared = workdir / f"seed_{seed}" / "none" / "stages" / stage
-        if not config[stage].teacher and shared.exists() and not (own / "stages" / stage).exists():
+        same = shared.exists() and config[stage].model == alone[stage].model
+        if same and not config[stage].teacher and not (own / "stages" / stage).exists():
             shutil.copytree(shared, own / "stages" / stage)
     summary = pipeline.run(config, own)
     found = {role: summary[role] and summary[role][summary["primary"]] for role in ("teacher", "student", "baseline")}
     said = {"method": name, "seed": seed, "metric": summary["primary"], **found, **conditions(config)}
     record.write_text(json.dumps(said))
     return json.loads(record.read_text())
+
+
+def student_alone(task: str) -> ConfigDict:
+    """The config that the others are compared with."""
+    return load_config(f"none:{VARIANTS[task]}")
 
 
 def methods_of(task: str) -> tuple[str, ...]:
@@ -77,12 +84,12 @@ def methods_of(task: str) -> tuple[str, ...]:
 def protocol(method: str, task: str, seed: int) -> ConfigDict:
     """The config of a method on the embedded data of a task, with a seed.
 
-    A student that starts from another stage is compared with one that was trained in as many stages; all others with
-    the run of ``none``.
+    A student that starts from another stage is compared with one that was trained in as many stages, and one that is
+    another model than that of ``none`` with its own kind; all others with the run of ``none``.
     """
     config = load_config(f"{method}:{VARIANTS[task]}")
     config.seed = seed
-    config.compare = bool(config.student.init)
+    config.compare = bool(config.student.init) or config.student.model != student_alone(task).student.model
     return config
 
 

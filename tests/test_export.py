@@ -204,7 +204,10 @@ def test_the_description_says_what_a_stranger_needs(folder, tmp_path):
 @installed("jax2onnx", "onnxruntime")
 @pytest.mark.parametrize(
     "case",
-    ["resnet_classifier", "mobilenet_v1", "mobilenet_v2", "pspnet", "deeplabv3", "retinanet", "fcos", "reppoints"],
+    [
+        *("resnet_classifier", "mobilenet_v1", "mobilenet_v2", "pspnet", "deeplabv3"),
+        *("retinanet", "fcos", "atss", "gfl", "reppoints"),
+    ],
 )
 def test_onnx_runtime_says_the_same(case, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -75,7 +75,7 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def quality_focal_loss(logits: jax.Array, targets: jax.Array, *, beta: float = 2.0) -> jax.Array:
-    """Focal loss of classifiers whose targets are qualities (Li et al., Generalized Focal Loss, equation 5).
+    """Focal loss of classifiers whose targets are qualities (Li et al., Generalized Focal Loss, equation 2).
 
     ``|target - p|^beta * (-target log(p) - (1 - target) log(1 - p))`` with ``p = sigmoid(logit)``.
 

@@ -16,6 +16,7 @@ from kdjax.models.network import Network
 from kdjax.types import Model
 from tests.models import contract, toy
 from tests.models.contract import CLASSES, Case
+from tests.slow import slow_but
 
 TWO_STAGE = ("objectness", "deltas", "logits", "masks")
 """What the network says of given RoIs."""
@@ -69,9 +70,9 @@ EVERYONE = (*DETECTORS, *OURS)
 EVERY = pytest.mark.parametrize("name", EVERYONE)
 LEARNING = pytest.mark.parametrize(
     "name",
-    # Mask R-CNN has all the parts of the slow ones, once.
+    # Mask R-CNN and GFL have all the parts of the slow ones, once.
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("cascade_rcnn", "cascade_mask_rcnn") else name
+        pytest.param(name, marks=pytest.mark.slow) if name in ("cascade_rcnn", "cascade_mask_rcnn", "atss") else name
         for name in EVERYONE
     ],
 )
@@ -117,7 +118,13 @@ def test_odd_objects_leave_the_loss_and_its_gradient_finite(name):
     contract.check_odd_objects(case(name))
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "gfl", "reppoints", "mask_rcnn", "cascade_rcnn"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ("retinanet", "fcos", "mask_rcnn"),
+        ("retinanet", "fcos", "atss", "gfl", "reppoints", "mask_rcnn", "cascade_rcnn"),
+    ),
+)
 def test_classes_in_another_order_are_the_same_findings_under_other_labels(name):
     contract.check_classes(case(name), {"name": name, **model_class(name).tiny})
 
