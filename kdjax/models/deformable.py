@@ -1,10 +1,13 @@
 """Deformable convolution (Dai et al., Deformable Convolutional Networks, ICCV 2017), the first version, as MMCV has it.
 
 The samples of one tap are gathered at a time, whole vectors of channels, and multiplied with that tap's part of the
-kernel: memory holds the samples of a ninth of a 3x3 convolution, in the backward pass too, which gathers them again.
+kernel: memory holds the samples of a ninth of a 3x3 convolution. The backward pass is written out: it gathers each
+tap's samples again and adds its gradients to those of the others in place, where what JAX derives makes an array as
+large as the map for each of four cells of each tap.
 """
 
-import functools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -52,18 +55,68 @@ def deformable_conv(
     kernels = kernel.reshape(taps, channels // groups, groups, outputs // groups).swapaxes(1, 2)
     bordered = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
-    # Without the checkpoint the backward pass would keep the samples of all taps.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def term(places: jax.Array, kernel: jax.Array) -> jax.Array:
-        samples = _sample(bordered, places).astype(x.dtype).reshape(-1, groups, channels // groups)
-        return jnp.matmul(samples.swapaxes(0, 1), kernel, preferred_element_type=jnp.float32)
-
-    total, _ = jax.lax.scan(
-        lambda total, tap: (total + term(*tap), None),
-        jnp.zeros((groups, n * rows * columns, outputs // groups)),
-        (places, kernels),
-    )
+    total = _sum_of_taps(bordered, places, kernels)
     return total.swapaxes(0, 1).reshape(n, rows, columns, outputs).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _sum_of_taps(bordered: jax.Array, places: jax.Array, kernels: jax.Array) -> jax.Array:
+    """The convolution, of a map with a border of one cell of zeros around it.
+
+    Args:
+        bordered: (N, H + 2, W + 2, C).
+        places: (taps, N, R, S, 2) float32: where the samples are, y first, counted without the border.
+        kernels: (taps, groups, C / groups, F / groups).
+
+    Returns:
+        (groups, N * R * S, F / groups) float32.
+    """
+    _, groups, inputs, outputs = kernels.shape
+    size = places[0, ..., 0].size
+
+    def add(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        places, kernel = tap
+        samples = jnp.zeros((size, groups * inputs))
+        for corner in _corners(bordered, places):
+            samples += corner.weight[:, None] * corner.of(bordered)
+        samples = samples.astype(bordered.dtype).reshape(-1, groups, inputs).swapaxes(0, 1)
+        return total + jnp.matmul(samples, kernel, preferred_element_type=jnp.float32), None
+
+    return jax.lax.scan(add, jnp.zeros((groups, size, outputs)), (places, kernels))[0]
+
+
+Saved = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _forward(bordered: jax.Array, places: jax.Array, kernels: jax.Array) -> tuple[jax.Array, Saved]:
+    return _sum_of_taps(bordered, places, kernels), (bordered, places, kernels)
+
+
+def _backward(saved: Saved, upstream: jax.Array) -> Saved:
+    """The gradients by the three arguments; that by the map is summed in float32."""
+    bordered, places, kernels = saved
+    _, groups, inputs, _ = kernels.shape
+    upstream, channels = upstream.astype(bordered.dtype), groups * inputs
+
+    def add(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        places, kernel = tap
+        pulled = jnp.matmul(upstream, kernel.swapaxes(1, 2), preferred_element_type=jnp.float32)
+        pulled = pulled.swapaxes(0, 1).reshape(-1, channels)
+        samples, moved = jnp.zeros(pulled.shape), jnp.zeros((len(pulled), 2))
+        for corner in _corners(bordered, places):
+            cells = corner.of(bordered)
+            samples += corner.weight[:, None] * cells
+            moved += corner.slope * jnp.sum(cells * pulled, axis=-1, keepdims=True)
+            total = total.at[corner.cell].add(corner.weight[:, None] * pulled, mode="promise_in_bounds")
+        samples = samples.astype(bordered.dtype).reshape(-1, groups, inputs).swapaxes(0, 1)
+        by_kernel = jnp.matmul(samples.swapaxes(1, 2), upstream, preferred_element_type=jnp.float32)
+        return total, (moved.reshape(places.shape), by_kernel.astype(kernel.dtype))
+
+    total, (moved, by_kernel) = jax.lax.scan(add, jnp.zeros((bordered[..., 0].size, channels)), (places, kernels))
+    return total.reshape(bordered.shape).astype(bordered.dtype), moved, by_kernel
+
+
+_sum_of_taps.defvjp(_forward, _backward)
 
 
 class DeformableConv(nn.Module):
@@ -105,20 +158,28 @@ class DeformableConv(nn.Module):
 
 def _grid(rows: int, columns: int) -> jax.Array:
     """(rows, columns, 2) float32: the index of each cell, y first."""
-    return jnp.stack(jnp.indices((rows, columns), dtype=jnp.float32), axis=-1)
+    return jnp.moveaxis(jnp.indices((rows, columns), dtype=jnp.float32), 0, -1)
 
 
-def _sample(bordered: jax.Array, places: jax.Array) -> jax.Array:
-    """Bilinear samples of a map with a border of one cell of zeros around it.
+class _Corner(NamedTuple):
+    """One of the four cells around each of P samples."""
 
-    Args:
-        bordered: (N, H + 2, W + 2, C).
-        places: (N, R, S, 2) float32, y first, counted without the border.
+    cell: jax.Array
+    """(P,) int32: its place among all cells of all maps."""
+    weight: jax.Array
+    """(P,) float32: how much of the sample it is."""
+    slope: jax.Array
+    """(P, 2) float32: how much more where the sample moves along y and along x."""
 
-    Returns:
-        (N, R, S, C) float32.
-    """
-    n, height, width, channels = bordered.shape
+    def of(self, bordered: jax.Array) -> jax.Array:
+        """(P, C): the cells of a map."""
+        cells = bordered.reshape(-1, bordered.shape[-1])
+        return jnp.take(cells, self.cell, axis=0, mode="clip")
+
+
+def _corners(bordered: jax.Array, places: jax.Array) -> Iterator[_Corner]:
+    """The cells between which a map with a border is interpolated at places (N, R, S, 2), see :func:`_sum_of_taps`."""
+    n, height, width, _ = bordered.shape
     end = jnp.array([height - 2, width - 2], jnp.float32).reshape(1, 1, 1, 2)
     inside = jnp.all((places > -1) & (places < end), axis=-1)
     # Others are sampled somewhere, with the weight zero: what they are could be infinite.
@@ -126,11 +187,12 @@ def _sample(bordered: jax.Array, places: jax.Array) -> jax.Array:
     low = jnp.floor(places)
     y, x = jnp.moveaxis(low.astype(jnp.int32) + 1, -1, 0)
     y_share, x_share = jnp.moveaxis(places - low, -1, 0)
-    cells = bordered.reshape(-1, channels)
     first = (jnp.arange(n)[:, None, None] * height + y) * width + x
-    total = jnp.zeros((*inside.shape, channels))
     for down, y_weight in ((0, 1 - y_share), (1, y_share)):
         for right, x_weight in ((0, 1 - x_share), (1, x_share)):
-            weight = inside * y_weight * x_weight
-            total += jnp.take(cells, first + (down * width + right), axis=0, mode="clip") * weight[..., None]
-    return total
+            slopes = inside * (2 * down - 1) * x_weight, inside * (2 * right - 1) * y_weight
+            yield _Corner(
+                (first + (down * width + right)).reshape(-1),
+                (inside * y_weight * x_weight).reshape(-1),
+                jnp.stack(slopes, axis=-1).reshape(-1, 2),
+            )

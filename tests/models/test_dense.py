@@ -8,9 +8,10 @@ import pytest
 from kdjax.models import build_model
 from kdjax.models.dense import best_pairs
 from kdjax.types import Targets
+from tests.slow import slow_but
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "gfl"])
+@pytest.mark.parametrize("name", slow_but(("retinanet", "gfl"), ("retinanet", "fcos", "atss", "gfl", "reppoints")))
 def test_the_loss_keeps_nothing_for_its_gradient_that_is_as_large_as_the_logits_but_them(name):
     detector = build_model({"name": name}, num_classes=80, dtype=jnp.bfloat16)
     images, size = jnp.zeros((2, 64, 64, 3)), jnp.full((2, 2), 64)
