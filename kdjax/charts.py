@@ -115,7 +115,7 @@ def _curves(chart: Curves) -> list[Html]:
     if not shown:
         return [element("p", "Nothing is recorded yet.", class_="remark")]
     xs, ys = ([point[axis] for point in shown] for axis in (0, 1))
-    across, down = _Axis(min(xs), max(xs)), _Axis(min(ys), max(ys), chart.logarithmic)
+    across, down = _Axis(min(xs), max(xs)), _Axis(min(ys), max(ys), chart.logarithmic, whole=True)
     svg = element(
         "svg",
         *_grid(across, down, chart),
@@ -135,7 +135,8 @@ def _is_drawn(x: float, y: float, logarithmic: bool) -> bool:
 class _Axis:
     """Where numbers are on an axis, from 0 to 1, and which are named."""
 
-    def __init__(self, low: float, high: float, logarithmic: bool = False):
+    def __init__(self, low: float, high: float, logarithmic: bool = False, whole: bool = False):
+        """From ``low`` to ``high``, or, with ``whole``, from the round number before to the one behind."""
         self.logarithmic = logarithmic
         if logarithmic:
             self.low, self.high = math.log10(low), math.log10(high)
@@ -144,6 +145,9 @@ class _Axis:
         else:
             margin = (abs(low) or 1.0) * 0.1 if low == high else 0.0
             self.low, self.high = low - margin, high + margin
+            if whole:
+                step = _round_step((self.high - self.low) / _TICKS)
+                self.low, self.high = math.floor(self.low / step) * step, math.ceil(self.high / step) * step
 
     def at(self, value: float) -> float:
         value = math.log10(value) if self.logarithmic else value
@@ -176,10 +180,10 @@ def _round_step(rough: float) -> float:
 def _number(value: float) -> str:
     """A number in a few characters.
 
-    >>> [_number(x) for x in (0.0, 0.1 + 0.2, 1500, 2e6, 2e-5)]
-    ['0', '0.3', '1500', '2e6', '2e-5']
+    >>> [_number(x) for x in (0.0, 0.1 + 0.2, 1500, 2e4, 2e-5)]
+    ['0', '0.3', '1500', '2e4', '2e-5']
     """
-    if value and not 1e-3 <= abs(value) < 1e5:
+    if value and not 1e-3 <= abs(value) < 1e4:
         digits, _, power = f"{value:.1e}".partition("e")
         return f"{float(digits):g}e{int(power)}"
     return f"{value:.4g}"

@@ -57,7 +57,7 @@ class _Run(NamedTuple):
         """What a stage is called, here."""
         if stage == self.plan.student:
             return f"{stage} ({methods_of(self.plan)})"
-        return f"{stage}, the identical student alone" if stage == BASELINE else stage
+        return f"{stage} (the same alone)" if stage == BASELINE else stage
 
     @property
     def colours(self) -> dict[str, int]:
@@ -321,7 +321,7 @@ def _balanced(run: _Run, name: str) -> Iterator[Html]:
         yield _paragraph("In another workdir, to weigh it otherwise:")
         yield element("pre", " ".join(found.flags))
     if not found.sentences and story.rows:
-        yield _paragraph(f"No term and no level has taken the loss of {name} over.")
+        yield _paragraph(f"No term and no level dominates the loss of {name}.")
     raw = _keys(story.rows, "raw/")
     yield _table_of_terms(story.rows, raw)
     charts = []

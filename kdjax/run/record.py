@@ -286,7 +286,7 @@ def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[s
             return {prefix: tree}
         return {path: leaf for key, value in tree.items() for path, leaf in flat(value, f"{prefix}.{key}").items()}
 
-    old, new = flat(saved), flat(json.loads(json.dumps(config)))
+    old, new = (flat(json.loads(json.dumps(tree))) for tree in (saved, config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return [(key[1:], old.get(key, "absent"), new.get(key, "absent")) for key in changed]
 
