@@ -14,8 +14,8 @@ from kdjax.visualize import (
     MOST_BYTES,
     TRUTH,
     Mark,
-    judged_marks,
     draw_boxes,
+    judged_marks,
     save_predictions,
 )
 
@@ -145,7 +145,9 @@ def test_hits_misses_and_false_alarms(detections, colours):
 
 def test_what_is_found_in_a_crowd_counts_for_nothing_and_a_crowd_is_not_missed():
     crowd = example(crowd=True)
-    assert [mark.colour for mark in judged_marks(crowd, found([0.9], [[22, 22, 30, 30]]), ("cat", "dog"), 0.3)] == [IGNORED]
+    assert [mark.colour for mark in judged_marks(crowd, found([0.9], [[22, 22, 30, 30]]), ("cat", "dog"), 0.3)] == [
+        IGNORED
+    ]
     assert judged_marks(crowd, found([]), ("cat", "dog"), 0.3) == []
 
 
