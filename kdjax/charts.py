@@ -34,6 +34,8 @@ class Curves(NamedTuple):
     """By name."""
     logarithmic: bool = False
     """The axis of y; points that are not above 0 break their line then."""
+    ends: bool = False
+    """Whether the last number of each line is said beside its name."""
 
 
 class Matrix(NamedTuple):
@@ -57,7 +59,7 @@ _WIDTH, _HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 8, 34
 """Room around it, for numbers."""
 _DASHES = ("none", "6 4", "2 3")
-_TICKS = 4
+_TICKS = 5
 _CHARACTER = 6
 """Width of a digit."""
 
@@ -124,7 +126,7 @@ def _curves(chart: Curves) -> list[Html]:
         role="img",
         aria_label=f"{chart.title}: {chart.y} over {chart.x}, {', '.join(lines)}",
     )
-    entries = [element("li", _key(line), name, _last(line)) for name, line in lines.items()]
+    entries = [element("li", _key(line), name, _last(line) if chart.ends else "") for name, line in lines.items()]
     return [svg, element("ul", *entries, class_="legend")]
 
 

@@ -267,7 +267,7 @@ def test_a_balance_names_the_coarse_levels_that_outweigh_the_finer_ones():
     row = own | {"raw/maskd": 471.0, "loss/maskd": 4.0} | {f"raw/maskd/{level}": x for level, x in maskd.items()}
     found = balance("student", [row], ("cls", "box"), methods={"maskd": "maskd"})
     assert found.flags == ["--config.student.methods.maskd.levels=\"('p3', 'p4', 'p5')\""]
-    assert found.sentences[0].startswith("p6, p7 are 90% of maskd")
+    assert found.sentences[0].startswith("p6, p7 are 90% of maskd at first")
     row = own | {"raw/mgd": 7e5, "loss/mgd": 340.0, "raw/mgd/p3": 6e5, "raw/mgd/p4": 9e4, "raw/mgd/p5": 1e4}
     found = balance("student", [row], ("cls", "box"), methods={"mgd": "mgd"})
     assert found.flags == ["--config.student.method_share=3"]

@@ -86,13 +86,14 @@ def balance(
         if weighted[term] > HEAVY * total > 0:
             sentences.append(f"{term} is {weighted[term] / total:.0%} of the loss in the mean over the run.")
     for term in theirs:
-        parts = {key: _mean(rows, key) for key in sorted(rows[0]) if key.startswith(f"raw/{term}/")}
+        # At first: constants are learnt, and then it is too late to leave them out.
+        parts = {key: x for key in sorted(rows[0]) if key.startswith(f"raw/{term}/") and _is_number(x := rows[0][key])}
         levels = {key.removeprefix(f"raw/{term}/"): x for key, x in parts.items()}
         if coarse := _taken_over(list(levels.values())):
             kept, gone = list(levels)[:-coarse], list(levels)[-coarse:]
             part = sum(levels[x] for x in gone) / sum(levels.values())
             sentences.append(
-                f"{', '.join(gone)} {'is' if coarse == 1 else 'are'} {part:.0%} of {term}, more than the finer levels: "
+                f"{', '.join(gone)} {'is' if coarse == 1 else 'are'} {part:.0%} of {term} at first, more than the finer levels: "
                 "where next to nothing is detected there, as in small images, what they hold is a large constant."
             )
             if methods and term in methods:

@@ -266,7 +266,7 @@ def _learning(run: _Run) -> Html:
         for name in colours
         for number, (seed, stages) in enumerate(run.seeds.items())
     }
-    charts = [Curves(f"{primary} on the evaluation split", "step", primary, _with_points(lines))]
+    charts = [Curves(f"{primary} on the evaluation split", "step", primary, _with_points(lines), ends=True)]
     for name, story in run.first.items():
         shares = [key for key in _keys(story.rows, "loss/") if key.count("/") == 1]
         terms = {key.removeprefix("loss/"): key for key in shares}
@@ -298,7 +298,7 @@ def _loss_chart(title: str, rows: Sequence[Row], keys: Mapping[str, str]) -> Cur
     lines = {name: Line(_points(rows, key), colour, colour // 8) for colour, (name, key) in enumerate(keys.items())}
     values = [y for line in lines.values() for _, y in line.points if math.isfinite(y)]
     logarithmic = bool(values) and min(values) > 0 and max(values) > _LOG_FROM * min(values)
-    return Curves(title, "step", "loss", _with_points(lines), logarithmic)
+    return Curves(title, "step", "loss", _with_points(lines), logarithmic, ends=True)
 
 
 # What its terms and levels are
