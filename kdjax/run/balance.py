@@ -92,9 +92,10 @@ def balance(
         if coarse := _taken_over(list(levels.values())):
             kept, gone = list(levels)[:-coarse], list(levels)[-coarse:]
             part = sum(levels[x] for x in gone) / sum(levels.values())
+            verb = "is" if coarse == 1 else "are"
             sentences.append(
-                f"{', '.join(gone)} {'is' if coarse == 1 else 'are'} {part:.0%} of {term} at first, more than the finer levels: "
-                "where next to nothing is detected there, as in small images, what they hold is a large constant."
+                f"{', '.join(gone)} {verb} {part:.0%} of {term} at first, more than the finer levels: where next to "
+                "nothing is detected there, as in small images, what they hold is a large constant."
             )
             if methods and term in methods:
                 said = "(" + ", ".join(map(repr, kept)) + ("," if len(kept) == 1 else "") + ")"

@@ -5,7 +5,6 @@ workdir holds and of the task's facts: no metric is named here. The file is long
 function, in the order of the page.
 """
 
-import importlib.resources
 import math
 import shlex
 import statistics
@@ -23,6 +22,7 @@ from kdjax.plan import BASELINE, Plan
 from kdjax.report import known
 from kdjax.run.balance import Row, balance
 from kdjax.run.commands import commands, methods_of
+from kdjax.run.document import document
 from kdjax.run.record import changes
 from kdjax.run.showcase import Shown, showcase
 from kdjax.run.story import Story, stories
@@ -94,31 +94,8 @@ def page(run: _Run, folders: Mapping[int, Path], place: Path, source: Source | N
         "Environment": _environment(run),
         "What comes next": _next(run, folders, place),
     }
-    there = {name: part for name, part in sections.items() if part}
-    links = [element("a", name, href=f"#{_anchor(name)}") for name in there]
     title = f"{methods_of(run.plan)} on {run.plan.data.name}"
-    style = importlib.resources.files("kdjax.run").joinpath("report.css").read_text()
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("title", f"kdjax: {title}"),
-        element("style", Html(style)),
-    )
-    body = element(
-        "body",
-        element("h1", title),
-        element("p", f"{run.plan.task.name}, {place}", class_="faint"),
-        element("nav", *links),
-        *(element("section", element("h2", name), part, id=_anchor(name)) for name, part in there.items()),
-    )
-    return Html(f"<!doctype html>\n{element('html', head, body, lang='en')}\n")
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+    return document(title, f"{run.plan.task.name}, {place}", sections)
 
 
 def _paragraph(text: str, **attributes: str) -> Html:
