@@ -33,7 +33,7 @@ def main(_: Sequence[str]) -> int:
         if not exists(place / "config.json"):
             raise DataError(
                 f"--workdir={place} is no folder of a run of one seed: it has no config.json; of several seeds name "
-                " the folder of one."
+                "the folder of one."
             )
         plan = restored(read_json(place / "config.json", dict))
         stage = _STAGE.value or plan.student

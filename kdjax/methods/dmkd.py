@@ -88,9 +88,9 @@ def show_masks(
         method,
         level,
         kept=keep[0],
-        attention=functools.partial(spatial_attention, teacher, tau=tau, where=where),
-        kept_channels=keep[1],
-        attention_to_channels=functools.partial(channel_attention, teacher, tau=tau, where=where),
+        attention=lambda: spatial_attention(teacher, tau=tau, where=where),
+        kept_channels=keep[1][:, 0, 0],
+        attention_to_channels=lambda: channel_attention(teacher, tau=tau, where=where)[:, 0, 0],
     )
 
 

@@ -196,8 +196,8 @@ def show(method: nn.Module, level: str, **arrays: jax.Array | Callable[[], jax.A
     Args:
         method: in its ``nn.compact`` method.
         level: the teacher's name of it.
-        **arrays: what is shown, or what computes it, by name: (N, H, W, K) of positions or (N, 1, 1, C) of channels,
-            bool or float.
+        **arrays: what is shown, or what computes it, by name: (N, H, W, K) of positions or (N, C) of channels, bool
+            or float.
     """
     if method.is_initializing() or not method.is_mutable_collection(SHOWN):
         return

@@ -72,7 +72,7 @@ class MGD(nn.Module):
             level_keys = keys_of(keys, len(theirs), index)
             block = Generation(dtype=self.dtype, name=f"generation_{level}")
             keep = keep_mask(theirs.shape, keys=level_keys, mask_ratio=self.mask_ratio, mask=self.mask)
-            show(self, level, kept=keep)
+            show(self, level, **({"kept": keep} if self.mask == "spatial" else {"kept_channels": keep[:, 0, 0]}))
             loss[level] = mgd_loss(
                 Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours),
                 theirs,

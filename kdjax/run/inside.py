@@ -47,7 +47,7 @@ class Level(NamedTuple):
     """(N, H, W) float32: the mean over channels of the absolute difference; {} where they have other numbers of them,
     for then channels mean other things."""
     shown: dict[str, np.ndarray]
-    """What methods show of it, by name, at the last point: (N, H, W, K) or (N, 1, 1, C)."""
+    """What methods show of it, by name, at the last point: (N, H, W, K) or (N, C)."""
 
 
 class Pull(NamedTuple):
@@ -170,7 +170,7 @@ def _pulls(
     ours, theirs = method.sees(student), method.sees(teacher)
     assert ours is not None
     if params is None:
-        variables = init_jit(method.module.init)(jax.random.key(0), ours, theirs, **needed)
+        variables = init_jit(lambda key: method.module.init(key, ours, theirs, **needed))(jax.random.key(0))
     else:
         variables = {"params": params}
 

@@ -21,6 +21,10 @@ INSIDE_FILE = "inside.html"
 
 _LONGEST = 192
 """Side of a picture, in pixels."""
+_REMARK = (
+    "Features are shown by the mean over channels of their absolute values, all of a level on one scale; the number is "
+    "the mean over the map. Masks leave the image where the student's features are kept."
+)
 _MOST_TOKENS = 6
 """That are shown of a level."""
 
@@ -37,7 +41,8 @@ def inside_page(plan: Plan, below: str, found: Inside) -> Html:
     """The whole document."""
     sections = {"What pulls": _pulls(found)}
     for row in range(len(found.batch.images)):
-        sections[f"Image {row}"] = joined(*(_level(found, row, name, level) for name, level in found.levels.items()))
+        levels = (_level(found, row, name, level) for name, level in found.levels.items())
+        sections[f"Image {row}"] = joined(element("p", _REMARK, class_="remark"), *levels)
     return document(f"Inside {methods_of(plan)} on {plan.data.name}", below, sections)
 
 
@@ -62,7 +67,7 @@ def strongest(pulls: Mapping[str, Mapping[str, Pull]]) -> list[str]:
     """A sentence on each term of whose gradient one level has most, at the first point.
 
     >>> strongest({"a/p3": {"before": Pull(1.0, 1.0)}, "a/p4": {"before": Pull(1.0, 9.0)}})
-    ['At before, p4 has 90% of what a pulls with, by the norm of its gradient.']
+    ['p4 has 90% of what a pulls with at the first point, by the norm of its gradient.']
     """
     sentences = []
     for term in dict.fromkeys(part.partition("/")[0] for part in pulls if "/" in part):
@@ -73,7 +78,7 @@ def strongest(pulls: Mapping[str, Mapping[str, Pull]]) -> list[str]:
         if len(norms) > 1 and norms[level] > 0.5 * whole > 0:
             share = norms[level] / whole
             sentences.append(
-                f"At {point}, {level} has {share:.0%} of what {term} pulls with, by the norm of its gradient."
+                f"{level} has {share:.0%} of what {term} pulls with at the first point, by the norm of its gradient."
             )
     return sentences
 
@@ -82,28 +87,35 @@ def _level(found: Inside, row: int, name: str, level: Level) -> Html:
     """One level of one image: teacher, student through the training, their difference, and masks."""
     height, width = np.asarray(found.batch.size[row]).tolist()
     image = np.asarray(found.batch.images[row])[:height, :width]
-    most = float(np.quantile(level.teacher[row], 0.99))
+    rows, columns = -(-height // level.stride), -(-width // level.stride)
+
+    def inside(values: np.ndarray) -> np.ndarray:
+        """What lies in the image, not in its padding; what is of channels is as it is."""
+        return values[:rows, :columns] if values.ndim > 1 else values
+
+    strengths = [inside(values[row]) for values in (level.teacher, *level.student.values())]
+    most = max(float(np.quantile(values, 0.99)) for values in strengths)
 
     def view(words: str, values: np.ndarray) -> Html:
         return _figure(f"{words}: {values.mean():.2g}", over(image, values, level.stride, most))
 
-    views = [_figure("image", image), view("teacher", level.teacher[row])]
-    views += [view(f"student, {point}", values[row]) for point, values in level.student.items()]
-    views += [view(f"difference, {point}", values[row]) for point, values in level.difference.items()]
-    views += [part for what, shown in level.shown.items() for part in _shown(image, what, shown[row], level.stride)]
-    remark = "Means over channels of absolute values, as bright as the teacher's; behind the name, over the map."
+    views = [_figure("image", image), view("teacher", inside(level.teacher[row]))]
+    views += [view(f"student, {point}", inside(values[row])) for point, values in level.student.items()]
+    views += [view(f"difference, {point}", inside(values[row])) for point, values in level.difference.items()]
+    views += [
+        part for what, shown in level.shown.items() for part in _shown(image, what, inside(shown[row]), level.stride)
+    ]
     return joined(
         element("h3", f"{name}, stride {level.stride}"),
-        element("p", remark, class_="remark"),
         element("div", *views, class_="views maps"),
     )
 
 
 def _shown(image: np.ndarray, what: str, values: np.ndarray, stride: int) -> Iterator[Html]:
-    """What a method shows: (H, W, K) of positions, or (1, 1, C) of channels."""
+    """What a method shows: (h, w, K) of positions, or (C,) of channels."""
     words = what.replace("_", " ")
-    if values.shape[:2] == (1, 1) and values.shape[2] > 1:
-        yield _figure(f"{words}, {values.shape[2]} side by side", strip(values[0, 0]))
+    if values.ndim == 1:
+        yield _figure(f"{words}, {len(values)} side by side", strip(values))
     elif values.dtype == bool:
         yield _figure(f"{words}: {values.mean():.0%}", masked(image, values[..., 0], stride))
     else:
