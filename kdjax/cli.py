@@ -12,6 +12,8 @@ PROGRAMS = {
     "evaluate": ("kdjax.evaluate", "measure a saved model on any split"),
     "predict": ("kdjax.predict", "ask a saved model about photographs"),
     "export": ("kdjax.export", "make a file of a saved model for other programs"),
+    "report": ("kdjax.html_report", "make a page of a run: what the method was worth, and why"),
+    "show": ("kdjax.show", "show what a method does inside: features, masks, and what pulls"),
     "inspect": ("kdjax.inspect", "show what a config trains on"),
     "convert": ("kdjax.convert", "make a model folder of somebody else's weights"),
     "preflight": ("kdjax.preflight", "compile a step for TPUs that are not there"),

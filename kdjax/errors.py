@@ -2,6 +2,7 @@
 
 import contextlib
 import enum
+import traceback
 from collections.abc import Iterator
 
 
@@ -89,3 +90,23 @@ def parsing(kind: type[UserError] = DataError) -> Iterator[None]:
         yield
     except Exception as error:
         raise kind(" ".join(str(error).split())[:_MOST_QUOTED].rstrip(".") or type(error).__name__) from error
+
+
+@contextlib.contextmanager
+def harmless(what: str) -> Iterator[None]:
+    """Lets a run go on where something fails that is only looked at; a bug keeps its traceback in the log.
+
+    >>> with harmless("report.html"):
+    ...     raise UserError("There is no such place.")
+    report.html is not made: There is no such place.
+
+    Args:
+        what: is made inside, in words.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"{what} is not made: {error}", flush=True)
+    except Exception as error:
+        traceback.print_exc()
+        print(f"{what} is not made ({type(error).__name__}: {error}); all else is as it should be.", flush=True)

@@ -23,7 +23,7 @@ from kdjax.stopping import Stopped
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config by name, such as mgd, or its file; with a variant behind a colon, such as mgd:tiny."
 )
-_WORKDIR = flags.DEFINE_string(
+WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for all results, here or gs://bucket/folder; runs/<name of the config> by default."
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens.")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     if _REQUIRE_GAIN.value and not CONFIG.value.get("seeds"):
         return refuse(UsageError("--require_gain asks what several seeds say: give --config.seeds='(0, 1, 2)'."))
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = _WORKDIR.value or os.path.join("runs", name)
+    workdir = WORKDIR.value or os.path.join("runs", name)
 
     def work() -> int:
         begin(workdir)
@@ -115,13 +115,13 @@ def parse(argv: Sequence[str]) -> list[str]:
     return _parsed(argv, _check)
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """As :func:`parse`, of programs that take no config."""
+def parse_flags(argv: Sequence[str], foreign: Sequence[str] = ("config", "workdir")) -> list[str]:
+    """As :func:`parse`, of programs that take no config; ``foreign`` flags are there, but not for them."""
 
     def check(argv: Sequence[str]) -> None:
         for name, _ in _values(argv):
-            if name.partition(".")[0] in ("config", "workdir"):
-                raise UsageError(f"--{name} is no flag of this program, which reads the model's folder alone.")
+            if name.partition(".")[0] in foreign:
+                raise UsageError(f"--{name} is no flag of this program: what it needs is in the folder that it reads.")
         _check_stray(argv)
 
     return _parsed(argv, check)

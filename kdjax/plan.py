@@ -124,9 +124,35 @@ def resolve(config: ConfigDict, devices: int) -> Plan:
     _check_run(run, options, devices)
     for position, name in enumerate(run.stages):
         _check_stage(name, options[name], earlier=run.stages[:position], devices=devices, task=task)
-    added = _add_baselines(content, run.stages) if run.compare or run.seeds else {}
+    return _planned(content, run, data, task, compared=bool(run.compare or run.seeds))
+
+
+def restored(content: Mapping[str, Any]) -> Plan:
+    """The plan of a run, of one seed, from its ``content`` in JSON: to be read, not to be run.
+
+    What it names may be elsewhere by now, and devices may be others.
+
+    Raises:
+        UserError: a value that this version does not know.
+    """
+    content = {key: _with_tuples(value) for key, value in content.items()}
+    run = parse(Run, {key: value for key, value in content.items() if not isinstance(value, dict)}, "config")
+    data = parse(Data, content["data"], "config.data")
+    return _planned(content, run, data, _task(run, data), compared=BASELINE in content)
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON's lists as configs have them."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def _planned(content: dict[str, Any], run: Run, data: Data, task: Task, compared: bool) -> Plan:
+    """The plan of a config that is complete, whose student is compared with its twin or not."""
+    added = _add_baselines(content, run.stages) if compared else {}
     twins = {name: name for name in run.stages} | added
-    options |= {name: _parse_stage(name, content[name]) for name in added}
+    options = {name: _parse_stage(name, content[name]) for name in twins}
     return Plan(
         run=run,
         data=data,

@@ -364,8 +364,14 @@ class Judge(Protocol):
         ``count`` is at most ``MOST_PICTURES``.
         """
 
+    def charts(self, states: Sequence[Mapping[str, np.ndarray]]) -> Sequence[Any]:
+        """For the report of a run, :data:`kdjax.charts.Chart` of the states of all processes together.
 
-MOST_PICTURES = 32
+        A judge without it has none.
+        """
+
+
+MOST_PICTURES = 100
 """Images of which is kept what a model said, for drawing."""
 
 
@@ -402,6 +408,16 @@ class Column(NamedTuple):
     """What :meth:`Judge.kept` gave, in the order of the positions."""
     metrics: Metrics
     """What the judge says of the model."""
+
+
+class Judged(NamedTuple):
+    """What a model said of one image, for a person."""
+
+    score: float
+    """How good it is, 0 to 100: by it a report finds the best and the worst images, and those that a student wins."""
+    words: str
+    drawing: Any
+    """:class:`kdjax.visualize.Drawing`: the image, and what was said of it."""
 
 
 class Task(Protocol):
@@ -476,3 +492,12 @@ class Task(Protocol):
 
     def drawn(self, batch: Batch, row: int, class_names: Sequence[str]) -> Any:
         """An image of a training batch without its padding, and what it shows: :class:`kdjax.visualize.Drawing`."""
+
+    def judged(self, example: Any, said: Any, class_names: Sequence[str]) -> Judged:
+        """What a model said of one image, for the report of a run; one of a task without it shows no single images.
+
+        Args:
+            example: of a source.
+            said: an entry of :meth:`Judge.kept`; None for the truth itself.
+            class_names: of the source.
+        """

@@ -35,7 +35,10 @@ TRUTH, HIT, MISS, FALSE_ALARM, IGNORED = (90, 165, 255), (60, 205, 95), (255, 16
 
 MOST_BYTES = 500_000
 """Of a picture of predictions: small enough for a mail or a ticket."""
-_HIT_IOU = 0.5
+DRAWN_SCORE = 0.3
+"""From which on detections are drawn."""
+HIT_IOU = 0.5
+"""With an object of its class from which on a detection has found it."""
 _SAME_IOU = 0.6
 """Of two detections that overlap more, of whatever classes, only the better one is drawn."""
 
@@ -83,7 +86,7 @@ def save_predictions(
     source: ObjectSource,
     predictions: Mapping[str, Sequence[Found]],
     *,
-    score_threshold: float = 0.3,
+    score_threshold: float = DRAWN_SCORE,
 ) -> None:
     """Saves a PNG: a row for each of the first images of a source, a column for the truth and for each detector.
 
@@ -111,37 +114,37 @@ def save_predictions(
         example = source[i]
         if example.image_id != source.image_id(i):  # It cannot be decoded, and the detectors saw nothing.
             continue
-        cells = [Drawing(example.image, _objects(example, class_names))]
+        cells = [Drawing(example.image, object_marks(example, class_names))]
         for caption, detections in zip(predictions, found, strict=True):
-            marks = _judged(example, detections, class_names, score_threshold)
+            marks = judged_marks(example, detections, class_names, score_threshold)
             seen[caption] += [sum(mark.colour == colour for mark in marks) for colour in (HIT, MISS, FALSE_ALARM)]
             cells.append(Drawing(example.image, marks))
         rows.append((source.name(i), cells))
 
     captions = {"ground truth": ""}
     captions |= {name: "{} found, {} missed, {} false alarms".format(*seen[name]) for name in predictions}
-    save_sheet(path, captions, rows, _legend(score_threshold))
+    save_sheet(path, captions, rows, legend(score_threshold))
 
 
-def _legend(score_threshold: float) -> list[Mark]:
+def legend(score_threshold: float = DRAWN_SCORE) -> list[Mark]:
     """What the colours mean; the boxes are drawn beside the words."""
     box = np.zeros(4)
     return [
         Mark(box, "object", TRUTH),
-        Mark(box, f"found: right class, IoU {_HIT_IOU:g} or more", HIT),
+        Mark(box, f"found: right class, IoU {HIT_IOU:g} or more", HIT),
         Mark(box, "missed", MISS, dashed=True),
         Mark(box, f"false alarm of score {score_threshold:g} or more", FALSE_ALARM),
         Mark(box, "crowd, not counted", IGNORED),
     ]
 
 
-def _objects(example: Example, class_names: Sequence[str]) -> list[Mark]:
+def object_marks(example: Example, class_names: Sequence[str]) -> list[Mark]:
     """The truth, of one colour: those of the other columns say what was found."""
     marks = truth_marks(example.boxes, example.labels, example.crowd, class_names)
     return [mark._replace(colour=IGNORED if crowd else TRUTH) for mark, crowd in zip(marks, example.crowd, strict=True)]
 
 
-def _judged(example: Example, found: Found, class_names: Sequence[str], score_threshold: float) -> list[Mark]:
+def judged_marks(example: Example, found: Found, class_names: Sequence[str], score_threshold: float) -> list[Mark]:
     """The hits, false alarms and misses of a detector in one image, as boxes to draw.
 
     Every detection, the best first, takes the object of its class that it fits best and that is not taken.
@@ -149,26 +152,26 @@ def _judged(example: Example, found: Found, class_names: Sequence[str], score_th
     order = [k for k in np.argsort(-found.scores, kind="stable").tolist() if found.scores[k] >= score_threshold]
     drawn: list[int] = []
     for k in order:
-        if not drawn or _overlaps(found.boxes[[k]], found.boxes[drawn]).max() <= _SAME_IOU:
+        if not drawn or overlaps(found.boxes[[k]], found.boxes[drawn]).max() <= _SAME_IOU:
             drawn.append(k)
     boxes, labels = found.boxes[drawn], found.labels[drawn]
-    overlap = _overlaps(boxes, example.boxes) * (labels[:, None] == example.labels)
-    inside = _overlaps(boxes, example.boxes, of_first=True) * (labels[:, None] == example.labels)
+    overlap = overlaps(boxes, example.boxes) * (labels[:, None] == example.labels)
+    inside = overlaps(boxes, example.boxes, of_first=True) * (labels[:, None] == example.labels)
     free, marks = ~example.crowd, []
     for row, k in enumerate(drawn):
         fits = overlap[row] * free
-        if fits.size and fits.max() >= _HIT_IOU:
+        if fits.size and fits.max() >= HIT_IOU:
             free[fits.argmax()] = False
             colour = HIT
         else:
-            crowded = (inside[row] * example.crowd).max(initial=0) >= _HIT_IOU
+            crowded = (inside[row] * example.crowd).max(initial=0) >= HIT_IOU
             colour = IGNORED if crowded else FALSE_ALARM
         marks.append(Mark(found.boxes[k], f"{class_names[found.labels[k]]} {found.scores[k]:.2f}".lstrip(), colour))
     missed = [Mark(example.boxes[k], class_names[example.labels[k]], MISS, True) for k in np.flatnonzero(free)]
     return sorted(marks, key=lambda mark: mark.colour == IGNORED) + missed
 
 
-def _overlaps(boxes: np.ndarray, others: np.ndarray, of_first: bool = False) -> np.ndarray:
+def overlaps(boxes: np.ndarray, others: np.ndarray, of_first: bool = False) -> np.ndarray:
     """IoU (n, m) of boxes (n, 4) and (m, 4); ``of_first`` is the share of each of the first that is covered."""
     low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=-1)
@@ -219,6 +222,19 @@ def save_drawing(path: str | os.PathLike[str], drawing: Drawing) -> None:
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=90, subsampling=0)
     as_path(path).write_bytes(file.getvalue())
+
+
+def jpeg(drawing: Drawing, longest: int, quality: int = 80) -> bytes:
+    """A JPEG of one image with what is drawn on it, without its legend.
+
+    Args:
+        drawing: of any size.
+        longest: its longer side then, in pixels.
+        quality: of the JPEG, 1 to 95.
+    """
+    file = io.BytesIO()
+    draw_boxes(drawing.image, drawing.marks, longest=longest).save(file, "JPEG", quality=quality)
+    return file.getvalue()
 
 
 def tinted(image: np.ndarray, where: np.ndarray, colour: Colour) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax
 import pytest
 import yaml
 
-from kdjax import benchmark, convert, evaluate, inspect, main, predict, preflight, processes
+from kdjax import benchmark, convert, evaluate, html_report, inspect, main, predict, preflight, processes, show
 from kdjax.errors import DataError, Exit, NumericError, StorageError, UsageError, UserError
 from kdjax.processes import UnreachedError, everywhere
 from kdjax.run import pipeline
@@ -20,6 +20,8 @@ PROGRAMS = {
     "main": (main, "kdjax.run.pipeline.run"),
     "evaluate": (evaluate, "kdjax.evaluate.begin"),
     "convert": (convert, "kdjax.convert.convert"),
+    "report": (html_report, "kdjax.html_report._folders"),
+    "show": (show, "kdjax.show.exists"),
     "inspect": (inspect, "kdjax.inspect.opened"),
     "predict": (predict, "kdjax.predict.predict"),
     "preflight": (preflight, "kdjax.preflight.preflight"),
@@ -54,10 +56,11 @@ def flags(monkeypatch):
     monkeypatch.setattr(main, "begin", lambda workdir="": None)
     monkeypatch.setattr(main.config_flags, "get_config_filename", lambda flag: "configs/none.py")
     monkeypatch.setattr(main.flags, "FLAGS", {"config": None})
-    monkeypatch.setattr(main, "_WORKDIR", given("run"))
+    for program in (main, html_report, show):
+        monkeypatch.setattr(program, "WORKDIR", given("run"))
     monkeypatch.setattr(main, "_REQUIRE_GAIN", given(False))
     for program, _ in PROGRAMS.values():
-        if program is not predict:
+        if program not in (predict, html_report, show):
             monkeypatch.setattr(program, "CONFIG", given({}))
     for flag in ("_WEIGHTS", "_SOURCE", "_OUTPUT", "_STAGE", "_KEY"):
         monkeypatch.setattr(convert, flag, given("x"))

@@ -59,7 +59,7 @@ for given in ("one", "three"):
     np.savez(f"expected_{given}.npz", **predict(variables, arrays["images"], arrays["image_size"]))
 """
 LAST_BITS = {
-    **dict.fromkeys(("fcos", "atss", "gfl"), {"scores": 1e-6}),
+    **{name: {"scores": 1e-6} for name in ("fcos", "atss", "gfl")},
     "reppoints": {"scores": 1e-6, "boxes": 1e-4},
 }
 """What was seen to differ in its last bits, whether weights were known to the compiler or not."""

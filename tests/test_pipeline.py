@@ -21,7 +21,7 @@ from kdjax.errors import DataError, UserError
 from kdjax.lock import take
 from kdjax.models import build_model
 from kdjax.plan import resolve
-from kdjax.run import pipeline
+from kdjax.run import page, pipeline
 from kdjax.run.build import stage_key
 from kdjax.run.data import open_batches, open_split, open_splits
 from kdjax.run.record import check_twin, differences, identity
@@ -103,6 +103,22 @@ def test_a_finished_stage_that_is_damaged_is_finished_again_and_is_the_same(teac
     (folder / "config.json").unlink()
     with pytest.raises(DataError, match=r"teacher/config.json, which says of which run the stage .* is not there"):
         pipeline.run(config, tmp_path)
+
+
+def test_a_finished_run_has_a_report_and_ends_well_where_it_fails(teacher, data_dir, tmp_path, monkeypatch, capsys):
+    config = tiny(ROOT / "configs" / "none.py", data_dir)
+    config.stages = ("teacher",)
+    workdir = with_teacher(teacher, tmp_path)
+    summary = pipeline.run(config, workdir)
+    text = (workdir / "report.html").read_text()
+    assert "only its identical twin can tell" in text
+    assert "What is taken for what, teacher" in text
+    monkeypatch.setattr(page, "page", lambda *_: 1 / 0)
+    capsys.readouterr()
+    assert pipeline.run(config, workdir) == summary
+    shown = capsys.readouterr()
+    assert "report.html is not made (ZeroDivisionError: division by zero)" in shown.out
+    assert "Traceback" in shown.err
 
 
 def test_another_config_in_the_same_workdir_is_refused_by_key(teacher, data_dir, tmp_path):

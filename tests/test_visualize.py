@@ -14,8 +14,8 @@ from kdjax.visualize import (
     MOST_BYTES,
     TRUTH,
     Mark,
-    _judged,
     draw_boxes,
+    judged_marks,
     save_predictions,
 )
 
@@ -140,13 +140,15 @@ BOX, AWAY = [20, 20, 50, 40], [60, 0, 75, 15]
     ],
 )
 def test_hits_misses_and_false_alarms(detections, colours):
-    assert [mark.colour for mark in _judged(example(), detections, ("cat", "dog"), 0.3)] == colours
+    assert [mark.colour for mark in judged_marks(example(), detections, ("cat", "dog"), 0.3)] == colours
 
 
 def test_what_is_found_in_a_crowd_counts_for_nothing_and_a_crowd_is_not_missed():
     crowd = example(crowd=True)
-    assert [mark.colour for mark in _judged(crowd, found([0.9], [[22, 22, 30, 30]]), ("cat", "dog"), 0.3)] == [IGNORED]
-    assert _judged(crowd, found([]), ("cat", "dog"), 0.3) == []
+    assert [mark.colour for mark in judged_marks(crowd, found([0.9], [[22, 22, 30, 30]]), ("cat", "dog"), 0.3)] == [
+        IGNORED
+    ]
+    assert judged_marks(crowd, found([]), ("cat", "dog"), 0.3) == []
 
 
 def near(picture: Image.Image, colour) -> np.ndarray:

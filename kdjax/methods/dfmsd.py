@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses import dfmsd_loss, dmkd_loss, object_positions, pearson_loss, stage_keep
-from kdjax.methods.dmkd import Branches
+from kdjax.methods.dmkd import Branches, show_masks
 from kdjax.methods.levels import Align, Conv, keys_of, pair_levels
 from kdjax.options import FLAG, check_fields, choice, number, whole
 from kdjax.types import MethodTerms, Targets, View
@@ -152,6 +152,7 @@ class DFMSD(nn.Module):
                 keys=keys_of(keys, len(theirs), index),
                 where=where,
             )
+            show_masks(self, level, keep, theirs, tau=self.tau, where=where)
             reconstruction_loss: Callable[..., jax.Array] = dmkd_loss
             if self.alignment == "norm":
                 reconstruction_loss = functools.partial(dfmsd_loss, axis_name=self.axis_name)

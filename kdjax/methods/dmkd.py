@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses import dmkd_loss, dual_keep
-from kdjax.methods.levels import Align, keys_of, pair_levels
+from kdjax.losses.dmkd import channel_attention, spatial_attention
+from kdjax.methods.levels import Align, keys_of, pair_levels, show
 from kdjax.methods.mgd import Generation
 from kdjax.options import choice, number
 from kdjax.types import MethodTerms, View
@@ -71,6 +72,26 @@ class Branches(nn.Module):
         """The same, with its parameters among those of ``parent``, in whose ``nn.compact`` method it was made."""
         nn.share_scope(parent, self)
         return self
+
+
+def show_masks(
+    method: nn.Module,
+    level: str,
+    keep: tuple[jax.Array, jax.Array],
+    teacher: jax.Array,
+    *,
+    tau: float,
+    where: jax.Array,
+) -> None:
+    """Shows both masks of a level, and the attentions of the teacher that they follow."""
+    show(
+        method,
+        level,
+        kept=keep[0],
+        attention=lambda: spatial_attention(teacher, tau=tau, where=where),
+        kept_channels=keep[1][:, 0, 0],
+        attention_to_channels=lambda: channel_attention(teacher, tau=tau, where=where)[:, 0, 0],
+    )
 
 
 class DMKD(nn.Module):
@@ -132,6 +153,7 @@ class DMKD(nn.Module):
                 keys=keys_of(keys, len(theirs), index),
                 where=where,
             )
+            show_masks(self, level, keep, theirs, tau=self.tau, where=where)
             aligned = Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours)
             branches = Branches(f"_{level}", dtype=self.dtype).beside(self)
             loss[level] = branches(aligned, theirs, keep=keep, where=where)

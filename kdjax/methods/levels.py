@@ -3,6 +3,7 @@
 What to do with pyramids of other strides, or of other heights and widths, is our own choice [recon].
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -183,6 +184,26 @@ def valid(view: View, size: jax.Array) -> dict[str, jax.Array]:
     return {
         level: valid_positions(size, (x.shape[1], x.shape[2]), view.stride(level)) for level, x in view.features.items()
     }
+
+
+SHOWN = "shown"
+"""The collection of what methods show of themselves to people, by "<what>/<level>"."""
+
+
+def show(method: nn.Module, level: str, **arrays: jax.Array | Callable[[], jax.Array]) -> None:
+    """Shows what a method does at a level to whoever makes ``SHOWN`` mutable; nothing is computed for anybody else.
+
+    Args:
+        method: in its ``nn.compact`` method.
+        level: the teacher's name of it.
+        **arrays: what is shown, or what computes it, by name: (N, H, W, K) of positions or (N, C) of channels, bool
+            or float.
+    """
+    if method.is_initializing() or not method.is_mutable_collection(SHOWN):
+        return
+    for name, x in arrays.items():
+        shown = jax.lax.stop_gradient(x() if callable(x) else x)
+        method.sow(SHOWN, f"{name}/{level}", shown, lambda _, new: new, lambda: None)
 
 
 def keys_of(keys: jax.Array, images: int, number: int) -> jax.Array:

@@ -4,6 +4,7 @@ Two methods for two stages: "maskd_tokens" learns tokens in the teacher's featur
 that they attend to. What is learnt; the mathematics is in :mod:`kdjax.losses.maskd`.
 """
 
+import functools
 from typing import Annotated, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses import maskd_loss, masked_features, token_dice_loss, token_masks, token_weights
-from kdjax.methods.levels import Conv, pair_levels, valid
+from kdjax.methods.levels import Conv, pair_levels, show, valid
 from kdjax.options import FLAG, whole
 from kdjax.types import Features, MethodTerms, OwnLoss, View
 
@@ -162,10 +163,12 @@ class MasKD(nn.Module):
         learnt = AllTokens(self.tokens, self.weighted, name="tokens")(teacher.features, where=everywhere)
         loss = {}
         for level, ours, theirs, where in pair_levels(student, teacher, size):
+            tokens = learnt[level].tokens
+            show(self, level, tokens=functools.partial(token_masks, theirs, tokens, where=where))
             loss[level] = maskd_loss(
                 Conv(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours),
                 theirs,
-                tokens=jax.lax.stop_gradient(learnt[level].tokens),
+                tokens=jax.lax.stop_gradient(tokens),
                 weights=learnt[level].weights,
                 step=step,
                 warmup=self.warmup_steps,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses import hide, keep_mask, mgd_loss
-from kdjax.methods.levels import Align, Conv, keys_of, pair_levels
+from kdjax.methods.levels import Align, Conv, keys_of, pair_levels, show
 from kdjax.options import choice, number
 from kdjax.types import MethodTerms, View
 
@@ -71,10 +71,12 @@ class MGD(nn.Module):
         for index, (level, ours, theirs, where) in enumerate(pair_levels(student, teacher, size)):
             level_keys = keys_of(keys, len(theirs), index)
             block = Generation(dtype=self.dtype, name=f"generation_{level}")
+            keep = keep_mask(theirs.shape, keys=level_keys, mask_ratio=self.mask_ratio, mask=self.mask)
+            show(self, level, **({"kept": keep} if self.mask == "spatial" else {"kept_channels": keep[:, 0, 0]}))
             loss[level] = mgd_loss(
                 Align(theirs.shape[-1], dtype=self.dtype, name=f"align_{level}")(ours),
                 theirs,
-                keep=keep_mask(theirs.shape, keys=level_keys, mask_ratio=self.mask_ratio, mask=self.mask),
+                keep=keep,
                 generate=functools.partial(block, where=where),
                 where=where,
             )

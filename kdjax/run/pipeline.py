@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import shlex
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,22 +10,31 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from kdjax.config.schema import Data, Run
 from kdjax.data.manifest import MANIFEST_FILE, check_manifest
 from kdjax.devices import device_count
-from kdjax.errors import UserError
+from kdjax.errors import UserError, harmless
 from kdjax.files import storing, write_json
 from kdjax.lock import take
-from kdjax.options import defaults
 from kdjax.paths import Path, as_path
-from kdjax.plan import BASELINE, Plan, StagePlan, check_files, resolve, with_seed
+from kdjax.plan import BASELINE, Plan, check_files, resolve, with_seed
 from kdjax.processes import are_several, everywhere, is_main, on_main
 from kdjax.report import Row, duration, summary_table
 from kdjax.run.agreement import check_agreement, check_workdir
+from kdjax.run.commands import commands, methods_of
 from kdjax.run.data import Splits, is_own, open_split
 from kdjax.run.fit import opened
 from kdjax.run.floor import check_floors
-from kdjax.run.record import Finished, check_claim, check_twin, identity, is_begun, kept_predictions
+from kdjax.run.page import REPORT_FILE, write_report
+from kdjax.run.record import (
+    Finished,
+    check_claim,
+    check_twin,
+    identity,
+    is_begun,
+    kept_predictions,
+    seed_folder,
+    stage_folder,
+)
 from kdjax.run.train import train_stage
 from kdjax.run.verdict import judge
 from kdjax.saved import copy_model
@@ -42,7 +50,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     Of several seeds each has a folder ``seed_<number>`` like the one described here, and the summary is about all.
 
     The workdir ends with a folder per stage, ``student/`` (the last stage's model alone, for
-    :func:`kdjax.load_student`), ``data_report.json``, ``data_manifest.npz``, ``predictions.png`` and ``summary.json``.
+    :func:`kdjax.load_student`), ``data_report.json``, ``data_manifest.npz``, ``predictions.png``, ``summary.json`` and
+    ``report.html``.
 
     Args:
         config: of :func:`kdjax.config.base_config`'s schema.
@@ -80,7 +89,7 @@ def _run_all(config: ConfigDict, plan: Plan, place: Path, started: float, stop: 
     check_agreement({"config": plan.content, "stages": claims})
     if plan.run.seeds:
         plans = {seed: with_seed(plan, seed) for seed in plan.run.seeds}
-        summary, folder = _repeat(plans, place, splits, claims, stop), _seed_folder(place, plan.run.seeds[0])
+        summary, folder = _repeat(plans, place, splits, claims, stop), seed_folder(place, plan.run.seeds[0])
     else:
         summary, folder = _run(plan, place, splits, claims[plan.run.seed], stop), place
     print(_closing(plan, place, folder, time.monotonic() - started), flush=True)
@@ -110,7 +119,9 @@ def _opened(config: ConfigDict, plan: Plan) -> tuple[Plan, Splits]:
 def _check_manifest(plan: Plan, workdir: Path, splits: Splits) -> None:
     """Refuses to go on with image files that have other bytes than when the run began."""
     begun = any(
-        is_begun(_folder(folder, stage)) for folder in _folders(plan, workdir).values() for stage in plan.stages
+        is_begun(stage_folder(folder, stage.name))
+        for folder in _folders(plan, workdir).values()
+        for stage in plan.stages
     )
     check_manifest(workdir / MANIFEST_FILE, splits._asdict(), begun=begun, whole=plan.data.digest)
 
@@ -123,11 +134,7 @@ def _all_claims(plan: Plan, workdir: Path, splits: Splits) -> dict[int, dict[str
 
 def _folders(plan: Plan, workdir: Path) -> dict[int, Path]:
     """The folder of each seed."""
-    return {seed: _seed_folder(workdir, seed) for seed in plan.run.seeds} or {plan.run.seed: workdir}
-
-
-def _seed_folder(workdir: Path, seed: int) -> Path:
-    return workdir / f"seed_{seed}"
+    return {seed: seed_folder(workdir, seed) for seed in plan.run.seeds} or {plan.run.seed: workdir}
 
 
 def _check_batches(plan: Plan, splits: Splits) -> None:
@@ -144,10 +151,10 @@ def _claims(plan: Plan, workdir: Path, splits: Splits) -> dict[str, dict[str, An
     """What each stage is known by; refuses to go on where a stage's folder is that of another run."""
     identities = {stage.name: identity(plan, stage, splits) for stage in plan.stages}
     for stage in plan.stages:
-        check_claim(_folder(workdir, stage), identities[stage.name])
+        check_claim(stage_folder(workdir, stage.name), identities[stage.name])
     for twin, baseline in itertools.combinations(plan.stages, 2):
         if twin.number == baseline.number:
-            check_twin(_folder(workdir, baseline), _folder(workdir, twin))
+            check_twin(stage_folder(workdir, baseline.name), stage_folder(workdir, twin.name))
     return identities
 
 
@@ -162,7 +169,7 @@ def _repeat(
     summaries = {}
     for number, (seed, plan) in enumerate(plans.items(), start=1):
         print(f"Seed {seed}, {number} of {len(plans)}:", flush=True)
-        summaries[seed] = _run(plan, _seed_folder(workdir, seed), splits, identities[seed], stop)
+        summaries[seed] = _run(plan, seed_folder(workdir, seed), splits, identities[seed], stop)
     task = next(iter(plans.values())).task
     found = {role: [summary[role][task.primary] for summary in summaries.values()] for role in ("student", "baseline")}
     verdict = judge(found["student"], found["baseline"], task.primary, higher_is_better=task.higher_is_better)
@@ -177,7 +184,14 @@ def _repeat(
         **found,
         "verdict": verdict._asdict(),
     }
-    on_main(lambda: write_json(workdir / "summary.json", summary))
+
+    def finish() -> None:
+        write_json(workdir / "summary.json", summary)
+        with harmless(REPORT_FILE):
+            folders = {seed: seed_folder(workdir, seed) for seed in plans}
+            write_report(next(iter(plans.values())), folders, workdir, splits.evaluation)
+
+    on_main(finish)
     return summary
 
 
@@ -194,7 +208,7 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
     finished: dict[str, Finished] = {}
     with Watchdog(workdir / _hang_report(), plan.run.patience) as watchdog:
         for stage in plan.stages:
-            folder = _folder(workdir, stage)
+            folder = stage_folder(workdir, stage.name)
             result = train_stage(plan, stage, splits, identities[stage.name], folder, finished, stop, watchdog)
             results[stage.name], finished[stage.name] = result, Finished(folder, result["metrics"])
             check_floors(plan, stage.name, result["metrics"], splits.train.class_names)
@@ -206,6 +220,8 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
         # Again, for images that could not be decoded.
         _report_data(workdir, splits)
         _draw(plan, workdir, splits, finished)
+        with harmless(REPORT_FILE):
+            write_report(plan, {plan.run.seed: workdir}, workdir, splits.evaluation)
 
     on_main(finish)
     print(_table(plan, results))
@@ -217,10 +233,6 @@ def _hang_report() -> str:
     return f"hang_report_{jax.process_index()}.txt" if are_several() else "hang_report.txt"
 
 
-def _folder(workdir: Path, stage: StagePlan) -> Path:
-    return workdir / "stages" / stage.name
-
-
 def _report_data(workdir: Path, splits: Splits) -> None:
     reports = {"train": splits.train.report_dict(), "eval": splits.evaluation.report_dict()}
     write_json(workdir / "data_report.json", reports)
@@ -229,7 +241,7 @@ def _report_data(workdir: Path, splits: Splits) -> None:
 def _summary(plan: Plan, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     last = results[plan.student]
     return {
-        "method": _methods(plan),
+        "method": methods_of(plan),
         "primary": plan.task.primary,
         "teacher": last["teacher"],
         "student": last["metrics"],
@@ -239,18 +251,13 @@ def _summary(plan: Plan, results: Mapping[str, dict[str, Any]]) -> dict[str, Any
     }
 
 
-def _methods(plan: Plan) -> str:
-    """What the student is distilled by, in words."""
-    return " + ".join(method.config["name"] for method in plan[plan.student].methods.values()) or "none"
-
-
 def _table(plan: Plan, results: Mapping[str, dict[str, Any]]) -> str:
     def row(name: str, label: str) -> Row:
         return Row(label, results[name]["metrics"], results[name]["parameters"])
 
     *earlier, student = plan.run.stages
     rows = [row(name, name) for name in earlier]
-    rows.append(row(student, f"{student} ({_methods(plan)})"))
+    rows.append(row(student, f"{student} ({methods_of(plan)})"))
     return summary_table(rows, plan.task.columns, row(BASELINE, BASELINE) if plan.baseline else None)
 
 
@@ -267,47 +274,11 @@ def _closing(plan: Plan, workdir: Path, folder: Path, seconds: float) -> str:
     there = f": the student alone in student/{pictures}" if folder == workdir else ", each seed in a folder of its own"
     lines = [
         f"{duration(seconds)} in all. Everything is in {workdir}{there}.",
+        f"What it was worth, to look at: {workdir / REPORT_FILE}",
         "What comes next:",
-        *_commands(plan, folder),
-        f"  in Python:  student, variables = kdjax.load_student({str(folder / 'student')!r})",
+        *(f"  {what}:  {command}" for what, command in commands(plan, folder)),
     ]
     return "\n".join(lines)
-
-
-def _commands(plan: Plan, folder: Path) -> list[str]:
-    """How to measure the student, and to find out what the method was worth."""
-
-    def evaluation(model: Path) -> str:
-        return shlex.join(["python", "-m", "kdjax.evaluate", f"--model={model}", *_data_flags(plan)])
-
-    lines = [f"  all numbers, also by class:  {evaluation(folder / 'student')}"]
-    if plan.baseline:
-        lines.append(f"  those of the baseline:  {evaluation(_folder(folder, plan.baseline) / 'model')}")
-    elif plan[plan.student].methods:
-        lines.append(
-            "  what the method was worth:  the same command with --config.compare=True, which also trains the "
-            "identical student without it"
-        )
-    trained = [stage for stage in plan.stages if stage.steps and not stage.options.teacher]
-    if trained and is_own(plan.data) and not any(stage.options.weights for stage in trained):
-        lines.append(
-            f"  more from few images:  a backbone that knows ImageNet, --config.{trained[0].name}.weights=<file>, such "
-            "as torchvision's ResNet-18 for a backbone of that depth and width 1"
-        )
-    return lines
-
-
-_OF_EVALUATION = ("name", "data_dir", "eval_split", "lenient")
-"""Keys of the data that an evaluation needs; the student knows how its images are scaled."""
-
-
-def _data_flags(plan: Plan) -> list[str]:
-    """What of the data and the task has to be said to evaluate on them, as flags."""
-    usual, task = defaults(Data), defaults(Run)["task"]
-    said = {f"data.{key}": getattr(plan.data, key) for key in _OF_EVALUATION if getattr(plan.data, key) != usual[key]}
-    if plan.run.task != task:
-        said["task"] = plan.run.task
-    return [f"--config.{key}={value}" for key, value in said.items()]
 
 
 def _draw(plan: Plan, workdir: Path, splits: Splits, finished: Mapping[str, Finished]) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
 
 from kdjax import __version__
+from kdjax.charts import Chart, as_json, from_json
 from kdjax.config.schema import Data, MethodSection, Optimizer, Run, Stage
 from kdjax.distill import Applied, by_method
 from kdjax.errors import DataError, StorageError, UserError
@@ -31,6 +32,8 @@ CONFIG_FILE = "config.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 """Those whose versions decide what is computed, or what processes tell each other."""
 
+CHARTS_FILE = "charts.json"
+"""What the judge of a stage's model has to show besides numbers."""
 PREDICTIONS_FILE = "predictions.json"
 _FORMER_PREDICTIONS_FILE = "detections.json"
 """Of version 0.1."""
@@ -51,6 +54,16 @@ class Finished(NamedTuple):
         """The folder of what its method learnt; of several that learnt, of the one of that name."""
         folder = self.folder / "method"
         return folder / name if (folder / name).is_dir() else folder
+
+
+def stage_folder(workdir: Path, name: str) -> Path:
+    """Where a stage of a run of one seed is."""
+    return workdir / "stages" / name
+
+
+def seed_folder(workdir: Path, seed: int) -> Path:
+    """Where the run of a seed is, of several."""
+    return workdir / f"seed_{seed}"
 
 
 def identity(plan: Plan, stage: StagePlan, splits: Splits) -> dict[str, Any]:
@@ -258,15 +271,24 @@ def claim(folder: Path, known: Mapping[str, Any], description: Mapping[str, Any]
 
 def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """What changed between two plain configs, one ``key: old -> new`` for each key."""
+    return [f"{key}: {old!r} -> {new!r}" for key, old, new in changes(saved, config)]
+
+
+def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The same as keys with their old and their new values, "absent" of one that is not there.
+
+    >>> changes({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": (3,)}})
+    [('a.c', 2, 'absent'), ('a.d', 'absent', [3])]
+    """
 
     def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         if not isinstance(tree, dict):
             return {prefix: tree}
         return {path: leaf for key, value in tree.items() for path, leaf in flat(value, f"{prefix}.{key}").items()}
 
-    old, new = flat(saved), flat(json.loads(json.dumps(config)))
+    old, new = (flat(json.loads(json.dumps(tree))) for tree in (saved, config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [f"{key[1:]}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}" for key in changed]
+    return [(key[1:], old.get(key, "absent"), new.get(key, "absent")) for key in changed]
 
 
 def export(
@@ -284,6 +306,21 @@ def export(
         place = folder / "method" if len(learnt) == 1 else folder / "method" / name
         save_method(place, params, {"name": options.name, **options.options})
     write_json(folder / PREDICTIONS_FILE, [kept[position] for position in sorted(kept)])
+
+
+def write_charts(folder: Path, charts: Sequence[Chart]) -> None:
+    """Writes what the judge of a stage's model has to show."""
+    write_json(folder / CHARTS_FILE, [as_json(chart) for chart in charts])
+
+
+def kept_charts(folder: Path) -> list[Chart]:
+    """The same again; [] where there is none."""
+    path = folder / CHARTS_FILE
+    try:
+        return [from_json(chart) for chart in read_json(path, list)] if exists(path) else []
+    except (DataError, TypeError) as error:
+        print(f"[{folder.name}] has no charts: {error}", flush=True)
+        return []
 
 
 def kept_predictions(folder: Path) -> list[Any]:

@@ -32,12 +32,6 @@ def finished_result(stage: StagePlan, folder: Path, primary: str) -> dict[str, A
     Raises:
         DataError: something is damaged, and there is no checkpoint.
     """
-
-    def restored(metrics: Any) -> Any:
-        if isinstance(metrics, dict):
-            return {key: restored(value) for key, value in metrics.items()}
-        return math.nan if metrics is None else metrics
-
     path = folder / RESULT_FILE
     if not exists(path):
         return None
@@ -62,6 +56,13 @@ def finished_result(stage: StagePlan, folder: Path, primary: str) -> dict[str, A
         set_aside(file)
     path.unlink(missing_ok=True)
     return None
+
+
+def restored(metrics: Any) -> Any:
+    """Numbers by name that JSON could not hold are NaN again."""
+    if isinstance(metrics, dict):
+        return {key: restored(value) for key, value in metrics.items()}
+    return math.nan if metrics is None else metrics
 
 
 def _read_result(path: Path, primary: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A stage's folder holds ``config.json``, ``description.json``, ``metrics.jsonl``, TensorBoard events, ``checkpoints/``
 and, once finished, ``model/`` (the trained detector alone), ``method/`` (what the method learnt, if anything),
-``predictions.json`` (of the images that are drawn) and ``result.json``; or ``nan_report.json``, where steps
+``predictions.json`` and ``charts.json`` (of what is drawn) and ``result.json``; or ``nan_report.json``, where steps
 that were not finite ended it.
 
 The file is long because all that may happen between two steps, a signal, a failure or an evaluation, meets in the loop.
@@ -22,16 +22,18 @@ import numpy as np
 from kdjax.checkpoint import Best, Checkpoints, abstract
 from kdjax.devices import Prefetch, replicate, split
 from kdjax.distill import by_method
+from kdjax.errors import harmless
 from kdjax.evaluation import Evaluation, Predict, evaluate, make_predict
 from kdjax.methods import method_class
 from kdjax.paths import Path
 from kdjax.plan import Plan, StagePlan
 from kdjax.processes import everywhere, gather, is_main, on_main
 from kdjax.report import MetricWriter, Throughput, duration, parameter_table, progress_line, spoken
+from kdjax.run.balance import heavy
 from kdjax.run.build import Built, Facts, build, first_state, stage_key
 from kdjax.run.data import Splits, open_batches
 from kdjax.run.floor import metrics_of_teacher
-from kdjax.run.record import Finished, claim, export
+from kdjax.run.record import CHARTS_FILE, Finished, claim, export, write_charts
 from kdjax.run.result import finished_result, write_result
 from kdjax.run.skipped import Skips
 from kdjax.run.start import Origins, load_origins
@@ -106,6 +108,7 @@ def train_stage(
     teacher_variables = origins.teacher.variables if built.teacher and origins.teacher else None
     # The loop alone holds the state: on a device there is no room for two.
     state, metrics, judge = loop.run(functools.partial(_begin, plan, stage, built, origins), teacher_variables, splits)
+    states = gather(judge.state()) if hasattr(judge, "charts") else []
     kept = {at: said for part in gather(judge.kept(MOST_PICTURES)) for at, said in part.items()}
     result: dict[str, Any] = {
         "metrics": metrics,
@@ -117,6 +120,8 @@ def train_stage(
 
     def finish() -> None:
         export(stage, built.methods, folder, state, kept)
+        with harmless(CHARTS_FILE):
+            write_charts(folder, judge.charts(states) if states else [])
         # Last: it marks the stage as finished.
         write_result(folder, result)
 
@@ -448,7 +453,7 @@ class _Loop:
         if not (self._explained or math.isnan(means["loss"])):
             self._explained = True
             methods = {term: x for term, x in shares.items() if term not in self._built.student.terms}
-            lines = _heavy(stage.name, methods, sum(shares.values()))
+            lines = heavy(stage.name, methods, sum(shares.values()))
             if scale := means.get("method_scale"):
                 lines.append(
                     f"what the methods add is scaled by {scale:.3g}, which made it {stage.options.method_share:g} "
@@ -477,21 +482,3 @@ def _means(recent: Sequence[Mapping[str, float]]) -> dict[str, float]:
     finite = [metrics for metrics in recent if not metrics["skipped"]]
     means = {name: float(np.mean([x[name] for x in finite])) if finite else math.nan for name in recent[0]}
     return means | {"skipped": float(sum(metrics["skipped"] for metrics in recent))}
-
-
-_HEAVY = 0.9
-"""Share of the loss from which on a method's term is explained."""
-
-
-def _heavy(name: str, terms: Mapping[str, float], loss: float) -> list[str]:
-    """A sentence on each of a stage's terms of methods that is nearly all of its first loss.
-
-    >>> _heavy("student", {"mgd": 99.0}, 100.0)[0].partition(":")[0]
-    'mgd is 99% of the loss'
-    """
-    return [
-        f"{term} is {x / loss:.0%} of the loss: a sum over positions, as some methods' terms are, starts large and "
-        f"falls, and may stay the largest; config.{name}.loss_weights.{term} weighs it where the others do not fall."
-        for term, x in terms.items()
-        if x > _HEAVY * loss > 0
-    ]

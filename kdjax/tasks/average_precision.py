@@ -13,9 +13,11 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
 
+from kdjax.charts import Chart
 from kdjax.data.examples import ObjectSource
 from kdjax.data.masks import RunLengths, paste, run_lengths
 from kdjax.data.sizing import Size
+from kdjax.tasks.object_charts import objects_chart, precision_chart
 from kdjax.types import Batch, Detections
 
 COCO_DETECTIONS = 100
@@ -119,6 +121,12 @@ class AveragePrecision:
         found = [image for state in states for image in self.images(state)]
         return coco_metrics(self._source, found, self._max_detections)
 
+    def charts(self, states: Sequence[Mapping[str, np.ndarray]]) -> list[Chart]:
+        """Precision over recall, and what is taken for what."""
+        found = [image for state in states for image in self.images(state)]
+        curves = precision_chart(precisions(self._source, found, self._max_detections))
+        return [curves, objects_chart(self._source, found)]
+
     def kept(self, count: int) -> dict[int, dict[str, Any]]:
         """The detections of the source's first images, by position, under the data set's own ids."""
         first = {image.position: image._asdict() for image in self._found if image.position < count}
@@ -189,6 +197,38 @@ def coco_metrics(
     """
     detections = list(detections)
     masks = bool(detections) and all(found.masks is not None for found in detections)
+    masks = masks and all(source.objects(i).segmentation is not None for i in range(len(source)))
+    images, truth = _truth(source, masks)
+    by_box, by_mask = _found(source, detections, masks)
+    judge = functools.partial(_judge, images, source.class_names, truth, max_detections)
+    metrics = judge(by_box, "bbox")
+    if masks:
+        metrics |= {f"mask_{name}": value for name, value in judge(by_mask, "segm").items()}
+    return cast(Metrics, metrics)
+
+
+def precisions(
+    source: ObjectSource, detections: Iterable[ImageDetections], max_detections: int = COCO_DETECTIONS
+) -> dict[float, np.ndarray]:
+    """By IoU threshold, 0.5 and 0.75, the precision (101,) in percent at the recalls 0, 1, ..., 100 %.
+
+    It is the mean over the classes that the source has objects of, of all sizes, as in :func:`coco_metrics`; NaN where
+    there is none.
+    """
+    images, truth = _truth(source, masks=False)
+    by_box, _ = _found(source, list(detections), masks=False)
+    evaluated = _evaluated(images, source.class_names, truth, max_detections, by_box, "bbox")
+    precision = evaluated.eval["precision"][:, :, :, 0, -1]
+    there = (precision >= 0).all(axis=(0, 1))
+    nothing = np.full(precision.shape[1], np.nan)
+    return {
+        threshold: 100 * precision[place][:, there].mean(axis=1) if there.any() else nothing
+        for threshold, place in ((0.5, 0), (0.75, 5))
+    }
+
+
+def _truth(source: ObjectSource, masks: bool) -> tuple[dict[int, Size], list[dict[str, Any]]]:
+    """The sizes of the images by their ranks, and COCO's annotations of their objects, with masks if wanted."""
     ranks = _ranks([source.image_id(i) for i in range(len(source))])
     images: dict[int, Size] = {}
     truth: list[dict[str, Any]] = []
@@ -196,18 +236,28 @@ def coco_metrics(
         objects = source.objects(i)
         images[ranks[i]] = objects.size
         columns = {"area": objects.area.tolist(), "iscrowd": objects.crowd.astype(int).tolist()}
-        masks &= objects.segmentation is not None
         if masks and objects.segmentation is not None:
             columns["segmentation"] = [run_lengths(outline, objects.size) for outline in objects.segmentation]
         truth.extend(_annotations(ranks[i], objects.boxes, objects.labels, columns))
+    return images, truth
 
+
+def _found(
+    source: ObjectSource, detections: Sequence[ImageDetections], masks: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """COCO's results of what was found, judged by boxes and, if wanted, by masks.
+
+    Raises:
+        ValueError: as :func:`coco_metrics`.
+    """
+    ranks = _ranks([source.image_id(i) for i in range(len(source))])
     classes = len(source.class_names)
     by_box: list[dict[str, Any]] = []
     by_mask: list[dict[str, Any]] = []
     for found in detections:
         position, boxes, labels = found.position, found.boxes, found.labels
-        if not 0 <= position < len(images):
-            raise ValueError(f"detections of an image at position {position}: the source has {len(images)} images")
+        if not 0 <= position < len(ranks):
+            raise ValueError(f"detections of an image at position {position}: the source has {len(ranks)} images")
         if labels.size and labels.max() >= classes:
             raise ValueError(
                 f"a detection of class {labels.max()} in the image at position {position}: the source has {classes} "
@@ -219,12 +269,7 @@ def coco_metrics(
         if masks and found.masks:
             columns |= {"segmentation": list(found.masks), "area": coco_mask.area(list(found.masks)).tolist()}
             by_mask.extend(_annotations(ranks[position], boxes, labels, columns))
-
-    judge = functools.partial(_judge, images, source.class_names, truth, max_detections)
-    metrics = judge(by_box, "bbox")
-    if masks:
-        metrics |= {f"mask_{name}": value for name, value in judge(by_mask, "segm").items()}
-    return cast(Metrics, metrics)
+    return by_box, by_mask
 
 
 def _ranks(ids: Sequence[int]) -> list[int]:
@@ -248,6 +293,26 @@ def _judge(
     kind: str,
 ) -> dict[str, Any]:
     """The numbers of :class:`Metrics` by the IoU of one kind, "bbox" or "segm"."""
+    judge = _evaluated(images, class_names, truth, max_detections, found, kind)
+    metrics: dict[str, Any] = {
+        name.format(max_detections): _percent(judge.stats[place]) for place, name in enumerate(_SUMMARY)
+    }
+    # (IoU thresholds, recalls, classes, areas, limits of detections): all areas, the last limit.
+    precision = judge.eval["precision"][:, :, :, 0, -1]
+    # A class without objects is -1 throughout, and so is its mean.
+    metrics["per_class"] = {name: _percent(precision[:, :, k].mean()) for k, name in enumerate(class_names)}
+    return metrics
+
+
+def _evaluated(
+    images: Mapping[int, Size],
+    class_names: Sequence[str],
+    truth: Iterable[dict[str, Any]],
+    max_detections: int,
+    found: Iterable[dict[str, Any]],
+    kind: str,
+) -> COCOeval_faster:
+    """COCO's judge, once it has judged."""
     judge = COCOeval_faster(
         _coco(images, class_names, truth),
         _coco(images, class_names, found),
@@ -258,14 +323,7 @@ def _judge(
     judge.evaluate()
     judge.accumulate()
     judge.summarize()
-    metrics: dict[str, Any] = {
-        name.format(max_detections): _percent(judge.stats[place]) for place, name in enumerate(_SUMMARY)
-    }
-    # (IoU thresholds, recalls, classes, areas, limits of detections): all areas, the last limit.
-    precision = judge.eval["precision"][:, :, :, 0, -1]
-    # A class without objects is -1 throughout, and so is its mean.
-    metrics["per_class"] = {name: _percent(precision[:, :, k].mean()) for k, name in enumerate(class_names)}
-    return metrics
+    return judge
 
 
 def _annotations(

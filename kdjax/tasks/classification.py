@@ -17,7 +17,7 @@ from kdjax.report import known
 from kdjax.tasks.class_pictures import save_classified, save_matrices
 from kdjax.tasks.confusion import Confusion
 from kdjax.tasks.found_classes import ClassResults
-from kdjax.types import Batch, Column, Labels, Suggestion
+from kdjax.types import Batch, Column, Judged, Labels, Suggestion
 from kdjax.visualize import Drawing, image_of
 
 MATRICES_FILE = "confusion.png"
@@ -105,6 +105,15 @@ class Classification:
         }
         if found:
             save_matrices(as_path(path).parent / MATRICES_FILE, source.class_names, found)
+
+    def judged(self, example: ClassifiedImage, said: Any, class_names: Sequence[str]) -> Judged:
+        """The class that was said; the score is above 50 where it is right, and the surer the farther from it."""
+        truth = class_names[example.label]
+        if said is None:
+            return Judged(100.0, truth, Drawing(example.image))
+        right, sure = said["label"] == example.label, 50 * said["probability"]
+        words = f"{class_names[said['label']]} {said['probability']:.2f}" + (", right" if right else ", wrong")
+        return Judged(50 + sure if right else 50 - sure, words, Drawing(example.image))
 
     def remarks(self, source: ClassSource, sizing: Sizing) -> list[str]:
         """What a model that knows nothing reaches where one class is frequent, and which classes are rare."""

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.charts import Chart, Curves, Line, Matrix
 from kdjax.data.examples import ClassSource
 from kdjax.types import Batch, Metrics
 
 TOP = 5
 """Classes of which one must be right, for the second metric."""
+_BINS = 200
+"""Of probabilities."""
 MOST_SHOWN = 20
 """Classes of which the metrics say which are taken for which, at most."""
 
@@ -29,6 +32,7 @@ class Confusion:
         self._source = source
         self._counts = np.zeros((classes, classes), np.int64)
         self._near = np.zeros(1, np.int64)
+        self._sure = np.zeros((2, _BINS + 1), np.int64)
         self._kept: dict[int, dict[str, Any]] = {}
 
     def add(self, outputs: Any, batch: Batch) -> None:
@@ -40,20 +44,63 @@ class Confusion:
             self._counts[truth, label] += 1
             # What is not a number is no better than anything.
             self._near += np.count_nonzero(~(said <= said[truth])) < TOP
+            if np.isfinite(said[label]):
+                self._sure[int(truth == label), int(_BINS * np.clip(said[label], 0, 1))] += 1
             self._kept[position] = {"label": label, "probability": float(said[label])}
 
     def state(self) -> dict[str, np.ndarray]:
-        """The counts (K, K) by true class and by what was said, and of the images that "top5" counts as right."""
-        return {"counts": self._counts, "near": self._near}
+        """The counts (K, K) by true class and by what was said, and of the images that "top5" counts as right.
+
+        "sure" has (2, bins), wrong and right, by how sure the model was.
+        """
+        return {"counts": self._counts, "near": self._near, "sure": self._sure}
 
     def merge(self, states: Sequence[Mapping[str, np.ndarray]]) -> Metrics:
         """The metrics of the counts of all processes together."""
         counts = np.sum([state["counts"] for state in states], axis=0)
         return metrics(counts, int(sum(state["near"].item() for state in states)), self._source.class_names)
 
+    def charts(self, states: Sequence[Mapping[str, np.ndarray]]) -> list[Chart]:
+        """How often the surest answers are right, and what is taken for what."""
+        counts, sure = (np.sum([state[key] for state in states], axis=0) for key in ("counts", "sure"))
+        right, said = (x[::-1].cumsum() for x in (sure[1], sure.sum(axis=0)))
+        there = said > 0
+        points = np.stack([100 * said / max(said[-1], 1), 100 * right / np.maximum(said, 1)], axis=1)[there]
+        curve = Curves(
+            "Right among the surest answers", "images that are answered, %", "right, %", {"": Line(points.tolist())}
+        )
+        return [curve, confusion_chart(counts, self._source.class_names)]
+
     def kept(self, count: int) -> dict[int, dict[str, Any]]:
         """By position what was said of an image, and its probability."""
         return {position: said for position, said in self._kept.items() if position < count}
+
+
+def confusion_chart(counts: np.ndarray, names: Sequence[str], other: str = "") -> Matrix:
+    """What is taken for what; of many classes those that are confused most.
+
+    >>> confusion_chart(np.array([[3, 1], [0, 4]]), ("cat", "dog")).shares
+    [[75.0, 25.0], [0.0, 100.0]]
+
+    Args:
+        counts: (K, K) by the true class and by the class that was said.
+        names: of the K classes.
+        other: what the last row and column are, if they are no class and always shown.
+    """
+    classes = len(counts) - bool(other)
+    wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+    most = np.sort(np.argsort(-wrong[:classes], kind="stable")[:MOST_SHOWN])
+    places = np.append(most, classes) if other else most
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shown = [[*names, other][place] for place in places.tolist()]
+    some = f" The {len(most)} of {classes} classes that are confused most." * (len(most) < classes)
+    return Matrix(
+        "What is taken for what",
+        shown,
+        shown,
+        shares[np.ix_(places, places)].tolist(),
+        f"Rows are the truth, columns what was said, in percent of the row.{some}",
+    )
 
 
 def metrics(counts: np.ndarray, near: int, class_names: Sequence[str]) -> Metrics:

@@ -23,8 +23,21 @@ from kdjax.report import known
 from kdjax.tasks.average_precision import COCO_DETECTIONS, AveragePrecision, ImageDetections
 from kdjax.tasks.cut import refuse_cut
 from kdjax.tasks.found_objects import SCORE, ObjectResults
-from kdjax.types import Batch, Column, Masks, Suggestion, Targets
-from kdjax.visualize import Drawing, Mark, image_of, save_predictions, truth_marks
+from kdjax.types import Batch, Column, Judged, Masks, Suggestion, Targets
+from kdjax.visualize import (
+    DRAWN_SCORE,
+    FALSE_ALARM,
+    HIT,
+    MISS,
+    Drawing,
+    Mark,
+    image_of,
+    judged_marks,
+    legend,
+    object_marks,
+    save_predictions,
+    truth_marks,
+)
 
 _GREY = (128, 128, 128)
 
@@ -134,17 +147,22 @@ class Detection:
         """Draws the ground truth, and what each model found, missed and made up."""
         found = {
             f"{name}  {self.primary} {known(column.metrics.get(self.primary, math.nan), '.1f')}": [
-                ImageDetections(
-                    position=position,
-                    boxes=np.asarray(entry["boxes"], np.float32).reshape(-1, 4),
-                    scores=np.asarray(entry["scores"], np.float32),
-                    labels=np.asarray(entry["labels"], np.int32),
-                )
-                for position, entry in enumerate(column.kept)
+                _detections(position, entry) for position, entry in enumerate(column.kept)
             ]
             for name, column in columns.items()
         }
         save_predictions(path, source, found)
+
+    def judged(self, example: Example, said: Any, class_names: Sequence[str]) -> Judged:
+        """Hits, misses and false alarms; the score is the F1 of what is drawn, 100 where nothing is to be found."""
+        names = class_names if len(class_names) > 1 else ("",)
+        if said is None:
+            return Judged(100.0, "truth", Drawing(example.image, object_marks(example, names), legend=legend()))
+        marks = judged_marks(example, _detections(0, said), names, DRAWN_SCORE)
+        hits, misses, alarms = (sum(mark.colour == colour for mark in marks) for colour in (HIT, MISS, FALSE_ALARM))
+        whole = 2 * hits + misses + alarms
+        words = f"{hits} found, {misses} missed, {alarms} false alarm{'s' * (alarms != 1)}"
+        return Judged(200 * hits / whole if whole else 100.0, words, Drawing(example.image, marks))
 
     def remarks(self, source: ObjectSource, sizing: Sizing) -> list[str]:
         """How large boxes are once scaled."""
@@ -169,6 +187,16 @@ class Detection:
         ignored = [Mark(box, "crowd", _GREY) for box in boxes[crowd]]
         marks = truth_marks(boxes[valid], labels[valid], crowd[valid], class_names) + ignored
         return Drawing(image_of(batch, row), marks)
+
+
+def _detections(position: int, kept: Mapping[str, Any]) -> ImageDetections:
+    """What a judge of detectors kept of an image."""
+    return ImageDetections(
+        position=position,
+        boxes=np.asarray(kept["boxes"], np.float32).reshape(-1, 4),
+        scores=np.asarray(kept["scores"], np.float32),
+        labels=np.asarray(kept["labels"], np.int32),
+    )
 
 
 def _check_boxes(source: Any) -> None:

@@ -8,9 +8,11 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image
 
+from kdjax.charts import Chart
 from kdjax.data.examples import MapSource
 from kdjax.data.sizing import Size
 from kdjax.data.transforms import move_classes, whole
+from kdjax.tasks.confusion import confusion_chart
 from kdjax.types import IGNORED, MOST_PICTURES, Batch
 
 
@@ -56,6 +58,11 @@ class IntersectionOverUnion:
     def merge(self, states: Sequence[Mapping[str, np.ndarray]]) -> Metrics:
         """The metrics of all processes' pixels together."""
         return metrics(np.sum([state["confusion"] for state in states], axis=0), self._source.class_names)
+
+    def charts(self, states: Sequence[Mapping[str, np.ndarray]]) -> list[Chart]:
+        """What pixels are taken for what."""
+        counts = np.sum([state["confusion"] for state in states], axis=0)
+        return [confusion_chart(counts, self._source.class_names)]
 
     def kept(self, count: int) -> dict[int, Any]:
         """The maps of the source's first images, by position, as the base64 of PNG files."""

@@ -51,6 +51,11 @@ def save_maps(path: str | os.PathLike[str], source: MapSource, said: Mapping[str
     captions |= {
         name: f"{100 * value / max(len(rows), 1):.1f} % of these pixels right" for name, value in right.items()
     }
+    save_sheet(path, captions, rows, legend(source.class_names))
+
+
+def legend(class_names: Sequence[str]) -> list[Mark]:
+    """What colours mean; the boxes are of no meaning."""
     box = np.zeros(4)
-    legend = [Mark(box, name, class_colour(label)) for label, name in enumerate(source.class_names)]
-    save_sheet(path, captions, rows, [*legend, Mark(box, "not counted", _IGNORED_COLOUR)])
+    marks = [Mark(box, name, class_colour(label)) for label, name in enumerate(class_names)]
+    return [*marks, Mark(box, "not counted", _IGNORED_COLOUR)]

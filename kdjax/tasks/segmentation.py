@@ -17,8 +17,8 @@ from kdjax.report import known
 from kdjax.tasks.cut import refuse_cut
 from kdjax.tasks.found_maps import MapResults
 from kdjax.tasks.iou import IntersectionOverUnion, decoded
-from kdjax.tasks.map_pictures import overlay, save_maps
-from kdjax.types import IGNORED, Batch, Column, Labels, Suggestion
+from kdjax.tasks.map_pictures import legend, overlay, save_maps
+from kdjax.types import IGNORED, Batch, Column, Judged, Labels, Suggestion
 from kdjax.visualize import Drawing, image_of
 
 
@@ -95,6 +95,15 @@ class Segmentation:
             for name, column in columns.items()
         }
         save_maps(path, source, maps)
+
+    def judged(self, example: MappedImage, said: Any, class_names: Sequence[str]) -> Judged:
+        """The map over the image; the score is the share of the labelled pixels whose class is right."""
+        if said is None:
+            marks = legend(class_names)
+            return Judged(100.0, "truth", Drawing(overlay(example.image, example.classes), legend=marks))
+        classes, labelled = decoded(said), example.classes != IGNORED
+        right = 100 * float((classes == example.classes)[labelled].mean()) if labelled.any() else 100.0
+        return Judged(right, f"{right:.1f} % of the pixels right", Drawing(overlay(example.image, classes)))
 
     def remarks(self, source: MapSource, sizing: Sizing) -> list[str]:
         """Nothing: maps are scaled as their images."""

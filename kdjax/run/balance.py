@@ -1,0 +1,126 @@
+"""Which term, or which level of one, has taken a student's loss over, in sentences, and what weights it otherwise.
+
+What is suggested is what was right on the embedded data and on small photographs: methods' terms of about three times
+the student's own loss, and no coarse levels that weigh more than the finer ones beneath them, in which on such images
+next to nothing is detected. On COCO's the papers' weights and levels stand.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeGuard
+
+Row = Mapping[str, float | None]
+"""Of ``metrics.jsonl``: "loss/<term>" weighted, "raw/<term>" not, "raw/<term>/<level>" its parts."""
+
+HEAVY = 0.9
+"""Share of the loss from which on a method's term has taken it over."""
+SHARE = 3.0
+"""Times the student's own loss: where the terms of methods were best."""
+_USUAL = 0.3, 10.0
+"""And between which they were not much worse."""
+_MOST_LEVEL = 0.5
+"""Share of a term from which on coarse levels have taken it over."""
+
+
+class Balance(NamedTuple):
+    """What is said of a stage's loss."""
+
+    sentences: list[str]
+    flags: list[str]
+    """Of the command line, that change it."""
+
+
+def heavy(stage: str, terms: Mapping[str, float], loss: float) -> list[str]:
+    """A sentence on each of a stage's terms of methods that is nearly all of its first loss.
+
+    >>> heavy("student", {"mgd": 99.0}, 100.0)[0].partition(":")[0]
+    'mgd is 99% of the loss'
+    """
+    return [
+        f"{term} is {x / loss:.0%} of the loss: a sum over positions, as some methods' terms are, starts large and "
+        f"falls, and may stay the largest; config.{stage}.loss_weights.{term} weighs it where the others do not fall."
+        for term, x in terms.items()
+        if x > HEAVY * loss > 0
+    ]
+
+
+def balance(
+    stage: str, rows: Sequence[Row], own: Sequence[str], *, share: float = 0.0, methods: Mapping[str, str] | None = None
+) -> Balance:
+    r"""What has taken the loss of a stage over, and flags that weigh it otherwise.
+
+    >>> first = {"loss/cls": 1.0, "loss/mimic": 30.0, "raw/mimic": 30.0, "raw/mimic/p3": 2.0, "raw/mimic/p4": 1.0}
+    >>> found = balance("student", [first | {"raw/mimic/p5": 27.0}], ["cls"], methods={"mimic": "mimic"})
+    >>> found.flags
+    ['--config.student.method_share=3', '--config.student.methods.mimic.levels="(\'p3\', \'p4\')"']
+    >>> found.sentences[0]
+    'At first the methods add 30 times the loss of its own; about 3 times was best on small images.'
+
+    Args:
+        stage: its name.
+        rows: what was recorded of it, in order.
+        own: names of the student's own terms.
+        share: ``method_share`` of the stage.
+        methods: by term, the key of the method that it is of, for flags; a term that is not there gets none.
+    """
+    rows = [row for row in rows if any(key.startswith("loss/") and _is_number(x) for key, x in row.items())]
+    if not rows:
+        return Balance([], [])
+    weighted = {key.removeprefix("loss/"): _mean(rows, key) for key in rows[0] if key.startswith("loss/")}
+    theirs = [term for term in weighted if term not in own]
+    if not theirs:
+        return Balance([], [])
+    sentences, flags = [], []
+    first = {term: x for term in weighted if _is_number(x := rows[0][f"loss/{term}"])}
+    ours = sum(first.get(term, 0.0) for term in own)
+    added = sum(first.get(term, 0.0) for term in theirs)
+    low, high = _USUAL
+    if not share and ours > 0 and added > 0 and not low <= added / ours <= high:
+        sentences.append(
+            f"At first the methods add {added / ours:.2g} times the loss of its own; about {SHARE:g} times was best on "
+            "small images."
+        )
+        flags.append(f"--config.{stage}.method_share={SHARE:g}")
+    total = sum(x for x in weighted.values() if math.isfinite(x))
+    for term in theirs:
+        if weighted[term] > HEAVY * total > 0:
+            sentences.append(f"{term} is {weighted[term] / total:.0%} of the loss in the mean over the run.")
+    for term in theirs:
+        # At first: constants are learnt, and then it is too late to leave them out.
+        parts = {key: x for key in sorted(rows[0]) if key.startswith(f"raw/{term}/") and _is_number(x := rows[0][key])}
+        levels = {key.removeprefix(f"raw/{term}/"): x for key, x in parts.items()}
+        if coarse := _taken_over(list(levels.values())):
+            kept, gone = list(levels)[:-coarse], list(levels)[-coarse:]
+            part = sum(levels[x] for x in gone) / sum(levels.values())
+            verb = "is" if coarse == 1 else "are"
+            sentences.append(
+                f"{', '.join(gone)} {verb} {part:.0%} of {term} at first, more than the finer levels: where next to "
+                "nothing is detected there, as in small images, what they hold is a large constant."
+            )
+            if methods and term in methods:
+                said = "(" + ", ".join(map(repr, kept)) + ("," if len(kept) == 1 else "") + ")"
+                flags.append(f'--config.{stage}.methods.{methods[term]}.levels="{said}"')
+    return Balance(sentences, flags)
+
+
+def _taken_over(parts: Sequence[float]) -> int:
+    """How many of the coarsest levels have taken a term over: 0 where the parts fall from fine to coarse, as sums do.
+
+    >>> _taken_over([31, 14, 4, 38, 384]), _taken_over([775, 87, 5, 0.8]), _taken_over([3, 4, 2])
+    (2, 0, 0)
+    """
+    rises = [at for at in range(1, len(parts)) if parts[at] > parts[at - 1]]
+    if not rises or not sum(parts[rises[0] :]) > _MOST_LEVEL * sum(parts):
+        return 0
+    coarse = len(parts) - rises[0]
+    # One level that outweighs the only finer one is no sign of anything.
+    return coarse if rises[0] > 1 or max(parts[rises[0] :]) > 4 * parts[0] else 0
+
+
+def _is_number(value: float | None) -> TypeGuard[float]:
+    return isinstance(value, float | int) and math.isfinite(value)
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    values = [value for row in rows if (value := row.get(key)) is not None and math.isfinite(value)]
+    return sum(values) / len(values) if values else math.nan
