@@ -106,6 +106,7 @@ def python(folder, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_method_and_a_detector_from_outside_train_and_reload_in_a_fresh_process(folder, data_dir):
     flags = ["--config=mine.py", "--workdir=run", f"--config.data.data_dir={data_dir}"]
     run = python(folder, "-m", "kdjax.main", *flags)

@@ -302,6 +302,7 @@ def interrupted(command, number, line_of_output):
     return process.returncode, "".join(printed)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_and_then_killed_in_the_middle_continues_as_if_never_stopped(teacher, data_dir, tmp_path):
     reference, killed = (with_teacher(teacher, tmp_path / name) for name in ("reference", "killed"))
     subprocess.run(command(reference, data_dir), cwd=ROOT, check=True, capture_output=True)

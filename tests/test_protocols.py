@@ -58,7 +58,7 @@ DETECTED = [path for path in CONFIGS if path.stem not in ("kd", "cwd")]
 """Configs whose names alone are detectors."""
 
 
-@pytest.mark.parametrize("path", slow_but(("mgd", "maskd"), DETECTED), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", slow_but(("mgd",), DETECTED), ids=lambda path: path.stem)
 def test_every_config_runs_its_whole_protocol(path, finished):
     config, workdir, shown = finished(path)
     summary = json.loads((workdir / "summary.json").read_text())
@@ -83,6 +83,7 @@ def assert_equal(tree, other):
     jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
+@pytest.mark.slow
 def test_the_token_stage_leaves_the_teacher_as_it_was(maskd):
     _, stages = maskd
     (_, teacher), (module, kept) = (kdjax.load_student(stages / name / "model") for name in ("teacher", "tokens"))
@@ -90,6 +91,7 @@ def test_the_token_stage_leaves_the_teacher_as_it_was(maskd):
     assert_equal(teacher, kept)
 
 
+@pytest.mark.slow
 def test_the_student_stage_keeps_the_tokens_as_they_were_learnt(maskd):
     _, stages = maskd
     learnt, kept = (load_method(stages / name / "method") for name in ("tokens", "student"))
@@ -98,6 +100,7 @@ def test_the_student_stage_keeps_the_tokens_as_they_were_learnt(maskd):
     assert {name for name in kept if name != "tokens"} == {f"align_p{level}" for level in range(3, 6)}
 
 
+@pytest.mark.slow
 def test_tokens_in_a_file_of_the_authors_take_the_place_of_the_stage(maskd, tmp_path):
     config, stages = maskd
     learnt = load_method(stages / "tokens" / "method")["tokens"]
@@ -118,6 +121,7 @@ def test_tokens_in_a_file_of_the_authors_take_the_place_of_the_stage(maskd, tmp_
     assert_equal(origins.given["maskd"]["tokens"], learnt)
 
 
+@pytest.mark.slow
 def test_a_stage_that_learnt_no_tokens_cannot_give_any(maskd, tmp_path):
     config, stages = maskd
     shutil.copytree(stages / "teacher", tmp_path / "stages" / "teacher")
@@ -127,6 +131,7 @@ def test_a_stage_that_learnt_no_tokens_cannot_give_any(maskd, tmp_path):
         pipeline.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_tokens_of_another_number_are_refused_with_both_shapes(maskd, tmp_path):
     config, stages = maskd
     for name in ("teacher", "tokens"):
@@ -137,6 +142,7 @@ def test_tokens_of_another_number_are_refused_with_both_shapes(maskd, tmp_path):
         pipeline.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_method_that_needs_what_no_stage_gives_is_refused(maskd):
     config = maskd[0].copy_and_resolve_references()
     config.student.methods.maskd.init = ""

@@ -67,16 +67,11 @@ def made(name: str, head: dict) -> Case:
 
 DETECTORS = tuple(name for name in MODELS if model_class(name).task == "detection")
 EVERYONE = (*DETECTORS, *OURS)
-EVERY = pytest.mark.parametrize("name", EVERYONE)
-LEARNING = pytest.mark.parametrize(
-    "name",
-    # Mask R-CNN and GFL have all the parts of the slow ones, once.
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("cascade_rcnn", "cascade_mask_rcnn", "atss") else name
-        for name in EVERYONE
-    ],
-)
-WITH_CONVENTIONS = pytest.mark.parametrize("name", [*EVERYONE, *CONVENTIONS])
+QUICK = tuple(name for name in EVERYONE if name not in ("faster_rcnn", "cascade_rcnn", "atss"))
+"""Who has all the parts of the others."""
+EVERY = pytest.mark.parametrize("name", slow_but(QUICK, EVERYONE))
+LEARNING = pytest.mark.parametrize("name", slow_but(set(QUICK) - {"cascade_mask_rcnn"}, EVERYONE))
+WITH_CONVENTIONS = pytest.mark.parametrize("name", slow_but(QUICK, [*EVERYONE, *CONVENTIONS]))
 
 
 def test_every_detector_has_ideal_predictions():
