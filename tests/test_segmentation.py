@@ -104,10 +104,8 @@ def test_a_person_is_told_what_share_each_class_has(data_dir):
     assert suggested.data["image_size"] == (128, 128)
 
 
-METHODS = [pytest.param(name, marks=pytest.mark.slow) for name in ("kd", "mgd", "maskd", "dmkd", "mimic")]
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["kd", "mgd", "maskd", "dmkd", "mimic"])
 def test_the_embedded_maps_run_from_a_name_to_a_student(method, tmp_path, data_dir):
     config = load_config(f"{method}:segmentation:tiny")
     config.data.data_dir = str(data_dir)
