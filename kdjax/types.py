@@ -371,7 +371,7 @@ class Judge(Protocol):
         """
 
 
-MOST_PICTURES = 100
+MOST_PICTURES = 64
 """Images of which is kept what a model said, for drawing."""
 
 

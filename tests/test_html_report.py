@@ -215,6 +215,10 @@ def test_a_report_of_a_run_that_is_not_finished_says_how_far_it_is(plan, tmp_pat
     assert "student is at step 2 of 2; baseline is at step 2 of 2" in words
     assert "The student reaches AP 11.5; what the method is worth shows when its twin is through." in words
     assert "gain beside the twin +2.0" in words
+    # What is farther is not compared with what is behind.
+    path = stage_folder(tmp_path, "baseline") / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines()[0])
+    assert "gain beside the twin - " in told(write_report(plan, {0: tmp_path}, tmp_path, None).read_text())
 
 
 def test_a_report_of_a_run_that_has_hardly_begun_is_one(plan, tmp_path):

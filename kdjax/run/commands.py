@@ -40,6 +40,8 @@ def commands(plan: Plan, folder: Path) -> list[tuple[str, str]]:
                 "ResNet-18 for a backbone of that depth and width 1",
             )
         )
+    photographs = shlex.join(["kdjax", "predict", f"--model={folder / 'student'}", "--input=FOLDER", "--output=found"])
+    found.append(("what it says of your photographs", photographs))
     return [*found, ("in Python", f"student, variables = kdjax.load_student({str(folder / 'student')!r})")]
 
 

@@ -125,23 +125,30 @@ def _worth(run: _Run) -> Html:
         for name, count in skipped.items()
         if count
     ]
-    return joined(*told, _numbers(run), _by_seed(run, verdict))
+    return joined(*told, _numbers(run), _by_seed(run))
 
 
 def _verdict(run: _Run) -> Verdict | None:
     """What the seeds that are through say together; None where there is nothing to compare."""
-    task, student = run.plan.task, run.plan.student
-    if not run.plan.baseline:
-        return None
-    pairs = [
-        (stages[student].metrics[task.primary], stages[BASELINE].metrics[task.primary])  # type: ignore[index]
-        for stages in run.seeds.values()
-        if stages[student].result and stages[BASELINE].result
-    ]
+    task = run.plan.task
+    pairs = [(_value(ours, task.primary), _value(theirs, task.primary)) for ours, theirs in _pairs(run, finished=True)]
     if not pairs:
         return None
     ours, theirs = zip(*pairs, strict=True)
     return judge(ours, theirs, task.primary, higher_is_better=task.higher_is_better)
+
+
+def _pairs(run: _Run, *, finished: bool = False) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The metrics of student and twin, of the seeds in which both have come as far, or to the end."""
+    stages = [(told[run.plan.student], told[BASELINE]) for told in run.seeds.values() if BASELINE in told]
+    return [
+        (ours.metrics, theirs.metrics)
+        for ours, theirs in stages
+        if ours.metrics
+        and theirs.metrics
+        and ours.at == theirs.at
+        and (not finished or (ours.result and theirs.result))
+    ]
 
 
 def _without_verdict(run: _Run) -> str:
@@ -173,7 +180,10 @@ def _numbers(run: _Run) -> Html:
         for label, several in metrics.items()
     ]
     if run.plan.baseline:
-        gains = [_spread(_differences(run, metric), sign="+") for metric in columns.values()]
+        gains = [
+            _spread([_value(ours, metric) - _value(theirs, metric) for ours, theirs in _pairs(run)], sign="+")
+            for metric in columns.values()
+        ]
         rows.append(["gain beside the twin", *gains, ""])
     more = len(run.seeds) > 1
     remark = f"Mean and standard deviation over {len(run.seeds)} seeds; the gain is of pairs." if more else ""
@@ -193,12 +203,6 @@ def _value(metrics: Mapping[str, Any], name: str) -> float:
     return value if isinstance(value, float | int) else math.nan
 
 
-def _differences(run: _Run, metric: str) -> list[float]:
-    """Student minus twin, of the seeds that have both."""
-    pairs = [(stages[run.plan.student].metrics, stages[BASELINE].metrics) for stages in run.seeds.values()]
-    return [_value(ours, metric) - _value(theirs, metric) for ours, theirs in pairs if ours and theirs]
-
-
 def _mean(values: Sequence[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return statistics.fmean(finite) if finite else math.nan
@@ -215,7 +219,7 @@ def _spread(values: Sequence[float], sign: str = "") -> str:
     return known(_mean(values), f"{sign}.1f") + deviation
 
 
-def _by_seed(run: _Run, verdict: Verdict | None) -> Html:
+def _by_seed(run: _Run) -> Html:
     """Of several seeds each by itself, with the way to its own report."""
     if len(run.seeds) < 2:
         return Html()

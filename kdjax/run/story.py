@@ -21,6 +21,8 @@ class Story(NamedTuple):
     """Of ``metrics.jsonl``."""
     metrics: Mapping[str, Any] | None
     """What its model is worth; of one that is not finished, what it was worth last; None before that."""
+    at: int | None
+    """The step to which that belongs."""
     result: Mapping[str, Any] | None
     """Of a finished stage."""
     environment: Mapping[str, Any]
@@ -48,9 +50,9 @@ def _story(stage: StagePlan, folder: Path) -> Story:
     rows, result = _rows(folder / "metrics.jsonl"), _read(folder / RESULT_FILE)
     finished = isinstance(result.get("metrics"), dict)
     evaluated = [row for row in rows if any(key.startswith("eval/") for key in row)]
-    metrics = None
+    metrics, at = None, evaluated[-1]["step"] if evaluated else None
     if finished:
-        metrics = restored(result["metrics"])
+        metrics, at = restored(result["metrics"]), stage.steps
     elif evaluated:
         last = {key.removeprefix("eval/"): x for key, x in evaluated[-1].items() if key.startswith("eval/")}
         metrics = restored({name: x for name, x in last.items() if "/" not in name})
@@ -58,6 +60,7 @@ def _story(stage: StagePlan, folder: Path) -> Story:
         plan=stage,
         rows=rows,
         metrics=metrics,
+        at=at,
         result=result if finished else None,
         environment=_read(folder / CONFIG_FILE).get("environment", {}),
         kept=kept_predictions(folder) if is_file(folder / PREDICTIONS_FILE) else [],
