@@ -392,6 +392,7 @@ def test_unknown_sources_and_detectors_are_refused_with_what_there_is():
         load(state, "timm", "retinanet", DENSE, variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_mmdets_deformable_resnext_fills_every_array(monkeypatch, old):
     """``old``: as files of MMDetection's version 1 have them, which MMCV still reads."""
