@@ -102,15 +102,16 @@ def _backward(saved: Saved, upstream: jax.Array) -> Saved:
         places, kernel = tap
         pulled = jnp.matmul(upstream, kernel.swapaxes(1, 2), preferred_element_type=jnp.float32)
         pulled = pulled.swapaxes(0, 1).reshape(-1, channels)
-        samples, moved = jnp.zeros(pulled.shape), jnp.zeros((len(pulled), 2))
+        samples, moved = jnp.zeros(pulled.shape), jnp.zeros((pulled.shape[0], 2))
         for corner in _corners(bordered, places):
             cells = corner.of(bordered)
             samples += corner.weight[:, None] * cells
             moved += corner.slope * jnp.sum(cells * pulled, axis=-1, keepdims=True)
             total = total.at[corner.cell].add(corner.weight[:, None] * pulled, mode="promise_in_bounds")
-        samples = samples.astype(bordered.dtype).reshape(-1, groups, inputs).swapaxes(0, 1)
-        by_kernel = jnp.matmul(samples.swapaxes(1, 2), upstream, preferred_element_type=jnp.float32)
-        return total, (moved.reshape(places.shape), by_kernel.astype(kernel.dtype))
+        samples = samples.astype(bordered.dtype).reshape(-1, groups, inputs)
+        # In this order, and turned around afterwards: the other one is three times as slow on a CPU.
+        by_kernel = jnp.einsum("gpo,pgi->goi", upstream, samples, preferred_element_type=jnp.float32)
+        return total, (moved.reshape(places.shape), by_kernel.swapaxes(1, 2).astype(kernel.dtype))
 
     total, (moved, by_kernel) = jax.lax.scan(add, jnp.zeros((bordered[..., 0].size, channels)), (places, kernels))
     return total.reshape(bordered.shape).astype(bordered.dtype), moved, by_kernel
