@@ -8,6 +8,9 @@ from kdjax.boxes import area
 _EMPTY = 1e-7
 """Added to the areas that :func:`iou_loss` and :func:`giou_loss` divide by, as torchvision does."""
 
+_DICE = 2e-3
+"""Added to what :func:`dice_loss` divides by, as MMDetection does."""
+
 
 def sigmoid_focal_loss(logits: jax.Array, targets: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
     """Focal loss of independent binary classifiers (Lin et al., RetinaNet, equation 5).
@@ -72,6 +75,25 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """
     logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
     return jax.nn.softplus(logits) - logits * targets
+
+
+def dice_loss(probabilities: jax.Array, targets: jax.Array, where: jax.Array) -> jax.Array:
+    """``1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + 0.002)`` of each mask (Milletari et al., V-Net; SOLO, equation 5).
+
+    >>> dice_loss(jnp.array([[[1.0, 0, 1]]]), jnp.array([[[1.0, 1, 0]]]), jnp.array([[[True, True, False]]])).round(2)
+    Array([0.33], dtype=float32)
+
+    Args:
+        probabilities: (K, H, W), any float dtype.
+        targets: (K, H, W), likewise.
+        where: (1 or K, H, W) bool: the positions that count.
+
+    Returns:
+        (K,) float32 in [0, 1].
+    """
+    p, t = (jnp.where(where, x.astype(jnp.float32), 0) for x in (probabilities, targets))
+    shared, own, theirs = (jnp.sum(x, axis=(1, 2)) for x in (p * t, p * p, t * t))
+    return 1.0 - 2.0 * shared / (own + theirs + _DICE)
 
 
 def iou_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:

@@ -81,7 +81,7 @@ class Source(NamedTuple):
             "pixel_mean": self.pixel_mean,
             "pixel_std": self.pixel_std,
             "backbone": {} if model in _MOBILE else {"style": self.style, "epsilon": self.epsilon},
-            "head": {"convention": self.convention} if model in DETECTORS and not alone else {},
+            "head": {"convention": self.convention} if model in _ANCHORED and not alone else {},
         }
         return merged(expected, {} if alone else self.fixed.get(model, {}))
 
@@ -99,8 +99,10 @@ def merged(config: Sections, expected: Sections) -> dict[str, Any]:
 
 
 _TWO_STAGE = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
-DETECTORS = ("retinanet", "fcos", *_TWO_STAGE)
-"""Models whose files are about boxes: they may count a background, and say how anchors lie."""
+_ANCHORED = ("retinanet", "fcos", *_TWO_STAGE)
+"""Models that have a convention, such as how anchors lie."""
+DETECTORS = (*_ANCHORED, "solo")
+"""Models whose files are about objects: they may count a background, and say how images were scaled."""
 _MOBILE = ("mobilenet_v1", "mobilenet_v2", "deeplabv3_mobilenet_v2")
 """Models whose backbone has neither a style nor another epsilon than PyTorch's."""
 
@@ -314,6 +316,14 @@ _MMDET = Source(
             Rule(r"bbox_head\.(conv|fcos)_reg", "head/box_distances"),
             Rule(r"bbox_head\.(conv|fcos)_centerness", "head/centerness"),
             Rule(r"bbox_head\.scales\.(?P<level>\d)", "head/scale_p{level}"),
+        ),
+        "solo": (
+            Rule(r"mask_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
+            Rule(r"mask_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
+            Rule(r"mask_head\.mask_convs\.(?P<index>\d)\.conv", "head/mask_conv_{index}"),
+            Rule(r"mask_head\.mask_convs\.(?P<index>\d)\.gn", "head/mask_norm_{index}"),
+            Rule(r"mask_head\.conv_mask_list\.(?P<level>\d)", "head/masks_p{level}"),
+            Rule(r"mask_head\.conv_cls", "head/cls_logits"),
         ),
         "faster_rcnn": _MMDET_FASTER,
         "mask_rcnn": _MMDET_FASTER + _mmdet_masks(r"roi_head\.mask_head\.", "0"),
