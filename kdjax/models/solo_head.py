@@ -2,15 +2,16 @@
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from kdjax.errors import UserError
 from kdjax.models.dense import conv3x3, prior_bias, tower
-from kdjax.types import Features
+from kdjax.types import Features, PairedBoxes, Targets
 
 
 class SOLOPredictions(NamedTuple):
@@ -28,6 +29,16 @@ class SOLOPredictions(NamedTuple):
     """{"p2": (N, S * S, C), ...}."""
     biases: Features
     """{"p2": (N, S * S), ...}."""
+
+    def paired_boxes(
+        self, theirs: Any, *, strides: Mapping[str, int], image_size: jax.Array, targets: Targets
+    ) -> dict[str, PairedBoxes]:
+        """See :class:`kdjax.types.BoxPredictions`: there are none.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("SOLO finds masks without boxes, and there is no box regression to imitate: leave that out.")
 
 
 class CellKernels(nn.Module):

@@ -266,6 +266,8 @@ def _head(model: Mapping[str, Any], detector: str) -> dict[str, Any]:
     """What the outputs of the heads mean."""
     if detector in SEGMENTERS:
         return _segmenter(_section(model, "decode_head"))
+    if detector == "solo":
+        return _solo(_section(model, "mask_head"))
     dense, rpn, rois = (_section(model, key) for key in ("bbox_head", "rpn_head", "roi_head"))
     if detector == "fcos":
         return _fcos(dense)
@@ -305,6 +307,18 @@ def _fcos(section: Mapping[str, Any]) -> dict[str, Any]:
             "centerness_on_box": section.get("centerness_on_reg", False) is True,
             # The finest level, of stride 8, learns what reaches as far.
             "range_scale": first[1] / 8 if first and len(first) == 2 else None,
+        }
+    )
+
+
+def _solo(section: Mapping[str, Any]) -> dict[str, Any]:
+    """How many cells each level has, and how large the objects of the finest one are at most."""
+    ranges, grids = section.get("scale_ranges"), _numbers(section.get("num_grids"))
+    first = _numbers(list(ranges[0])) if isinstance(ranges, list) and ranges and isinstance(ranges[0], list) else None
+    return _known(
+        {
+            "grids": tuple(map(int, grids)) if grids else None,
+            "range_scale": first[1] if first and len(first) == 2 else None,
         }
     )
 

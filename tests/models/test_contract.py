@@ -39,7 +39,7 @@ OURS = {
 SMALL = {
     "retinanet": {"anchor_scale": 2.0},
     "fcos": {"range_scale": 2.0},
-    "solo": {"range_scale": 24.0, "kept_score": 0.5},
+    "solo": {"range_scale": 24.0, "kept_score": 0.65},
     "tests.models.iou_aware:IoUAwareRetinaNet": {"anchor_scale": 2.0},
 }
 """Options with which the objects of small images suit every level."""
