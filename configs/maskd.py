@@ -67,7 +67,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
             config.teacher = taken_over(CASCADE_X101)
             # Each stage of a cascade regresses one box for all classes, and the first one's are imitated.
             student.model.head.class_agnostic = True
-    elif {"fcos", "gfl"} & {config.teacher.model.name, student.model.name}:
+    elif {"fcos", "gfl", "solo"} & {config.teacher.model.name, student.model.name}:
         maskd.warmup_steps, imitates = 5000, ""
         student.loss_weights.maskd = 10.0
         student.optimizer.clip_norm = 35.0

@@ -7,7 +7,7 @@ to generate the teacher's features from its own with positions hidden.
 
 On COCO, ``configs/mgd.py:<pair>`` has the authors' settings of the method: alpha 2e-5, 65 % hidden, neck and head
 inherited, of RepPoints the maps before the neck's group norm; from two-stage teachers 5e-7, 45 %, P2 to P5, nothing
-inherited; gradients clipped at 35, schedule 2x.
+inherited; of SOLO, which has no boxes, P2 to P5 too; gradients clipped at 35, schedule 2x, SOLO's 1x.
 ``docs/papers.md`` has what they report of which pair; the other pairs are our extrapolation. On a host with 8 GPUs or 8
 TPU chips, with ``coco/2017`` prepared and the two files that the pair names (see ``kdjax/pairs.py``):
 
@@ -54,7 +54,6 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     elif pair.teacher.two_stage:
         mgd.mask_ratio = 0.45
         student.loss_weights.mgd = 5e-7
-        mgd.levels = ("p2", "p3", "p4", "p5")
         student.optimizer.clip_norm = 35.0
     else:
         student.loss_weights.mgd = 2e-5
@@ -63,4 +62,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         if student.model.name == "reppoints":
             # Its neck has group norms, and the authors' hooks are before them.
             config.teacher.model.head.before_norm = student.model.head.before_norm = True
+    if student.model.get("neck", {}).get("extra_from") == "pool":
+        # P6 is every second position of P5.
+        mgd.levels = ("p2", "p3", "p4", "p5")
     return finish(config, variant)

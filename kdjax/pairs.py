@@ -57,13 +57,18 @@ def _two_stage(name: str, backbone: Model) -> Model:
     return _detector(name, backbone, {"min_level": 2, "max_level": 6, "extra_from": "pool"})
 
 
+def _solo(backbone: Model) -> Model:
+    return _detector("solo", backbone, {"min_level": 2, "max_level": 6, "extra_from": "pool"})
+
+
 class Weights(NamedTuple):
     """A detector of a model zoo, MMDetection's where nothing else is said."""
 
     model: Model
     file: str
     ap: float
-    """Box AP on COCO's validation set, as the model zoo states it."""
+    """AP on COCO's validation set, of boxes where it finds some and of masks otherwise, as the model zoo states it; 0
+    where nobody does."""
     source: str = "mmdet"
     """A key of ``kdjax.weights.SOURCES``."""
 
@@ -118,6 +123,9 @@ CASCADE_X101 = Weights(
     45.6,
 )
 """MasKD's."""
+SOLO_R50 = Weights(_solo(R50), "solo_r50_fpn_1x_coco_20210821_035055-2290a6b8.pth", 33.1)
+SOLO_R101 = Weights(_solo(R101), "Solo_r101_3x.pth", 0.0)
+"""MGD's own file, of a detector that no model zoo has."""
 
 
 COCO = {
@@ -149,6 +157,8 @@ class Pair(NamedTuple):
     """DFMSD's first teacher."""
     short_sides: tuple[int, ...] = (800,)
     """Of the images that are trained on: one of them each time."""
+    epochs: int = 24
+    """That the student is trained for: 12 are schedule 1x."""
 
 
 PAIRS: dict[str, Pair] = {
@@ -165,6 +175,7 @@ PAIRS: dict[str, Pair] = {
     "retinanet_r101_fcos_r50": Pair(RETINANET_R101, _fcos(R50_CAFFE)),
     "gfl_r101_r18": Pair(GFL_R101, _gfl(R18)),
     "gfl_r101_r50": Pair(GFL_R101, _gfl(R50)),
+    "solo_r101_r50": Pair(SOLO_R101, _solo(R50), weaker=SOLO_R50, epochs=12),
 }
 """Every pair by the name of its variant."""
 
@@ -238,7 +249,7 @@ def start(variant: str, pairs: Mapping[str, Pair] = PAIRS) -> tuple[ConfigDict, 
     config.student = _trained(pair.student)
     config.student.teacher = "teacher"
     config.student.model.neck.xavier = SOURCES[pair.teacher.source].resize == "mmdet"
-    set_schedule(config.student, epochs=24)
+    set_schedule(config.student, epochs=pair.epochs)
     return config, pair
 
 

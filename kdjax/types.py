@@ -250,7 +250,10 @@ class Detections(NamedTuple):
     valid: jax.Array
     """(N, D) bool: False for empty slots."""
     masks: jax.Array | None = None
-    """(N, D, S, S) float32 in [0, 1], of detectors that find masks: the box cut into S x S equal cells."""
+    """(N, D, S, S) float32 in [0, 1], of detectors that find masks in boxes: the box cut into S x S equal cells."""
+    whole_masks: jax.Array | None = None
+    """(N, D, h, w) uint8, of detectors that find masks without boxes: 255 times the probability at each position of a
+    map over the padded image, four pixels apart. Their boxes are those around the masks."""
 
 
 @jax.tree_util.register_dataclass

@@ -37,6 +37,7 @@ _MGD_REPPOINTS = f"{_MGD}:det/configs/distillers/mgd/reppoints_rx101_64x4d_disti
 _MGD_CASCADE = f"{_MGD}:det/configs/distillers/mgd/cascade_mask_rcnn_rx101_32x4d_distill"
 _MGD_FASTER = f"{_MGD_CASCADE}_faster_rcnn_r50_fpn_2x_coco.py"
 _MGD_MASK = f"{_MGD_CASCADE}_mask_rcnn_r50_fpn_2x_coco.py"
+_MGD_SOLO_FILE = f"{_MGD}:det/configs/distillers/mgd/solo_r101_ms_distill_solo_r50_coco.py"
 _MGD_DISTILLER = f"{_MGD}:det/mmdet/distillation/distillers/detection_distiller.py"
 _MGD_LOSS = f"{_MGD}:det/mmdet/distillation/losses/mgd.py"
 _MGD_TRAIN = f"{_MGD}:det/mmdet/apis/train.py"
@@ -67,6 +68,7 @@ _DCN_METAFILE = f"{_MMDET}@2b813803a28a:configs/dcn/metafile.yml"
 _DCN_CASCADE = f"{_MMDET}@da7301baea34:configs/dcn/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco.py"
 _CASCADE_X101 = f"{_MMDET}@2e31f39f0ef1:configs/cascade_rcnn/cascade_mask_rcnn_x101_32x4d_fpn_1x_coco.py"
 _RETINA_X101 = f"{_MMDET}@082a63fe94ae:configs/retinanet/retinanet_x101_64x4d_fpn_1x_coco.py"
+_SOLO_1X = f"{_MMDET}@e0590f1e4b92:configs/solo/solo_r50_fpn_1x_coco.py"
 _CUSTOM = f"{_MMDET}@01a9da733d43:mmdet/datasets/custom.py"
 _SMOOTH_L1 = f"{_MMDET}@030b5682a4fc:mmdet/models/losses/smooth_l1_loss.py"
 _MMDET_FPN = f"{_MMDET}@0492e5c844f7:mmdet/models/necks/fpn.py"
@@ -325,6 +327,44 @@ _MGD_CASCADE_MASK: Settings = {
     ),
     "baseline_mask_ap": (35.4, f"{_MGD_README}:47"),
     "distilled_mask_ap": (38.1, f"{_MGD_README}:47"),
+}
+
+_MGD_SOLO: Settings = {
+    **_mmdet_data(_INSTANCE),
+    **_schedule(_SCHEDULE_1X, f"{_SCHEDULE_1X}:10", f"{_SCHEDULE_1X}:11"),
+    **_MGD_COMMON,
+    "milestones_epochs": ((8, 11), f"{_SCHEDULE_1X}:10"),
+    "student.optimizer.milestones": ((8 / 12, 11 / 12), f"{_SCHEDULE_1X}:10"),
+    "epochs": (12, f"{_SCHEDULE_1X}:11"),
+    "student.steps": (12 * 7330, f"{_SCHEDULE_1X}:11"),
+    "data.masks": (True, f"{_INSTANCE}:8"),
+    "frozen_stages": (1, f"{_SOLO_1X}:14"),
+    "pretrained": ("torchvision://resnet50", f"{_SOLO_1X}:15"),
+    "student.model.backbone.style": ("pytorch", f"{_SOLO_1X}:16"),
+    "student.model.neck.min_level": (2, f"{_SOLO_1X}:21"),
+    "student.model.neck.max_level": (6, f"{_SOLO_1X}:22"),
+    "student.model.head.convs": (7, f"{_SOLO_1X}:27"),
+    "student.model.head.range_scale": (96.0, f"{_SOLO_1X}:30"),
+    "student.model.head.grids": ((40, 36, 24, 16, 12), f"{_SOLO_1X}:32"),
+    "student.model.head.candidates": (500, f"{_SOLO_1X}:44"),
+    "student.model.head.score_threshold": (0.1, f"{_SOLO_1X}:45"),
+    "student.model.head.kept_score": (0.05, f"{_SOLO_1X}:47"),
+    "student.model.head.sigma": (2.0, f"{_SOLO_1X}:49"),
+    "student.model.head.max_detections": (100, f"{_SOLO_1X}:50"),
+    "student.batch_size": (16, f"{_INSTANCE}:32; {_MGD_README}:20"),
+    "student.optimizer.name": ("sgd", f"{_SOLO_1X}:53"),
+    "student.optimizer.learning_rate": (0.01, f"{_SOLO_1X}:53"),
+    "student.optimizer.momentum": (0.9, f"{_SCHEDULE_1X}:2"),
+    "student.optimizer.weight_decay": (1e-4, f"{_SCHEDULE_1X}:2"),
+    "student.optimizer.clip_norm": (35.0, f"{_MGD_SOLO_FILE}:67"),
+    "student.loss_weights.mgd": (2e-5, f"{_MGD_SOLO_FILE}:6"),
+    "student.methods.mgd.mask_ratio": (0.65, f"{_MGD_SOLO_FILE}:7"),
+    "student.methods.mgd.levels": (("p2", "p3", "p4", "p5"), f"{_MGD_SOLO_FILE}:13; {_MGD_SOLO_FILE}:49"),
+    "student.inherit": (("neck", "head"), f"{_MGD_SOLO_FILE}:11; {_MGD_DISTILLER}:41"),
+    "teacher.weights": ("Solo_r101_3x.pth", f"{_MGD_SOLO_FILE}:10"),
+    "teacher_config": ("configs/solo/solo_r101_fpn_3x_coco.py", f"{_MGD_SOLO_FILE}:66"),
+    "baseline_mask_ap": (33.1, f"{_MGD_README}:46"),
+    "distilled_mask_ap": (36.2, f"{_MGD_README}:46"),
 }
 
 # -------------------------------------------------------------------------------------------------------------- MasKD
@@ -841,6 +881,7 @@ AUTHORS: dict[tuple[str, str], Settings] = {
     ("mgd", "reppoints_x101_r50"): _MGD_REPPOINTS_X101,
     ("mgd", "cascade_mask_rcnn_x101_faster_rcnn_r50"): _MGD_CASCADE_FASTER,
     ("mgd", "cascade_mask_rcnn_x101_mask_rcnn_r50"): _MGD_CASCADE_MASK,
+    ("mgd", "solo_r101_r50"): _MGD_SOLO,
     ("maskd", "retinanet_r101_r50"): _MASKD_RETINANET_R101,
     ("maskd", "retinanet_x101_r50"): _MASKD_RETINANET_X101,
     ("maskd", "faster_rcnn_r101_r50"): _MASKD_FASTER,

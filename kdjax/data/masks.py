@@ -1,11 +1,13 @@
 """From outlines to pixels, from pixels to the grids that mask heads learn, and from what they find to run lengths."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
 from kdjax.data.examples import Segmentation
+from kdjax.losses.segmentation import bilinear
 
 RunLengths = dict[str, Any]
 """COCO's compressed run lengths of a mask: ``{"size": [height, width], "counts": "..."}``."""
@@ -60,10 +62,63 @@ def paste(mask: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> RunLength
         _interpolation(low, high, len(mask), length)
         for low, high, length in ((box[0], box[2], width), (box[1], box[3], height))
     )
-    # Column after column, as run lengths go, of full height.
-    pixels = np.zeros((len(columns.weights), height), bool)
-    pixels[:, rows.first : rows.first + len(rows.weights)] = columns.weights @ mask.T @ rows.weights.T >= 0.5
-    changes = np.flatnonzero(np.diff(pixels.ravel(), prepend=False, append=False)) + columns.first * height
+    return _run_lengths(columns.weights @ mask.T @ rows.weights.T >= 0.5, rows.first, columns.first, size)
+
+
+def paste_whole(masks: np.ndarray, scaled: tuple[int, int], size: tuple[int, int]) -> list[RunLengths]:
+    """The pixels of an image in which masks over all of it are, as MMDetection's SOLO enlarges them.
+
+    A mask is enlarged by four, cut to the scaled image, and resized to the image, both bilinearly, where a pixel
+    belongs to the object if the probability is above one half. Far from all that is, nothing is computed.
+
+    Args:
+        masks: (n, h, w) uint8, 255 times the probability at every fourth pixel of the padded image.
+        scaled: height and width of the scaled image inside of the padded one.
+        size: height and width of the image.
+    """
+    rows, columns = (_enlarged(masks.shape[1 + axis], scaled[axis], size[axis]) for axis in (0, 1))
+    pasted = []
+    for mask in masks:
+        sure = mask > 127
+        high, wide = _around(sure.any(axis=1)), _around(sure.any(axis=0))
+        down, across = (_touched(matrix[:, part]) for matrix, part in ((rows, high), (columns, wide)))
+        pixels = columns[across, wide] @ mask[high, wide].T.astype(np.float32) @ rows[down, high].T > 127.5
+        pasted.append(_run_lengths(pixels, down.start, across.start, size))
+    return pasted
+
+
+@functools.lru_cache(maxsize=64)
+def _enlarged(cells: int, scaled: int, length: int) -> np.ndarray:
+    """(length, cells) float32: what cells, four pixels of a scaled image each, give to the pixels of the image."""
+    return bilinear(scaled, length, False) @ bilinear(cells, 4 * cells, False)[:scaled]
+
+
+def _around(line: np.ndarray) -> slice:
+    """The part of a line that is True, and two more on each side; nothing where nothing is."""
+    where = np.flatnonzero(line)
+    return slice(max(where[0] - 2, 0), where[-1] + 3) if where.size else slice(0, 0)
+
+
+def _touched(weights: np.ndarray) -> slice:
+    """The pixels, rows of weights (pixels, cells), that any of the cells give something to."""
+    where = np.flatnonzero(weights.any(axis=1))
+    return slice(where[0], where[-1] + 1) if where.size else slice(0, 0)
+
+
+def _run_lengths(pixels: np.ndarray, top: int, left: int, size: tuple[int, int]) -> RunLengths:
+    """The run lengths of an image that is False outside of a window.
+
+    Args:
+        pixels: (columns, rows) bool, the window, column after column as run lengths go.
+        top: its first row.
+        left: its first column.
+        size: height and width of the image.
+    """
+    height, width = size
+    # Of full height.
+    filled = np.zeros((len(pixels), height), bool)
+    filled[:, top : top + pixels.shape[1]] = pixels
+    changes = np.flatnonzero(np.diff(filled.ravel(), prepend=False, append=False)) + left * height
     ends = np.append(changes, [] if changes.size and changes[-1] == height * width else height * width)
     return run_lengths({"size": [height, width], "counts": np.diff(ends, prepend=0).astype(int).tolist()}, size)
 

@@ -8,6 +8,9 @@ from kdjax.boxes import area
 _EMPTY = 1e-7
 """Added to the areas that :func:`paired_iou` and :func:`giou_loss` divide by, as torchvision does."""
 
+_DICE = 2e-3
+"""Added to what :func:`dice_loss` divides by, as MMDetection does."""
+
 
 def sigmoid_focal_loss(logits: jax.Array, targets: jax.Array, *, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
     """Focal loss of independent binary classifiers (Lin et al., RetinaNet, equation 5).
@@ -114,6 +117,25 @@ def distribution_focal_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     places = jnp.arange(logits.shape[-1], dtype=jnp.float32).reshape((1,) * targets.ndim + (-1,))
     share = jnp.maximum(1 - jnp.abs(targets[..., None] - places), 0)
     return -jnp.sum(share * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+
+
+def dice_loss(probabilities: jax.Array, targets: jax.Array, where: jax.Array) -> jax.Array:
+    """``1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + 0.002)`` of each mask (Milletari et al., V-Net; SOLO, equation 5).
+
+    >>> dice_loss(jnp.array([[[1.0, 0, 1]]]), jnp.array([[[1.0, 1, 0]]]), jnp.array([[[True, True, False]]])).round(2)
+    Array([0.33], dtype=float32)
+
+    Args:
+        probabilities: (K, H, W), any float dtype.
+        targets: (K, H, W), likewise.
+        where: (1 or K, H, W) bool: the positions that count.
+
+    Returns:
+        (K,) float32 in [0, 1].
+    """
+    p, t = (jnp.where(where, x.astype(jnp.float32), 0) for x in (probabilities, targets))
+    shared, own, theirs = (jnp.sum(x, axis=(1, 2)) for x in (p * t, p * p, t * t))
+    return 1.0 - 2.0 * shared / (own + theirs + _DICE)
 
 
 def iou_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:

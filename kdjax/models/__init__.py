@@ -24,6 +24,7 @@ from kdjax.models.reppoints import RepPoints
 from kdjax.models.resnet import ResNet
 from kdjax.models.retinanet import RetinaNet
 from kdjax.models.segmentation import DeepLabV3, DeepLabV3MobileNetV2, PSPNet
+from kdjax.models.solo import SOLO
 from kdjax.options import chosen, declared
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "GFL",
     "MODELS",
     "RCNN",
+    "SOLO",
     "RepPoints",
     "ResNet",
     "RetinaNet",
@@ -54,6 +56,7 @@ MODELS: dict[str, Callable[..., Network]] = {
     "mask_rcnn": functools.partial(RCNN, stages=1, masks=True),
     "cascade_rcnn": functools.partial(RCNN, stages=3, masks=False, train_proposals=2000),
     "cascade_mask_rcnn": functools.partial(RCNN, stages=3, masks=True, train_proposals=2000),
+    "solo": SOLO,
     "pspnet": PSPNet,
     "deeplabv3": DeepLabV3,
     "deeplabv3_mobilenet_v2": DeepLabV3MobileNetV2,

@@ -240,8 +240,10 @@ def _take(x: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, index[..., None], axis=1)
 
 
-def tower(features: Features, kind: str, *, convs: int, norm: str, bias: bool, dtype: Dtype) -> Features:
-    """Convolutions as wide as the pyramid, each followed by a ReLU, shared by all levels.
+def tower(
+    features: Features, kind: str, *, convs: int, norm: str, bias: bool, dtype: Dtype, channels: int = 0
+) -> Features:
+    """Convolutions of one width, each followed by a ReLU, shared by all levels.
 
     To be called in the compact method of a head, which the layers ``<kind>_conv_<i>`` and ``<kind>_norm_<i>`` become
     a part of.
@@ -253,11 +255,12 @@ def tower(features: Features, kind: str, *, convs: int, norm: str, bias: bool, d
         norm: one of ``kdjax.models.norm.NORMS``: "" or "group", :func:`kdjax.models.norm.group_norm` after each.
         bias: whether they have one.
         dtype: of the computation.
+        channels: their width; 0 for that of the features.
 
     Returns:
-        features of the same shapes.
+        features of the same heights and widths.
     """
-    channels = next(iter(features.values())).shape[-1]
+    channels = channels or next(iter(features.values())).shape[-1]
     for index in range(convs):
         conv = conv3x3(channels, use_bias=bias, dtype=dtype, name=f"{kind}_conv_{index}")
         features = {level: conv(x) for level, x in features.items()}

@@ -1,4 +1,4 @@
-"""Non-maximum suppression with static shapes and the result of the greedy algorithm."""
+"""Non-maximum suppression with static shapes: of boxes with the result of the greedy algorithm, and of masks."""
 
 import jax
 import jax.numpy as jnp
@@ -108,3 +108,30 @@ def _resolve(conflict: jax.Array, live: jax.Array) -> jax.Array:
 
     keep, _ = jax.lax.while_loop(lambda state: state[1], again, (live, jnp.array(True)))
     return keep
+
+
+def matrix_nms(masks: jax.Array, scores: jax.Array, labels: jax.Array, *, sigma: float) -> jax.Array:
+    """The scores of K masks of one image after Matrix NMS with a Gaussian (Wang et al., SOLOv2, 2020, section 3.3).
+
+    ``s_j min_i exp(-sigma IoU_ij^2) / exp(-sigma max_k IoU_ki^2)`` over the better ones i of the same label, and the
+    better ones k than these; what overlaps nothing keeps its score.
+
+    Args:
+        masks: (K, H, W) bool.
+        scores: (K,) float32, descending.
+        labels: (K,) int.
+        sigma: at least 0.
+
+    Returns:
+        (K,) float32, in the same order.
+    """
+    count = len(scores)
+    # Zeros and ones, which bfloat16 has, summed in float32: areas and intersections are exact.
+    flat = masks.reshape(count, -1).astype(jnp.bfloat16)
+    shared = jnp.einsum("ap,bp->ab", flat, flat, preferred_element_type=jnp.float32)
+    area = jnp.diagonal(shared)
+    union = area[:, None] + area[None] - shared
+    better = jnp.triu(labels[:, None] == labels[None], 1)
+    iou = jnp.where(better & (union > 0), shared / jnp.where(union > 0, union, 1), 0)
+    covered = jnp.max(iou, axis=0, initial=0)
+    return scores * jnp.min(jnp.exp(sigma * (covered[:, None] ** 2 - iou**2)), axis=0, initial=1)

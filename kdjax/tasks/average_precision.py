@@ -15,8 +15,9 @@ from faster_coco_eval.core import mask as coco_mask
 
 from kdjax.charts import Chart
 from kdjax.data.examples import ObjectSource
-from kdjax.data.masks import RunLengths, paste, run_lengths
+from kdjax.data.masks import RunLengths, paste, paste_whole, run_lengths
 from kdjax.data.sizing import Size
+from kdjax.errors import UserError
 from kdjax.tasks.object_charts import objects_chart, precision_chart
 from kdjax.types import Batch, Detections
 
@@ -43,6 +44,8 @@ class ImageDetections(NamedTuple):
     """(n,) int32 in [0, classes)."""
     masks: tuple[RunLengths, ...] | None = None
     """Of detectors that find masks: the pixels of the original image that each object covers."""
+    boxless: bool = False
+    """Whether the detector finds masks alone: its boxes are those around them, and its AP is that of masks."""
 
 
 class Metrics(TypedDict):
@@ -52,7 +55,8 @@ class Metrics(TypedDict):
     """
 
     AP: float
-    """Mean over the IoU thresholds 0.50, 0.55, ..., 0.95, and over classes."""
+    """Mean over the IoU thresholds 0.50, 0.55, ..., 0.95, and over classes: by the IoU of boxes, of detectors that find
+    none by the IoU of masks."""
     AP50: float
     AP75: float
     AP_small: float
@@ -97,7 +101,16 @@ class AveragePrecision:
         self._found: list[ImageDetections] = []
 
     def add(self, outputs: Detections, batch: Batch) -> None:
-        """Takes the detections of a batch, in pixels of its padded images; blank images are left out."""
+        """Takes the detections of a batch, in pixels of its padded images; blank images are left out.
+
+        Raises:
+            UserError: detections without boxes, on a source without outlines.
+        """
+        if outputs.whole_masks is not None and self._source.objects(0).segmentation is None:
+            raise UserError(
+                f"This detector finds masks and no boxes, but {self._source.origin} has no outlines of its objects, by "
+                "which masks are judged: take coco_json:<folder> with segmentations, or shapes."
+            )
         self._found.extend(original_pixels(outputs, batch, self._source))
 
     def state(self) -> dict[str, np.ndarray]:
@@ -114,6 +127,7 @@ class AveragePrecision:
             masks = [mask["counts"].encode() for image in found for mask in image.masks or ()]
             state["mask_length"] = np.array([len(mask) for mask in masks], np.int64)
             state["mask_bytes"] = np.frombuffer(b"".join(masks), np.uint8)
+            state["boxless"] = np.array([image.boxless for image in found])
         return state
 
     def merge(self, states: Sequence[Mapping[str, np.ndarray]]) -> Metrics:
@@ -136,7 +150,8 @@ class AveragePrecision:
         """The detections of a :meth:`state`, image by image."""
         ends = np.cumsum(state["count"])
         mask_ends = np.cumsum(state["mask_length"]) if "mask_length" in state else None
-        for position, end, count in zip(state["position"].tolist(), ends, state["count"], strict=True):
+        boxless = state.get("boxless", np.zeros(len(ends), bool)).tolist()
+        for position, end, count, alone in zip(state["position"].tolist(), ends, state["count"], boxless, strict=True):
             rows = slice(end - count, end)
             masks = None
             if mask_ends is not None:
@@ -145,7 +160,8 @@ class AveragePrecision:
                     {"size": size, "counts": state["mask_bytes"][stop - length : stop].tobytes().decode()}
                     for stop, length in zip(mask_ends[rows], state["mask_length"][rows], strict=True)
                 )
-            yield ImageDetections(position, state["boxes"][rows], state["scores"][rows], state["labels"][rows], masks)
+            boxes, scores, labels = (state[name][rows] for name in ("boxes", "scores", "labels"))
+            yield ImageDetections(position, boxes, scores, labels, masks, alone)
 
 
 def original_pixels(output: Detections, batch: Batch, source: ObjectSource) -> Iterator[ImageDetections]:
@@ -154,7 +170,7 @@ def original_pixels(output: Detections, batch: Batch, source: ObjectSource) -> I
     for row in np.flatnonzero(positions >= 0).tolist():
         position = int(positions[row])
         found = in_original(output, row, batch.size[row], source.size(position))
-        yield ImageDetections(position, *found)
+        yield ImageDetections(position, *found, boxless=output.whole_masks is not None)
 
 
 def in_original(
@@ -178,10 +194,20 @@ def in_original(
     ratio = (np.array(original) / np.asarray(size)).astype(np.float32)
     clipped = np.clip(boxes[kept] * ratio[[1, 0, 1, 0]], 0, np.array([width, height, width, height], np.float32))
     masks = None
+    if output.whole_masks is not None:
+        scaled = int(size[0]), int(size[1])
+        masks = tuple(paste_whole(np.asarray(output.whole_masks[row])[kept], scaled, original))
+        clipped = _around(masks)
     if output.masks is not None:
         found = np.asarray(output.masks[row])[kept]
         masks = tuple(paste(mask, box, original) for mask, box in zip(found, clipped, strict=True))
     return clipped, scores[kept], labels[kept], masks
+
+
+def _around(masks: Sequence[RunLengths]) -> np.ndarray:
+    """The boxes (n, 4) float32 around masks, xyxy in whole pixels; zeros around an empty one."""
+    boxes = coco_mask.toBbox(list(masks)).reshape(-1, 4).astype(np.float32)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def coco_metrics(
@@ -190,7 +216,7 @@ def coco_metrics(
     """COCO's metrics of ``detections`` against the objects of ``source``, crowds being ignore regions.
 
     Images of the source without detections count as found empty. Masks are judged as well if all detections have some
-    and the source has segmentations.
+    and the source has segmentations; of detectors without boxes they alone are.
 
     Raises:
         ValueError: a detection names an image or a class that the source does not have.
@@ -201,9 +227,9 @@ def coco_metrics(
     images, truth = _truth(source, masks)
     by_box, by_mask = _found(source, detections, masks)
     judge = functools.partial(_judge, images, source.class_names, truth, max_detections)
-    metrics = judge(by_box, "bbox")
-    if masks:
-        metrics |= {f"mask_{name}": value for name, value in judge(by_mask, "segm").items()}
+    of_masks = judge(by_mask, "segm") if masks else {}
+    metrics = dict(of_masks) if masks and _boxless(detections) else judge(by_box, "bbox")
+    metrics |= {f"mask_{name}": value for name, value in of_masks.items()}
     return cast(Metrics, metrics)
 
 
@@ -212,12 +238,15 @@ def precisions(
 ) -> dict[float, np.ndarray]:
     """By IoU threshold, 0.5 and 0.75, the precision (101,) in percent at the recalls 0, 1, ..., 100 %.
 
-    It is the mean over the classes that the source has objects of, of all sizes, as in :func:`coco_metrics`; NaN where
-    there is none.
+    It is the mean over the classes that the source has objects of, of all sizes, as in :func:`coco_metrics`, by masks
+    of detectors without boxes; NaN where there is none.
     """
-    images, truth = _truth(source, masks=False)
-    by_box, _ = _found(source, list(detections), masks=False)
-    evaluated = _evaluated(images, source.class_names, truth, max_detections, by_box, "bbox")
+    detections = list(detections)
+    boxless = _boxless(detections)
+    images, truth = _truth(source, masks=boxless)
+    by_box, by_mask = _found(source, detections, masks=boxless)
+    results, kind = (by_mask, "segm") if boxless else (by_box, "bbox")
+    evaluated = _evaluated(images, source.class_names, truth, max_detections, results, kind)
     precision = evaluated.eval["precision"][:, :, :, 0, -1]
     there = (precision >= 0).all(axis=(0, 1))
     nothing = np.full(precision.shape[1], np.nan)
@@ -225,6 +254,11 @@ def precisions(
         threshold: 100 * precision[place][:, there].mean(axis=1) if there.any() else nothing
         for threshold, place in ((0.5, 0), (0.75, 5))
     }
+
+
+def _boxless(detections: Sequence[ImageDetections]) -> bool:
+    """Whether a detector without boxes found them."""
+    return bool(detections) and all(found.boxless for found in detections)
 
 
 def _truth(source: ObjectSource, masks: bool) -> tuple[dict[int, Size], list[dict[str, Any]]]:

@@ -268,6 +268,8 @@ def _head(model: Mapping[str, Any], detector: str) -> dict[str, Any]:
     """What the outputs of the heads mean."""
     if detector in SEGMENTERS:
         return _segmenter(_section(model, "decode_head"))
+    if detector == "solo":
+        return _solo(_section(model, "mask_head"))
     dense, rpn, rois = (_section(model, key) for key in ("bbox_head", "rpn_head", "roi_head"))
     if detector == "fcos":
         return _fcos(dense)
@@ -333,6 +335,18 @@ def _reppoints(section: Mapping[str, Any]) -> dict[str, Any]:
         if section.get(field, value) != value:
             raise UserError(f"its own config has the head's {field} {section[field]!r}, which no model here has")
     return _known({"point_scale": _number(section.get("point_base_scale"))})
+
+
+def _solo(section: Mapping[str, Any]) -> dict[str, Any]:
+    """How many cells each level has, and how large the objects of the finest one are at most."""
+    ranges, grids = section.get("scale_ranges"), _numbers(section.get("num_grids"))
+    first = _numbers(list(ranges[0])) if isinstance(ranges, list) and ranges and isinstance(ranges[0], list) else None
+    return _known(
+        {
+            "grids": tuple(map(int, grids)) if grids else None,
+            "range_scale": first[1] if first and len(first) == 2 else None,
+        }
+    )
 
 
 def _check_coder(section: Mapping[str, Any], stds: tuple[float, ...]) -> None:

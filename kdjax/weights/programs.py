@@ -85,7 +85,7 @@ ONLY: dict[str, Limits] = {
     "mmdet": {
         "": {"backbone.depth": _PLAIN["backbone.depth"], "backbone.stem": ("plain",)},
         **dict.fromkeys(("retinanet", "fcos", "atss", "gfl", "reppoints"), _OF_C5_OR_P5),
-        **dict.fromkeys(_TWO_STAGE, _P2_TO_P6),
+        **dict.fromkeys((*_TWO_STAGE, "solo"), _P2_TO_P6),
     },
     "detectron2": _DETECTRON2,
     "mmpretrain": _RESNETS,
@@ -307,6 +307,7 @@ _BASES = {
     "atss": "mmdet::atss/atss_r50_fpn_1x_coco.py",
     "gfl": "mmdet::gfl/gfl_r50_fpn_1x_coco.py",
     "reppoints": "mmdet::reppoints/reppoints-moment_r50_fpn-gn_head-gn_1x_coco.py",
+    "solo": "mmdet::solo/solo_r50_fpn_1x_coco.py",
     "faster_rcnn": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
     "mask_rcnn": "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
     "cascade_rcnn": "mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
@@ -440,6 +441,33 @@ def _mm_reppoints(model: Sections, num_classes: int) -> dict[str, Any]:
     return {"neck": _mm_neck(model), "bbox_head": dense, "test_cfg": _mm_test(head)}
 
 
+def _mm_solo(model: Sections, num_classes: int) -> dict[str, Any]:
+    head, channels = model["head"], model["neck"]["channels"]
+    last = len(head["grids"]) - 1
+    ranges = [
+        [head["range_scale"] * 2.0 ** (order - 2) if order else 1.0, head["range_scale"] * 2.0**order]
+        for order in range(last + 1)
+    ]
+    ranges[last][1] = max(2048.0, ranges[last][1])
+    masks = {
+        "num_classes": num_classes,
+        "in_channels": channels,
+        "feat_channels": channels,
+        "stacked_convs": head["convs"],
+        "scale_ranges": ranges,
+        "num_grids": list(head["grids"]),
+        "norm_cfg": {"type": "GN", "num_groups": math.gcd(32, max(1, channels // 8)), "requires_grad": True},
+    }
+    test = {
+        "nms_pre": head["candidates"],
+        "score_thr": head["score_threshold"],
+        "filter_thr": head["kept_score"],
+        "sigma": head["sigma"],
+        "max_per_img": head["max_detections"],
+    }
+    return {"neck": _mm_neck(model), "mask_head": masks, "test_cfg": test}
+
+
 _STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 """Of the boxes of each stage of a cascade."""
 
@@ -509,6 +537,7 @@ _MM_PARTS: dict[str, Callable[[Sections, int], dict[str, Any]]] = {
     **dict.fromkeys(("retinanet", "atss", "gfl"), _mm_anchored),
     "fcos": _mm_fcos,
     "reppoints": _mm_reppoints,
+    "solo": _mm_solo,
     **dict.fromkeys(_TWO_STAGE, _mm_two_stage),
     **dict.fromkeys(SEGMENTERS, _mm_segmenter),
     **dict.fromkeys(CLASSIFIERS, _mm_classifier),

@@ -101,8 +101,8 @@ def merged(config: Sections, expected: Sections) -> dict[str, Any]:
 _TWO_STAGE = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 _OF_SEVERAL = ("retinanet", "fcos", *_TWO_STAGE)
 """Detectors of several programs, whose conventions differ."""
-DETECTORS = (*_OF_SEVERAL, "atss", "gfl", "reppoints")
-"""Models whose files are about boxes: they may count a background, and say how anchors lie."""
+DETECTORS = (*_OF_SEVERAL, "atss", "gfl", "reppoints", "solo")
+"""Models whose files are about objects: they may count a background, and say how images were scaled."""
 _MOBILE = ("mobilenet_v1", "mobilenet_v2", "deeplabv3_mobilenet_v2")
 """Models whose backbone has neither a style nor another epsilon than PyTorch's."""
 
@@ -350,6 +350,14 @@ _MMDET = Source(
             Rule(r"bbox_head\.reppoints_pts_refine_conv", "head/moves_conv"),
             Rule(r"bbox_head\.reppoints_pts_refine_out", "head/moves"),
             Rule(r"bbox_head", "head"),
+        ),
+        "solo": (
+            Rule(r"mask_head\.cls_convs\.(?P<index>\d)\.conv", "head/cls_conv_{index}"),
+            Rule(r"mask_head\.cls_convs\.(?P<index>\d)\.gn", "head/cls_norm_{index}"),
+            Rule(r"mask_head\.mask_convs\.(?P<index>\d)\.conv", "head/mask_conv_{index}"),
+            Rule(r"mask_head\.mask_convs\.(?P<index>\d)\.gn", "head/mask_norm_{index}"),
+            Rule(r"mask_head\.conv_mask_list\.(?P<level>\d)", "head/masks_p{level}"),
+            Rule(r"mask_head\.conv_cls", "head/cls_logits"),
         ),
         "faster_rcnn": _MMDET_FASTER,
         "mask_rcnn": _MMDET_FASTER + _mmdet_masks(r"roi_head\.mask_head\.", "0"),

@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from kdjax.data.masks import paste
+from kdjax.data.masks import paste, paste_whole
 from kdjax.models import MODELS, build_model
 from kdjax.models.anchors import pyramid_anchors
 from kdjax.models.rcnn import POSITIVE_ROIS
 from kdjax.models.rpn import Proposals
+from kdjax.models.solo_head import SOLOPredictions
 from kdjax.types import Detections, Features, Masks, Sampling, Targets
 from kdjax.weights import SOURCES, import_state_dict
 from tests.goldens.cases import Case, Sample, assert_close, find_cases, load_case, no_cases
@@ -97,6 +99,7 @@ MMDET = {
     "atss": {"name": "atss", "neck": {**PYRAMID, "extra_from": "p5"}},
     "gfl": {"name": "gfl", "neck": {**PYRAMID, "extra_from": "p5"}},
     "reppoints-moment": {"name": "reppoints", "neck": PYRAMID},
+    "solo": {"name": "solo", "neck": WITH_P2},
     "faster-rcnn": {"name": "faster_rcnn", "neck": WITH_P2},
     "mask-rcnn": {"name": "mask_rcnn", "neck": WITH_P2},
     "cascade-rcnn": {"name": "cascade_rcnn", "neck": WITH_P2},
@@ -401,17 +404,78 @@ def check_masks(case: Case, computed: Computed, first_label: int) -> None:
             continue
         size = case.meta["image_size"]
         pasted = [coco_mask.decode(paste(mask, box, size)) for mask, box in zip(masks, boxes[0], strict=True)]
-        actual = np.stack(pasted).astype(bool)
-        if isinstance(expected, Sample):
-            actual, expected = actual.reshape(-1)[expected.index], expected.values
-        share = np.mean(actual == expected)
-        assert share >= PIXELS, f"{share:.1%} of the pixels of {name} are the original's"
+        check_pixels(np.stack(pasted).astype(bool), expected, name)
+
+
+def check_pixels(actual: np.ndarray, expected: np.ndarray | Sample, name: str) -> None:
+    if isinstance(expected, Sample):
+        actual, expected = actual.reshape(-1)[expected.index], expected.values
+    share = np.mean(actual == expected)
+    assert share >= PIXELS, f"{share:.1%} of the pixels of {name} are the original's"
+
+
+def check_solo(case: Case, computed: Computed, first_label: int) -> None:
+    """The outputs are those of the original's inference: all masks at the size of the finest, and scores of peaks."""
+    detector, predictions = computed.detector, computed.predictions
+    counts = dict(zip(detector.steps, detector.grids, strict=True))
+
+    @jit
+    def all_masks(predictions: Any) -> list[jax.Array]:
+        masks = []
+        for level, count in counts.items():
+
+            def of_image(image: Any, level: str = level, count: int = count) -> jax.Array:
+                return detector.probabilities(image[0], level, np.arange(count**2), image[1])
+
+            masks.append(jnp.moveaxis(jax.lax.map(of_image, (predictions, computed.image_size)), 1, -1))
+        return masks
+
+    masks, scores = {}, {}
+    for number, (level, actual) in enumerate(zip(detector.steps, all_masks(predictions), strict=True)):
+        name = f"head/output_0/level_{number}"
+        assert_close(actual, case.arrays[name], name, OUTPUT_TOLERANCE)
+        masks[level] = np.asarray(actual)
+        name = f"head/output_1/level_{number}"
+        sigmoids = np.asarray(jax.nn.sigmoid(predictions.logits[level]))
+        scores[level] = as_decided(sigmoids, case.arrays[name])
+        assert_close(scores[level], case.arrays[name], name, OUTPUT_TOLERANCE)
+    # Its losses too were taken of these outputs of inference, as if they were logits; here each is a feature.
+    images = len(computed.images)
+    itself = {level: np.tile(np.eye(count**2, dtype=np.float32), (images, 1, 1)) for level, count in counts.items()}
+    none = {level: np.zeros((images, count**2), np.float32) for level, count in counts.items()}
+    taken = computed._replace(
+        predictions=SOLOPredictions(scores, masks, itself, none),
+        targets=computed.targets._replace(masks=filled(computed.targets.boxes, case.meta["image_size"])),
+    )
+    check_losses(case, taken, {"cls": "loss_cls", "mask": "loss_mask"})
+    found = jit(detector.decode)(predictions, computed.image_size)
+    # The original finds no boxes: its own are zeros.
+    check_detections(case, found._replace(boxes=np.zeros_like(found.boxes)), first_label)
+    for name in (name for name in case.arrays if "/masks_first" in name):
+        image = int(name.split("/")[0].removeprefix("detection_"))
+        expected, size = case.arrays[name], tuple(case.meta["image_size"])
+        pasted = paste_whole(np.asarray(found.whole_masks[image, : expected.shape[0]]), size, size)
+        check_pixels(np.stack([coco_mask.decode(mask) for mask in pasted]).astype(bool), expected, name)
+
+
+def as_decided(scores: np.ndarray, expected: np.ndarray | Sample) -> np.ndarray:
+    """The scores (N, S, S, classes) of peaks and zeros elsewhere; of what ties but for the last bits as expected."""
+    shifted = np.pad(scores, ((0, 0), (1, 0), (1, 0), (0, 0)))
+    rival = np.max([shifted[:, :-1, :-1], shifted[:, :-1, 1:], shifted[:, 1:, :-1]], axis=0)
+    peaks, tied = np.where(scores >= rival, scores, 0).reshape(-1), np.abs(scores - rival).reshape(-1) < 1e-6
+    index, values = (
+        (expected.index, expected.values) if isinstance(expected, Sample) else (slice(None), expected.reshape(-1))
+    )
+    assert tied.mean() < 1e-3
+    peaks[index] = np.where(tied[index], values, peaks[index])
+    return peaks.reshape(scores.shape)
 
 
 CHECKS = {
     "retinanet": check_retinanet,
     "fcos": check_fcos,
     "reppoints": check_reppoints,
+    "solo": check_solo,
     **dict.fromkeys(("atss", "gfl"), check_atss),
 } | dict.fromkeys(("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"), check_rcnn)
 """By detector: compares everything behind the features."""

@@ -28,6 +28,7 @@ IDEALS = {
     "atss": (contract.ideal_atss, ("logits", "deltas", "centerness")),
     "gfl": (contract.ideal_gfl, ("logits", "distributions")),
     "reppoints": (contract.ideal_reppoints, ("logits", "initial", "boxes")),
+    "solo": (contract.ideal_solo, ("logits", "features", "kernels", "biases")),
     "faster_rcnn": (contract.ideal_rcnn, TWO_STAGE),
     "mask_rcnn": (contract.ideal_rcnn, TWO_STAGE),
     "cascade_rcnn": (contract.ideal_rcnn, TWO_STAGE),
@@ -45,9 +46,12 @@ SMALL = {
     "atss": {"anchor_scale": 2.0},
     "gfl": {"anchor_scale": 2.0},
     "reppoints": {"point_scale": 2.0},
+    "solo": {"range_scale": 24.0, "kept_score": 0.65},
     "tests.models.iou_aware:IoUAwareRetinaNet": {"anchor_scale": 2.0},
 }
 """Options with which the objects of small images suit every level."""
+SHOWN = {"solo": (contract.left_half, 4.0, 1e-5)}
+"""Fields of the cases of models whose boxes are those around masks, of a resolution of four pixels."""
 CONVENTIONS = {f"{name}, torchvision": name for name in ("retinanet", "fcos", "mask_rcnn")}
 """The other convention of three families."""
 
@@ -62,7 +66,12 @@ def case(name: str) -> Case:
 def made(name: str, head: dict) -> Case:
     ideal, moving = (IDEALS | OURS)[name]
     tiny = {section: dict(fields) for section, fields in model_class(name).tiny.items()}
-    return Case(build_model({"name": name, **tiny, "head": tiny.get("head", {}) | head}, CLASSES), ideal, moving)
+    return Case(
+        build_model({"name": name, **tiny, "head": tiny.get("head", {}) | head}, CLASSES),
+        ideal,
+        moving,
+        *SHOWN.get(name, ()),
+    )
 
 
 DETECTORS = tuple(name for name in MODELS if model_class(name).task == "detection")

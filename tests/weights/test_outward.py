@@ -165,7 +165,7 @@ def test_small_detectors_of_the_default_convention_become_those_of_mmdetection()
 
 
 @pytest.mark.parametrize("source", ["mmdet", "mmdet_caffe"])
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "gfl", "reppoints", "cascade_mask_rcnn"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "gfl", "reppoints", "solo", "cascade_mask_rcnn"])
 def test_the_config_for_mmdetection_is_read_as_the_model(source, name):
     model = config(source, name)
     text = "\n".join(lines_to_load(model, source, SERVING))
