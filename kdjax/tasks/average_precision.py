@@ -152,8 +152,8 @@ class AveragePrecision:
                     {"size": size, "counts": state["mask_bytes"][stop - length : stop].tobytes().decode()}
                     for stop, length in zip(mask_ends[rows], state["mask_length"][rows], strict=True)
                 )
-            found = (state[name][rows] for name in ("boxes", "scores", "labels"))
-            yield ImageDetections(position, *found, masks, alone)
+            boxes, scores, labels = (state[name][rows] for name in ("boxes", "scores", "labels"))
+            yield ImageDetections(position, boxes, scores, labels, masks, alone)
 
 
 def original_pixels(output: Detections, batch: Batch, source: ObjectSource) -> Iterator[ImageDetections]:
