@@ -25,7 +25,7 @@ from kdjax.data.sizing import RESIZES, Size, Sizing
 from kdjax.errors import Exit, UsageError, UserError
 from kdjax.files import replace_bytes, sha256_of, write_json, writing
 from kdjax.main import ended, parse_flags
-from kdjax.models import complete
+from kdjax.models import complete, model_class
 from kdjax.models.dense import DenseDetector, undecided
 from kdjax.paths import Path, as_path, in_bucket
 from kdjax.saved import describe, known_sizing, load_student, replacing
@@ -57,6 +57,7 @@ _MEANING = {
     "labels": "place in class_names, from 0",
     "valid": "false for empty slots",
     "masks": "in [0, 1]: the box cut into equal cells, an object where at least 0.5",
+    "whole_masks": "255 times the probability at every fourth pixel of the padded image, an object above one half",
     "classes": "of every pixel of the padded image, place in class_names, from 0",
     "probabilities": "in the order of class_names",
 }
@@ -142,20 +143,22 @@ def _onnx(model: Trained, output: Path) -> dict[str, Any]:
     done then.
 
     Raises:
-        UserError: it is a detector of two stages, which suppresses in between, or jax2onnx is missing.
+        UserError: it is a detector of two stages or one without boxes, which suppress in between, or jax2onnx is
+            missing.
     """
     _need("jax2onnx", "onnx", "`pip install --no-deps jax2onnx`")
-    predict, after = inference(model), {}
+    predict, after, name = inference(model), {}, model.description["model"]["name"]
     if isinstance(model.module, DenseDetector):
         predict, after = functools.partial(undecided, model.module, model.variables), _suppression(model.module)
     elif model.module.task == "detection":
+        where = "between its two stages" if model_class(name).has_proposals else "between its scores and its masks"
         raise UserError(
-            f"--format=onnx takes no {model.description['model']['name']}: non-maximum suppression, which does not "
-            "become ONNX, stands between its two stages. Take --format=stablehlo."
+            f"--format=onnx takes no {name}: non-maximum suppression, which does not become ONNX, stands {where}. Take "
+            "--format=stablehlo."
         )
     from jax2onnx import to_onnx
 
-    inputs = _inputs(model, images=None if model.description["model"]["name"] in _OPEN_IN_ONNX else 1)
+    inputs = _inputs(model, images=None if name in _OPEN_IN_ONNX else 1)
     outputs = jax.eval_shape(predict, *inputs)
     program = to_onnx(
         lambda *arrays: operator.itemgetter(*outputs)(predict(*arrays)),

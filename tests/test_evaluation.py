@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from kdjax.data.examples import Example
 from kdjax.data.masks import rasterize
+from kdjax.errors import UserError
 from kdjax.evaluation import evaluate, make_predict, outputs
 from kdjax.tasks import Detection
 from kdjax.tasks.average_precision import AveragePrecision, ImageDetections, coco_metrics
@@ -443,3 +444,40 @@ def test_states_of_several_processes_merge_to_the_whole_in_any_order():
     assert expected["mask_AP"] > 0
     for metrics in (whole.merge([whole.state()]), whole.merge(states[::-1])):
         np.testing.assert_equal(metrics, expected)
+
+
+def whole_mask_outputs() -> tuple[Batch, Detections]:
+    """One image of 32 x 48 pixels, scaled to 64 x 96 of 64 x 128: a mask of its left half, and a wrong one."""
+    masks = np.zeros((1, 2, 16, 32), np.uint8)
+    masks[0, 0, :, :12], masks[0, 1, :4, 20:24] = 255, 255
+    boxes = np.zeros((1, 2, 4), np.float32)
+    scores, labels = np.array([[0.9, 0.5]], np.float32), np.zeros((1, 2), np.int32)
+    batch = Batch(np.zeros((1, 64, 128, 3), np.uint8), np.array([[64, 96]], np.int32), np.array([0]))
+    return batch, Detections(boxes, scores, labels, np.ones((1, 2), bool), whole_masks=masks)
+
+
+def test_a_detector_without_boxes_is_judged_by_its_masks():
+    outline = ([[0, 0, 24, 0, 24, 32, 0, 32]],)
+    source = ListSource([example(1, [[0, 0, 24, 32]], [0], image=np.zeros((32, 48, 3), np.uint8))], ("thing",))
+    source[0] = source[0]._replace(segmentation=outline)
+    batch, outputs = whole_mask_outputs()
+    judge = AveragePrecision(source)
+    judge.add(outputs, batch)
+    metrics = judge.merge([judge.state()])
+    assert metrics["AP"] == metrics["mask_AP"] == pytest.approx(100)
+    (image,) = judge.images(judge.state())
+    assert image.boxless
+    np.testing.assert_array_equal(image.boxes, [[0, 0, 24, 32], [40, 0, 48, 8]])
+    # By boxes the same would be found of an object that is half of that box.
+    half = source[0]._replace(segmentation=([[0, 0, 24, 0, 0, 32]],))
+    judge = AveragePrecision(ListSource([half], ("thing",)))
+    judge.add(outputs, batch)
+    assert judge.merge([judge.state()])["AP"] < 30
+
+
+def test_masks_without_boxes_cannot_be_judged_without_outlines():
+    source = ListSource([example(1, [[0, 0, 24, 32]], [0])], ("thing",))
+    source.origin = "boxes.json"
+    batch, outputs = whole_mask_outputs()
+    with pytest.raises(UserError, match=r"finds masks and no boxes, but boxes.json has no outlines of its objects"):
+        AveragePrecision(source).add(outputs, batch)

@@ -119,7 +119,7 @@ class SOLO(Detector):
         finest = levels[0]
         if image_size is None:
             whole_image = jnp.array(sizes[finest], jnp.int32) * self.strides[finest]
-            image_size = jnp.broadcast_to(whole_image, (len(features[finest]), 2))
+            image_size = jnp.broadcast_to(whole_image, (features[finest].shape[0], 2))
         own = {level: _extent(image_size, self.strides[level], sizes[level]) for level in levels}
         seen = dict(features)
         for level, neighbour in ((finest, levels[1]), (levels[-1], levels[-2])):

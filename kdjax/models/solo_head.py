@@ -100,7 +100,7 @@ class SOLOHead(nn.Module):
         kernels, biases = {}, {}
         for level, grid in zip(features, self.grids, strict=True):
             kernel, bias = CellKernels(grid**2, self.prior, name=f"masks_{level}")(channels)
-            images = len(features[level])
+            images = features[level].shape[0]
             kernels[level] = jnp.broadcast_to(kernel, (images, *kernel.shape))
             biases[level] = jnp.broadcast_to(bias, (images, *bias.shape))
         return SOLOPredictions(logits, twice, kernels, biases)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as pycocotools_mask
 
-from kdjax.data.masks import mask_grid, paste, rasterize
+from kdjax.data.masks import mask_grid, paste, paste_whole, rasterize
+from kdjax.losses.segmentation import bilinear
 
 SIZE = 37, 53
 
@@ -161,3 +162,21 @@ def test_pasted_run_lengths_are_as_pycocotools_has_them():
         expected[box[1] : box[3], box[0] : box[2]] = 1
         assert encoded["counts"].encode() == pycocotools_mask.encode(expected)["counts"]
         assert encoded["size"] == [37, 53]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Of pycocotools with NumPy 2.
+@pytest.mark.parametrize("size", [(48, 60), (37, 53), (90, 121)], ids=["as it is", "smaller", "larger"])
+def test_masks_over_all_of_an_image_are_enlarged_cut_and_resized(size):
+    """In whole arrays, as MMDetection does it; of masks at the border, of many parts, and of none."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:16, :16]
+    discs = [np.exp(-((y - a) ** 2 + (x - b) ** 2) / r) for a, b, r in ((5, 6, 9), (0, 15, 30), (8, 3, 4))]
+    masks = np.array([*discs, rng.random((16, 16)), np.zeros((16, 16)), np.ones((16, 16))])
+    masks, scaled = np.round(255 * masks).astype(np.uint8), (48, 60)
+    enlarge = bilinear(16, 64, False)
+    for mask, pasted in zip(masks, paste_whole(masks, scaled, size), strict=True):
+        enlarged = (enlarge @ mask.astype(np.float32) @ enlarge.T)[: scaled[0], : scaled[1]]
+        resized = bilinear(scaled[0], size[0], False) @ enlarged @ bilinear(scaled[1], size[1], False).T
+        sure = np.abs(resized - 127.5) > 1e-3
+        assert tuple(pasted["size"]) == size
+        np.testing.assert_array_equal(pycocotools_mask.decode(pasted).astype(bool)[sure], (resized > 127.5)[sure])
