@@ -25,7 +25,7 @@ from kdjax.data.sizing import RESIZES, Size, Sizing
 from kdjax.errors import Exit, UsageError, UserError
 from kdjax.files import replace_bytes, sha256_of, write_json, writing
 from kdjax.main import ended, parse_flags
-from kdjax.models import complete
+from kdjax.models import RepPoints, complete
 from kdjax.models.dense import DenseDetector, undecided
 from kdjax.paths import Path, as_path, in_bucket
 from kdjax.saved import describe, known_sizing, load_student, replacing
@@ -134,6 +134,21 @@ _OPEN_IN_ONNX = "mobilenet_v1", "mobilenet_v2"
 """Models whose number of images jax2onnx leaves open."""
 
 
+def _check_becomes_onnx(model: Trained) -> None:
+    """Raises UserError unless a model's inference has only what jax2onnx converts and ONNX Runtime then loads."""
+    module, name = model.module, model.description["model"]["name"]
+    if module.task == "detection" and not isinstance(module, DenseDetector):
+        raise UserError(
+            f"--format=onnx takes no {name}: non-maximum suppression, which does not become ONNX, stands between its "
+            "two stages. Take --format=stablehlo."
+        )
+    if isinstance(module, RepPoints) or getattr(getattr(module, "backbone", None), "deformable", False):
+        raise UserError(
+            f"--format=onnx takes no {name} with deformable convolutions: ONNX Runtime does not load what jax2onnx "
+            "makes of their loop over taps. Take --format=stablehlo."
+        )
+
+
 def _onnx(model: Trained, output: Path) -> dict[str, Any]:
     """Writes what jax2onnx makes of the inference: of MobileNets, of any number of images, otherwise of one.
 
@@ -142,17 +157,14 @@ def _onnx(model: Trained, output: Path) -> dict[str, Any]:
     done then.
 
     Raises:
-        UserError: it is a detector of two stages, which suppresses in between, or jax2onnx is missing.
+        UserError: it is a detector of two stages, which suppresses in between, has deformable convolutions, or jax2onnx
+            is missing.
     """
+    _check_becomes_onnx(model)
     _need("jax2onnx", "onnx", "`pip install --no-deps jax2onnx`")
     predict, after = inference(model), {}
     if isinstance(model.module, DenseDetector):
         predict, after = functools.partial(undecided, model.module, model.variables), _suppression(model.module)
-    elif model.module.task == "detection":
-        raise UserError(
-            f"--format=onnx takes no {model.description['model']['name']}: non-maximum suppression, which does not "
-            "become ONNX, stands between its two stages. Take --format=stablehlo."
-        )
     from jax2onnx import to_onnx
 
     inputs = _inputs(model, images=None if model.description["model"]["name"] in _OPEN_IN_ONNX else 1)
