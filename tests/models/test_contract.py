@@ -113,7 +113,9 @@ def test_odd_objects_leave_the_loss_and_its_gradient_finite(name):
     contract.check_odd_objects(case(name))
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "reppoints", "mask_rcnn", "cascade_rcnn"])
+@pytest.mark.parametrize(
+    "name", ["retinanet", "fcos", pytest.param("reppoints", marks=pytest.mark.slow), "mask_rcnn", "cascade_rcnn"]
+)
 def test_classes_in_another_order_are_the_same_findings_under_other_labels(name):
     contract.check_classes(case(name), {"name": name, **model_class(name).tiny})
 
