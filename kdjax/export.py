@@ -25,7 +25,7 @@ from kdjax.data.sizing import RESIZES, Size, Sizing
 from kdjax.errors import Exit, UsageError, UserError
 from kdjax.files import replace_bytes, sha256_of, write_json, writing
 from kdjax.main import ended, parse_flags
-from kdjax.models import complete, model_class
+from kdjax.models import RepPoints, complete, model_class
 from kdjax.models.dense import DenseDetector, undecided
 from kdjax.paths import Path, as_path, in_bucket
 from kdjax.saved import describe, known_sizing, load_student, replacing
@@ -135,6 +135,22 @@ _OPEN_IN_ONNX = "mobilenet_v1", "mobilenet_v2"
 """Models whose number of images jax2onnx leaves open."""
 
 
+def _check_becomes_onnx(model: Trained) -> None:
+    """Raises UserError unless a model's inference has only what jax2onnx converts and ONNX Runtime then loads."""
+    module, name = model.module, model.description["model"]["name"]
+    if module.task == "detection" and not isinstance(module, DenseDetector):
+        where = "between its two stages" if model_class(name).has_proposals else "between its scores and its masks"
+        raise UserError(
+            f"--format=onnx takes no {name}: non-maximum suppression, which does not become ONNX, stands {where}. Take "
+            "--format=stablehlo."
+        )
+    if isinstance(module, RepPoints) or getattr(getattr(module, "backbone", None), "deformable", False):
+        raise UserError(
+            f"--format=onnx takes no {name} with deformable convolutions: ONNX Runtime does not load what jax2onnx "
+            "makes of their loop over taps. Take --format=stablehlo."
+        )
+
+
 def _onnx(model: Trained, output: Path) -> dict[str, Any]:
     """Writes what jax2onnx makes of the inference: of MobileNets, of any number of images, otherwise of one.
 
@@ -143,19 +159,14 @@ def _onnx(model: Trained, output: Path) -> dict[str, Any]:
     done then.
 
     Raises:
-        UserError: it is a detector of two stages or one without boxes, which suppress in between, or jax2onnx is
-            missing.
+        UserError: it is a detector of two stages or one without boxes, which suppress in between, has deformable
+            convolutions, or jax2onnx is missing.
     """
+    _check_becomes_onnx(model)
     _need("jax2onnx", "onnx", "`pip install --no-deps jax2onnx`")
     predict, after, name = inference(model), {}, model.description["model"]["name"]
     if isinstance(model.module, DenseDetector):
         predict, after = functools.partial(undecided, model.module, model.variables), _suppression(model.module)
-    elif model.module.task == "detection":
-        where = "between its two stages" if model_class(name).has_proposals else "between its scores and its masks"
-        raise UserError(
-            f"--format=onnx takes no {name}: non-maximum suppression, which does not become ONNX, stands {where}. Take "
-            "--format=stablehlo."
-        )
     from jax2onnx import to_onnx
 
     inputs = _inputs(model, images=None if name in _OPEN_IN_ONNX else 1)

@@ -210,7 +210,7 @@ def test_the_description_says_what_a_stranger_needs(folder, tmp_path):
     "case",
     [
         *("resnet_classifier", "mobilenet_v1", "mobilenet_v2", "pspnet", "deeplabv3"),
-        *("retinanet", "fcos", "atss", "gfl", "reppoints"),
+        *("retinanet", "fcos", "atss", "gfl"),
     ],
 )
 def test_onnx_runtime_says_the_same(case, tmp_path):
@@ -230,6 +230,21 @@ def test_onnx_runtime_says_the_same(case, tmp_path):
         for name, x in expected.items():
             assert found[name].dtype == described["outputs"][name]["dtype"]
             np.testing.assert_allclose(found[name], x, atol=1e-3 if name == "boxes" else 1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("faster_rcnn", "takes no faster_rcnn: non-maximum suppression, .* Take --format=stablehlo"),
+        ("reppoints", "takes no reppoints with deformable convolutions: ONNX Runtime does not load"),
+        ("fcos_deformable", "takes no fcos with deformable convolutions"),
+    ],
+)
+def test_what_does_not_become_onnx_is_refused(case, words, tmp_path):
+    saved = save(tmp_path / "model", model_of(case))
+    with pytest.raises(UserError, match=words):
+        export(str(saved), "onnx", tmp_path / "student.onnx")
+    assert not (tmp_path / "student.onnx").exists()
 
 
 @pytest.mark.slow

@@ -22,7 +22,6 @@ CLASSES = 3
 SERVING = Serving(CLASSES, "student.safetensors", 320, 512)
 QUICK = (
     *(("torchvision", "retinanet"), ("mmdet", "faster_rcnn"), ("detectron2", "fcos"), ("mmpretrain", "mobilenet_v2")),
-    ("mmdet", "reppoints"),
     *(("mmseg", "deeplabv3"), ("cirkd", "deeplabv3_mobilenet_v2"), ("timm", "resnet_classifier")),
 )
 PAIRS = [
