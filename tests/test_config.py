@@ -176,7 +176,7 @@ def test_only_a_stage_that_takes_steps_must_share_its_batch_evenly(tmp_path):
     resolve(config, devices=24)
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn"])
+@pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn", "solo"])
 def test_a_detector_that_learns_masks_needs_data_with_masks(name, tmp_path):
     """Weights that are only taken over learn nothing."""
     config = load(next(path for path in CONFIGS if path.stem == "none"))
