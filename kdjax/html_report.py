@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from absl import app, logging
 
-from kdjax.errors import DataError, Exit, UsageError, UserError
+from kdjax.errors import DataError, Exit, UserError
 from kdjax.files import read_json, writing
-from kdjax.main import WORKDIR, ended, parse_flags
-from kdjax.paths import Path, absolute, as_path, exists
+from kdjax.main import ended, given_workdir, parse_flags
+from kdjax.paths import Path, absolute, exists
 from kdjax.plan import Plan, restored
 from kdjax.run.data import open_split
 from kdjax.run.page import write_report
@@ -24,12 +24,10 @@ def main(_: Sequence[str]) -> int:
     logging.set_verbosity(logging.FATAL)
 
     def work() -> int:
-        if not WORKDIR.value:
-            raise UsageError("--workdir is missing; name the folder of a run, such as --workdir=runs/first.")
-        place = as_path(WORKDIR.value)
+        place = given_workdir()
         folders = _folders(place)
         plan = restored(read_json(next(iter(folders.values())) / "config.json", dict))
-        with writing("workdir", WORKDIR.value):
+        with writing("workdir", str(place)):
             print(f"The report is in {absolute(write_report(plan, folders, place, _source(plan)))}.")
         return Exit.FINISHED
 

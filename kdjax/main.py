@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from kdjax import paths
 from kdjax.config import find_config, leaves, load_config
 from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
 from kdjax.devices import cache_compilations
@@ -53,6 +54,17 @@ def main(argv: Sequence[str]) -> int:
         return Exit.NO_GAIN if failed else Exit.FINISHED
 
     return ended(work, "the same command goes on from the last checkpoint, if any")
+
+
+def given_workdir() -> paths.Path:
+    """The folder of a run that ``--workdir`` names, for programs that look into one.
+
+    Raises:
+        UsageError: it names none.
+    """
+    if not WORKDIR.value:
+        raise UsageError("--workdir is missing; name the folder of a run, such as --workdir=runs/first.")
+    return paths.as_path(WORKDIR.value)
 
 
 def ended(work: Callable[[], int], interrupted: str) -> int:

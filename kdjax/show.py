@@ -12,8 +12,8 @@ from absl import app, flags, logging
 
 from kdjax.errors import DataError, Exit, UsageError
 from kdjax.files import read_json, writing
-from kdjax.main import WORKDIR, ended, parse_flags
-from kdjax.paths import absolute, as_path, exists
+from kdjax.main import ended, given_workdir, parse_flags
+from kdjax.paths import absolute, exists
 from kdjax.plan import restored
 from kdjax.run.data import open_split
 from kdjax.run.inside_page import write_inside
@@ -27,9 +27,7 @@ def main(_: Sequence[str]) -> int:
     logging.set_verbosity(logging.FATAL)
 
     def work() -> int:
-        if not WORKDIR.value:
-            raise UsageError("--workdir is missing; name the folder of a run, such as --workdir=runs/first.")
-        place = as_path(WORKDIR.value)
+        place = given_workdir()
         if not exists(place / "config.json"):
             raise DataError(
                 f"--workdir={place} is no folder of a run of one seed: it has no config.json; of several seeds name "
@@ -42,7 +40,7 @@ def main(_: Sequence[str]) -> int:
                 f"--stage={stage} is no stage of that run; it has {', '.join(x.name for x in plan.stages)}."
             )
         source = open_split(plan.data, plan.task, training=True)
-        with writing("workdir", WORKDIR.value):
+        with writing("workdir", str(place)):
             print(f"What is inside is in {absolute(write_inside(plan, place, stage, source, _IMAGES.value))}.")
         return Exit.FINISHED
 

@@ -56,8 +56,7 @@ def flags(monkeypatch):
     monkeypatch.setattr(main, "begin", lambda workdir="": None)
     monkeypatch.setattr(main.config_flags, "get_config_filename", lambda flag: "configs/none.py")
     monkeypatch.setattr(main.flags, "FLAGS", {"config": None})
-    for program in (main, html_report, show):
-        monkeypatch.setattr(program, "WORKDIR", given("run"))
+    monkeypatch.setattr(main, "WORKDIR", given("run"))
     monkeypatch.setattr(main, "_REQUIRE_GAIN", given(False))
     for program, _ in PROGRAMS.values():
         if program not in (predict, html_report, show):

@@ -2,6 +2,7 @@
 
 A detector without boxes. The image is divided into S x S cells, and the cell in which an object's centre of mass lies
 says its class and its mask. What the paper leaves open is MMDetection's: levels, cells, targets, Matrix NMS.
+The file is long because all of that is its own: no other detector here is without boxes.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
 """COCO average precision of what a detector finds in a source.
 
 faster-coco-eval is the judge; this module only brings it numbers: detections leave the padded image for the pixels of
-the original one here, and boxes become the judge's ``(x, y, width, height)``.
+the original one here, and boxes become the judge's ``(x, y, width, height)``. The file is long because boxes and masks,
+numbers and curves go one way to it.
 """
 
 import functools
