@@ -122,8 +122,9 @@ def distribution_focal_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def dice_loss(probabilities: jax.Array, targets: jax.Array, where: jax.Array) -> jax.Array:
     """``1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + 0.002)`` of each mask (Milletari et al., V-Net; SOLO, equation 5).
 
-    >>> dice_loss(jnp.array([[[1.0, 0, 1]]]), jnp.array([[[1.0, 1, 0]]]), jnp.array([[[True, True, False]]])).round(2)
-    Array([0.33], dtype=float32)
+    >>> loss = dice_loss(jnp.array([[[1.0, 0, 1]]]), jnp.array([[[1.0, 1, 0]]]), jnp.array([[[True, True, False]]]))
+    >>> round(float(loss[0]), 2)
+    0.33
 
     Args:
         probabilities: (K, H, W), any float dtype.
