@@ -170,7 +170,8 @@ def test_pairs_have_the_authors_settings(method, name):
     assert teacher_floor(plan, plan["student"], ("cat", "dog")) is None
 
 
-@pytest.mark.parametrize("name", [pytest.param("resnet34_resnet18", marks=pytest.mark.slow), "resnet50_mobilenetv1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet34_resnet18", "resnet50_mobilenetv1"])
 def test_a_pair_takes_two_steps(name):
     config = load_config(f"mgd:{name}:tiny")
     classes, rng = 6, np.random.default_rng(0)

@@ -165,6 +165,7 @@ def test_a_program_says_the_same_without_kdjax_and_flax(case, tmp_path):
         assert np.any(found.get("valid", True))
 
 
+@pytest.mark.slow
 @installed("flatbuffers")
 def test_the_page_finds_in_a_photograph_what_the_student_finds(folder, tmp_path):
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
