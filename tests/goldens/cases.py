@@ -126,3 +126,13 @@ def assert_close(actual: Any, expected: np.ndarray | Sample, what: str, toleranc
     else:
         largest = float(np.abs(expected).max(initial=0.0))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * largest + 1e-12, err_msg=what)
+
+
+def assert_near(actual: Any, expected: np.ndarray | Sample, what: str, tolerance: float) -> None:
+    """The norm of the difference within ``tolerance`` of what is expected; of a sample that of its entries."""
+    actual = np.asarray(actual, np.float64)
+    assert actual.shape == expected.shape, f"{what}: {actual.shape} for {expected.shape}"
+    if isinstance(expected, Sample):
+        actual, expected = actual.reshape(-1)[expected.index], expected.values
+    difference = float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+    assert difference <= tolerance, f"{what}: differs by {difference}"

@@ -23,7 +23,7 @@ from kdjax.models import MODELS, build_model
 from kdjax.models.resnet import max_pool
 from kdjax.types import Labels, Sampling
 from kdjax.weights import import_state_dict
-from tests.goldens.cases import Case, Sample, assert_close, find_cases, load_case, no_cases
+from tests.goldens.cases import Case, assert_close, assert_near, find_cases, load_case, no_cases
 from tests.goldens.synthetic import synthetic_state_dict
 from tests.slow import slow_but
 
@@ -127,16 +127,6 @@ def check_gradients(
             close(flat[path], case.arrays[name], name, of_backbone)
         else:
             assert_close(flat[path], case.arrays[name], name, tolerance)
-
-
-def assert_near(actual: Any, expected: np.ndarray | Sample, what: str, tolerance: float) -> None:
-    """The norm of the difference within ``tolerance`` of what is expected; of a sample that of its entries."""
-    actual = np.asarray(actual, np.float64)
-    assert actual.shape == expected.shape, f"{what}: {actual.shape} for {expected.shape}"
-    if isinstance(expected, Sample):
-        actual, expected = actual.reshape(-1)[expected.index], expected.values
-    difference = float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
-    assert difference <= tolerance, f"{what}: differs by {difference}"
 
 
 def check_maps(case: Case, maps: Any, captured: Any) -> None:

@@ -5,7 +5,7 @@ The cases are those that :mod:`tests.goldens.cases` finds.
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +21,16 @@ from kdjax.models import build_model, complete
 from kdjax.models.segmentation import DeepLabV3
 from kdjax.types import IGNORED, Labels
 from kdjax.weights import SOURCES, expected_model, import_state_dict
-from tests.goldens.cases import Case, assert_close, find_cases, load_case, no_cases
+from tests.goldens.cases import Case, assert_close, assert_near, find_cases, load_case, no_cases
 from tests.goldens.synthetic import synthetic_state_dict
 from tests.slow import slow_but
 
 OUTPUT_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
-TRAIN_TOLERANCE = 2e-3 if jax.__version_info__ >= (0, 10, 2) else 2e-2
-"""Of gradients through batch norm of few values; earlier versions of JAX sum roughly on CPUs."""
+TRAIN_TOLERANCE = 2e-2
+"""Of gradients through batch norm of few values, whose difference is small as a whole and not entry by entry: sums in
+another order, as of another processor or an earlier version of JAX, close a ReLU here and there that was open."""
 PIXELS = 0.999
 
 NETWORK = re.compile(r"(mmseg|maskd|torchvision)_(pspnet|deeplabv3)_\w+")
@@ -139,14 +140,14 @@ def check_losses(case: Case, prefix: str, terms: Mapping[str, Any], tolerance: f
         assert weight * float(terms[term]) == pytest.approx(float(case.whole(name)), rel=tolerance), name
 
 
-def check_gradients(case: Case, read: Read, prefix: str, gradient: Any, tolerance: float) -> None:
+def check_gradients(case: Case, read: Read, prefix: str, gradient: Any, close: Callable[..., None]) -> None:
     flat = {f"params/{path}": np.asarray(x) for path, x in flatten_dict(gradient or {}, sep="/").items()}
     for name in (name for name in case.arrays if name.startswith(prefix)):
         path = read.paths[name.removeprefix(prefix)]
         actual = flat[path]
         if read.source == "mmseg" and isinstance(read.module, DeepLabV3) and path.endswith("bottleneck/conv/kernel"):
             actual = np.roll(actual, actual.shape[-1], axis=2)  # Its pooled map comes first.
-        assert_close(actual, case.arrays[name], name, tolerance)
+        close(actual, case.arrays[name], name)
 
 
 def check_accuracy(case: Case, read: Read, name: str, logits: Any) -> None:
@@ -189,7 +190,7 @@ def test_segmenter_is_the_original(path: Path) -> None:
     check_losses(case, "", terms, LOSS_TOLERANCE)
     check_accuracy(case, made, "loss/decode/acc_seg", logits.main)
     check_accuracy(case, made, "loss/aux/acc_seg", logits.auxiliary)
-    check_gradients(case, made, "gradient/", gradient, GRADIENT_TOLERANCE)
+    check_gradients(case, made, "gradient/", gradient, functools.partial(assert_close, tolerance=GRADIENT_TOLERANCE))
     check_pixels(case, made, "", made.module)
     if "slide/prediction" in case.arrays:
         window, stride = (tuple(case.whole(f"slide/{x}").tolist()) for x in ("crop_size", "stride"))
@@ -212,7 +213,7 @@ def test_segmenter_trains_as_the_original(path: Path) -> None:
     check_losses(case, "train/", terms, LOSS_TOLERANCE)
     check_accuracy(case, made, "train/loss/decode/acc_seg", logits.main)
     check_accuracy(case, made, "train/loss/aux/acc_seg", logits.auxiliary)
-    check_gradients(case, made, "train/gradient/", gradient, TRAIN_TOLERANCE)
+    check_gradients(case, made, "train/gradient/", gradient, functools.partial(assert_near, tolerance=TRAIN_TOLERANCE))
     updated = {f"batch_stats/{path}": x for path, x in flatten_dict(statistics, sep="/").items()}
     names = [name for name in case.arrays if name.startswith("train/updated/")]
     assert names
