@@ -77,6 +77,11 @@ def decode(deltas: jax.Array, anchors: jax.Array, *, symmetric: bool = False) ->
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 
 
+def centres_of(boxes: jax.Array) -> jax.Array:
+    """The centres (..., 2), x and y, of boxes (..., 4) xyxy."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
 def box_of(centres: jax.Array, distances: jax.Array) -> jax.Array:
     """The boxes (..., 4) xyxy whose sides are at ``distances`` (..., 4) from ``centres`` (..., 2)."""
     return jnp.concatenate([centres - distances[..., :2], centres + distances[..., 2:]], axis=-1)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.boxes import centres_of
+
 
 def base_anchors(
     stride: int, *, scale: float, octaves: int, ratios: tuple[float, ...], exact: bool = True
@@ -92,5 +94,5 @@ def padded(image_size: jax.Array) -> jax.Array:
 
 def centres_inside(anchors: jax.Array, image_size: jax.Array) -> jax.Array:
     """Which anchors (A, 4) are centred inside an image of height and width ``image_size`` (2,): (A,) bool."""
-    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
+    centre = centres_of(anchors)
     return jnp.all(centre < image_size[None, ::-1], axis=-1)

@@ -175,7 +175,7 @@ class ATSS(DenseDetector):
         their objects (the authors' loss, as MMDetection has it). Their sum is the loss.
         """
         positive = learnt.assignment.positive
-        central = centrality(boxes.distances_to(centres_of(learnt.places), learnt.boxes))
+        central = centrality(boxes.distances_to(boxes.centres_of(learnt.places), learnt.boxes))
         box = giou_loss(self.boxes_of(rows, learnt.places), learnt.boxes)
         count = self.count(positive)
         total = mean_count(masked_sum(central, positive), self.axis_name)
@@ -184,13 +184,3 @@ class ATSS(DenseDetector):
             "box": BOX_WEIGHT * masked_sum(central * box, positive) / total,
             "centerness": masked_sum(binary_cross_entropy(rows.centerness[..., 0], central), positive) / count,
         }
-
-    @nn.nowrap
-    def count(self, positive: jax.Array) -> jax.Array:
-        """How many of the places (N, A) are positive, an image without any counting as one: see ``mean_count``."""
-        return mean_count(jnp.sum(jnp.maximum(jnp.sum(positive, axis=1), 1)), self.axis_name)
-
-
-def centres_of(anchors: jax.Array) -> jax.Array:
-    """The centres (..., 2) of anchors (..., 4)."""
-    return (anchors[..., :2] + anchors[..., 2:]) / 2

@@ -17,7 +17,7 @@ from kdjax import boxes
 from kdjax.errors import UserError
 from kdjax.losses.detection import sigmoid_focal_loss
 from kdjax.losses.features import valid_positions
-from kdjax.losses.reduce import COUNT, masked_sum
+from kdjax.losses.reduce import COUNT, masked_sum, mean_count
 from kdjax.models.anchors import padded
 from kdjax.models.assign import Assignment
 from kdjax.models.detector import Detector
@@ -134,6 +134,11 @@ class DenseDetector(Detector):
             return jnp.concatenate(parts, axis=1).astype(jnp.float32)
 
         return type(predictions)(*map(join_levels, predictions))
+
+    @nn.nowrap
+    def count(self, positive: jax.Array) -> jax.Array:
+        """How many of the places (N, A) are positive, an image without any counting as one: see ``mean_count``."""
+        return mean_count(jnp.sum(jnp.maximum(jnp.sum(positive, axis=1), 1)), self.axis_name)
 
     @nn.nowrap
     def loss(self, predictions: Any, targets: Targets, image_size: jax.Array) -> Terms:

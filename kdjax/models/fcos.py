@@ -246,7 +246,7 @@ class FCOS(DenseDetector):
         levels, locations = list(sizes), {}
         for level in levels:
             step, reach = float(self.strides[level]), self.range_scale * self.strides[level]
-            cells = (anchors[level][:, :2] + anchors[level][:, 2:]) / 2
+            cells = boxes.centres_of(anchors[level])
             size = cells.shape[0]
             locations[level] = Locations(
                 cells=cells,

@@ -17,7 +17,7 @@ from kdjax import boxes
 from kdjax.losses.detection import distribution_focal_loss, giou_loss, paired_iou, quality_focal_loss
 from kdjax.losses.reduce import masked_sum, mean_count
 from kdjax.models.assign import valuable_region
-from kdjax.models.atss import ATSS, BOX_WEIGHT, ATSSHead, centres_of
+from kdjax.models.atss import ATSS, BOX_WEIGHT, ATSSHead
 from kdjax.models.dense import Learnt, pair_maps
 from kdjax.types import Features, PairedBoxes, PairedSides, Targets, Terms
 
@@ -96,7 +96,7 @@ class GFL(ATSS):
     @nn.nowrap
     def boxes_of(self, rows: Any, places: jax.Array) -> jax.Array:
         """The boxes whose sides are at the means of the distributions."""
-        return boxes.box_of(centres_of(places), mean_distances(rows.distributions) * self.strides_of(places))
+        return boxes.box_of(boxes.centres_of(places), mean_distances(rows.distributions) * self.strides_of(places))
 
     @nn.nowrap
     def confidence_of(self, scores: jax.Array, rows: Any) -> jax.Array:
@@ -149,7 +149,7 @@ class GFL(ATSS):
         is_class = learnt.labels[..., None] == jnp.arange(self.num_classes)[None, None]
         goal = jnp.where(positive[..., None] & is_class, quality[..., None], 0)
         taking_part = positive | learnt.assignment.negative
-        distances = boxes.distances_to(centres_of(learnt.places), learnt.boxes) / self.strides_of(learnt.places)
+        distances = boxes.distances_to(boxes.centres_of(learnt.places), learnt.boxes) / self.strides_of(learnt.places)
         inner = jnp.clip(distances, 0, FARTHEST - _BELOW_FARTHEST)
         dfl = jnp.mean(distribution_focal_loss(by_side(rows.distributions), inner), axis=-1)
         weight = best_scores(rows)

@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdjax.boxes import centres_of
 from kdjax.losses.detection import smooth_l1_loss
-from kdjax.losses.reduce import masked_sum, mean_count
+from kdjax.losses.reduce import masked_sum
 from kdjax.models.anchors import centres_inside, pyramid_anchors, scale_for
 from kdjax.models.assign import Assignment, assign_by_iou
 from kdjax.models.dense import DenseDetector, Learnt, focal_sums, joined, learnt_by
@@ -60,7 +61,7 @@ def assign_nearest(
     level = jnp.trunc(jnp.mean(jnp.log2(size / scale), axis=-1))
     levels = jnp.log2(strides)
     level = jnp.clip(level, jnp.min(levels), jnp.max(levels))
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    middle = centres_of(boxes)
     distance = jnp.linalg.norm((centres[:, None] - middle[None]) / size[None], axis=-1)
     suited = inside[:, None] & valid[None] & (levels[:, None] == level[None])
     distance = jnp.where(suited, distance, jnp.inf)
@@ -138,7 +139,7 @@ class RepPoints(DenseDetector):
         """The locations of each level: what anchors of one stride are centred on."""
         anchors = pyramid_anchors(self.sizes(predictions.logits), self.strides, scale=1.0, octaves=1, ratios=(1.0,))
         return {
-            level: Locations((x[:, :2] + x[:, 2:]) / 2, jnp.full(len(x), float(self.strides[level])))
+            level: Locations(centres_of(x), jnp.full(len(x), float(self.strides[level])))
             for level, x in anchors.items()
         }
 
@@ -185,17 +186,16 @@ class RepPoints(DenseDetector):
         counting as one: of the initial points in "initial", which counts half, else of the refined ones.
         """
 
-        def count(learnt: Learnt) -> jax.Array:
-            return mean_count(jnp.sum(jnp.maximum(jnp.sum(learnt.assignment.positive, axis=1), 1)), self.axis_name)
-
         def box(found: jax.Array, learnt: Learnt) -> jax.Array:
             unit = self.point_scale * learnt.places.strides[..., None]
             error = smooth_l1_loss(in_pixels(found, learnt.places) / unit, learnt.boxes / unit, beta=BETA)
-            return masked_sum(error, learnt.assignment.positive[..., None]) / count(learnt)
+            positive = learnt.assignment.positive
+            return masked_sum(error, positive[..., None]) / self.count(positive)
 
         refined = learnt.refined
+        cls = focal_sums(rows.logits, refined.labels, refined.assignment)
         return {
-            "cls": jnp.sum(focal_sums(rows.logits, refined.labels, refined.assignment)) / count(refined),
+            "cls": jnp.sum(cls) / self.count(refined.assignment.positive),
             "initial": INITIAL_WEIGHT * box(rows.initial, learnt.initial),
             "box": box(rows.boxes, refined),
         }

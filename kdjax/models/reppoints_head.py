@@ -10,7 +10,7 @@ import numpy as np
 from flax.typing import Dtype
 
 from kdjax.models.deformable import DeformableConv
-from kdjax.models.dense import conv3x3, pair_maps, prior_bias, tower
+from kdjax.models.dense import conv3x3, pair_maps, prior_bias, towers
 from kdjax.types import Features, PairedBoxes, Targets
 
 POINTS = 9
@@ -118,10 +118,7 @@ class RepPointsHead(nn.Module):
     def __call__(self, features: Features) -> RepPointsPredictions:
         """{"p3": (N, H, W, C), ...} to the predictions at every location."""
         channels = next(iter(features.values())).shape[-1]
-        cls, box = (
-            tower(features, kind, convs=self.convs, norm=self.norm, bias=not self.norm, dtype=self.dtype)
-            for kind in ("cls", "box")
-        )
+        cls, box = towers(features, convs=self.convs, norm=self.norm, bias=not self.norm, dtype=self.dtype)
         small, points_conv = nn.initializers.normal(0.01), conv3x3(channels, dtype=self.dtype, name="points_conv")
 
         def deformable(name: str) -> DeformableConv:

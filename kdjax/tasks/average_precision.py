@@ -5,7 +5,6 @@ the original one here, and boxes become the judge's ``(x, y, width, height)``. T
 numbers and curves go one way to it.
 """
 
-import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict, cast
@@ -227,7 +226,11 @@ def coco_metrics(
     masks = masks and all(source.objects(i).segmentation is not None for i in range(len(source)))
     images, truth = _truth(source, masks)
     by_box, by_mask = _found(source, detections, masks)
-    judge = functools.partial(_judge, images, source.class_names, truth, max_detections)
+
+    def judge(found: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
+        evaluated = _evaluated(images, source.class_names, truth, max_detections, found, kind)
+        return _numbers(evaluated, source.class_names, max_detections)
+
     of_masks = judge(by_mask, "segm") if masks else {}
     metrics = dict(of_masks) if masks and _boxless(detections) else judge(by_box, "bbox")
     metrics |= {f"mask_{name}": value for name, value in of_masks.items()}
@@ -319,16 +322,8 @@ def _ranks(ids: Sequence[int]) -> list[int]:
     return ranks
 
 
-def _judge(
-    images: Mapping[int, Size],
-    class_names: Sequence[str],
-    truth: Iterable[dict[str, Any]],
-    max_detections: int,
-    found: Iterable[dict[str, Any]],
-    kind: str,
-) -> dict[str, Any]:
-    """The numbers of :class:`Metrics` by the IoU of one kind, "bbox" or "segm"."""
-    judge = _evaluated(images, class_names, truth, max_detections, found, kind)
+def _numbers(judge: COCOeval_faster, class_names: Sequence[str], max_detections: int) -> dict[str, Any]:
+    """The numbers of :class:`Metrics`, of what COCO's judge has judged."""
     metrics: dict[str, Any] = {
         name.format(max_detections): _percent(judge.stats[place]) for place, name in enumerate(_SUMMARY)
     }

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kdjax import boxes
 from kdjax.models import class_outputs, gfl, with_classes
-from kdjax.models.atss import SPREAD, ATSSPredictions, centres_of
+from kdjax.models.atss import SPREAD, ATSSPredictions
 from kdjax.models.dense import DenseDetector, joined
 from kdjax.models.fcos import centrality
 from kdjax.models.fcos_head import FCOSPredictions
@@ -139,7 +139,7 @@ def ideal_atss(detector: Any, targets: Targets, canvas: tuple[int, int]) -> ATSS
     like = shapes(detector, canvas, len(targets.boxes))
     learnt = learning(detector, targets, ATSSPredictions(like, like, like))
     deltas = boxes.encode(learnt.objects, learnt.places[None]) / jnp.array(SPREAD)[None, None]
-    central = centrality(boxes.distances_to(centres_of(learnt.places[None]), learnt.objects))
+    central = centrality(boxes.distances_to(boxes.centres_of(learnt.places[None]), learnt.objects))
     sure = jax.scipy.special.logit(jnp.clip(central, 1e-3, 1 - 1e-3))[..., None]
     return ATSSPredictions(as_maps(learnt.logits, like), as_maps(deltas, like), as_maps(sure, like))
 
@@ -149,7 +149,7 @@ def ideal_gfl(detector: Any, targets: Targets, canvas: tuple[int, int]) -> gfl.G
     like = shapes(detector, canvas, len(targets.boxes))
     learnt = learning(detector, targets, gfl.GFLPredictions(like, like))
     places = learnt.places[None]
-    distances = boxes.distances_to(centres_of(places), learnt.objects) / detector.strides_of(places)
+    distances = boxes.distances_to(boxes.centres_of(places), learnt.objects) / detector.strides_of(places)
     away = jnp.abs(jnp.clip(distances, 0, gfl.FARTHEST)[..., None] - jnp.arange(gfl.BINS)[None, None, None])
     rows = jnp.log(jnp.maximum(1 - away, 1e-9)).reshape(*distances.shape[:2], -1)
     return gfl.GFLPredictions(as_maps(learnt.logits, like), as_maps(rows, like))
