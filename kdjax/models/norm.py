@@ -39,7 +39,7 @@ class BatchNorm(nn.Module):
             used and left alone.
         epsilon: added to variances.
         axis_name: mapped axis over which statistics are averaged; None outside of one.
-        dtype: of the result; statistics are computed in float32.
+        dtype: of the result; statistics are computed in float32, those of float64 in float64.
     """
 
     train: bool
@@ -112,13 +112,13 @@ def groups_of(channels: int) -> int:
 
 
 def _statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of (..., C) over all other axes and over devices: (C,) float32 each.
+    """Mean and biased variance of (..., C) over all other axes and over devices: (C,) each, at least float32.
 
     The variance comes from the mean of squares, so that both take one pass over ``x``, of differences from one of the
     values: of values far from 0 that are nearly equal, squares would leave few digits right. Devices exchange both at
     once, but what they have few values of: there the spread is between them, and comes from differences too.
     """
-    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    x, axes = x.astype(jnp.promote_types(x.dtype, jnp.float32)), tuple(range(x.ndim - 1))
     near = jax.lax.stop_gradient(x[(0,) * len(axes)])
     difference = x - near.reshape(*[1] * len(axes), -1)
     offset, squares = difference.mean(axes), jnp.square(difference).mean(axes)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from flax.typing import Dtype
 
 from kdjax.losses import cross_entropy, mgd_loss
 from kdjax.methods.levels import Align
@@ -31,11 +32,10 @@ OUTPUT_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
 TRAIN_TOLERANCE = 2e-3
-DEEP_GRADIENT_TOLERANCE, DEEP_TRAIN_TOLERANCE = 2e-3, 0.05
-"""Of the backbones of ResNet-50 and of MobileNets, in which a ReLU may open by a last bit that another order of sums
-closes. Computed in float64, their gradients differ by 1.4e-3 from the original's float32, and in training, where the
-last norms see 12 values a channel, by 2 %, and in one entry of 2048 by 12 % of the largest: there it is the norm of the
-difference that is small."""
+DEEP_GRADIENT_TOLERANCE, DEEP_TRAIN_TOLERANCE = 2e-3, 0.02
+"""Of the backbone of ResNet-50, where a ReLU is open in the original's float32 that float64 closes: gradients differ by
+1.4e-3, and in training, where the last norms see 12 values a channel, by 1.8 % in norm, one entry of 2048 by 12 % of
+the largest."""
 SMOOTHING = {"loss/cross_entropy": 0.0, "loss/label_smoothing_0.1": 0.1, "loss/label_smoothing_0.1_mmpretrain": 0.1}
 
 CASES = find_cases("classification")
@@ -76,12 +76,13 @@ class Read(NamedTuple):
     paths: Names
 
 
-def read(case: Case, origin: Original, state: Mapping[str, np.ndarray]) -> Read:
+def read(case: Case, origin: Original, state: Mapping[str, np.ndarray], dtype: Dtype = jnp.float32) -> Read:
     images, classes = case.whole("image"), case.meta["num_classes"]
     like = jax.eval_shape(build_model(origin.model, classes).init, jax.random.key(0), images)
     imported = import_state_dict(state, origin.source, model=origin.model, like=like, num_classes=classes)
     assert not imported.report.untouched
-    return Read(build_model(imported.model, classes), imported.variables, dict(imported.report.taken))
+    variables = jax.tree.map(lambda x: np.asarray(x, dtype), imported.variables)
+    return Read(build_model(imported.model, classes, dtype=dtype), variables, dict(imported.report.taken))
 
 
 def loss_of(module: nn.Module, images: np.ndarray, labels: np.ndarray, train: bool) -> Any:
@@ -147,10 +148,9 @@ def check_maps(case: Case, maps: Any, captured: Any) -> None:
 
 def check_network(case: Case, name: str) -> None:
     state = synthetic_state_dict(case.spec, case.meta["weight_seed"])
-    module, variables, paths = read(case, original(name), state)
     images, labels = case.whole("image"), case.whole("label").astype(np.int32)
+    module, variables, paths = read(case, original(name), state)
     params, statistics = variables["params"], variables["batch_stats"]
-
     run = jit(jax.value_and_grad(loss_of(module, images, labels, train=False), has_aux=True))
     (loss, (maps, logits, captured, kept)), gradient = run(params, statistics)
     jax.tree.map(np.testing.assert_array_equal, kept, statistics)
@@ -160,18 +160,28 @@ def check_network(case: Case, name: str) -> None:
         smoothed = float(jnp.mean(cross_entropy(logits, labels, smoothing=smoothing)))
         assert smoothed == pytest.approx(float(case.whole(key)), rel=LOSS_TOLERANCE), key
     assert float(loss) == pytest.approx(float(case.whole("loss/cross_entropy")), rel=LOSS_TOLERANCE)
-    deep = getattr(module.backbone, "depth", 50) >= 50
+    deep = getattr(module.backbone, "depth", None) == 50
     tolerance = DEEP_GRADIENT_TOLERANCE if deep else GRADIENT_TOLERANCE
     check_gradients(case, "gradient/", gradient, paths, GRADIENT_TOLERANCE, tolerance)
 
+
+def check_training(case: Case, name: str) -> None:
+    """With the statistics of the batch.
+
+    In float64: where batch norm sees few values, a ReLU that the last bits of another processor close changes gradients
+    by several percent.
+    """
+    state = synthetic_state_dict(case.spec, case.meta["weight_seed"])
+    images, labels = case.whole("image").astype(np.float64), case.whole("label").astype(np.int32)
+    module, variables, paths = read(case, original(name), state, jnp.float64)
     run = jit(jax.value_and_grad(loss_of(module, images, labels, train=True), has_aux=True))
-    (loss, (_, _, _, updated)), gradient = run(params, statistics)
+    (loss, (_, _, _, updated)), gradient = run(variables["params"], variables["batch_stats"])
     assert float(loss) == pytest.approx(float(case.whole("train/loss/cross_entropy")), rel=LOSS_TOLERANCE)
-    close = assert_near if deep else assert_close
-    tolerance = DEEP_TRAIN_TOLERANCE if deep else TRAIN_TOLERANCE
+    deep = getattr(module.backbone, "depth", None) == 50
+    close, tolerance = (assert_near, DEEP_TRAIN_TOLERANCE) if deep else (assert_close, TRAIN_TOLERANCE)
     check_gradients(case, "train/gradient/", gradient, paths, TRAIN_TOLERANCE, tolerance, close)
     if case.meta["source"] == "MGD repository":  # Its statistics are those after the batch was seen twice.
-        _, (_, _, _, updated) = run(params, updated)[0]
+        _, (_, _, _, updated) = run(variables["params"], updated)[0]
     flat = {f"batch_stats/{path}": x for path, x in flatten_dict(updated, sep="/").items()}
     for key in (key for key in case.arrays if key.startswith("train/updated/")):
         assert_close(flat[paths[key.removeprefix("train/updated/")]], case.arrays[key], key, TRAIN_TOLERANCE)
@@ -239,3 +249,5 @@ def test_classifier_is_the_original(path: Path) -> None:
     if original(case.meta["model"]).model["name"] not in MODELS:
         pytest.skip(f"kdjax has no classifier for {case.meta['model']}")
     check_network(case, case.meta["model"])
+    with jax.enable_x64(True):
+        check_training(case, case.meta["model"])

@@ -15,22 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from flax.typing import Dtype
 
 from kdjax.losses.segmentation import resize, segmentation_loss
 from kdjax.models import build_model, complete
 from kdjax.models.segmentation import DeepLabV3
 from kdjax.types import IGNORED, Labels
 from kdjax.weights import SOURCES, expected_model, import_state_dict
-from tests.goldens.cases import Case, assert_close, assert_near, find_cases, load_case, no_cases
+from tests.goldens.cases import Case, assert_close, find_cases, load_case, no_cases
 from tests.goldens.synthetic import synthetic_state_dict
 from tests.slow import slow_but
 
 OUTPUT_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
-TRAIN_TOLERANCE = 2e-2
-"""Of gradients through batch norm of few values, whose difference is small as a whole and not entry by entry: sums in
-another order, as of another processor or an earlier version of JAX, close a ReLU here and there that was open."""
+TRAIN_TOLERANCE = 2e-3
 PIXELS = 0.999
 
 NETWORK = re.compile(r"(mmseg|maskd|torchvision)_(pspnet|deeplabv3)_\w+")
@@ -47,11 +46,8 @@ AUXILIARY_CLASSIFIERS = ("auxiliary_head.conv_seg", "auxlayer.block.4", "aux_cla
 AUXILIARY_WEIGHT = 0.4
 """In the loss of mmseg's cases, whose auxiliary term has it too."""
 
-# Everything runs once: compiling takes longer than running. But in training sums in a row, as an unoptimised program
-# takes them, are rounded so much that norms of two values, which PSPNet's pooled maps have, pass on a thousandth of it.
-jit, jit_precise = (
-    functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": level}) for level in (0, 2)
-)
+# Everything runs once: compiling takes longer than running.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def original(name: str, spec: Mapping[str, list[int]]) -> dict[str, Any]:
@@ -82,8 +78,8 @@ class Read(NamedTuple):
     labels: np.ndarray
 
 
-def read(case: Case, name: str) -> Read:
-    """Imports the case's weights, and its images and labels as ours are."""
+def read(case: Case, name: str, dtype: Dtype = jnp.float32) -> Read:
+    """Imports the case's weights, and its images and labels as ours are, to be computed with in ``dtype``."""
     source, classes = SOURCE[name.split("_")[0]], case.meta["num_classes"]
     state = synthetic_state_dict(case.spec, case.meta["weight_seed"])
     # What no shape shows, the importer knows.
@@ -97,8 +93,10 @@ def read(case: Case, name: str) -> Read:
         images = images[..., ::-1]  # The importer turned the first convolution around.
     labels = np.where(case.whole("label") == case.meta["ignore_label"], IGNORED, case.whole("label"))
     size = np.tile(np.array(images.shape[1:3], np.int32), (len(images), 1))
-    module = build_model(imported.model, classes)
-    return Read(source, module, imported.variables, dict(imported.report.taken), images, size, labels.astype(np.uint8))
+    module = build_model(imported.model, classes, dtype=dtype)
+    variables = jax.tree.map(lambda x: np.asarray(x, dtype), imported.variables)
+    paths = dict(imported.report.taken)
+    return Read(source, module, variables, paths, images.astype(dtype), size, labels.astype(np.uint8))
 
 
 def compute(read: Read, train: bool, differentiate: bool = True) -> tuple[Any, Any]:
@@ -117,10 +115,9 @@ def compute(read: Read, train: bool, differentiate: bool = True) -> tuple[Any, A
         value = terms["seg"] + AUXILIARY_WEIGHT * terms.get("auxiliary", 0)
         return value, (terms, maps, logits, seen.get("intermediates", {}), seen["batch_stats"])
 
-    run = jit_precise if train else jit
     if not differentiate:
-        return run(total)(read.variables["params"])[1], None
-    (_, found), gradient = run(jax.value_and_grad(total, has_aux=True))(read.variables["params"])
+        return jit(total)(read.variables["params"])[1], None
+    (_, found), gradient = jit(jax.value_and_grad(total, has_aux=True))(read.variables["params"])
     return found, gradient
 
 
@@ -202,18 +199,13 @@ def has_training(path: Path) -> bool:
         return any(name.startswith("train/") for name in file.files)
 
 
-@pytest.mark.parametrize(
-    "path", slow_but(("mmseg_pspnet_r18",), filter(has_training, CASES)), ids=lambda path: path.stem
-)
-def test_segmenter_trains_as_the_original(path: Path) -> None:
-    """With the statistics of the batch, which become running ones, and nothing dropped."""
-    case = load_case(path)
-    made = read(case, path.stem)
+def check_training(case: Case, name: str) -> None:
+    made = read(case, name, jnp.float64)
     (terms, _, logits, _, statistics), gradient = compute(made, train=True)
     check_losses(case, "train/", terms, LOSS_TOLERANCE)
     check_accuracy(case, made, "train/loss/decode/acc_seg", logits.main)
     check_accuracy(case, made, "train/loss/aux/acc_seg", logits.auxiliary)
-    check_gradients(case, made, "train/gradient/", gradient, functools.partial(assert_near, tolerance=TRAIN_TOLERANCE))
+    check_gradients(case, made, "train/gradient/", gradient, functools.partial(assert_close, tolerance=TRAIN_TOLERANCE))
     updated = {f"batch_stats/{path}": x for path, x in flatten_dict(statistics, sep="/").items()}
     names = [name for name in case.arrays if name.startswith("train/updated/")]
     assert names
@@ -221,6 +213,19 @@ def test_segmenter_trains_as_the_original(path: Path) -> None:
         assert_close(
             updated[made.paths[name.removeprefix("train/updated/")]], case.arrays[name], name, OUTPUT_TOLERANCE
         )
+
+
+@pytest.mark.parametrize(
+    "path", slow_but(("mmseg_pspnet_r18",), filter(has_training, CASES)), ids=lambda path: path.stem
+)
+def test_segmenter_trains_as_the_original(path: Path) -> None:
+    """With the statistics of the batch, which become running ones, and nothing dropped.
+
+    In float64: where batch norm sees few values, a ReLU that the last bits of another processor close changes gradients
+    by several percent.
+    """
+    with jax.enable_x64(True):
+        check_training(load_case(path), path.stem)
 
 
 @pytest.mark.parametrize("path", LOSSES, ids=lambda path: path.stem)
