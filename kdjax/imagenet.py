@@ -75,8 +75,8 @@ def set_embedded(config: ConfigDict) -> None:
     for name, width in (("teacher", 0.5), ("student", 0.125)):
         stage = base_stage(classifier(18, width))
         stage.loss_weights = ConfigDict()
-        stage.update(steps=TEACHER_STEPS if name == "teacher" else 500, batch_size=32, base_batch=32, eval_every=250)
-        stage.optimizer.learning_rate = 1e-3
+        stage.update(steps=TEACHER_STEPS if name == "teacher" else 700, batch_size=32, base_batch=32, eval_every=350)
+        stage.optimizer.learning_rate = 1e-3 if name == "teacher" else 3e-3
         config[name] = stage
     config.student.teacher = "teacher"
     config.eval_batch_size = 32
