@@ -273,15 +273,15 @@ def test_an_unusable_workdir_is_refused(kind, tmp_path):
         pipeline.run(base_config(), blocker if kind == "file" else blocker / "run")
 
 
-def command(workdir: Path, data_dir: Path, *more: str) -> list[str]:
+def command(config: str, workdir: Path, data_dir: Path, *more: str) -> list[str]:
     return [
         sys.executable,
         "-m",
         "kdjax.main",
-        "--config=configs/mimic.py:tiny",
+        f"--config={config}",
         f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}",
-        "--config.student.steps=6",
+        "--config.student.steps=8",
         "--config.student.log_every=1",
         "--config.student.checkpoint_every=2",
         *more,
@@ -302,19 +302,40 @@ def interrupted(command, number, line_of_output):
     return process.returncode, "".join(printed)
 
 
+MORE_STATE = {"batch_size": 16, "base_batch": 16, "accumulate": 2, "ema_decay": 0.5}
+"""Options of a student with more than its weights to go on from."""
+
+
 @pytest.mark.slow
-def test_a_run_stopped_and_then_killed_in_the_middle_continues_as_if_never_stopped(teacher, data_dir, tmp_path):
-    reference, killed = (with_teacher(teacher, tmp_path / name) for name in ("reference", "killed"))
-    subprocess.run(command(reference, data_dir), cwd=ROOT, check=True, capture_output=True)
-    code, printed = interrupted(command(killed, data_dir), signal.SIGTERM, "[student] step 1/6")
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ("configs/mimic.py:tiny", {}),
+        ("mgd:segmentation:tiny", MORE_STATE),
+        ("mgd:classification:tiny", {"dtype": "bfloat16", **MORE_STATE}),
+    ],
+    ids=("detection", "segmentation", "classification"),
+)
+def test_a_run_stopped_and_then_killed_in_the_middle_continues_as_if_never_stopped(
+    config, options, teacher, data_dir, tmp_path
+):
+    reference, killed = tmp_path / "reference", tmp_path / "killed"
+    if "mimic" in config:
+        for workdir in (reference, killed):
+            with_teacher(teacher, workdir)
+    more = [f"--config.student.{key}={value}" for key, value in options.items()]
+    subprocess.run(command(config, reference, data_dir, *more), cwd=ROOT, check=True, capture_output=True)
+    code, printed = interrupted(command(config, killed, data_dir, *more), signal.SIGTERM, "[student] step 1/8")
     assert code == 75
     (stopped,) = map(int, re.findall(r"^kdjax: stopped; stage 'student' is saved at step (\d),", printed, re.M))
     assert os.listdir(killed / "stages" / "student" / "checkpoints") == [str(stopped)]
-    code, printed = interrupted(command(killed, data_dir), signal.SIGKILL, "[student] step 5/6")
+    code, printed = interrupted(command(config, killed, data_dir, *more), signal.SIGKILL, "[student] step 7/8")
     assert code == -signal.SIGKILL
     assert f"continues from the checkpoint of step {stopped}" in printed
     assert not (killed / "student").exists()
-    again = subprocess.run(command(killed, data_dir), cwd=ROOT, check=True, capture_output=True, text=True)
+    again = subprocess.run(
+        command(config, killed, data_dir, *more), cwd=ROOT, check=True, capture_output=True, text=True
+    )
     assert "continues from the checkpoint of step" in again.stdout
 
     def curve(workdir):
