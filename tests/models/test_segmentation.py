@@ -69,7 +69,7 @@ LEARNING = pytest.mark.parametrize(
     [
         ("pspnet", {"average_over": "all"}),
         pytest.param("deeplabv3", {"average_over": "labelled", "projection": True}, marks=pytest.mark.slow),
-        pytest.param("deeplabv3_mobilenet_v2", {"average_over": "labelled"}, marks=pytest.mark.slow),
+        pytest.param("deeplabv3_mobilenet_v2", {"average_over": "all"}, marks=pytest.mark.slow),
     ],
     ids=SEGMENTERS,
 )
@@ -77,8 +77,18 @@ LEARNING = pytest.mark.parametrize(
 
 @LEARNING
 def test_two_devices_learn_what_one_does_and_every_parameter_moves(name, head):
-    """Image 1 has no labelled pixel, so that the devices have unequal numbers of them."""
+    """Image 1 has no labelled pixel, so that the devices have unequal numbers of them.
+
+    In float64, so that no last bit opens or closes a ReLU, which batch norm of few values makes much of.
+    """
     module, variables = made(name, **head)
+    with jax.enable_x64(True):
+        both = {"dtype": jnp.float64}
+        module = module.clone(**both, backbone=module.backbone.clone(**both))
+        compare_devices(module, jax.tree.map(lambda x: np.asarray(x, np.float64), variables))
+
+
+def compare_devices(module, variables):
     terms, gradient, statistics = jax.jit(functools.partial(learn, module))(variables, IMAGES, SIZE, TRUTH, KEYS)
     assert set(terms) == set(module.terms) == {"seg", "auxiliary"}
     assert all(np.isfinite(value) and value > 0 for value in terms.values())
@@ -94,12 +104,12 @@ def test_two_devices_learn_what_one_does_and_every_parameter_moves(name, head):
     shared, parts, updated = step(variables, *halves, KEYS.reshape(2, 2))
     pairs = zip(*map(jax.tree.leaves, ((shared, updated), (terms, statistics))), strict=True)
     for actual, wanted in pairs:
-        np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
     parts = flatten_dict(parts, sep="/")
     for path, wanted in flatten_dict(gradient, sep="/").items():
         assert np.any(wanted), f"{path} gets no gradient"
-        # Batch norm of few values, some of them nearly equal, makes single entries of other sums.
-        assert np.linalg.norm(parts[path] - wanted) <= 3e-2 * np.linalg.norm(wanted) + 1e-6, path
+        # Losses are float32; and a bias that the next batch norm takes out again has rounding for a gradient.
+        assert np.linalg.norm(parts[path] - wanted) <= 1e-5 * np.linalg.norm(wanted) + 1e-9, path
 
 
 @EVERY
