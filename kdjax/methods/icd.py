@@ -260,7 +260,7 @@ class ICD(nn.Module):
             """Where each of the first real instances looks at a level, mean over heads: (N, H, W, instances)."""
 
             def looks(instance: jax.Array) -> jax.Array:
-                real = queries.real & (jnp.arange(queries.real.shape[1]) == instance)
+                real = queries.real & (jnp.arange(queries.real.shape[1]) == instance)[None]
                 return jnp.mean(layer(decoded, taught, position, real=real, where=where)[2], axis=1)
 
             maps = jnp.stack(

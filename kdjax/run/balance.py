@@ -6,7 +6,7 @@ next to nothing is detected. On COCO's the papers' weights and levels stand.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeGuard
 
 Row = Mapping[str, float | None]
@@ -21,7 +21,7 @@ _USUAL = 0.3, 10.0
 _MOST_LEVEL = 0.5
 """Share of a term from which on coarse levels have taken it over."""
 _IDLE = 0.02
-"""Share of the gradient of the student's own loss up to which a level learns nothing."""
+"""Share of a level in the gradient of the student's own loss, of the sum of norms, up to which it learns nothing."""
 
 
 class Balance(NamedTuple):
@@ -118,9 +118,9 @@ def idle_levels(
     >>> own = [{"p3": 0.9, "p4": 0.4, "p5": 0.0}]
     >>> found = idle_levels("student", own, {"mimic": {"p3": 1.0, "p4": 1.0, "p5": 4.0}}, methods={"mimic": "mimic"})
     >>> found.flags
-    ['--config.student.methods.mimic.levels="('p3', 'p4')"']
+    ['--config.student.methods.mimic.levels="(\'p3\', \'p4\')"']
     >>> found.sentences[0].partition(":")[0]
-    '94% of the gradient of mimic is at p5, where the loss of its own has next to none'
+    '67% of the gradient of mimic is at p5, where the loss of its own has next to none'
 
     Args:
         stage: its name.
@@ -128,12 +128,12 @@ def idle_levels(
         terms: of each term of a method the same at the first point.
         methods: see :func:`balance`.
     """
-    idle = [level for level in own[0] if all(at[level] <= _IDLE * _whole(at.values()) for at in own)]
+    idle = [level for level in own[0] if all(at[level] <= _IDLE * sum(at.values()) for at in own)]
     sentences, flags = [], []
     for term, by_level in terms.items():
         kept = [level for level, x in by_level.items() if x > 0 and level not in idle]
         gone = [level for level, x in by_level.items() if x > 0 and level in idle]
-        share = _whole(by_level[x] for x in gone) / (_whole(by_level.values()) or 1.0)
+        share = sum(by_level[x] for x in gone) / (sum(by_level.values()) or 1.0)
         if kept and share > _MOST_LEVEL:
             sentences.append(
                 f"{share:.0%} of the gradient of {term} is at {', '.join(gone)}, where the loss of its own has next to "
@@ -142,11 +142,6 @@ def idle_levels(
             if methods and term in methods:
                 flags.append(_levels_flag(stage, methods[term], kept))
     return Balance(sentences, flags)
-
-
-def _whole(norms: Iterable[float]) -> float:
-    """The norm of what has these norms in its parts."""
-    return math.sqrt(sum(x**2 for x in norms))
 
 
 def _levels_flag(stage: str, method: str, levels: Sequence[str]) -> str:

@@ -254,7 +254,8 @@ def pulling(
             return {**own, **sums(distilled), **level_parts(distilled)}, shown
 
         values, back, shown = jax.vjp(terms, features, has_aux=True)
-        each = dict(zip(values, jnp.diag(jnp.array([weight_of(part) for part in values])), strict=True))
+        parts = sorted(values)
+        each = dict(zip(parts, jnp.diag(jnp.array([weight_of(part) for part in parts])), strict=True))
         # One after another: side by side the backward passes of a large model would not fit into memory.
         norms = jax.lax.map(lambda seed: jax.tree.map(_norm, back(seed)[0]), each)
         return values, norms, shown
@@ -262,10 +263,15 @@ def pulling(
     def pulls(point: Point, features: Features, taught: Features, batch: Batch, keys: jax.Array) -> Any:
         values, norms, shown = jax.device_get(of_arrays(point, features, taught, batch, keys))
         levels = sorted(norms, key=student.strides.__getitem__)
-        return {
-            part: Pull(float(x), weight_of(part) * float(x), {level: float(norms[level][at]) for level in levels})
-            for at, (part, x) in enumerate(values.items())
-        }, shown
+        found = {
+            part: Pull(
+                float(values[part]),
+                weight_of(part) * float(values[part]),
+                {level: float(norms[level][at]) for level in levels},
+            )
+            for at, part in enumerate(sorted(values))
+        }
+        return dict(sorted(found.items(), key=lambda item: (item[0] not in student.terms, item[0]))), shown
 
     return pulls
 

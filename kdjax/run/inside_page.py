@@ -52,7 +52,8 @@ def _pulls(plan: Plan, stage: str, found: Inside) -> Html:
     """Each term at each level, how much of it the student's features feel, and what weighs it otherwise."""
     remark = (
         f"On {found.weighed} images of the training: each term without and with its weight, and the norm of the "
-        "weighted term's gradient by the student's features. Heads are as in a training step, and methods as they were then."
+        "weighted term's gradient by the student's features. Heads are as in a training step, methods as they were "
+        "then."
     )
     said = suggested(plan, stage, found)
     taught = {part: x for part, x in found.pulls.items() if "/" not in part and part not in found.own}
@@ -78,13 +79,13 @@ def _pulls(plan: Plan, stage: str, found: Inside) -> Html:
         *told,
         table(head, rows),
         element("h3", "At which level"),
-        element("p", "Norm of the gradient at a level, as a share of that by all levels.", class_="remark"),
+        element("p", "Norm of the gradient at a level, as a share of the sum over levels.", class_="remark"),
         table(["", *columns], shares),
     )
 
 
 def _share(by_level: Mapping[str, float], level: str) -> str:
-    whole = np.sqrt(sum(x**2 for x in by_level.values()))
+    whole = sum(by_level.values())
     return f"{by_level[level] / whole:.0%}" if whole else "-"
 
 
