@@ -1,5 +1,8 @@
 """Which term, or which level of one, has taken a student's loss over, in sentences, and what weights it otherwise.
 
+A run's report has only what was recorded of its losses; ``kdjax show`` takes gradients, by which it is known at which
+levels objects are found.
+
 What is suggested is what was right on the embedded data and on small photographs: methods' terms of about three times
 the student's own loss, and no coarse levels that weigh more than the finer ones beneath them, in which on such images
 next to nothing is detected. On COCO's the papers' weights and levels stand.
