@@ -2,8 +2,8 @@
 
 ``inside.html``, in the workdir, has the features of teacher and student and their difference, before training, at the
 checkpoints that are there, and after it; the masks, attentions and tokens of methods that show theirs; each term, raw
-and weighted, and its gradient by the student's features, by level; and what weighs a term or a level that has taken over
-otherwise.
+and weighted, and its gradient by the student's features, by level; and where a term or a level has taken over, flags
+that weigh it otherwise.
 """
 
 import functools
