@@ -116,9 +116,10 @@ def idle_levels(
 ) -> Balance:
     r"""Which terms of methods pull mostly at levels where the student's own loss pulls at nothing.
 
-    There no object of the data is found: whatever the teacher has there is a constant, which helps nobody.
+    There no object of the data is found: whatever the teacher has there is a constant, which helps nobody. A map that no
+    head reads, as a backbone's beneath the head of a classifier, has no gradient at all, and is never named.
 
-    >>> own = [{"p3": 0.9, "p4": 0.4, "p5": 0.0}]
+    >>> own = [{"p3": 0.9, "p4": 0.4, "p5": 0.001}]
     >>> found = idle_levels("student", own, {"mimic": {"p3": 1.0, "p4": 1.0, "p5": 4.0}}, methods={"mimic": "mimic"})
     >>> found.flags
     ['--config.student.methods.mimic.levels="(\'p3\', \'p4\')"']
@@ -131,7 +132,7 @@ def idle_levels(
         terms: of each term of a method the same at the first point.
         methods: see :func:`balance`.
     """
-    idle = [level for level in own[0] if all(at[level] <= _IDLE * sum(at.values()) for at in own)]
+    idle = [level for level in own[0] if all(0 < at[level] <= _IDLE * sum(at.values()) for at in own)]
     sentences, flags = [], []
     for term, by_level in terms.items():
         kept = [level for level, x in by_level.items() if x > 0 and level not in idle]
