@@ -116,8 +116,8 @@ def idle_levels(
 ) -> Balance:
     r"""Which terms of methods pull mostly at levels where the student's own loss pulls at nothing.
 
-    There no object of the data is found: whatever the teacher has there is a constant, which helps nobody. A map that no
-    head reads, as a backbone's beneath the head of a classifier, has no gradient at all, and is never named.
+    There no object of the data is found: whatever the teacher has there is a constant, which helps nobody. A map that
+    no head reads, as a backbone's beneath the head of a classifier, has no gradient at all, and is never named.
 
     >>> own = [{"p3": 0.9, "p4": 0.4, "p5": 0.001}]
     >>> found = idle_levels("student", own, {"mimic": {"p3": 1.0, "p4": 1.0, "p5": 4.0}}, methods={"mimic": "mimic"})
