@@ -53,7 +53,7 @@ def _pulls(plan: Plan, stage: str, found: Inside) -> Html:
     remark = (
         f"On {found.weighed} images of the training: each term without and with its weight, and the norm of the "
         "weighted term's gradient by the student's features. Heads are as in a training step, methods as they were "
-        "then."
+        "then: one that warms up does not pull yet."
     )
     said = suggested(plan, stage, found)
     taught = {part: x for part, x in found.pulls.items() if "/" not in part and part not in found.own}
