@@ -18,7 +18,7 @@ from kdjax.run import pipeline
 from kdjax.run.balance import idle_levels
 from kdjax.run.data import open_split
 from kdjax.run.inside import Inside, Level, Point, Pull, look_inside, pulling
-from kdjax.run.inside_page import inside_page
+from kdjax.run.inside_page import inside_page, suggested
 from kdjax.types import Batch, Logits, Targets, View
 from tests.runs import tiny, with_teacher
 from tests.test_html_report import ROOT, parsed
@@ -138,6 +138,8 @@ def test_levels_of_no_objects_are_left_out_where_they_have_taken_a_term_over_and
     assert found.sentences[0].startswith("82% of the gradient of mimic is at p6, p7")
     assert idle_levels("student", [own, mimic], {"mimic": mimic}).sentences == []
     assert idle_levels("student", [own], {"mgd": own}).sentences == []
+    few = own | {"p6": 0.015}  # As the cells' P5 has where they are not enlarged: a few objects, no constant.
+    assert idle_levels("student", [few], {"x": {"p3": 0.1, "p6": 1.0}}).sentences == []
     unread = own | {"p6": 0.0, "p7": 0.0}
     assert idle_levels("student", [unread], {"mimic": mimic}).sentences == []
 
@@ -168,6 +170,16 @@ def test_the_page_of_a_run_shows_no_padding_and_all_levels():
     assert "own< 1 1 1 mgd 1 1 1 mgd, p3 1 1 1" in words
     assert "teacher: 1 student, before: 1 difference, before: 1 kept: 100%" in words
     assert "script" not in page.tags
+
+
+def test_what_teaches_a_method_alone_is_no_part_of_what_weighs_on_the_student():
+    pulls = {"cls": 1.0, "icd": 3.0, "icd_confidence": 1.0, "icd_localization": 20.0}
+    pulls = {term: {"before": Pull(x, x, {"p3": x})} for term, x in pulls.items()}
+    plan = resolve(tiny(ROOT / "configs" / "icd.py", "x"), devices=1)
+    assert suggested(plan, "student", Inside(None, {}, pulls, ("cls",), 1)).flags == []
+    pulls["icd"] = {"before": Pull(30.0, 30.0, {"p3": 30.0})}
+    found = suggested(plan, "student", Inside(None, {}, pulls, ("cls",), 1))
+    assert found.flags == ["--config.student.method_share=3"]
 
 
 @pytest.mark.slow

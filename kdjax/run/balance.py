@@ -23,7 +23,7 @@ _USUAL = 0.3, 10.0
 """And between which they were not much worse."""
 _MOST_LEVEL = 0.5
 """Share of a term from which on coarse levels have taken it over."""
-_IDLE = 0.02
+_IDLE = 0.005
 """Share of a level in the gradient of the student's own loss, of the sum of norms, up to which it learns nothing."""
 
 

@@ -101,13 +101,16 @@ def own_gradients(found: Inside) -> dict[str, dict[str, float]]:
 def suggested(plan: Plan, stage: str, found: Inside) -> Balance:
     """What has taken the loss over at the first point, and what weighs it otherwise."""
     planned = plan[stage]
+    modules = {key: build_method(method.config) for key, method in planned.methods.items()}
+    # Auxiliary tasks, which teach the method alone, weigh nothing in the student.
     of_methods = {
         term: key
-        for key, method in planned.methods.items()
-        for term in term_names(build_method(method.config), found.own)
+        for key, module in modules.items()
+        for term in term_names(module, found.own)
+        if "student" in module.terms.get(term, ())
     }
     terms = {part: next(iter(by_point.values())) for part, by_point in found.pulls.items() if "/" not in part}
-    row = {f"loss/{term}": x.weighted for term, x in terms.items()}
+    row = {f"loss/{term}": x.weighted for term, x in terms.items() if term in (*found.own, *of_methods)}
     weights = balance(stage, [row], found.own, share=planned.options.method_share, methods=of_methods)
     levels = idle_levels(
         stage,
