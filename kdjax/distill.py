@@ -83,14 +83,58 @@ def own_keys(keys: jax.Array, name: str, names: Collection[str]) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number) if keys.ndim else jax.random.fold_in(keys, number)
 
 
-def method_terms(
+class Side(NamedTuple):
+    """A student or a teacher on one batch."""
+
+    model: Model
+    variables: Variables
+    view: View
+    """Of the student with its predictions."""
+
+
+def sampling_of(targets: Any, keys: jax.Array) -> Sampling:
+    """What a student's heads draw by, of the keys of the images (N,)."""
+    return Sampling(targets, jax.vmap(jax.random.fold_in, (0, None))(keys, _SAMPLING))
+
+
+def given_by_heads(
+    student: Side, teacher: Side | None, targets: Any, size: jax.Array, sampling: Sampling
+) -> dict[str, Any]:
+    """What methods may need of the heads and the losses of both models, by the keywords of ``kdjax.methods.NEEDED``."""
+    model, view = student.model, student.view
+
+    def teacher_heads(predictions: Any) -> Any:
+        assert teacher is not None
+        return operations.heads_at(teacher.model, teacher.variables, teacher.view.features, predictions, size)
+
+    def own_loss(other: Features) -> Terms:
+        judge, unchanged = jax.lax.stop_gradient((student.variables, view.features))
+        other = {**unchanged, **other}
+        return model.loss(operations.heads(model, judge, other, size, sampling), targets, size)
+
+    def prediction_loss(other: Any) -> Terms:
+        return model.loss(other, targets, size)
+
+    def paired_sides(theirs: Any) -> dict[str, PairedSides]:
+        return model.paired_sides(view.predictions, theirs, targets, size)
+
+    return {
+        "own_loss": own_loss,
+        "prediction_loss": prediction_loss,
+        "teacher_heads": teacher_heads,
+        "paired_sides": paired_sides,
+    }
+
+
+def applied(
     methods: Mapping[str, Applied],
     params: Mapping[str, Any],
     student: View,
     teacher: View | None,
     given: Mapping[str, Any],
-) -> MethodTerms:
-    """The terms of all methods, each called with the keywords that it needs.
+    **how: Any,
+) -> dict[str, Any]:
+    """What each method gives, called with the keywords that it needs.
 
     Args:
         methods: by name.
@@ -98,18 +142,18 @@ def method_terms(
         student: features and predictions.
         teacher: features.
         given: every keyword of ``kdjax.methods.NEEDED`` that some method needs.
+        **how: further keywords of Flax's ``apply``.
     """
-    terms: MethodTerms = {}
+    found = {}
     own = by_method(params, methods)
     drawing = [name for name, method in methods.items() if "keys" in method.module.needs]
     for name, method in methods.items():
         needed = {need: given[need] for need in method.module.needs}
         if "keys" in needed:
             needed["keys"] = own_keys(needed["keys"], name, drawing)
-        terms |= method.module.apply(
-            {"params": own.get(name, {})}, method.sees(student), method.sees(teacher), **needed
-        )
-    return terms
+        variables = {"params": own.get(name, {})}
+        found[name] = method.module.apply(variables, method.sees(student), method.sees(teacher), **needed, **how)
+    return found
 
 
 def sums(terms: MethodTerms) -> Terms:
@@ -119,7 +163,7 @@ def sums(terms: MethodTerms) -> Terms:
     }
 
 
-def _parts(terms: MethodTerms) -> Terms:
+def level_parts(terms: MethodTerms) -> Terms:
     """The parts of the terms that have some, as "term/level"."""
     return {
         f"{name}/{level}": part
@@ -156,48 +200,20 @@ def distill_loss(
         the weighted total (float32 scalar), and (metrics, new batch statistics).
     """
     size, targets = batch.size, batch.targets
-    sampling = Sampling(targets, jax.vmap(jax.random.fold_in, (0, None))(keys, _SAMPLING))
+    sampling = sampling_of(targets, keys)
     variables = {"params": params["student"], "batch_stats": batch_stats}
     images = student.preprocess(batch.images, size)
     features, predictions, new_stats = operations.forward(student, variables, images, size, sampling)
     terms = student.loss(predictions, targets, size)
-    taught: Features = {}
+    ours, theirs = Side(student, variables, View(features, student.strides, predictions)), None
     if teacher is not None:
         images = teacher.preprocess(batch.images, size)
         taught = jax.lax.stop_gradient(operations.features(teacher, teacher_variables or {}, images))
-
-    def teacher_heads(predictions: Any) -> Any:
-        assert teacher is not None
-        return operations.heads_at(teacher, teacher_variables or {}, taught, predictions, size)
-
-    def own_loss(other: Features) -> Terms:
-        judge, unchanged = jax.lax.stop_gradient((variables, features))
-        other = {**unchanged, **other}
-        return student.loss(operations.heads(student, judge, other, size, sampling), targets, size)
-
-    def prediction_loss(other: Any) -> Terms:
-        return student.loss(other, targets, size)
-
-    def paired_sides(theirs: Any) -> dict[str, PairedSides]:
-        return student.paired_sides(predictions, theirs, targets, size)
-
-    distilled = method_terms(
-        methods,
-        params["method"],
-        View(features, student.strides, predictions),
-        View(taught, teacher.strides) if teacher is not None else None,
-        {
-            "size": size,
-            "targets": targets,
-            "keys": keys,
-            "step": step,
-            "own_loss": own_loss,
-            "prediction_loss": prediction_loss,
-            "teacher_heads": teacher_heads,
-            "paired_sides": paired_sides,
-            "statistics": statistics,
-        },
-    )
+        theirs = Side(teacher, teacher_variables or {}, View(taught, teacher.strides))
+    given = {"size": size, "targets": targets, "keys": keys, "step": step, "statistics": statistics}
+    given |= given_by_heads(ours, theirs, targets, size, sampling)
+    by_method_name = applied(methods, params["method"], ours.view, theirs and theirs.view, given)
+    distilled: MethodTerms = {term: x for found in by_method_name.values() for term, x in found.items()}
     total, weighted = weighted_sum(terms, loss_weights)
     taught_terms = sums(distilled)
     taught_total, taught_weighted = weighted_sum(taught_terms, loss_weights)
@@ -209,7 +225,7 @@ def distill_loss(
         metrics["method_scale"] = scale
     total += taught_total
     metrics["loss"] = total
-    metrics |= {f"raw/{name}": value for name, value in {**terms, **taught_terms, **_parts(distilled)}.items()}
+    metrics |= {f"raw/{name}": value for name, value in {**terms, **taught_terms, **level_parts(distilled)}.items()}
     metrics |= {f"loss/{name}": value for name, value in {**weighted, **taught_weighted}.items()}
     return total, (metrics, new_stats)
 

@@ -293,6 +293,19 @@ def load_variables(folder: str | os.PathLike) -> dict[str, Any]:
     return _read(folder, describe(folder))
 
 
+def load_checkpointed_methods(folder: str | os.PathLike) -> dict[str, Any]:
+    """What the methods had learnt at one step of a run's checkpoints, as ``params["method"]`` of the state has it.
+
+    Raises:
+        DataError: if ``folder`` is no step.
+        DamagedError: its arrays cannot be read, or are not those that were saved.
+    """
+    describe(folder)
+    step = absolute(as_path(folder))
+    record = recorded(step)
+    return read_arrays(step / REST, None, record and record[REST])["params"].get("method", {})
+
+
 def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any = None) -> dict[str, Any]:
     """The arrays in a folder, on the default device, held against their digests where the folder has some.
 

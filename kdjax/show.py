@@ -1,8 +1,9 @@
 """Shows what a method does inside, on real images: ``kdjax show --workdir=runs/first``.
 
 ``inside.html``, in the workdir, has the features of teacher and student and their difference, before training, at the
-checkpoints that are there, and after it; the masks, attentions and tokens of methods that show theirs; and of each term
-at each level how strongly it pulls.
+checkpoints that are there, and after it; the masks, attentions and tokens of methods that show theirs; each term, raw
+and weighted, and its gradient by the student's features, by level; and where a term or a level has taken over, flags
+that weigh it otherwise.
 """
 
 import functools

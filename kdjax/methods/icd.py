@@ -3,6 +3,7 @@
 What is learnt; the mathematics is in :mod:`kdjax.losses.icd`.
 """
 
+import functools
 from typing import Annotated, ClassVar
 
 import flax.linen as nn
@@ -23,9 +24,12 @@ from kdjax.losses import (
     split_heads,
 )
 from kdjax.losses.icd import NORM_EPSILON
-from kdjax.methods.levels import Align, pair_levels, torch_uniform
+from kdjax.methods.levels import Align, pair_levels, show, torch_uniform
 from kdjax.options import number, whole
 from kdjax.types import MethodTerms, Targets, View
+
+_SHOWN_INSTANCES = 4
+"""Of each image: those whose attention is shown."""
 
 
 def linear(x: jax.Array, width: int, *, dtype: jnp.dtype, name: str) -> jax.Array:
@@ -250,11 +254,28 @@ class ICD(nn.Module):
             ]
         )
 
+        sizes = [pair.where.size // len(size) for pair in pairs]
+
+        def attention(layer: DecoderLayer, decoded: jax.Array, level: int) -> jax.Array:
+            """Where each of the first real instances looks at a level, mean over heads: (N, H, W, instances)."""
+
+            def looks(instance: jax.Array) -> jax.Array:
+                real = queries.real & (jnp.arange(queries.real.shape[1]) == instance)[None]
+                return jnp.mean(layer(decoded, taught, position, real=real, where=where)[2], axis=1)
+
+            maps = jnp.stack(
+                [looks(jnp.int32(x)) for x in range(min(_SHOWN_INSTANCES, queries.real.shape[1]))], axis=-1
+            )
+            start = sum(sizes[:level])
+            return maps[:, start : start + sizes[level]].reshape(*pairs[level].where.shape, -1)
+
         decoded = MLP((channels,) * 3, dtype=self.dtype, name="encoder")(descriptors)
         predict = MLP((channels, channels, 5), dtype=self.dtype, name="predictor")
         terms = dict.fromkeys(self.terms, jnp.zeros(()))
         for index in range(self.layers):
             layer = DecoderLayer(self.heads, self.temperature, dtype=self.dtype, name=f"teacher_layer_{index}")
+            for level, pair in enumerate(pairs if index == self.layers - 1 else ()):
+                show(self, pair.level, attention=functools.partial(attention, layer, decoded, level))
             decoded, values, instance_mask = layer(decoded, taught, position, real=queries.real, where=where)
             outputs = predict(decoded)
             terms["icd_confidence"] += instance_confidence_loss(outputs[..., 0], queries, axis_name=self.axis_name)

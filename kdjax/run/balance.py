@@ -1,5 +1,8 @@
 """Which term, or which level of one, has taken a student's loss over, in sentences, and what weights it otherwise.
 
+A run's report has only what was recorded of its losses; ``kdjax show`` takes gradients, by which it is known at which
+levels objects are found.
+
 What is suggested is what was right on the embedded data and on small photographs: methods' terms of about three times
 the student's own loss, and no coarse levels that weigh more than the finer ones beneath them, in which on such images
 next to nothing is detected. On COCO's the papers' weights and levels stand.
@@ -20,6 +23,8 @@ _USUAL = 0.3, 10.0
 """And between which they were not much worse."""
 _MOST_LEVEL = 0.5
 """Share of a term from which on coarse levels have taken it over."""
+_IDLE = 0.005
+"""Share of a level in the gradient of the student's own loss, of the sum of norms, up to which it learns nothing."""
 
 
 class Balance(NamedTuple):
@@ -98,9 +103,54 @@ def balance(
                 "nothing is detected there, as in small images, what they hold is a large constant."
             )
             if methods and term in methods:
-                said = "(" + ", ".join(map(repr, kept)) + ("," if len(kept) == 1 else "") + ")"
-                flags.append(f'--config.{stage}.methods.{methods[term]}.levels="{said}"')
+                flags.append(_levels_flag(stage, methods[term], kept))
     return Balance(sentences, flags)
+
+
+def idle_levels(
+    stage: str,
+    own: Sequence[Mapping[str, float]],
+    terms: Mapping[str, Mapping[str, float]],
+    *,
+    methods: Mapping[str, str] | None = None,
+) -> Balance:
+    r"""Which terms of methods pull mostly at levels where the student's own loss pulls at nothing.
+
+    There no object of the data is found: whatever the teacher has there is a constant, which helps nobody. A map that
+    no head reads, as a backbone's beneath the head of a classifier, has no gradient at all, and is never named.
+
+    >>> own = [{"p3": 0.9, "p4": 0.4, "p5": 0.001}]
+    >>> found = idle_levels("student", own, {"mimic": {"p3": 1.0, "p4": 1.0, "p5": 4.0}}, methods={"mimic": "mimic"})
+    >>> found.flags
+    ['--config.student.methods.mimic.levels="(\'p3\', \'p4\')"']
+    >>> found.sentences[0].partition(":")[0]
+    '67% of the gradient of mimic is at p5, where the loss of its own has next to none'
+
+    Args:
+        stage: its name.
+        own: norms of the gradient of the student's own loss by level, at some points of the training.
+        terms: of each term of a method the same at the first point.
+        methods: see :func:`balance`.
+    """
+    idle = [level for level in own[0] if all(0 < at[level] <= _IDLE * sum(at.values()) for at in own)]
+    sentences, flags = [], []
+    for term, by_level in terms.items():
+        kept = [level for level, x in by_level.items() if x > 0 and level not in idle]
+        gone = [level for level, x in by_level.items() if x > 0 and level in idle]
+        share = sum(by_level[x] for x in gone) / (sum(by_level.values()) or 1.0)
+        if kept and share > _MOST_LEVEL:
+            sentences.append(
+                f"{share:.0%} of the gradient of {term} is at {', '.join(gone)}, where the loss of its own has next to "
+                "none: no object of these images is found there, and what a teacher has there is a large constant."
+            )
+            if methods and term in methods:
+                flags.append(_levels_flag(stage, methods[term], kept))
+    return Balance(sentences, flags)
+
+
+def _levels_flag(stage: str, method: str, levels: Sequence[str]) -> str:
+    said = "(" + ", ".join(map(repr, levels)) + ("," if len(levels) == 1 else "") + ")"
+    return f'--config.{stage}.methods.{method}.levels="{said}"'
 
 
 def _taken_over(parts: Sequence[float]) -> int:

@@ -86,7 +86,7 @@ def build(stage: StagePlan, facts: Facts, devices: list[jax.Device] | None = Non
         teacher = None
     statistics = facts.statistics or uniform_statistics(facts.num_classes)
     images = jnp.zeros((1, *facts.image_size, 3))
-    example = _example(student, teacher, images, facts.task.targets(1, facts.image_size), statistics)
+    example = example_of(student, teacher, images, facts.task.targets(1, facts.image_size), statistics)
     for name, method in methods.items():
         _try(stage.name, name, method, example)
     places = {name: place(name, methods) for name in methods}
@@ -126,8 +126,8 @@ def build(stage: StagePlan, facts: Facts, devices: list[jax.Device] | None = Non
         # Not as one logical array: the state is needed again.
         return parallel(norms, in_axes=in_axes, replicated=False, devices=devices)
 
-    init_methods = functools.partial(_init_methods, methods, example)
-    return Built(student, teacher, methods, optimizer, learning_rate, mapped, term_norms, images, init_methods, freeze)
+    init = functools.partial(init_methods, methods, example)
+    return Built(student, teacher, methods, optimizer, learning_rate, mapped, term_norms, images, init, freeze)
 
 
 def first_state(
@@ -216,7 +216,7 @@ def init_jit(init: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-class _Example(NamedTuple):
+class Example(NamedTuple):
     """What methods see and may need of one image that shows nothing, as shapes: nothing of it takes memory."""
 
     student: View
@@ -229,9 +229,10 @@ def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def _example(
+def example_of(
     student: Model, teacher: Model | None, images: jax.Array, targets: Any, statistics: ClassStatistics
-) -> _Example:
+) -> Example:
+    """What methods see and may need of two models, with images (1, H, W, 3) and the task's truth of one."""
     key, alone = jax.random.key(0), student.clone(axis_name=None)
     arrays = {
         "size": jax.ShapeDtypeStruct((1, 2), jnp.int32),
@@ -264,10 +265,10 @@ def _example(
             return operations.init_heads_at(plain, key, _zeros(taught), predictions, _zeros(arrays["size"]))
 
         functions["teacher_heads"] = teacher_heads
-    return _Example(View(features, student.strides, predictions), theirs, arrays, functions)
+    return Example(View(features, student.strides, predictions), theirs, arrays, functions)
 
 
-def _call(method: Applied, example: _Example, key: jax.Array) -> Any:
+def _call(method: Applied, example: Example, key: jax.Array) -> Any:
     """The terms of a method on an example, and its variables; to be traced."""
     plain = method.module.clone(axis_name=None)
     known = {**_zeros(example.arrays), "keys": key[None], **example.functions}
@@ -275,7 +276,7 @@ def _call(method: Applied, example: _Example, key: jax.Array) -> Any:
     return plain.init_with_output(key, *views, **{need: known[need] for need in plain.needs})
 
 
-def _try(stage: str, name: str, method: Applied, example: _Example) -> None:
+def _try(stage: str, name: str, method: Applied, example: Example) -> None:
     """Lets a method refuse models that it does not fit, and says which levels it pairs."""
     ours, theirs = example.student, example.teacher
     there = {**ours.features, **(theirs.features if theirs else {})}
@@ -290,7 +291,7 @@ def _try(stage: str, name: str, method: Applied, example: _Example) -> None:
         print(f"[{stage}] {name} {describe_pairs(student, teacher)}", flush=True)
 
 
-def _init_methods(methods: Mapping[str, Applied], example: _Example, key: jax.Array) -> Any:
+def init_methods(methods: Mapping[str, Applied], example: Example, key: jax.Array) -> Any:
     """The parameters of all methods that learn."""
     learners = {name: method for name, method in methods.items() if method.learns}
     params = {}

@@ -4,7 +4,6 @@ Computed again from what a run has left, at as many points of its training as th
 recorded while a run trains.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,25 +12,49 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import operations
-from kdjax.distill import Applied, image_keys, own_keys
+from kdjax.distill import (
+    Applied,
+    Side,
+    applied,
+    by_method,
+    given_by_heads,
+    image_keys,
+    level_parts,
+    place,
+    sampling_of,
+    sums,
+    together,
+)
 from kdjax.errors import UserError
-from kdjax.methods import build_method
+from kdjax.losses import uniform_statistics
+from kdjax.methods import build_method, term_names
 from kdjax.methods.levels import SHOWN, pair_levels
 from kdjax.models import build_model
 from kdjax.paths import Path, is_folder
 from kdjax.plan import Plan, StagePlan
-from kdjax.run.build import init_jit, stage_key
+from kdjax.run.build import example_of, init_jit, init_methods, stage_key
 from kdjax.run.data import open_batches
 from kdjax.run.record import Finished, stage_folder
 from kdjax.run.start import load_model, load_origins
-from kdjax.saved import load_method
+from kdjax.run.story import stories
+from kdjax.saved import load_checkpointed_methods, load_method
 from kdjax.state import Variables
 from kdjax.types import Batch, Features, Model, Source, View
 
-_GIVEN = ("size", "targets", "keys", "step", "statistics")
-"""What methods are given here; those that need a model's heads are not looked into."""
 MOST_POINTS = 4
 """Points of the training that are looked at."""
+_WEIGHED = 8
+"""Images, at least, of which terms and gradients are taken: a level's objects need not be in the few that are drawn."""
+
+
+class Point(NamedTuple):
+    """What was learnt at a point of the training."""
+
+    student: Variables
+    methods: Any
+    """Parameters, as ``params["method"]`` of the state has them."""
+    step: jax.Array
+    """int32 scalar."""
 
 
 class Level(NamedTuple):
@@ -46,29 +69,37 @@ class Level(NamedTuple):
     difference: dict[str, np.ndarray]
     """(N, H, W) float32: the mean over channels of the absolute difference; {} where they have other numbers of them,
     for then channels mean other things."""
-    shown: dict[str, np.ndarray]
-    """What methods show of it, by name, at the last point: (N, H, W, K) or (N, C)."""
+    shown: dict[str, dict[str, np.ndarray]]
+    """What methods show of it, by name and point: (N, H, W, K) or (N, C)."""
 
 
 class Pull(NamedTuple):
-    """Of a term at a level, at one point."""
+    """Of a term, or of its part at a level, at one point."""
 
     value: float
     """Without its weight."""
-    gradient: float
-    """Norm of its gradient by the student's features of all levels."""
+    weighted: float
+    gradient: dict[str, float]
+    """Norm of the weighted term's gradient by the student's features, by level of the student, fine to coarse."""
+
+    @property
+    def norm(self) -> float:
+        """Of the gradient by all levels together."""
+        return float(np.sqrt(sum(x**2 for x in self.gradient.values())))
 
 
 class Inside(NamedTuple):
     """What was found."""
 
     batch: Batch
-    """As a stage saw it, on the host."""
+    """As a stage saw it, on the host: the images that are drawn."""
     levels: dict[str, Level]
     pulls: dict[str, dict[str, Pull]]
-    """By "term/level", by point."""
-    left_out: list[str]
-    """Methods that were not looked into."""
+    """By term, and "term/level" of those that are sums over levels, by point: those of the student's own loss first."""
+    own: tuple[str, ...]
+    """The terms that are the student's own."""
+    weighed: int
+    """Images that ``pulls`` are of."""
 
 
 def look_inside(plan: Plan, workdir: Path, name: str, source: Source, images: int) -> Inside:
@@ -93,49 +124,71 @@ def look_inside(plan: Plan, workdir: Path, name: str, source: Source, images: in
     key = stage_key(plan.run.seed, stage)
     student = build_model(origins.model, num_classes=len(source.class_names))
     blank = jnp.zeros((1, *plan.data.training_shapes[0], 3))
-    points = {"before": origins.start(init_jit(student.init)(key, blank))}
-    points |= _later(stage, stage_folder(workdir, name), source.class_names)
-    batch = jax.tree.map(lambda x: x[:images], next(open_batches(plan, stage, source, 0)))
-    seen_by = _features(student)
-    features = {point: seen_by(variables, batch.images, batch.size) for point, variables in points.items()}
-    taught = _features(origins.teacher.module)(origins.teacher.variables, batch.images, batch.size)
-    views = {point: View(maps, student.strides) for point, maps in features.items()}
-    teacher = View(taught, origins.teacher.module.strides)
     methods = {x: Applied(build_method(method.config), method.levels) for x, method in stage.methods.items()}
-    fitting = {x: method for x, method in methods.items() if set(method.module.needs) <= set(_GIVEN)}
-    drawing = [x for x, method in methods.items() if "keys" in method.module.needs]
+    statistics = plan.task.statistics(source) or uniform_statistics(len(source.class_names))
+    example = example_of(
+        student, origins.teacher.module, blank, plan.task.targets(1, plan.data.training_shapes[0]), statistics
+    )
+    fresh = by_method(init_methods(methods, example, key), methods)
+    known = together({x: {**own, **origins.given.get(x, {})} for x, own in fresh.items()})
+    points = {"before": Point(origins.start(init_jit(student.init)(key, blank)), known, jnp.int32(0))}
+    points |= _later(stage, stage_folder(workdir, name), source.class_names, methods)
+    weighed = max(images, _WEIGHED)
+    batch = jax.tree.map(lambda x: x[:weighed], next(open_batches(plan, stage, source, 0)))
+    seen_by = _features(student)
+    features = {point: seen_by(at.student, batch.images, batch.size) for point, at in points.items()}
+    taught = _features(origins.teacher.module)(origins.teacher.variables, batch.images, batch.size)
+    scales = [row["method_scale"] for row in stories(plan, workdir)[name].rows if row.get("method_scale")]
+    ours = student.terms
+    weights = dict(stage.options.loss_weights)
+    theirs = [term for x in methods.values() for term in term_names(x.module, ours)]
+    weights |= {term: weights.get(term, 1.0) * (scales[0] if scales else 1.0) for term in theirs}
+    pull = pulling(student, *origins.teacher, methods, weights, statistics)
     keys = image_keys(key, jnp.zeros((), jnp.int32), batch.index)
-    given = {"size": batch.size, "targets": batch.targets, "step": jnp.zeros((), jnp.int32)}
-    given["statistics"] = plan.task.statistics(source)
     pulls: dict[str, dict[str, Pull]] = {}
-    shown: dict[str, np.ndarray] = {}
-    for x, method in fitting.items():
-        params = _params(stage_folder(workdir, name) / "method", x)
-        own = {**given, "keys": own_keys(keys, x, drawing)}
-        for point, view in views.items():
-            found, seen = _pulls(method, params, view, teacher, own)
-            shown = {**shown, **seen}
-            for part, pull in found.items():
-                pulls.setdefault(part, {})[point] = pull
+    shown: dict[str, dict[str, np.ndarray]] = {}
+    for point, at in points.items():
+        found, shown[point] = pull(at, features[point], taught, batch, keys)
+        for part, one in found.items():
+            pulls.setdefault(part, {})[point] = one
+    drawn = jax.tree.map(lambda x: x[:images], batch)
+    views = {point: View(jax.tree.map(lambda x: x[:images], maps), student.strides) for point, maps in features.items()}
+    view = View(jax.tree.map(lambda x: x[:images], taught), origins.teacher.module.strides)
     return Inside(
-        batch=jax.device_get(batch),
-        levels=_levels(fitting or methods, views, teacher, batch.size, shown),
+        batch=jax.device_get(drawn),
+        levels=_levels(methods, views, view, drawn.size, shown),
         pulls=pulls,
-        left_out=[x for x in methods if x not in fitting],
+        own=ours,
+        weighed=len(batch.images),
     )
 
 
-def _later(stage: StagePlan, folder: Path, class_names: tuple[str, ...]) -> dict[str, Variables]:
-    """The student at some checkpoints, the last one or the finished model included, by words."""
+def _later(
+    stage: StagePlan, folder: Path, class_names: tuple[str, ...], methods: Mapping[str, Applied]
+) -> dict[str, Point]:
+    """Some checkpoints, the last one or the finished model included, by words."""
     steps = sorted((step for step in (folder / "checkpoints").glob("[0-9]*") if step.name.isdecimal()), key=_step)
-    places = {f"step {_step(step)}": step for step in steps}
-    if is_folder(folder / "model"):
+    finished = is_folder(folder / "model")
+    if finished:
         # A run keeps the newest checkpoints: the last of them is the model, unless an earlier one was better.
-        places = {k: v for k, v in places.items() if _step(v) != stage.steps} | {"after": folder / "model"}
-    return {
-        point: load_model(place, class_names, stage.options.dtype)[0].variables
-        for point, place in list(places.items())[-MOST_POINTS + 1 :]
+        steps = [step for step in steps if _step(step) != stage.steps][-MOST_POINTS + 2 :]
+
+    def student(place: Path) -> Variables:
+        return load_model(place, class_names, stage.options.dtype)[0].variables
+
+    points = {
+        f"step {_step(step)}": Point(student(step), load_checkpointed_methods(step), jnp.int32(_step(step)))
+        for step in steps[-MOST_POINTS + 1 :]
     }
+    if finished:
+        learnt = {x: _learnt(folder / place(x, methods)) for x, method in methods.items() if method.learns}
+        points["after"] = Point(student(folder / "model"), together(learnt), jnp.int32(stage.steps))
+    return points
+
+
+def _learnt(folder: Path) -> dict[str, Any]:
+    """What a method has learnt; {} of one that had nothing to learn, as models of one width have nothing to align."""
+    return load_method(folder) if is_folder(folder) else {}
 
 
 def _step(folder: Path) -> int:
@@ -154,43 +207,77 @@ def _features(model: Model) -> Callable[[Variables, jax.Array, jax.Array], Featu
     return jax.jit(features)
 
 
-def _params(folder: Path, method: str) -> dict[str, Any] | None:
-    """What a method has learnt by the end; None of one that has not."""
-    for place in (folder / method, folder):
-        if is_folder(place) and (place / "method.json").exists():
-            return load_method(place)
-    return None
+Pulling = Callable[[Point, Features, Features, Batch, jax.Array], tuple[dict[str, Pull], dict[str, np.ndarray]]]
+"""From a point of the training, the features (N, ...) of student and teacher, a batch and the images' keys (N,) to the
+terms by name and "term/level", and what methods show by "what/level"."""
 
 
-def _pulls(
-    method: Applied, params: Mapping[str, Any] | None, student: View, teacher: View, given: Mapping[str, Any]
-) -> tuple[dict[str, Pull], dict[str, np.ndarray]]:
-    """Each part of a method's terms with its gradient by the student's features, and what the method shows."""
-    needed = {need: given[need] for need in method.module.needs}
-    ours, theirs = method.sees(student), method.sees(teacher)
-    assert ours is not None
-    if params is None:
-        variables = init_jit(lambda key: method.module.init(key, ours, theirs, **needed))(jax.random.key(0))
-    else:
-        variables = {"params": params}
+def pulling(
+    student: Model,
+    teacher: Model,
+    teacher_variables: Variables,
+    methods: Mapping[str, Applied],
+    weights: Mapping[str, float],
+    statistics: Any,
+) -> Pulling:
+    """What finds the terms of a step, their gradients by the student's features, and what methods show.
 
-    def parts(features: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], Any]:
-        view = dataclasses.replace(ours, features=dict(features))
-        terms, state = method.module.apply(variables, view, theirs, **needed, mutable=[SHOWN])
-        flat = {
-            f"{term}/{level}" if level else term: x
-            for term, value in terms.items()
-            for level, x in (value if isinstance(value, dict) else {"": value}).items()
+    Heads and losses are those of a training step; features are given, as batch norms have them in inference.
+
+    Args:
+        student: that learns.
+        teacher: that teaches it.
+        teacher_variables: of that.
+        methods: by name.
+        weights: of terms, 1 where absent.
+        statistics: what methods are given as such.
+    """
+
+    def weight_of(part: str) -> float:
+        return weights.get(part.partition("/")[0], 1.0)
+
+    @jax.jit
+    def of_arrays(point: Point, features: Features, taught: Features, batch: Batch, keys: jax.Array) -> Any:
+        size, targets = batch.size, batch.targets
+        sampling = sampling_of(targets, keys)
+        theirs = Side(teacher, teacher_variables, View(taught, teacher.strides))
+        given = {"size": size, "targets": targets, "keys": keys, "step": point.step, "statistics": statistics}
+
+        def terms(features: Features) -> Any:
+            predictions = operations.heads(student, point.student, features, size, sampling)
+            ours = Side(student, point.student, View(features, student.strides, predictions))
+            known = given | given_by_heads(ours, theirs, targets, size, sampling)
+            found = applied(methods, point.methods, ours.view, theirs.view, known, mutable=[SHOWN])
+            distilled = {term: x for own, _ in found.values() for term, x in own.items()}
+            shown = {what: x for _, state in found.values() for what, x in state.get(SHOWN, {}).items()}
+            own = student.loss(predictions, targets, size)
+            return {**own, **sums(distilled), **level_parts(distilled)}, shown
+
+        values, back, shown = jax.vjp(terms, features, has_aux=True)
+        parts = sorted(values)
+        each = dict(zip(parts, jnp.diag(jnp.array([weight_of(part) for part in parts])), strict=True))
+        # One after another: side by side the backward passes of a large model would not fit into memory.
+        norms = jax.lax.map(lambda seed: jax.tree.map(_norm, back(seed)[0]), each)
+        return values, norms, shown
+
+    def pulls(point: Point, features: Features, taught: Features, batch: Batch, keys: jax.Array) -> Any:
+        values, norms, shown = jax.device_get(of_arrays(point, features, taught, batch, keys))
+        levels = sorted(norms, key=student.strides.__getitem__)
+        found = {
+            part: Pull(
+                float(values[part]),
+                weight_of(part) * float(values[part]),
+                {level: float(norms[level][at]) for level in levels},
+            )
+            for at, part in enumerate(sorted(values))
         }
-        return flat, (flat, state.get(SHOWN, {}))
+        return dict(sorted(found.items(), key=lambda item: (item[0] not in student.terms, item[0]))), shown
 
-    gradients, (values, shown) = jax.jit(jax.jacrev(parts, has_aux=True))(ours.features)
-    norms = {
-        part: float(np.sqrt(sum(float(jnp.sum(jnp.square(x.astype(jnp.float32)))) for x in by_level.values())))
-        for part, by_level in gradients.items()
-    }
-    pulls = {part: Pull(float(value), norms[part]) for part, value in values.items()}
-    return pulls, {name: np.asarray(x) for name, x in shown.items()}
+    return pulls
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))
 
 
 def _levels(
@@ -198,30 +285,30 @@ def _levels(
     views: Mapping[str, View],
     teacher: View,
     size: jax.Array,
-    shown: Mapping[str, np.ndarray],
+    shown: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, Level]:
-    """The levels that some method distils, finest first."""
+    """The levels that some method distils, finest first; of methods that compare predictions alone, all that meet."""
     found: dict[str, Level] = {}
-    for method in methods.values():
+    by_maps = [method for method in methods.values() if "teacher_heads" not in method.module.needs]
+    for method in by_maps or methods.values():
         theirs = method.sees(teacher)
         for point, view in views.items():
             ours = method.sees(view)
             assert ours is not None
             assert theirs is not None
             for pair in pair_levels(ours, theirs, size):
-                before = found.setdefault(
+                level = found.setdefault(
                     pair.level,
-                    Level(
-                        stride=theirs.stride(pair.level),
-                        teacher=_strength(pair.teacher, pair.where),
-                        student={},
-                        difference={},
-                        shown={name.split("/")[0]: x for name, x in shown.items() if name.split("/")[1] == pair.level},
-                    ),
+                    Level(theirs.stride(pair.level), _strength(pair.teacher, pair.where), {}, {}, {}),
                 )
-                before.student[point] = _strength(pair.student, pair.where)
+                level.student[point] = _strength(pair.student, pair.where)
                 if pair.student.shape == pair.teacher.shape:
-                    before.difference[point] = _strength(pair.student - pair.teacher, pair.where)
+                    level.difference[point] = _strength(pair.student - pair.teacher, pair.where)
+    for point, by_name in shown.items():
+        for name, x in by_name.items():
+            what, _, at = name.partition("/")
+            if at in found:
+                found[at].shown.setdefault(what, {})[point] = x[: len(size)]
     return dict(sorted(found.items(), key=lambda item: item[1].stride))
 
 
