@@ -357,8 +357,9 @@ def _extent(image_size: jax.Array, stride: int, size: tuple[int, int]) -> jax.Ar
 def _masks(maps: jax.Array, kernels: jax.Array, biases: jax.Array) -> jax.Array:
     """Logits (K, h, w) float32 of K cells, from maps (h, w, C), kernels (K, C) and biases (K,)."""
     kernels = kernels.astype(maps.dtype)
-    logits = jnp.einsum("hwc,kc->khw", maps, kernels, preferred_element_type=jnp.float32)
-    return logits + biases.astype(jnp.float32)[:, None, None]
+    # Cells last: in the other order a CPU turns the maps around for every few cells.
+    logits = jnp.einsum("hwc,kc->hwk", maps, kernels, preferred_element_type=jnp.float32)
+    return jnp.moveaxis(logits, -1, 0) + biases.astype(jnp.float32)[:, None, None]
 
 
 def peaks(scores: jax.Array) -> jax.Array:
