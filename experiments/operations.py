@@ -2,8 +2,9 @@
 
 One image of 800x1344: suppression of 1000 candidates of each of 5 levels, 80 classes; RoIAlign of 1000 RoIs from P2..P5
 with 256 channels, and its gradient; assignment of all anchors to 100 objects; the deformable 3x3 convolutions of
-ResNeXt-101 32x4d and of RepPoints' head beside plain ones of the same shape; and that of the head, on all its levels,
-beside its formula with all samples at once. Both sides run in turn, in one process, and must have the same result, a
+ResNeXt-101 32x4d and of RepPoints' head beside plain ones of the same shape; that of the head, on all its levels,
+beside its formula with all samples at once; and SOLO's masks, learnt and found, beside those of all cells at once. Both
+sides run in turn, in one process, and must have the same result, a
 deformable convolution beside a plain one where its offsets are zero. ``--rows=head`` is the last alone, and so on.
 """
 
@@ -17,17 +18,28 @@ from absl import app, flags
 
 from experiments.measure import check_agree, measure
 from kdjax.boxes import pairwise_iou
+from kdjax.losses.detection import dice_loss
+from kdjax.models import build_model
 from kdjax.models.anchors import pyramid_anchors
 from kdjax.models.assign import assign_by_iou
 from kdjax.models.deformable import deformable_conv
-from kdjax.models.nms import nms
+from kdjax.models.dense import best_pairs
+from kdjax.models.nms import matrix_nms, nms
 from kdjax.models.roi_align import roi_align, roi_levels
+from kdjax.models.solo import MASK_WEIGHT, SOLO, peaks, sampled
+from kdjax.models.solo_head import SOLOPredictions
+from kdjax.types import Masks, Targets
 
 HEIGHT, WIDTH, CHANNELS, CLASSES = 800, 1344, 256, 80
 CANDIDATES, KEPT, ROIS, BINS, OBJECTS = 5000, 100, 1000, 7, 100
+OUTLINED, CELLS = 20, 112
+"""Objects of which SOLO learns masks, in ``OBJECTS`` slots, and cells along a side of their grids."""
 
 _ROWS = flags.DEFINE_multi_enum(
-    "rows", None, ["nms", "roi_align", "assign", "deformable", "head"], "Which rows of the table; all by default."
+    "rows",
+    None,
+    ["nms", "roi_align", "assign", "deformable", "head", "masks"],
+    "Which rows of the table; all by default.",
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed calls of each.", lower_bound=1)
 
@@ -113,6 +125,48 @@ def plain_deformable(x: jax.Array, offsets: jax.Array, kernel: jax.Array) -> jax
             )
             total += x[0][tuple(cell)] * jnp.where(exists, weight, 0)[..., None]
     return jnp.einsum("hwijc,ijcf->hwf", total, kernel)[None]
+
+
+def all_masks(predictions: SOLOPredictions) -> dict[str, jax.Array]:
+    """The masks of all cells of one image, level by level: logits (S * S, h, w)."""
+    return {
+        level: jnp.einsum("hwc,kc->khw", maps[0], predictions.kernels[level][0])
+        + predictions.biases[level][0][:, None, None]
+        for level, maps in predictions.features.items()
+    }
+
+
+def plain_mask_loss(detector: SOLO, predictions: SOLOPredictions, targets: Targets, image_size: jax.Array) -> jax.Array:
+    """The dice losses of all cells' masks, of which those of positive cells count."""
+    assert targets.masks is not None
+    total, positive = jnp.zeros(()), jnp.zeros((), int)
+    owners = detector.assign(targets, image_size)
+    for level, logits in all_masks(predictions).items():
+        goals = sampled(Masks(*(x[0] for x in targets.masks)), logits.shape[1:], detector.steps[level] // 2)
+        losses = dice_loss(jax.nn.sigmoid(logits), goals[owners[level][0]], jnp.ones((1, *logits.shape[1:]), bool))
+        total += jnp.sum(jnp.where(owners[level][0] >= 0, losses, 0))
+        positive += jnp.sum(owners[level] >= 0)
+    return MASK_WEIGHT * total / positive
+
+
+def plain_masks(detector: SOLO, predictions: SOLOPredictions) -> tuple[jax.Array, ...]:
+    """Scores, labels and mean of the found masks, from the masks of all cells at the finest size."""
+    finest = next(iter(predictions.features.values())).shape[1:3]
+    masks, scores = [], []
+    for level, logits in all_masks(predictions).items():
+        found = jax.image.resize(jax.nn.sigmoid(logits), (len(logits), *finest), "bilinear")
+        area = jnp.sum(found > 0.5, axis=(1, 2))
+        sure = jnp.sum(jnp.where(found > 0.5, found, 0), axis=(1, 2)) / jnp.maximum(area, 1)
+        score = peaks(jax.nn.sigmoid(predictions.logits[level][0])).reshape(len(logits), -1)
+        sure = jnp.where(area > detector.steps[level], sure, 0)[:, None]
+        masks.append(found)
+        scores.append(jnp.where(score > detector.score_threshold, score * sure, 0))
+    best, cell, label = (x[0] for x in best_pairs(jnp.concatenate(scores)[None], detector.candidates))
+    chosen = jnp.concatenate(masks)[cell]
+    score = matrix_nms((chosen > 0.5) & (best > 0)[:, None, None], best, label, sigma=detector.sigma)
+    score, place = jax.lax.top_k(jnp.where((best > 0) & (score >= detector.kept_score), score, 0), KEPT)
+    soft = jnp.where((score > 0)[:, None, None], chosen[place], 0)
+    return score, jnp.where(score > 0, label[place], 0), jnp.mean(jnp.round(255 * soft), axis=(1, 2))
 
 
 def row(
@@ -263,12 +317,57 @@ def head_rows() -> list[str]:
     ]
 
 
+def mask_rows() -> list[str]:
+    """Of SOLO: the loss of masks, the same with its gradient by features, kernels and biases, and inference."""
+    rng = np.random.default_rng(5)
+    detector: Any = build_model({"name": "solo"}, CLASSES)
+    steps, cells = detector.steps, dict(zip(detector.steps, detector.grids, strict=True))
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+    predictions = SOLOPredictions(
+        {level: normal(1, count, count, CLASSES) - 3 for level, count in cells.items()},
+        {level: normal(1, 2 * HEIGHT // step, 2 * WIDTH // step, CHANNELS) for level, step in steps.items()},
+        {level: 0.1 * normal(1, count**2, CHANNELS) for level, count in cells.items()},
+        {level: jnp.zeros((1, count**2)) for level, count in cells.items()},
+    )
+    boxes, labels = jnp.asarray(random_boxes(rng, OBJECTS))[None], rng.integers(0, CLASSES, (1, OBJECTS))
+    across = jnp.linspace(-1, 1, CELLS)
+    disc = across[None] ** 2 + across[:, None] ** 2 <= 1
+    masks = Masks(jnp.tile(disc[None, None], (1, OBJECTS, 1, 1)), boxes)
+    targets = Targets(boxes, jnp.asarray(labels), jnp.arange(OBJECTS)[None] < OUTLINED, masks=masks)
+    size = jnp.array([[HEIGHT, WIDTH]])
+
+    def loss(predictions: SOLOPredictions, targets: Targets, size: jax.Array) -> jax.Array:
+        return detector.loss(predictions, targets, size)["mask"]
+
+    def plain_loss(predictions: SOLOPredictions, targets: Targets, size: jax.Array) -> jax.Array:
+        return plain_mask_loss(detector, predictions, targets, size)
+
+    def found(predictions: SOLOPredictions, size: jax.Array) -> tuple[jax.Array, ...]:
+        found = detector.decode(predictions, size)
+        return found.scores[0], found.labels[0], jnp.mean(found.whole_masks[0].astype(jnp.float32), axis=(1, 2))
+
+    def plain_found(predictions: SOLOPredictions, size: jax.Array) -> tuple[jax.Array, ...]:
+        del size  # That of the arrays.
+        return plain_masks(detector, predictions)
+
+    title, learnt = f"SOLO's masks of {sum(s * s for s in cells.values())} cells", (predictions, targets, size)
+    return [
+        row(f"{title}, the loss of {OUTLINED} objects", loss, plain_loss, learnt),
+        row(f"{title}, the loss with its gradient", jax.value_and_grad(loss), jax.value_and_grad(plain_loss), learnt),
+        row(f"{title}, found", found, plain_found, (predictions, size)),
+    ]
+
+
 TABLE = {
     "nms": lambda: [nms_row()],
     "roi_align": roi_align_rows,
     "assign": lambda: [assign_row()],
     "deformable": deformable_rows,
     "head": head_rows,
+    "masks": mask_rows,
 }
 """What makes the rows, by the names that the command line has for them."""
 

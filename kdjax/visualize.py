@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from faster_coco_eval.core import mask as coco_mask
 from PIL import Image, ImageDraw
 
 from kdjax.data.examples import Example, ObjectSource
+from kdjax.data.masks import RunLengths
 from kdjax.lettering import shortened, width, write
 from kdjax.paths import as_path
 from kdjax.types import Batch
@@ -58,15 +60,21 @@ class Found(Protocol):
     def labels(self) -> np.ndarray:
         """(n,) int32."""
 
+    @property
+    def masks(self) -> Sequence[RunLengths] | None:
+        """The pixels of each, in the original image; None of detectors that find boxes alone."""
+
 
 class Mark(NamedTuple):
-    """A box to draw, with its label."""
+    """A box to draw, with its label, over what it holds."""
 
     box: np.ndarray
     """(4,) xyxy in pixels of the image."""
     text: str
     colour: Colour
     dashed: bool = False
+    mask: RunLengths | None = None
+    """The pixels of the image that are tinted, if any are known."""
 
 
 class Drawing(NamedTuple):
@@ -90,7 +98,8 @@ def save_predictions(
 ) -> None:
     """Saves a PNG: a row for each of the first images of a source, a column for the truth and for each detector.
 
-    Hits, misses and false alarms have a colour each, which a legend explains. Photographs lose detail, but boxes and
+    Hits, misses and false alarms have a colour each, which a legend explains, and found masks that of their boxes.
+    Photographs lose detail, but boxes and
     text none, until the file has at most ``MOST_BYTES``.
 
     Args:
@@ -145,7 +154,7 @@ def object_marks(example: Example, class_names: Sequence[str]) -> list[Mark]:
 
 
 def judged_marks(example: Example, found: Found, class_names: Sequence[str], score_threshold: float) -> list[Mark]:
-    """The hits, false alarms and misses of a detector in one image, as boxes to draw.
+    """The hits, false alarms and misses of a detector in one image, as boxes to draw, with the masks that it found.
 
     Every detection, the best first, takes the object of its class that it fits best and that is not taken.
     """
@@ -166,7 +175,8 @@ def judged_marks(example: Example, found: Found, class_names: Sequence[str], sco
         else:
             crowded = (inside[row] * example.crowd).max(initial=0) >= HIT_IOU
             colour = IGNORED if crowded else FALSE_ALARM
-        marks.append(Mark(found.boxes[k], f"{class_names[found.labels[k]]} {found.scores[k]:.2f}".lstrip(), colour))
+        text = f"{class_names[found.labels[k]]} {found.scores[k]:.2f}".lstrip()
+        marks.append(Mark(found.boxes[k], text, colour, mask=found.masks[k] if found.masks else None))
     missed = [Mark(example.boxes[k], class_names[example.labels[k]], MISS, True) for k in np.flatnonzero(free)]
     return sorted(marks, key=lambda mark: mark.colour == IGNORED) + missed
 
@@ -261,7 +271,7 @@ def truth_marks(boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, class_
 
 
 def draw_boxes(image: np.ndarray, marks: Sequence[Mark], blocks: int = 1, longest: int = _PANEL) -> Image.Image:
-    """An image with boxes and, where there is room, their labels, the first marks on top.
+    """An image with boxes over tinted masks and, where there is room, their labels, the first marks on top.
 
     Args:
         image: (H, W, 3) uint8, RGB; scaled to a readable size.
@@ -271,6 +281,9 @@ def draw_boxes(image: np.ndarray, marks: Sequence[Mark], blocks: int = 1, longes
     """
     scale = longest / max(image.shape[:2])
     width_, height = (max(round(side * scale), 1) for side in (image.shape[1], image.shape[0]))
+    for mark in reversed(marks):
+        if mark.mask:
+            image = tinted(image, coco_mask.decode(mark.mask).astype(bool), mark.colour)
     picture = Image.fromarray(image).resize((-(-width_ // blocks), -(-height // blocks)), Image.Resampling.BICUBIC)
     if blocks > 1:
         whole = picture.resize((picture.width * blocks, picture.height * blocks), Image.Resampling.NEAREST)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import math
 from typing import Any
 
@@ -468,6 +469,9 @@ def test_a_detector_without_boxes_is_judged_by_its_masks():
     (image,) = judge.images(judge.state())
     assert image.boxless
     np.testing.assert_array_equal(image.boxes, [[0, 0, 24, 32], [40, 0, 48, 8]])
+    said = json.loads(json.dumps(judge.kept(1)[0], default=np.ndarray.tolist))
+    hit, alarm = Detection().judged(source[0], said, source.class_names).drawing.marks
+    assert (hit.mask, alarm.mask) == image.masks
     # By boxes the same would be found of an object that is half of that box.
     half = source[0]._replace(segmentation=([[0, 0, 24, 0, 0, 32]],))
     judge = AveragePrecision(ListSource([half], ("thing",)))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask as coco_mask
 from PIL import Image, ImageChops
 
 from kdjax.data.examples import Example
@@ -149,6 +150,18 @@ def test_what_is_found_in_a_crowd_counts_for_nothing_and_a_crowd_is_not_missed()
         IGNORED
     ]
     assert judged_marks(crowd, found([]), ("cat", "dog"), 0.3) == []
+
+
+def test_found_masks_are_tinted_under_their_boxes():
+    half = np.zeros((60, 80), np.uint8)
+    half[20:40, 20:35] = 1
+    mask = coco_mask.encode(np.asfortranarray(half))
+    (mark,) = judged_marks(example(), found([0.9])._replace(masks=(mask,)), ("cat", "dog"), 0.3)
+    assert (mark.colour, mark.mask) == (HIT, mask)
+    # Labels lie outside of the middle of the box.
+    picture = np.asarray(draw_boxes(example().image, [mark], longest=80))
+    np.testing.assert_array_equal(picture[25:35, 25:32], np.tile((128 + np.array(HIT)) // 2, (10, 7, 1)))
+    np.testing.assert_array_equal(picture[25:35, 38:46], np.full((10, 8, 3), 128))
 
 
 def near(picture: Image.Image, colour) -> np.ndarray:

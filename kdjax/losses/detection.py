@@ -78,7 +78,7 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def quality_focal_loss(logits: jax.Array, targets: jax.Array, *, beta: float = 2.0) -> jax.Array:
-    """Focal loss of classifiers whose targets are qualities (Li et al., Generalized Focal Loss, equation 2).
+    """Focal loss of classifiers whose targets are qualities (Li et al., Generalized Focal Loss).
 
     ``|target - p|^beta * (-target log(p) - (1 - target) log(1 - p))`` with ``p = sigmoid(logit)``.
 
@@ -99,7 +99,7 @@ def quality_focal_loss(logits: jax.Array, targets: jax.Array, *, beta: float = 2
 
 
 def distribution_focal_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Cross-entropy of a distribution over 0..K-1 at the two whole numbers beside a target (Li et al., equation 6).
+    """Cross-entropy of a distribution over 0..K-1 at the whole numbers beside a target (Generalized Focal Loss).
 
     ``-(i + 1 - t) log(p_i) - (t - i) log(p_(i+1))`` with ``p = softmax(logits)`` and ``i = floor(t)``: least where the
     mean of the distribution is the target.

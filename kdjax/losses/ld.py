@@ -21,7 +21,7 @@ def ld_loss(
     temperature: float = 10.0,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    """How far the student's distributions of the sides of boxes are from the teacher's (section 3.1) [code]::
+    """How far the student's distributions of the sides of boxes are from the teacher's [code]::
 
         loss = temperature^2 / (4 K N) sum_{n,h,w} w sum_side KL( softmax(T / temperature) || softmax(S / temperature) )
 

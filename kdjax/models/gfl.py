@@ -60,7 +60,7 @@ def by_side(distributions: jax.Array) -> jax.Array:
 
 
 def mean_distances(distributions: jax.Array) -> jax.Array:
-    """The means of the distributions (..., 4 * 17), in strides: (..., 4) (Li et al., equation 5)."""
+    """The means of the distributions (..., 4 * 17), in strides: (..., 4)."""
     share = jax.nn.softmax(by_side(distributions))
     strides = jnp.arange(BINS, dtype=share.dtype).reshape((1,) * (share.ndim - 1) + (-1,))
     return jnp.sum(share * strides, axis=-1)
@@ -140,8 +140,8 @@ class GFL(ATSS):
 
         ``cls`` is the sum divided by the number of positive anchors in the global batch, an image without any counting
         as one; the others are means over positive anchors, and over the four sides, weighted by the highest score that
-        an anchor has, by a sum of weights of at least 1. Their sum is the paper's loss (Li et al., equation 8, with
-        its weights of 2 and 1/4), normalised as MMDetection does.
+        an anchor has, by a sum of weights of at least 1. Their sum is the paper's loss, weighted and normalised as
+        MMDetection does [code].
         """
         positive = learnt.assignment.positive
         found = self.boxes_of(rows, learnt.places)

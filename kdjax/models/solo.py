@@ -6,7 +6,7 @@ The file is long because all of that is its own: no other detector here is witho
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,20 +33,15 @@ CELLS_OF_AN_OBJECT = 9
 """In a level, at most: those beside the centre's."""
 CHUNK = 128
 """Cells whose masks exist at the same time in training."""
+FOUND_CHUNK = 64
+"""And of candidates, in inference; those of a level are beside each other."""
+HALF = 127
+"""Above it the bytes of a mask are an object's."""
 
 _GRIDS = Rule(
     "a tuple of whole numbers of at least 2",
     lambda value: isinstance(value, tuple) and len(value) > 1 and all(type(x) is int and x > 1 for x in value),
 )
-
-
-class Cells(NamedTuple):
-    """What the S x S cells of a level learn in N images."""
-
-    owner: jax.Array
-    """(N, S * S) int32: the object of each cell; -1 of those that learn that there is none."""
-    frames: Masks
-    """Of all objects, see :class:`kdjax.types.Masks`."""
 
 
 class SOLO(Detector):
@@ -224,7 +219,6 @@ class SOLO(Detector):
             where = jnp.arange(maps.shape[0])[:, None] < extent[0]
             where &= jnp.arange(maps.shape[1])[None] < extent[1]
 
-            @jax.checkpoint
             def of_some(index: jax.Array) -> jax.Array:
                 there = jnp.minimum(index, cells - 1)
                 object_ = jnp.maximum(owner[there], 0)
@@ -233,6 +227,8 @@ class SOLO(Detector):
                 loss = dice_loss(jax.nn.sigmoid(logits), goal, where[None])
                 return jnp.sum(jnp.where(index < cells, loss, 0))
 
+            # Inside of the condition the maps would be kept once for every chunk.
+            @jax.checkpoint
             def if_any(index: jax.Array) -> jax.Array:
                 return jax.lax.cond(index[0] < cells, of_some, lambda _: jnp.zeros(()), index)
 
@@ -256,7 +252,8 @@ class SOLO(Detector):
         A class of a cell is a candidate where its score is a maximum among the three neighbours above and to the left
         of it and itself, and above the threshold, and the cell's mask has more positions than the level's stride. Its
         score is multiplied by the mean of the mask's probabilities above one half. The best candidates go through
-        Matrix NMS. Images are worked through one after another, and masks of cells row by row.
+        Matrix NMS. Images are worked through one after another, masks of cells row by row, and those of candidates some
+        at a time.
         """
 
         def of_image(image: tuple[SOLOPredictions, jax.Array]) -> Detections:
@@ -309,29 +306,47 @@ class SOLO(Detector):
             scores.append(jnp.where(score > self.score_threshold, score * sure, 0))
         best, cell, label = (x[0] for x in best_pairs(jnp.concatenate(scores)[None], self.candidates))
 
-        def masks_of(cell: jax.Array) -> jax.Array:
-            first, masks = 0, jnp.zeros((1, 1, 1))
-            for level, count in zip(levels, self.grids, strict=True):
-                index = jnp.clip(cell - first, 0, count**2 - 1)
-                here = (cell >= first) & (cell < first + count**2)
-                found = self.probabilities(predictions, level, index, image_size)
-                masks = jnp.where(here[:, None, None], found, masks)
-                first += count**2
-            return masks
-
-        segments = (masks_of(cell) > 0.5) & (best > 0)[:, None, None]
+        soft = self._masks_of(predictions, cell, image_size)
+        segments = (soft > HALF) & (best > 0)[:, None, None]
         score = matrix_nms(segments, best, label, sigma=self.sigma)
         score = jnp.where((best > 0) & (score >= self.kept_score), score, 0)
         score, chosen = jax.lax.top_k(score, min(self.max_detections, len(score)))
         valid = score > 0
-        soft = jnp.where(valid[:, None, None], masks_of(cell[chosen]), 0)
+        soft = jnp.where(valid[:, None, None], soft[chosen], 0)
         return Detections(
-            boxes=_tight(soft > 0.5, self.steps[levels[0]] // 2, image_size),
+            boxes=_tight(soft > HALF, self.steps[levels[0]] // 2, image_size),
             scores=score,
             labels=jnp.where(valid, label[chosen], 0),
             valid=valid,
-            whole_masks=jnp.round(255 * soft).astype(jnp.uint8),
+            whole_masks=soft,
         )
+
+    @nn.nowrap
+    def _masks_of(self, predictions: SOLOPredictions, cells: jax.Array, image_size: jax.Array) -> jax.Array:
+        """255 times the masks (K, H, W) uint8 of K cells, counted through all levels, of the finest features' size.
+
+        They are made ``FOUND_CHUNK`` at a time in the order of the levels, so that most chunks are of one level alone.
+        """
+        order = jnp.argsort(cells)
+        chunk = min(FOUND_CHUNK, len(cells))
+        rows = jnp.pad(cells[order], (0, -len(cells) % chunk), mode="edge").reshape(-1, chunk)
+        size = predictions.features[next(iter(self.steps))].shape[:2]
+
+        def of_some(cells: jax.Array) -> jax.Array:
+            first, masks = 0, jnp.zeros((chunk, *size), jnp.uint8)
+            for level, count in zip(self.steps, self.grids, strict=True):
+                here = (cells >= first) & (cells < first + count**2)
+
+                def with_level(masks: jax.Array, level: str = level, here: jax.Array = here, first: int = first) -> Any:
+                    index = jnp.where(here, cells - first, 0)
+                    found = jnp.round(255 * self.probabilities(predictions, level, index, image_size))
+                    return jnp.where(here[:, None, None], found.astype(jnp.uint8), masks)
+
+                masks = jax.lax.cond(jnp.any(here), with_level, lambda masks: masks, masks)
+                first += count**2
+            return masks
+
+        return jax.lax.map(of_some, rows).reshape(-1, *size)[jnp.argsort(order)]
 
 
 def _extent(image_size: jax.Array, stride: int, size: tuple[int, int]) -> jax.Array:
@@ -342,8 +357,9 @@ def _extent(image_size: jax.Array, stride: int, size: tuple[int, int]) -> jax.Ar
 def _masks(maps: jax.Array, kernels: jax.Array, biases: jax.Array) -> jax.Array:
     """Logits (K, h, w) float32 of K cells, from maps (h, w, C), kernels (K, C) and biases (K,)."""
     kernels = kernels.astype(maps.dtype)
-    logits = jnp.einsum("hwc,kc->khw", maps, kernels, preferred_element_type=jnp.float32)
-    return logits + biases.astype(jnp.float32)[:, None, None]
+    # Cells last: in the other order a CPU turns the maps around for every few cells.
+    logits = jnp.einsum("hwc,kc->hwk", maps, kernels, preferred_element_type=jnp.float32)
+    return jnp.moveaxis(logits, -1, 0) + biases.astype(jnp.float32)[:, None, None]
 
 
 def peaks(scores: jax.Array) -> jax.Array:

@@ -196,6 +196,7 @@ def _detections(position: int, kept: Mapping[str, Any]) -> ImageDetections:
         boxes=np.asarray(kept["boxes"], np.float32).reshape(-1, 4),
         scores=np.asarray(kept["scores"], np.float32),
         labels=np.asarray(kept["labels"], np.int32),
+        masks=tuple(kept["masks"]) if kept.get("masks") else None,
     )
 
 

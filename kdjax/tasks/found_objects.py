@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from faster_coco_eval.core import mask as coco_mask
 
 from kdjax.data.masks import RunLengths
 from kdjax.data.sizing import Size
@@ -13,7 +12,7 @@ from kdjax.files import json_list, write_json
 from kdjax.paths import Path
 from kdjax.tasks.average_precision import coco_boxes, in_original
 from kdjax.types import Detections, ImageSource
-from kdjax.visualize import Drawing, Mark, class_colour, tinted
+from kdjax.visualize import Drawing, Mark, class_colour
 
 RESULTS_FILE, IMAGES_FILE = "detections.json", "images.json"
 """Of what was found, in COCO's results format; and of the photographs and the classes, in that of its annotations."""
@@ -52,11 +51,12 @@ class ObjectResults:
 
     def drawn(self, image: np.ndarray, result: FoundObjects) -> Drawing:
         """The photograph with a box, the class and the score of each object, under masks if there are any."""
-        colours = [class_colour(label) for label in result.labels.tolist()]
-        for mask, colour in zip(result.masks or (), colours, strict=False):
-            image = tinted(image, coco_mask.decode(mask).astype(bool), colour)
-        found = zip(result.boxes, result.names, result.scores, colours, strict=True)
-        return Drawing(image, [Mark(box, f"{name} {score:.2f}", colour) for box, name, score, colour in found])
+        masks = result.masks or (None,) * len(result.boxes)
+        found = zip(result.boxes, result.names, result.scores, result.labels.tolist(), masks, strict=True)
+        marks = [
+            Mark(box, f"{name} {score:.2f}", class_colour(label), mask=mask) for box, name, score, label, mask in found
+        ]
+        return Drawing(image, marks)
 
     def save(self, folder: Path, images: ImageSource, results: Iterable[tuple[int, FoundObjects]]) -> None:
         """Writes ``detections.json``, and beside it ``images.json``, which says what its ids mean."""

@@ -4,11 +4,13 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from tests.slow import slow_but
 
 HERE = Path(__file__).resolve().parent
 FOLDER = "KDJAX_GOLDENS"
@@ -35,6 +37,11 @@ def find_cases(kind: str) -> list[Path]:
     beside = HERE.parents[2] / "shared" / "goldens"
     folder = Path(os.environ.get(FOLDER, beside if beside.is_dir() else HERE))
     return sorted((folder / kind).glob("*.npz"))
+
+
+def quick_of(quick: Iterable[str], cases: Iterable[Path]) -> list[Any]:
+    """The cases as parameters of a test, marked slow but for those that ``quick`` names; of a named folder none is."""
+    return list(cases) if FOLDER in os.environ else slow_but(quick, cases)
 
 
 def no_cases(kind: str) -> str:

@@ -14,7 +14,7 @@ from tests.goldens.test_segmentation import LOSS, NETWORK
 
 
 def has_detector(path: Path, case: Case) -> bool:
-    model = original(case.meta).model
+    model = original(case).model
     return model is not None and model["name"] in MODELS
 
 

@@ -24,9 +24,8 @@ from kdjax.models import MODELS, build_model
 from kdjax.models.resnet import max_pool
 from kdjax.types import Labels, Sampling
 from kdjax.weights import import_state_dict
-from tests.goldens.cases import Case, assert_close, assert_near, find_cases, load_case, no_cases
+from tests.goldens.cases import Case, assert_close, assert_near, find_cases, load_case, no_cases, quick_of
 from tests.goldens.synthetic import synthetic_state_dict
-from tests.slow import slow_but
 
 OUTPUT_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-4
@@ -240,7 +239,7 @@ def test_there_are_cases() -> None:
     assert CASES, no_cases("classification")
 
 
-@pytest.mark.parametrize("path", slow_but(QUICK, CASES), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", quick_of(QUICK, CASES), ids=lambda path: path.stem)
 def test_classifier_is_the_original(path: Path) -> None:
     case = load_case(path)
     if pair := re.fullmatch(r"mgd_distiller_([a-z]+_?v?\d+)_([a-z]+_?v?\d+)_\d+", path.stem):

@@ -4,6 +4,7 @@ The cases are those that :mod:`tests.goldens.cases` finds. A case of a detector 
 """
 
 import functools
+import math
 import os
 import re
 from pathlib import Path
@@ -26,9 +27,8 @@ from kdjax.models.rpn import Proposals
 from kdjax.models.solo_head import SOLOPredictions
 from kdjax.types import Detections, Features, Masks, Sampling, Targets
 from kdjax.weights import SOURCES, import_state_dict
-from tests.goldens.cases import Case, Sample, assert_close, find_cases, load_case, no_cases
+from tests.goldens.cases import Case, Sample, assert_close, find_cases, load_case, no_cases, quick_of
 from tests.goldens.synthetic import synthetic_state_dict
-from tests.slow import slow_but
 
 OUTPUT_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-3
@@ -119,23 +119,33 @@ class Original(NamedTuple):
     """What the original calls our class 0."""
 
 
-def original(meta: dict[str, Any]) -> Original:
-    num_classes = meta["num_classes"]
+def original(case: Case) -> Original:
+    meta, num_classes = case.meta, case.meta["num_classes"]
     if meta["source"] == "torchvision":
         source = {1e-5: "torchvision", 0.0: "torchvision_coco_v1"}[meta["batch_norm_eps"]]
         model = TORCHVISION.get(meta["model"])
         # The dense heads keep a place for the background; that of the two-stage detectors is no class of ours.
         background = int("rcnn" in meta["model"])
         backbone = {"depth": int(re.search(r"resnet(\d+)", meta["model"])[1])}
-        return Original(source, model and model | {"backbone": backbone}, num_classes - background, background)
+        found = model and as_large(model | {"backbone": backbone}, case)
+        return Original(source, found, num_classes - background, background)
     name, backbone = meta["config"].split("/")[1].split("_")[:2]
     model = MMDET.get(name)
     if "center-normbbox-centeronreg-giou" in meta["config"]:
         model = model | {"head": IMPROVED_FCOS}
     if model:
-        model = model | {"backbone": backbone_of(backbone)}
+        model = as_large(model | {"backbone": backbone_of(backbone)}, case)
     source = "mmdet" if "caffe" not in backbone else "mmdet_detectron" if name == "fcos" else "mmdet_caffe"
     return Original(source, model, num_classes, 0)
+
+
+def as_large(model: dict[str, Any], case: Case) -> dict[str, Any]:
+    """The model with the levels of a case, and with its cells: where there are S x S of them, SOLO has S^2 masks."""
+    levels = sum(name.startswith("feature_") for name in case.arrays)
+    neck = model["neck"] | {"max_level": model["neck"]["min_level"] + levels - 1}
+    masks = [shape[0] for name, shape in case.spec.items() if re.fullmatch(r".*conv_mask_list\.\d+\.weight", name)]
+    cells = {"grids": tuple(map(math.isqrt, masks))} if masks else {}
+    return model | {"neck": neck, "head": model.get("head", {}) | cells}
 
 
 def backbone_of(name: str) -> dict[str, Any]:
@@ -410,7 +420,7 @@ def check_masks(case: Case, computed: Computed, first_label: int) -> None:
 def check_pixels(actual: np.ndarray, expected: np.ndarray | Sample, name: str) -> None:
     if isinstance(expected, Sample):
         actual, expected = actual.reshape(-1)[expected.index], expected.values
-    share = np.mean(actual == expected)
+    share = np.mean(actual == expected) if actual.size else 1.0
     assert share >= PIXELS, f"{share:.1%} of the pixels of {name} are the original's"
 
 
@@ -455,7 +465,8 @@ def check_solo(case: Case, computed: Computed, first_label: int) -> None:
         image = int(name.split("/")[0].removeprefix("detection_"))
         expected, size = case.arrays[name], tuple(case.meta["image_size"])
         pasted = paste_whole(np.asarray(found.whole_masks[image, : expected.shape[0]]), size, size)
-        check_pixels(np.stack([coco_mask.decode(mask) for mask in pasted]).astype(bool), expected, name)
+        pixels = np.array([coco_mask.decode(mask) for mask in pasted], bool).reshape(-1, *size)
+        check_pixels(pixels, expected, name)
 
 
 def as_decided(scores: np.ndarray, expected: np.ndarray | Sample) -> np.ndarray:
@@ -485,10 +496,10 @@ def test_there_are_cases() -> None:
     assert CASES, no_cases("detectors")
 
 
-@pytest.mark.parametrize("path", slow_but(QUICK, CASES), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", quick_of(QUICK, CASES), ids=lambda path: path.stem)
 def test_detector_is_the_original(path: Path) -> None:
     case = load_case(path)
-    origin = original(case.meta)
+    origin = original(case)
     if origin.model is None or origin.model["name"] not in MODELS:
         pytest.skip(f"kdjax has no detector for {case.meta.get('model') or case.meta['config']}")
     computed = compute(case, origin.source, origin.model, origin.num_classes, origin.first_label)

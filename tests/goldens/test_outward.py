@@ -25,7 +25,7 @@ QUICK = ("mmseg_deeplabv3_r18", "mgd_mobilenet_v1")
 def original(path: Path, case: Case) -> tuple[str, dict[str, Any] | None, int]:
     """Of a case, the source, the config of our model (None where there is none), and the number of its classes."""
     if path.parent.name == "detectors":
-        found = test_detectors.original(case.meta)
+        found = test_detectors.original(case)
         return found.source, found.model, found.num_classes
     if path.parent.name == "classification":
         return *test_classification.original(path.stem), case.meta["num_classes"]

@@ -22,9 +22,8 @@ from kdjax.models import build_model, complete
 from kdjax.models.segmentation import DeepLabV3
 from kdjax.types import IGNORED, Labels
 from kdjax.weights import SOURCES, expected_model, import_state_dict
-from tests.goldens.cases import Case, assert_close, find_cases, load_case, no_cases
+from tests.goldens.cases import Case, assert_close, find_cases, load_case, no_cases, quick_of
 from tests.goldens.synthetic import synthetic_state_dict
-from tests.slow import slow_but
 
 OUTPUT_TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-4
@@ -169,7 +168,7 @@ def test_there_are_cases() -> None:
     assert LOSSES, no_cases("segmentation")
 
 
-@pytest.mark.parametrize("path", slow_but(QUICK, CASES), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", quick_of(QUICK, CASES), ids=lambda path: path.stem)
 def test_segmenter_is_the_original(path: Path) -> None:
     case = load_case(path)
     made = read(case, path.stem)
@@ -216,7 +215,7 @@ def check_training(case: Case, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", slow_but(("mmseg_pspnet_r18",), filter(has_training, CASES)), ids=lambda path: path.stem
+    "path", quick_of(("mmseg_pspnet_r18",), filter(has_training, CASES)), ids=lambda path: path.stem
 )
 def test_segmenter_trains_as_the_original(path: Path) -> None:
     """With the statistics of the batch, which become running ones, and nothing dropped.
