@@ -20,7 +20,7 @@ PLANTS = {
         ("student.loss(predictions", "student.los(predictions"),
         ("teacher.strides)", "teacher.stridez)"),
         ("batch.size, batch.targets", "batch.sizes, batch.targets"),
-        ("operations.heads(student", "operations.head(student"),
+        ("operations.heads(model", "operations.head(model"),
         ("method.module.needs}", "method.module.need}"),
     ],
     "evaluation.py": [("judge.add(output, batch)", "judge.add(batch)"), ("task.judge(source)", "task.judg(source)")],
