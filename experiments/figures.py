@@ -55,9 +55,10 @@ CHARTS = (
     Chart(
         "other-tasks",
         "2026-11-26-other-tasks.md",
-        "| command |",
-        "Segmentation (mIoU) and classification (top-1), one seed",
-        {3: "the student alone", 2: "the same student, MGD", 1: "teacher"},
+        "| config | seed |",
+        "Segmentation (mIoU) and classification (top-1)",
+        {4: "the student alone", 3: "the same student, distilled", 2: "teacher"},
+        label=(0, 1),
     ),
     Chart(
         "losses",
