@@ -4,8 +4,8 @@ One image of 800x1344: suppression of 1000 candidates of each of 5 levels, 80 cl
 with 256 channels, and its gradient; assignment of all anchors to 100 objects; the deformable 3x3 convolutions of
 ResNeXt-101 32x4d and of RepPoints' head beside plain ones of the same shape; that of the head, on all its levels,
 beside its formula with all samples at once; and SOLO's masks, learnt and found, beside those of all cells at once. Both
-sides run in turn, in one process, and must have the same result, a
-deformable convolution beside a plain one where its offsets are zero. ``--rows=head`` is the last alone, and so on.
+sides run in turn, in one process, and must have the same result, a deformable convolution beside a plain one where its
+offsets are zero. ``--rows=masks`` is the last alone, and so on.
 """
 
 from collections.abc import Callable, Sequence

@@ -301,9 +301,13 @@ def load_checkpointed_methods(folder: str | os.PathLike) -> dict[str, Any]:
         DamagedError: its arrays cannot be read, or are not those that were saved.
     """
     describe(folder)
-    step = absolute(as_path(folder))
+    return _item(absolute(as_path(folder)), REST)["params"].get("method", {})
+
+
+def _item(step: Path, item: str) -> dict[str, Any]:
+    """The arrays of one item of a checkpoint, held against its record where there is one."""
     record = recorded(step)
-    return read_arrays(step / REST, None, record and record[REST])["params"].get("method", {})
+    return read_arrays(step / item, None, record and record[item])
 
 
 def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any = None) -> dict[str, Any]:
@@ -320,8 +324,7 @@ def _read(folder: str | os.PathLike, description: Mapping[str, Any], like: Any =
     """
     folder = absolute(as_path(folder))
     if "checkpoint" in description:
-        record = recorded(folder)
-        return read_arrays(folder / STUDENT, None, record and record[STUDENT])
+        return _item(folder, STUDENT)
     arrays = folder / ARRAYS_FOLDER
     try:
         read = read_arrays(arrays, like)

@@ -99,8 +99,7 @@ def save_predictions(
     """Saves a PNG: a row for each of the first images of a source, a column for the truth and for each detector.
 
     Hits, misses and false alarms have a colour each, which a legend explains, and found masks that of their boxes.
-    Photographs lose detail, but boxes and
-    text none, until the file has at most ``MOST_BYTES``.
+    Photographs lose detail, but boxes and text none, until the file has at most ``MOST_BYTES``.
 
     Args:
         path: of the picture.

@@ -254,8 +254,6 @@ class ICD(nn.Module):
             ]
         )
 
-        sizes = [pair.where.size // len(size) for pair in pairs]
-
         def attention(layer: DecoderLayer, decoded: jax.Array, level: int) -> jax.Array:
             """Where each of the first real instances looks at a level, mean over heads: (N, H, W, instances)."""
 
@@ -266,8 +264,9 @@ class ICD(nn.Module):
             maps = jnp.stack(
                 [looks(jnp.int32(x)) for x in range(min(_SHOWN_INSTANCES, queries.real.shape[1]))], axis=-1
             )
-            start = sum(sizes[:level])
-            return maps[:, start : start + sizes[level]].reshape(*pairs[level].where.shape, -1)
+            start = sum(pair.where[0].size for pair in pairs[:level])
+            here = pairs[level].where
+            return maps[:, start : start + here[0].size].reshape(*here.shape, -1)
 
         decoded = MLP((channels,) * 3, dtype=self.dtype, name="encoder")(descriptors)
         predict = MLP((channels, channels, 5), dtype=self.dtype, name="predictor")

@@ -151,13 +151,9 @@ def first_state(
     """
     options = stage.options
     variables = start(init_jit(built.student.clone(axis_name=None).init)(key, built.images))
-    learnt = by_method(built.init_methods(key), built.methods)
-    for name, parts in given.items():
-        origin = stage.methods[name].init
-        wanted = {part: learnt[name][part] for part in parts if part in learnt[name]}
-        filled, report = load_into(wanted, parts, origin=origin)
-        print(f"[{stage.name}] {name}'s {', '.join(parts)} from {origin}: {report}", flush=True)
-        learnt[name] = learnt[name] | filled
+    learnt, reports = with_given(stage, by_method(built.init_methods(key), built.methods), given)
+    for report in reports:
+        print(report, flush=True)
     params = {"params": together(learnt)}
     scaled = options.method_share > 0 and bool(built.methods)
     state = init_state(variables, params, built.optimizer, ema=options.ema_decay > 0, scaled=scaled)
@@ -165,6 +161,24 @@ def first_state(
         if not any(under(path, (prefix,)) for path in jax.tree.leaves(paths(state.params))):
             raise UserError(f"config.{stage.name}.freeze has {prefix!r}, below which there are no parameters.")
     return replicate(state)
+
+
+def with_given(
+    stage: StagePlan, learnt: Mapping[str, Any], given: Mapping[str, Variables]
+) -> tuple[dict[str, Any], list[str]]:
+    """The parameters of each method with those that an earlier stage learnt, and a sentence on each that has some.
+
+    Raises:
+        UserError: what is given does not fit a method.
+    """
+    found, reports = dict(learnt), []
+    for name, parts in given.items():
+        origin = stage.methods[name].init
+        wanted = {part: learnt[name][part] for part in parts if part in learnt[name]}
+        filled, report = load_into(wanted, parts, origin=origin)
+        reports.append(f"[{stage.name}] {name}'s {', '.join(parts)} from {origin}: {report}")
+        found[name] = learnt[name] | filled
+    return found, reports
 
 
 def stage_key(seed: int, stage: StagePlan) -> jax.Array:

@@ -32,7 +32,7 @@ from kdjax.methods.levels import SHOWN, pair_levels
 from kdjax.models import build_model
 from kdjax.paths import Path, is_folder
 from kdjax.plan import Plan, StagePlan
-from kdjax.run.build import example_of, init_jit, init_methods, stage_key
+from kdjax.run.build import example_of, init_jit, init_methods, stage_key, with_given
 from kdjax.run.data import open_batches
 from kdjax.run.record import Finished, stage_folder
 from kdjax.run.start import load_model, load_origins
@@ -129,9 +129,8 @@ def look_inside(plan: Plan, workdir: Path, name: str, source: Source, images: in
     example = example_of(
         student, origins.teacher.module, blank, plan.task.targets(1, plan.data.training_shapes[0]), statistics
     )
-    fresh = by_method(init_methods(methods, example, key), methods)
-    known = together({x: {**own, **origins.given.get(x, {})} for x, own in fresh.items()})
-    points = {"before": Point(origins.start(init_jit(student.init)(key, blank)), known, jnp.int32(0))}
+    known, _ = with_given(stage, by_method(init_methods(methods, example, key), methods), origins.given)
+    points = {"before": Point(origins.start(init_jit(student.init)(key, blank)), together(known), jnp.int32(0))}
     points |= _later(stage, stage_folder(workdir, name), source.class_names, methods)
     weighed = max(images, _WEIGHED)
     batch = jax.tree.map(lambda x: x[:weighed], next(open_batches(plan, stage, source, 0)))
@@ -151,9 +150,12 @@ def look_inside(plan: Plan, workdir: Path, name: str, source: Source, images: in
         found, shown[point] = pull(at, features[point], taught, batch, keys)
         for part, one in found.items():
             pulls.setdefault(part, {})[point] = one
-    drawn = jax.tree.map(lambda x: x[:images], batch)
-    views = {point: View(jax.tree.map(lambda x: x[:images], maps), student.strides) for point, maps in features.items()}
-    view = View(jax.tree.map(lambda x: x[:images], taught), origins.teacher.module.strides)
+
+    def first(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[:images], tree)
+
+    drawn, view = first(batch), View(first(taught), origins.teacher.module.strides)
+    views = {point: View(first(maps), student.strides) for point, maps in features.items()}
     return Inside(
         batch=jax.device_get(drawn),
         levels=_levels(methods, views, view, drawn.size, shown),

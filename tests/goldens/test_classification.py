@@ -145,6 +145,11 @@ def check_maps(case: Case, maps: Any, captured: Any) -> None:
         assert_close(actual, case.arrays[name], name, OUTPUT_TOLERANCE)
 
 
+def is_deep(module: Any) -> bool:
+    """Of a ResNet-50 and beyond."""
+    return getattr(module.backbone, "depth", 0) >= 50
+
+
 def check_network(case: Case, name: str) -> None:
     state = synthetic_state_dict(case.spec, case.meta["weight_seed"])
     images, labels = case.whole("image"), case.whole("label").astype(np.int32)
@@ -159,7 +164,7 @@ def check_network(case: Case, name: str) -> None:
         smoothed = float(jnp.mean(cross_entropy(logits, labels, smoothing=smoothing)))
         assert smoothed == pytest.approx(float(case.whole(key)), rel=LOSS_TOLERANCE), key
     assert float(loss) == pytest.approx(float(case.whole("loss/cross_entropy")), rel=LOSS_TOLERANCE)
-    deep = getattr(module.backbone, "depth", None) == 50
+    deep = is_deep(module)
     tolerance = DEEP_GRADIENT_TOLERANCE if deep else GRADIENT_TOLERANCE
     check_gradients(case, "gradient/", gradient, paths, GRADIENT_TOLERANCE, tolerance)
 
@@ -176,7 +181,7 @@ def check_training(case: Case, name: str) -> None:
     run = jit(jax.value_and_grad(loss_of(module, images, labels, train=True), has_aux=True))
     (loss, (_, _, _, updated)), gradient = run(variables["params"], variables["batch_stats"])
     assert float(loss) == pytest.approx(float(case.whole("train/loss/cross_entropy")), rel=LOSS_TOLERANCE)
-    deep = getattr(module.backbone, "depth", None) == 50
+    deep = is_deep(module)
     close, tolerance = (assert_near, DEEP_TRAIN_TOLERANCE) if deep else (assert_close, TRAIN_TOLERANCE)
     check_gradients(case, "train/gradient/", gradient, paths, TRAIN_TOLERANCE, tolerance, close)
     if case.meta["source"] == "MGD repository":  # Its statistics are those after the batch was seen twice.
