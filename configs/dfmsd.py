@@ -26,7 +26,7 @@ import copy
 
 from ml_collections import ConfigDict
 
-from kdjax.config import base_stage, method_config, retinanet
+from kdjax.config import SMALL_DETECTORS, base_stage, learnt_levels, method_config
 from kdjax.pairs import finish, start, taken_over
 
 
@@ -38,7 +38,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     student.steps //= 2
     student.eval_every //= 2
     if pair is None:
-        config.first_teacher = base_stage(retinanet(depth=10, width=0.5))
+        config.first_teacher = base_stage(SMALL_DETECTORS[student.model.name](depth=10, width=0.5))
         config.first_teacher.steps = config.teacher.steps
         student.loss_weights.dfmsd = 1.5
         student.inherit = ("neck", "head")
@@ -52,7 +52,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         if pair is None:
             # P7 has one position in an image of 128 pixels: nothing can be chosen to hide, and in a batch of 8 there
             # are too few numbers for the norm of a channel.
-            dfmsd.levels = ("p3", "p4", "p5", "p6")
+            dfmsd.levels = (*learnt_levels(student.model), "p6")
         else:
             teacher = (pair.weaker, pair.teacher)[number - 1]
             dfmsd.tau = teacher.tau

@@ -19,7 +19,7 @@ and the two files that the pair names (see ``kdjax/pairs.py``):
 
 from ml_collections import ConfigDict
 
-from kdjax.config import gfl, method_config
+from kdjax.config import method_config
 from kdjax.pairs import PAIRS, finish, set_schedule, start
 
 GFL_PAIRS = {name: pair for name, pair in PAIRS.items() if pair.teacher.model["name"] == pair.student["name"] == "gfl"}
@@ -28,13 +28,12 @@ GFL_PAIRS = {name: pair for name, pair in PAIRS.items() if pair.teacher.model["n
 
 def get_config(variant: str = "shapes") -> ConfigDict:
     """LD on the embedded data, or on COCO for a pair of GFLs; ``:tiny`` takes two steps of everything."""
-    config, pair = start(variant, GFL_PAIRS)
+    config, pair = start(variant, GFL_PAIRS, embedded={"shapes": "gfl"})
     student = config.student
     student.methods.ld = method_config("ld")
     student.loss_weights.update(ld=0.5, ld_vlr=0.0)
     if pair is None:
         student.loss_weights.ld_vlr = 0.125
-        config.teacher.model, student.model = gfl(depth=18, width=0.5), gfl(depth=18, width=0.125)
         student.inherit = ("neck", "head")
     else:
         set_schedule(student, epochs=12)

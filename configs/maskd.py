@@ -39,7 +39,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kdjax.config import loss_terms, method_config
+from kdjax.config import learnt_levels, loss_terms, method_config
 from kdjax.pairs import CASCADE_X101, finish, taken_over
 from kdjax.variants import start
 
@@ -51,13 +51,14 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         set_segmentation(config, pair is None)
         return finish(config, variant)
     student = config.student
-    maskd, imitates = method_config("maskd", init="tokens"), "smooth_l1"
+    maskd = method_config("maskd", init="tokens")
+    imitates = "" if {"fcos", "gfl", "solo"} & {config.teacher.model.name, student.model.name} else "smooth_l1"
     if pair is None:
         maskd.warmup_steps = 30
         student.loss_weights.maskd = 0.08
         # Every level weighs the same, and P6 and P7, which detect next to nothing in images of 128 pixels, have by far
         # the largest features here: with them the term is nearly theirs alone, and the student gets worse.
-        maskd.levels = ("p3", "p4", "p5")
+        maskd.levels = learnt_levels(student.model)
         student.inherit = ("neck", "head")
     elif pair.teacher.two_stage:
         maskd.warmup_steps = 7330
@@ -67,8 +68,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
             config.teacher = taken_over(CASCADE_X101)
             # Each stage of a cascade regresses one box for all classes, and the first one's are imitated.
             student.model.head.class_agnostic = True
-    elif {"fcos", "gfl", "solo"} & {config.teacher.model.name, student.model.name}:
-        maskd.warmup_steps, imitates = 5000, ""
+    elif not imitates:
+        maskd.warmup_steps = 5000
         student.loss_weights.maskd = 10.0
         student.optimizer.clip_norm = 35.0
     elif student.model.name == "reppoints":

@@ -7,7 +7,7 @@
 
 from ml_collections import ConfigDict
 
-from kdjax.config import method_config
+from kdjax.config import learnt_levels, method_config
 from kdjax.pairs import finish
 from kdjax.variants import start
 
@@ -25,7 +25,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     if pair is None:
         config.student.loss_weights.mimic = 0.05
         # Every level weighs the same, and P6 and P7 have by far the largest features here; see configs/maskd.py.
-        mimic.levels = ("p3", "p4", "p5")
+        mimic.levels = learnt_levels(config.student.model)
     else:
         config.student.loss_weights.mimic = 1.0
     return finish(config, variant)

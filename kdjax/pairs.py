@@ -220,24 +220,32 @@ def as_detectron2(student: ConfigDict) -> None:
     )
 
 
-def start(variant: str, pairs: Mapping[str, Pair] = PAIRS) -> tuple[ConfigDict, Pair | None]:
+EMBEDDED: dict[str, str] = {"shapes": "retinanet", **{name: name for name in ("fcos", "gfl", "reppoints", "solo")}}
+"""Variants on the embedded data, to the detector that teacher and student are."""
+
+
+def start(
+    variant: str, pairs: Mapping[str, Pair] = PAIRS, embedded: Mapping[str, str] = EMBEDDED
+) -> tuple[ConfigDict, Pair | None]:
     """The config that a method's config goes on from, and the pair that its settings depend on.
 
     Args:
-        variant: what stands behind the colon of ``--config=configs/<method>.py:<variant>``. "shapes" and "tiny" are the
-            embedded data set; a key of ``pairs`` is that pair on COCO; with ":tiny" behind it, two steps of it on the
-            embedded data set.
+        variant: what stands behind the colon of ``--config=configs/<method>.py:<variant>``: a key of ``embedded``, or
+            of ``pairs``, which are on COCO; with ":tiny" behind it, two steps of it on the embedded data set. "tiny" is
+            "shapes:tiny".
         pairs: by name.
+        embedded: as :data:`EMBEDDED`.
 
     Raises:
         UserError: for another variant.
     """
-    if variant in ("shapes", "tiny"):
-        return base_config(), None
-    name = variant.removesuffix(":tiny")
+    name = "shapes" if variant == "tiny" else variant.removesuffix(":tiny")
+    if name in embedded:
+        return base_config(embedded[name]), None
     if name not in pairs:
         raise UserError(
-            f"There is no variant {variant!r} of this config; choose shapes, tiny, or a pair: {', '.join(pairs)}."
+            f"There is no variant {variant!r} of this config; choose {', '.join(embedded)}, tiny, or a pair: "
+            f"{', '.join(pairs)}."
         )
     pair = pairs[name]
     config = base_config()

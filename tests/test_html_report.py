@@ -16,7 +16,7 @@ from kdjax.html_report import _folders
 from kdjax.main import parse_flags
 from kdjax.plan import resolve, restored
 from kdjax.run import showcase
-from kdjax.run.balance import balance
+from kdjax.run.balance import balance, teaching_terms
 from kdjax.run.page import write_report
 from kdjax.run.record import stage_folder, write_charts
 from tests.test_config import load
@@ -264,17 +264,27 @@ def test_what_is_only_looked_at_hides_no_interruption():
         raise KeyboardInterrupt
 
 
+def test_auxiliary_tasks_weigh_nothing_in_a_student():
+    """Nor do terms of tokens, which have no student."""
+    plan = resolve(load(ROOT / "configs" / "icd.py", "tiny"), devices=8)
+    assert teaching_terms(plan["student"].methods, ("cls", "box")) == {"icd": "icd"}
+    row = {"loss/cls": 1.0, "loss/box": 1.0, "loss/icd": 1.0, "loss/icd_auxiliary": 100.0}
+    assert balance("student", [row], ("cls", "box"), {"icd": "icd"}).sentences == []
+    plan = resolve(load(ROOT / "configs" / "maskd.py", "tiny"), devices=8)
+    assert teaching_terms(plan["tokens"].methods, ("cls", "box")) == {}
+
+
 def test_a_balance_names_the_coarse_levels_that_outweigh_the_finer_ones():
     """MasKD's loss by level on the embedded data, and MGD's, as experiments/2026-11-21-methods.md has them."""
     own = {"loss/cls": 0.8, "loss/box": 0.5}
     maskd = dict(zip(("p3", "p4", "p5", "p6", "p7"), (31.0, 14.0, 4.0, 38.0, 384.0), strict=True))
     row = own | {"raw/maskd": 471.0, "loss/maskd": 4.0} | {f"raw/maskd/{level}": x for level, x in maskd.items()}
-    found = balance("student", [row], ("cls", "box"), methods={"maskd": "maskd"})
+    found = balance("student", [row], ("cls", "box"), {"maskd": "maskd"})
     assert found.flags == ["--config.student.methods.maskd.levels=\"('p3', 'p4', 'p5')\""]
     assert found.sentences[0].startswith("p6, p7 are 90% of maskd at first")
     row = own | {"raw/mgd": 7e5, "loss/mgd": 340.0, "raw/mgd/p3": 6e5, "raw/mgd/p4": 9e4, "raw/mgd/p5": 1e4}
-    found = balance("student", [row], ("cls", "box"), methods={"mgd": "mgd"})
+    found = balance("student", [row], ("cls", "box"), {"mgd": "mgd"})
     assert found.flags == ["--config.student.method_share=3"]
-    assert balance("student", [row], ("cls", "box"), share=3.0).flags == []
-    assert balance("student", [own], ("cls", "box")).sentences == []
-    assert balance("student", [own | {"loss/cls": None}, own], ("cls", "box")).sentences == []
+    assert balance("student", [row], ("cls", "box"), {"mgd": "mgd"}, share=3.0).flags == []
+    assert balance("student", [own], ("cls", "box"), {}).sentences == []
+    assert balance("student", [own | {"loss/cls": None}, own], ("cls", "box"), {}).sentences == []

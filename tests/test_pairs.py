@@ -93,8 +93,25 @@ def test_ld_has_the_pairs_of_gfls_alone():
 
 
 def test_an_unknown_pair_is_refused_with_the_choices():
-    with pytest.raises(UserError, match="no variant 'coco' of this config; choose shapes, tiny, or a pair: retinanet"):
+    with pytest.raises(
+        UserError, match="no variant 'coco' of this config; choose shapes, fcos, .*, tiny, or a pair: retina"
+    ):
         load(FILES["mgd"], "coco")
+
+
+@pytest.mark.parametrize(("variant", "kind"), pairs.EMBEDDED.items())
+def test_every_methods_config_has_each_kind_on_the_embedded_data(variant, kind):
+    for path in (FILES[method] for method in (*papers.METHODS, "none")):
+        config = load(path, variant)
+        resolve(load(path, f"{variant}:tiny"), devices=8)
+        for stage in resolve(config, devices=8).stages:
+            assert stage.options.model["name"] == kind
+            module = build_model(stage.options.model, num_classes=tiny.CLASSES)
+            levels = {level for method in stage.options.methods.values() for level in method.levels}
+            assert levels <= module.strides.keys()
+            assert set(stage.options.loss_weights) >= set(module.terms)
+        assert config.data.masks == (kind == "solo")
+        assert config.teacher.model.head == config.student.model.head
 
 
 def drawn(module, images):

@@ -80,6 +80,15 @@ def test_every_config_runs_its_whole_protocol(path, finished):
     assert "mismatched" not in shown
 
 
+@pytest.mark.slow
+def test_a_detector_of_masks_runs_its_whole_protocol(data_dir, tmp_path):
+    config = load(FOLDER / "mgd.py", "solo:tiny")
+    config.data.data_dir, config.compare = str(data_dir), True
+    summary = pipeline.run(config, tmp_path)
+    assert summary["primary"] == "mask AP"
+    assert all(0 <= summary[role]["mask AP"] <= 100 for role in ("teacher", "student", "baseline"))
+
+
 def assert_equal(tree, other):
     jax.tree.map(np.testing.assert_array_equal, tree, other)
 

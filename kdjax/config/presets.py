@@ -1,5 +1,6 @@
 """What configs start from: small detectors, a stage, the whole laptop protocol, and how any config is made tiny."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,20 +24,23 @@ TEACHER_STEPS = 800
 """Of a teacher on the embedded data."""
 
 
-def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
-    """Config of a RetinaNet for images of about 128 pixels: half-sized anchors, short heads with group norm.
+def _small(name: str, depth: int, width: float, channels: int, head: dict[str, Any], **neck: Any) -> ConfigDict:
+    """Config of a detector for images of about 128 pixels, whose towers are of two convolutions.
 
     Args:
-        depth: of the ResNet, 18, 34, 50 or 101.
+        name: of the detector.
+        depth: of the ResNet, 18, 34, 50 or 101; 10 has half the blocks of 18.
         width: factor on the ResNet's channels.
         channels: of the feature pyramid and the heads.
+        head: its options.
+        **neck: the feature pyramid's.
     """
     return ConfigDict(
         dict(
-            name="retinanet",
+            name=name,
             backbone=dict(depth=depth, width=width),
-            neck=dict(channels=channels, min_level=3, max_level=7, extra_from="p5"),
-            head=dict(convs=2, norm="group", anchor_scale=2.5),
+            neck=dict(channels=channels) | neck,
+            head=dict(convs=2) | head,
             frozen_norm=False,
             pixel_mean=(123.675, 116.28, 103.53),
             pixel_std=(58.395, 57.12, 57.375),
@@ -44,16 +48,23 @@ def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
     )
 
 
-def fcos(depth: int, width: float, channels: int = 64) -> ConfigDict:
-    """Config of an improved FCOS for images of about 128 pixels: ranges of small objects, short heads.
+_FROM_P5 = dict(min_level=3, max_level=7, extra_from="p5")
+
+
+def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
+    """Config of a RetinaNet for images of about 128 pixels, with smaller anchors; arguments as all presets have them.
 
     Args:
-        depth: of the ResNet, 18, 34, 50 or 101.
+        depth: of the ResNet, 10, 18, 34, 50 or 101.
         width: factor on the ResNet's channels.
         channels: of the feature pyramid and the heads.
     """
+    return _small("retinanet", depth, width, channels, dict(norm="group", anchor_scale=2.5), **_FROM_P5)
+
+
+def fcos(depth: int, width: float, channels: int = 64) -> ConfigDict:
+    """Config of an improved FCOS, whose levels learn smaller objects; arguments as of :func:`retinanet`."""
     head = dict(
-        convs=2,
         norm_on_box=True,
         centerness_on_box=True,
         range_scale=3.0,
@@ -61,19 +72,34 @@ def fcos(depth: int, width: float, channels: int = 64) -> ConfigDict:
         box_loss="giou",
         iou_threshold=0.6,
     )
-    return ConfigDict(retinanet(depth, width, channels).to_dict() | dict(name="fcos", head=head))
+    return _small("fcos", depth, width, channels, head, **_FROM_P5)
 
 
 def gfl(depth: int, width: float, channels: int = 64) -> ConfigDict:
-    """Config of a GFL for images of about 128 pixels: half-sized anchors, short heads.
+    """Config of a GFL with smaller anchors; arguments as of :func:`retinanet`."""
+    return _small("gfl", depth, width, channels, dict(anchor_scale=4.0), **_FROM_P5)
 
-    Args:
-        depth: of the ResNet, 18, 34, 50 or 101.
-        width: factor on the ResNet's channels.
-        channels: of the feature pyramid and the heads.
-    """
-    head = dict(convs=2, anchor_scale=4.0)
-    return ConfigDict(retinanet(depth, width, channels).to_dict() | dict(name="gfl", head=head))
+
+def reppoints(depth: int, width: float, channels: int = 64) -> ConfigDict:
+    """Config of a RepPoints whose levels learn smaller objects; arguments as of :func:`retinanet`."""
+    neck = dict(min_level=3, max_level=7, extra_from="c5", extra_relu=False, norm="group")
+    return _small("reppoints", depth, width, channels, dict(point_scale=1.5), **neck)
+
+
+def solo(depth: int, width: float, channels: int = 64) -> ConfigDict:
+    """Config of a SOLO with fewer cells, whose levels learn smaller objects; arguments as of :func:`retinanet`."""
+    head = dict(grids=(16, 12, 8, 6, 4), range_scale=32.0)
+    return _small("solo", depth, width, channels, head, min_level=2, max_level=6, extra_from="pool")
+
+
+SMALL_DETECTORS: Mapping[str, Callable[..., ConfigDict]] = {
+    "retinanet": retinanet,
+    "fcos": fcos,
+    "gfl": gfl,
+    "reppoints": reppoints,
+    "solo": solo,
+}
+"""By name, the presets of detectors."""
 
 
 def classifier(depth: int, width: float) -> ConfigDict:
@@ -89,7 +115,8 @@ def classifier(depth: int, width: float) -> ConfigDict:
 def base_stage(model: ConfigDict) -> ConfigDict:
     """One run of the train loop for a detector, every key of :class:`kdjax.config.schema.Stage` at its default."""
     options = {key: placeholder(default) for key, default in defaults(Stage).items()}
-    sections = dict(methods=dict(), loss_weights=dict(cls=1.0, box=1.0), optimizer=defaults(Optimizer))
+    weights = dict.fromkeys(loss_terms(model), 1.0)
+    sections = dict(methods=dict(), loss_weights=weights, optimizer=defaults(Optimizer))
     return ConfigDict(dict(model=model, **sections, **options))
 
 
@@ -104,17 +131,26 @@ def method_config(name: str, **options: Any) -> ConfigDict:
     return ConfigDict(dict(name=name) | method_options(name) | defaults(MethodSection) | options)
 
 
+def learnt_levels(model: ConfigDict) -> tuple[str, ...]:
+    """Levels of a small detector's pyramid up to P5: P6 and P7 detect next to nothing in images of 128 pixels."""
+    return tuple(f"p{level}" for level in range(model.neck.min_level, 6))
+
+
 def loss_terms(model: ConfigDict) -> tuple[str, ...]:
     """Names of the loss terms of a detector, from its section of a config."""
     return build_model(model.to_dict(), num_classes=1).terms
 
 
-def base_config() -> ConfigDict:
-    """Teacher, then student, on the embedded data: what every config starts from."""
-    stages = dict(
-        teacher=base_stage(retinanet(depth=18, width=0.5)), student=base_stage(retinanet(depth=18, width=0.125))
-    )
+def base_config(detector: str = "retinanet") -> ConfigDict:
+    """Teacher, then student, on the embedded data: what every config starts from.
+
+    Args:
+        detector: of both, a key of ``SMALL_DETECTORS``.
+    """
+    small = SMALL_DETECTORS[detector]
+    stages = dict(teacher=base_stage(small(depth=18, width=0.5)), student=base_stage(small(depth=18, width=0.125)))
     config = ConfigDict(dict(**defaults(Run), data=defaults(Data), **stages))
+    config.data.masks = build_model(config.student.model.to_dict(), num_classes=1).learns_masks
     config.teacher.steps = TEACHER_STEPS
     config.teacher.eval_every = config.student.eval_every = EVAL_EVERY
     config.student.teacher = "teacher"

@@ -12,6 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeGuard
 
+from kdjax.methods import build_method, term_names
+from kdjax.plan import MethodPlan
+
 Row = Mapping[str, float | None]
 """Of ``metrics.jsonl``: "loss/<term>" weighted, "raw/<term>" not, "raw/<term>/<level>" its parts."""
 
@@ -49,13 +52,31 @@ def heavy(stage: str, terms: Mapping[str, float], loss: float) -> list[str]:
     ]
 
 
+def teaching_terms(methods: Mapping[str, MethodPlan], own: Sequence[str]) -> dict[str, str]:
+    """The terms that a student is taught by, to the key of their method.
+
+    Auxiliary tasks, which teach the method alone, weigh nothing in the student.
+
+    Args:
+        methods: of a stage, by key.
+        own: names of the student's own terms.
+    """
+    modules = {key: build_method(method.config) for key, method in methods.items()}
+    return {
+        term: key
+        for key, module in modules.items()
+        for term in term_names(module, own)
+        if "student" in module.terms.get(term, ())
+    }
+
+
 def balance(
-    stage: str, rows: Sequence[Row], own: Sequence[str], *, share: float = 0.0, methods: Mapping[str, str] | None = None
+    stage: str, rows: Sequence[Row], own: Sequence[str], methods: Mapping[str, str], *, share: float = 0.0
 ) -> Balance:
     r"""What has taken the loss of a stage over, and flags that weigh it otherwise.
 
     >>> first = {"loss/cls": 1.0, "loss/mimic": 30.0, "raw/mimic": 30.0, "raw/mimic/p3": 2.0, "raw/mimic/p4": 1.0}
-    >>> found = balance("student", [first | {"raw/mimic/p5": 27.0}], ["cls"], methods={"mimic": "mimic"})
+    >>> found = balance("student", [first | {"raw/mimic/p5": 27.0}], ["cls"], {"mimic": "mimic"})
     >>> found.flags
     ['--config.student.method_share=3', '--config.student.methods.mimic.levels="(\'p3\', \'p4\')"']
     >>> found.sentences[0]
@@ -65,14 +86,14 @@ def balance(
         stage: its name.
         rows: what was recorded of it, in order.
         own: names of the student's own terms.
+        methods: of :func:`teaching_terms`; other terms are left out.
         share: ``method_share`` of the stage.
-        methods: by term, the key of the method that it is of, for flags; a term that is not there gets none.
     """
     rows = [row for row in rows if any(key.startswith("loss/") and _is_number(x) for key, x in row.items())]
     if not rows:
         return Balance([], [])
-    weighted = {key.removeprefix("loss/"): _mean(rows, key) for key in rows[0] if key.startswith("loss/")}
-    theirs = [term for term in weighted if term not in own]
+    weighted = {term: _mean(rows, key) for term in (*own, *methods) if (key := f"loss/{term}") in rows[0]}
+    theirs = [term for term in weighted if term in methods]
     if not theirs:
         return Balance([], [])
     sentences, flags = [], []
@@ -102,8 +123,7 @@ def balance(
                 f"{', '.join(gone)} {verb} {part:.0%} of {term} at first, more than the finer levels: where next to "
                 "nothing is detected there, as in small images, what they hold is a large constant."
             )
-            if methods and term in methods:
-                flags.append(_levels_flag(stage, methods[term], kept))
+            flags.append(_levels_flag(stage, methods[term], kept))
     return Balance(sentences, flags)
 
 
@@ -111,8 +131,7 @@ def idle_levels(
     stage: str,
     own: Sequence[Mapping[str, float]],
     terms: Mapping[str, Mapping[str, float]],
-    *,
-    methods: Mapping[str, str] | None = None,
+    methods: Mapping[str, str],
 ) -> Balance:
     r"""Which terms of methods pull mostly at levels where the student's own loss pulls at nothing.
 
@@ -120,7 +139,7 @@ def idle_levels(
     no head reads, as a backbone's beneath the head of a classifier, has no gradient at all, and is never named.
 
     >>> own = [{"p3": 0.9, "p4": 0.4, "p5": 0.001}]
-    >>> found = idle_levels("student", own, {"mimic": {"p3": 1.0, "p4": 1.0, "p5": 4.0}}, methods={"mimic": "mimic"})
+    >>> found = idle_levels("student", own, {"mimic": {"p3": 1.0, "p4": 1.0, "p5": 4.0}}, {"mimic": "mimic"})
     >>> found.flags
     ['--config.student.methods.mimic.levels="(\'p3\', \'p4\')"']
     >>> found.sentences[0].partition(":")[0]
@@ -129,7 +148,7 @@ def idle_levels(
     Args:
         stage: its name.
         own: norms of the gradient of the student's own loss by level, at some points of the training.
-        terms: of each term of a method the same at the first point.
+        terms: of each term of :func:`teaching_terms` the same at the first point.
         methods: see :func:`balance`.
     """
     idle = [level for level in own[0] if all(0 < at[level] <= _IDLE * sum(at.values()) for at in own)]
@@ -143,8 +162,7 @@ def idle_levels(
                 f"{share:.0%} of the gradient of {term} is at {', '.join(gone)}, where the loss of its own has next to "
                 "none: no object of these images is found there, and what a teacher has there is a large constant."
             )
-            if methods and term in methods:
-                flags.append(_levels_flag(stage, methods[term], kept))
+            flags.append(_levels_flag(stage, methods[term], kept))
     return Balance(sentences, flags)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kdjax.config import fcos, gfl, retinanet
+from kdjax.config import SMALL_DETECTORS
 from kdjax.config.presets import EVAL_EVERY, TEACHER_STEPS
 from kdjax.config.schema import Data
 from kdjax.data.folders import NoSplitError
@@ -28,7 +28,7 @@ _HELD_OUT = {"train_split": "train[kept]", "eval_split": "train[held_out]"}
 _TEACHER_STEPS = 1600
 """Of a teacher: a student gains what its teacher is ahead. On 160 photographs that was 1 AP after 800 steps, 7 after
 these."""
-_PRESETS = retinanet(18, 1.0), fcos(18, 1.0), gfl(18, 1.0)
+_PRESETS = [preset(18, 1.0) for preset in SMALL_DETECTORS.values()]
 _EVALUATIONS = 5
 """Of a stage that is trained, one at its end."""
 

@@ -10,10 +10,9 @@ from PIL import Image
 from kdjax.files import replace_text
 from kdjax.heat import masked, over, strip
 from kdjax.markup import Html, element, joined, table
-from kdjax.methods import build_method, term_names
 from kdjax.paths import Path
 from kdjax.plan import Plan
-from kdjax.run.balance import Balance, balance, idle_levels
+from kdjax.run.balance import Balance, balance, idle_levels, teaching_terms
 from kdjax.run.commands import methods_of
 from kdjax.run.document import document
 from kdjax.run.inside import Inside, Level, Pull, look_inside
@@ -101,22 +100,15 @@ def own_gradients(found: Inside) -> dict[str, dict[str, float]]:
 def suggested(plan: Plan, stage: str, found: Inside) -> Balance:
     """What has taken the loss over at the first point, and what weighs it otherwise."""
     planned = plan[stage]
-    modules = {key: build_method(method.config) for key, method in planned.methods.items()}
-    # Auxiliary tasks, which teach the method alone, weigh nothing in the student.
-    of_methods = {
-        term: key
-        for key, module in modules.items()
-        for term in term_names(module, found.own)
-        if "student" in module.terms.get(term, ())
-    }
+    of_methods = teaching_terms(planned.methods, found.own)
     terms = {part: next(iter(by_point.values())) for part, by_point in found.pulls.items() if "/" not in part}
-    row = {f"loss/{term}": x.weighted for term, x in terms.items() if term in (*found.own, *of_methods)}
-    weights = balance(stage, [row], found.own, share=planned.options.method_share, methods=of_methods)
+    row = {f"loss/{term}": x.weighted for term, x in terms.items()}
+    weights = balance(stage, [row], found.own, of_methods, share=planned.options.method_share)
     levels = idle_levels(
         stage,
         list(own_gradients(found).values()),
         {term: x.gradient for term, x in terms.items() if term in of_methods},
-        methods=of_methods,
+        of_methods,
     )
     return Balance(weights.sentences + levels.sentences, weights.flags + levels.flags)
 

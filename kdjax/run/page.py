@@ -15,12 +15,11 @@ from kdjax.charts import Chart, Curves, Line, drawn
 from kdjax.config import base_config
 from kdjax.files import replace_text
 from kdjax.markup import Html, element, joined, table
-from kdjax.methods import build_method, term_names
 from kdjax.models import build_model
 from kdjax.paths import Path
 from kdjax.plan import BASELINE, Plan
 from kdjax.report import known
-from kdjax.run.balance import Row, balance
+from kdjax.run.balance import Row, balance, teaching_terms
 from kdjax.run.commands import commands, methods_of
 from kdjax.run.document import document
 from kdjax.run.record import changes
@@ -293,10 +292,8 @@ def _balanced(run: _Run, name: str) -> Iterator[Html]:
     """What a stage's terms and levels are worth beside each other, in words, numbers and curves."""
     story = run.first[name]
     own = build_model(story.plan.options.model, num_classes=1).terms
-    of_methods = {
-        term: key for key, method in story.plan.methods.items() for term in term_names(build_method(method.config), own)
-    }
-    found = balance(name, story.rows, own, share=story.plan.options.method_share, methods=of_methods)
+    taught = teaching_terms(story.plan.methods, own)
+    found = balance(name, story.rows, own, taught, share=story.plan.options.method_share)
     yield from (_paragraph(sentence) for sentence in found.sentences)
     if found.flags:
         yield _paragraph("In another workdir, to weigh it otherwise:")
@@ -306,7 +303,7 @@ def _balanced(run: _Run, name: str) -> Iterator[Html]:
     raw = _keys(story.rows, "raw/")
     yield _table_of_terms(story.rows, raw)
     charts = []
-    for term in of_methods:
+    for term in dict.fromkeys(key.split("/")[1] for key in raw):
         levels = {key.removeprefix(f"raw/{term}/"): key for key in raw if key.startswith(f"raw/{term}/")}
         charts.append(_loss_chart(f"{term} of {name} by level, without its weight", story.rows, levels))
     norm = Line(_points(story.rows, "grad_norm"), run.colours[name])
