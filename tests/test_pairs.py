@@ -94,7 +94,7 @@ def test_ld_has_the_pairs_of_gfls_alone():
 
 def test_an_unknown_pair_is_refused_with_the_choices():
     with pytest.raises(
-        UserError, match="no variant 'coco' of this config; choose shapes, fcos, .*, tiny, or a pair: retina"
+        UserError, match=r"no variant 'coco' of this config; choose shapes, fcos, .*, tiny, or a pair: retina"
     ):
         load(FILES["mgd"], "coco")
 

@@ -211,19 +211,19 @@ class SOLO(Detector):
         step = self.steps[level] // 2
         cells, objects = owner.shape[1], masks.grid.shape[1]
         most = min(cells, CELLS_OF_AN_OBJECT * objects)
-        chunk = min(CHUNK, most)
+        chunk = min(CHUNK, most, 2 * objects)
 
         def of_image(image: Any) -> jax.Array:
             maps, kernels, biases, owner, grid, frame, size = image
             extent = padded(size) // step
             where = jnp.arange(maps.shape[0])[:, None] < extent[0]
             where &= jnp.arange(maps.shape[1])[None] < extent[1]
+            goals = sampled(Masks(grid, frame), maps.shape[:2], step)
 
             def of_some(index: jax.Array) -> jax.Array:
                 there = jnp.minimum(index, cells - 1)
-                object_ = jnp.maximum(owner[there], 0)
                 logits = _masks(maps, kernels[there], biases[there])
-                goal = sampled(Masks(grid[object_], frame[object_]), maps.shape[:2], step)
+                goal = goals[jnp.maximum(owner[there], 0)]
                 loss = dice_loss(jax.nn.sigmoid(logits), goal, where[None])
                 return jnp.sum(jnp.where(index < cells, loss, 0))
 
@@ -381,9 +381,9 @@ def _tight(masks: jax.Array, step: int, image_size: jax.Array) -> jax.Array:
 
 
 def sampled(masks: Masks, size: tuple[int, ...], step: int) -> jax.Array:
-    """The masks of K objects as maps whose positions are ``step`` pixels apart: (K, h, w) float32, 0 or 1.
+    """The masks of K objects as maps whose positions are ``step`` pixels apart: (K, h, w) bool.
 
-    A position is 1 where the object covers at least half of the four pixels at its centre, as OpenCV resizes bytes
+    A position is the object's where it covers at least half of the four pixels at its centre, as OpenCV resizes bytes
     bilinearly by an even number. Exact for objects whose cells are pixels; of larger ones it is what their grid says.
 
     Args:
@@ -405,4 +405,4 @@ def sampled(masks: Masks, size: tuple[int, ...], step: int) -> jax.Array:
     rows, columns = lines(frame[:, 1], frame[:, 3], size[0]), lines(frame[:, 0], frame[:, 2], size[1])
     # Halves and ones, of which also bfloat16 makes exact products.
     shares = jnp.einsum("khi,kij,kwj->khw", rows, grid.astype(jnp.float32), columns)
-    return (shares >= 0.5).astype(jnp.float32)
+    return shares >= 0.5
