@@ -83,7 +83,7 @@ def gfl(depth: int, width: float, channels: int = 64) -> ConfigDict:
 def reppoints(depth: int, width: float, channels: int = 64) -> ConfigDict:
     """Config of a RepPoints whose levels learn smaller objects; arguments as of :func:`retinanet`."""
     neck = dict(min_level=3, max_level=7, extra_from="c5", extra_relu=False, norm="group")
-    return _small("reppoints", depth, width, channels, dict(point_scale=1.5), **neck)
+    return _small("reppoints", depth, width, channels, dict(point_scale=3.0), **neck)
 
 
 def solo(depth: int, width: float, channels: int = 64) -> ConfigDict:

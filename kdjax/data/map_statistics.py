@@ -38,4 +38,4 @@ def suggested(source: MapSource) -> dict[str, Any]:
     scale = min(1.0, np.sqrt(_MOST_AREA / (height * width)))
     sides = tuple(min(_SIDES, key=lambda side: abs(side - scale * length)) for length in (height, width))
     crop = tuple(min(side, _CROP) for side in sides)
-    return {"image_size": sides, "jitter": (0.5, 2.0), "color": 0.3, **({"crop": crop} if crop != sides else {})}
+    return {"image_size": sides, "jitter": (0.75, 1.34), "color": 0.3, **({"crop": crop} if crop != sides else {})}

@@ -115,8 +115,8 @@ class RepPoints(DenseDetector):
 
     @classmethod
     def suited(cls, sizes: Sequence[float]) -> dict[str, Any]:
-        """P3 learns all but the largest three quarters of the objects."""
-        return {"point_scale": scale_for(sizes, quantile=0.25, stride=16, least=1.0, most=4.0)} if sizes else {}
+        """P3 learns the smaller three quarters of the objects."""
+        return {"point_scale": scale_for(sizes, quantile=0.75, stride=16, least=1.0, most=4.0)} if sizes else {}
 
     def setup(self) -> None:
         """Makes the head; the backbone and the neck come from outside."""
