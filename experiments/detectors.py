@@ -1,8 +1,8 @@
-"""What each kind of detector learns on the embedded data, and what it gains by MGD.
+"""What each kind of detector learns on the embedded data, and what it gains by MGD, and a GFL by LD too.
 
     python -m experiments.detectors --workdir=runs/detectors
 
-Trains the teacher, the student by MGD and the identical student alone, of every kind, once a seed. The flags, the
+Trains the teacher, the distilled student and the identical student alone, of every kind, once a seed. The flags, the
 table, and how it goes on after it was stopped are those of :mod:`experiments.table`. AP is that of masks for SOLO.
 """
 
@@ -17,16 +17,19 @@ from kdjax.config import load_config
 from kdjax.pairs import EMBEDDED
 from kdjax.run.fit import with_keys
 
+ROWS = {**{kind: f"mgd:{variant}" for variant, kind in EMBEDDED.items()}, "gfl by ld": "ld"}
+"""By name, the config of each row."""
 
-def protocol(variant: str, seed: int) -> ConfigDict:
-    """The config of a kind with a seed; evaluated at the end of each stage alone."""
-    config = load_config(f"mgd:{variant}")
+
+def protocol(name: str, seed: int) -> ConfigDict:
+    """A config with a seed; evaluated at the end of each stage alone."""
+    config = load_config(name)
     return with_keys(config, {"seed": seed, "compare": True, **{f"{stage}.eval_every": 0 for stage in config.stages}})
 
 
 def main(_: Sequence[str]) -> None:
-    """The table of all kinds."""
-    tabulate({kind: functools.partial(protocol, variant) for variant, kind in EMBEDDED.items()})
+    """The table of all rows."""
+    tabulate({row: functools.partial(protocol, name) for row, name in ROWS.items()})
 
 
 if __name__ == "__main__":

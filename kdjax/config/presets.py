@@ -101,6 +101,10 @@ SMALL_DETECTORS: Mapping[str, Callable[..., ConfigDict]] = {
 }
 """By name, the presets of detectors."""
 
+_LOSS_WEIGHTS: Mapping[str, Mapping[str, float]] = {"solo": {"mask": 0.1}}
+"""By detector, weights of terms that are not 1: in a short training SOLO's masks, which weigh three times as much as
+its classes, leave these unlearnt."""
+
 
 def classifier(depth: int, width: float) -> ConfigDict:
     """Config of a ResNet that classifies.
@@ -149,6 +153,8 @@ def base_config(detector: str = "retinanet") -> ConfigDict:
     """
     small = SMALL_DETECTORS[detector]
     stages = dict(teacher=base_stage(small(depth=18, width=0.5)), student=base_stage(small(depth=18, width=0.125)))
+    for stage in stages.values():
+        stage.loss_weights.update(_LOSS_WEIGHTS.get(detector, {}))
     config = ConfigDict(dict(**defaults(Run), data=defaults(Data), **stages))
     config.data.masks = build_model(config.student.model.to_dict(), num_classes=1).learns_masks
     config.teacher.steps = TEACHER_STEPS
