@@ -26,7 +26,7 @@ import copy
 
 from ml_collections import ConfigDict
 
-from kdjax.config import SMALL_DETECTORS, base_stage, learnt_levels, method_config
+from kdjax.config import learnt_levels, method_config, small_stage
 from kdjax.pairs import finish, start, taken_over
 
 
@@ -38,7 +38,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     student.steps //= 2
     student.eval_every //= 2
     if pair is None:
-        config.first_teacher = base_stage(SMALL_DETECTORS[student.model.name](depth=10, width=0.5))
+        config.first_teacher = small_stage(student.model.name, depth=10, width=0.5)
         config.first_teacher.steps = config.teacher.steps
         student.loss_weights.dfmsd = 1.5
         student.inherit = ("neck", "head")

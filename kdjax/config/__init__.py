@@ -2,7 +2,6 @@
 
 from kdjax.config.files import config_names, find_config, leaves, load_config
 from kdjax.config.presets import (
-    SMALL_DETECTORS,
     base_config,
     base_stage,
     fcos,
@@ -12,12 +11,12 @@ from kdjax.config.presets import (
     method_config,
     reppoints,
     retinanet,
+    small_stage,
     solo,
     tiny,
 )
 
 __all__ = [
-    "SMALL_DETECTORS",
     "base_config",
     "base_stage",
     "config_names",
@@ -31,6 +30,7 @@ __all__ = [
     "method_config",
     "reppoints",
     "retinanet",
+    "small_stage",
     "solo",
     "tiny",
 ]

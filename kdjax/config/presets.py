@@ -124,6 +124,19 @@ def base_stage(model: ConfigDict) -> ConfigDict:
     return ConfigDict(dict(model=model, **sections, **options))
 
 
+def small_stage(detector: str, depth: int, width: float) -> ConfigDict:
+    """The stage of a small detector.
+
+    Args:
+        detector: a key of ``SMALL_DETECTORS``, whose presets have the other arguments.
+        depth: of the ResNet.
+        width: factor on the ResNet's channels.
+    """
+    stage = base_stage(SMALL_DETECTORS[detector](depth=depth, width=width))
+    stage.loss_weights.update(_LOSS_WEIGHTS.get(detector, {}))
+    return stage
+
+
 def method_config(name: str, **options: Any) -> ConfigDict:
     """An entry of a stage's ``methods``: every option that the method has, at its default unless given.
 
@@ -151,10 +164,7 @@ def base_config(detector: str = "retinanet") -> ConfigDict:
     Args:
         detector: of both, a key of ``SMALL_DETECTORS``.
     """
-    small = SMALL_DETECTORS[detector]
-    stages = dict(teacher=base_stage(small(depth=18, width=0.5)), student=base_stage(small(depth=18, width=0.125)))
-    for stage in stages.values():
-        stage.loss_weights.update(_LOSS_WEIGHTS.get(detector, {}))
+    stages = dict(teacher=small_stage(detector, 18, 0.5), student=small_stage(detector, 18, 0.125))
     config = ConfigDict(dict(**defaults(Run), data=defaults(Data), **stages))
     config.data.masks = build_model(config.student.model.to_dict(), num_classes=1).learns_masks
     config.teacher.steps = TEACHER_STEPS

@@ -32,7 +32,7 @@ CENTRE = 0.2
 CELLS_OF_AN_OBJECT = 9
 """In a level, at most: those beside the centre's."""
 CHUNK = 128
-"""Cells whose masks exist at the same time in training."""
+"""Cells whose masks exist at the same time in training, and no more than two for each slot of an object."""
 FOUND_CHUNK = 64
 """And of candidates, in inference; those of a level are beside each other."""
 HALF = 127

@@ -12,8 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kdjax.config import SMALL_DETECTORS
-from kdjax.config.presets import EVAL_EVERY, TEACHER_STEPS
+from kdjax.config.presets import EVAL_EVERY, SMALL_DETECTORS, TEACHER_STEPS
 from kdjax.config.schema import Data
 from kdjax.data.folders import NoSplitError
 from kdjax.devices import device_count
