@@ -133,15 +133,15 @@ def test_levels_of_no_objects_are_left_out_where_they_have_taken_a_term_over_and
     levels = ("p3", "p4", "p5", "p6", "p7")
     own = dict(zip(levels, (0.69, 0.2, 0.11, 1e-5, 1e-6), strict=True))
     mimic = dict(zip(levels, (0.038, 0.058, 0.089, 0.375, 0.44), strict=True))
-    found = idle_levels("student", [own], {"mimic": mimic}, methods={"mimic": "mimic"})
+    found = idle_levels("student", [own], {"mimic": mimic}, {"mimic": "mimic"})
     assert found.flags == ["--config.student.methods.mimic.levels=\"('p3', 'p4', 'p5')\""]
     assert found.sentences[0].startswith("82% of the gradient of mimic is at p6, p7")
-    assert idle_levels("student", [own, mimic], {"mimic": mimic}).sentences == []
-    assert idle_levels("student", [own], {"mgd": own}).sentences == []
+    assert idle_levels("student", [own, mimic], {"mimic": mimic}, {"mimic": "mimic"}).sentences == []
+    assert idle_levels("student", [own], {"mgd": own}, {"mgd": "mgd"}).sentences == []
     few = own | {"p6": 0.015}  # As the cells' P5 has where they are not enlarged: a few objects, no constant.
-    assert idle_levels("student", [few], {"x": {"p3": 0.1, "p6": 1.0}}).sentences == []
+    assert idle_levels("student", [few], {"x": {"p3": 0.1, "p6": 1.0}}, {"x": "x"}).sentences == []
     unread = own | {"p6": 0.0, "p7": 0.0}
-    assert idle_levels("student", [unread], {"mimic": mimic}).sentences == []
+    assert idle_levels("student", [unread], {"mimic": mimic}, {"mimic": "mimic"}).sentences == []
 
 
 def test_a_map_is_brightest_where_it_is_strongest_and_a_mask_is_dark_where_it_hides():
