@@ -22,6 +22,8 @@ IMAGE_SIZES = {"classification": (64, 64)}
 
 TEACHER_STEPS = 800
 """Of a teacher on the embedded data."""
+_LATE: Mapping[str, int] = {"reppoints": 1600, "solo": 1600}
+"""By detector, steps of a teacher that has learnt little by then."""
 
 
 def _small(name: str, depth: int, width: float, channels: int, head: dict[str, Any], **neck: Any) -> ConfigDict:
@@ -167,7 +169,7 @@ def base_config(detector: str = "retinanet") -> ConfigDict:
     stages = dict(teacher=small_stage(detector, 18, 0.5), student=small_stage(detector, 18, 0.125))
     config = ConfigDict(dict(**defaults(Run), data=defaults(Data), **stages))
     config.data.masks = build_model(config.student.model.to_dict(), num_classes=1).learns_masks
-    config.teacher.steps = TEACHER_STEPS
+    config.teacher.steps = _LATE.get(detector, TEACHER_STEPS)
     config.teacher.eval_every = config.student.eval_every = EVAL_EVERY
     config.student.teacher = "teacher"
     return config
