@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import app
 from ml_collections import ConfigDict
 
-from experiments.table import tabulate
+from experiments.table import judged_last, tabulate
 from kdjax.config import load_config
 from kdjax.pairs import EMBEDDED
 from kdjax.run.fit import with_keys
@@ -23,8 +23,7 @@ ROWS = {**{kind: f"mgd:{variant}" for variant, kind in EMBEDDED.items()}, "gfl b
 
 def protocol(name: str, seed: int) -> ConfigDict:
     """A config with a seed; evaluated at the end of each stage alone."""
-    config = load_config(name)
-    return with_keys(config, {"seed": seed, "compare": True, **{f"{stage}.eval_every": 0 for stage in config.stages}})
+    return judged_last(with_keys(load_config(name), {"seed": seed, "compare": True}))
 
 
 def main(_: Sequence[str]) -> None:

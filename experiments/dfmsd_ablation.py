@@ -13,7 +13,7 @@ from typing import Any
 from absl import app
 from ml_collections import ConfigDict
 
-from experiments.table import tabulate
+from experiments.table import judged_last, tabulate
 from kdjax.config import load_config
 from kdjax.run.fit import with_keys
 
@@ -50,8 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def variant(name: str, seed: int) -> ConfigDict:
     """The config of a variant with a seed; evaluated at the end of each stage alone."""
-    config = with_keys(load_config("dfmsd"), {"seed": seed, **VARIANTS[name]})
-    return with_keys(config, {f"{stage}.eval_every": 0 for stage in config.stages})
+    return judged_last(with_keys(load_config("dfmsd"), {"seed": seed, **VARIANTS[name]}))
 
 
 def main(_: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from kdjax.config import config_names, load_config
 from kdjax.devices import cache_compilations
 from kdjax.errors import UserError
 from kdjax.run import pipeline
+from kdjax.run.fit import with_keys
 from kdjax.run.verdict import judge
 
 VARIANTS = {"detection": "shapes", "segmentation": "segmentation", "classification": "classification"}
@@ -91,6 +92,11 @@ def protocol(method: str, task: str, seed: int) -> ConfigDict:
     config.seed = seed
     config.compare = bool(config.student.init) or config.student.model != student_alone(task).student.model
     return config
+
+
+def judged_last(config: ConfigDict) -> ConfigDict:
+    """A config whose stages are evaluated at their end alone."""
+    return with_keys(config, {f"{stage}.eval_every": 0 for stage in config.stages})
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -50,7 +50,8 @@ def _small(name: str, depth: int, width: float, channels: int, head: dict[str, A
     )
 
 
-_FROM_P5 = dict(min_level=3, max_level=7, extra_from="p5")
+_P3_TO_P7 = dict(min_level=3, max_level=7)
+_FROM_P5 = _P3_TO_P7 | dict(extra_from="p5")
 
 
 def retinanet(depth: int, width: float, channels: int = 64) -> ConfigDict:
@@ -84,8 +85,7 @@ def gfl(depth: int, width: float, channels: int = 64) -> ConfigDict:
 
 def reppoints(depth: int, width: float, channels: int = 64) -> ConfigDict:
     """Config of a RepPoints whose levels learn smaller objects; arguments as of :func:`retinanet`."""
-    neck = dict(min_level=3, max_level=7, extra_from="c5", extra_relu=False, norm="group")
-    return _small("reppoints", depth, width, channels, dict(point_scale=3.0), **neck)
+    return _small("reppoints", depth, width, channels, dict(point_scale=3.0), **_P3_TO_P7)
 
 
 def solo(depth: int, width: float, channels: int = 64) -> ConfigDict:

@@ -128,7 +128,7 @@ def dice_loss(probabilities: jax.Array, targets: jax.Array, where: jax.Array) ->
 
     Args:
         probabilities: (K, H, W), any float dtype.
-        targets: (K, H, W), likewise.
+        targets: (K, H, W), likewise, or bool.
         where: (1 or K, H, W) bool: the positions that count.
 
     Returns:
