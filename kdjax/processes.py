@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import util
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 MAIN = 0
 """Number of the process that prints and writes."""
+_TOLD = "told"
+"""Attribute of an exception of which every process knows."""
 _PATIENCE = 300.0
 """Seconds that a process waits for process 0, as JAX does."""
 _SILENCE = 30
@@ -258,7 +260,8 @@ def gather(value: T) -> list[T]:
 def everywhere(work: Callable[[], T]) -> T:
     """What ``work`` returns on this process, once all have done theirs; where it fails on one, it fails on all.
 
-    Nobody may talk to others inside it: one that has failed does not answer.
+    Inside it processes may talk to each other by this function and by :func:`divided` alone: one that has failed before
+    gives its failure there, and nothing afterwards. What these raise must leave ``work``.
 
     Raises:
         UserError: of this process, or one that names the process whose it is and ends as that does.
@@ -267,12 +270,12 @@ def everywhere(work: Callable[[], T]) -> T:
         return work()
     try:
         result = work()
-    except UserError as error:
-        gather((str(error), error.exit_code))
-        error.everywhere = True
-        raise
     except Exception as error:
-        gather((repr(error), None))
+        if not vars(error).get(_TOLD):
+            gather((str(error), error.exit_code) if isinstance(error, UserError) else (repr(error), None))
+            vars(error)[_TOLD] = True
+            if isinstance(error, UserError):
+                error.everywhere = True
         raise
     for process, failure in enumerate(gather(None)):
         if failure is not None:
@@ -280,8 +283,36 @@ def everywhere(work: Callable[[], T]) -> T:
             error = UserError(f"Process {process} cannot go on: {words}")
             # One that a bug ends is not there any more where processes end together.
             error.exit_code, error.everywhere = code or Exit.BUG, code is not None
+            vars(error)[_TOLD] = True
             raise error
     return result
+
+
+def divided(work: Callable[[range], Sequence[T]], count: int) -> list[T]:
+    """``work(range(count))``, of which each process does an equal part; all have all of it.
+
+    Args:
+        work: from some of the numbers below ``count`` to a result for each, which can be pickled.
+        count: the same on every process.
+
+    Raises:
+        UserError: ``count`` is another one somewhere; or as :func:`everywhere`, inside which it may stand.
+    """
+    processes = jax.process_count()
+    mine = range(jax.process_index(), count, processes)
+    everyone = gather((count, everywhere(lambda: work(mine))))
+    if len({theirs for theirs, _ in everyone}) > 1:
+        error = UserError(
+            f"The processes do not find the same data ({', '.join(str(theirs) for theirs, _ in everyone)} of what they "
+            "read together): start again when nobody changes them any more."
+        )
+        error.everywhere = True
+        vars(error)[_TOLD] = True
+        raise error
+    found: list[T] = [everyone[MAIN][1][0]] * count if count else []
+    for process, (_, part) in enumerate(everyone):
+        found[process::processes] = part
+    return found
 
 
 def on_main(work: Callable[[], T]) -> T:

@@ -26,6 +26,8 @@ class Buckets(ThreadingHTTPServer):
         self.objects: dict[str, dict[str, bytes]] = {name: {} for name in names}
         self.asked: list[str] = []
         """``METHOD bucket/object`` of everything that was written or deleted, in order."""
+        self.read: list[str] = []
+        """``bucket/object`` of everything of which bytes were read, in order."""
         self.lock = threading.Lock()
         self.generations: dict[tuple[str, str], int] = {}
         self.uploads: list[tuple[str, str, bytearray]] = []
@@ -128,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _download(self, bucket: str, name: str, query: dict[str, str]) -> None:
         data, generation = self.server.objects[bucket][name], str(self.server.generations[bucket, name])
+        self.server.read.append(f"{bucket}/{name}")
         if query.get("ifGenerationNotMatch") == generation:
             return self._send(304)
         if query.get("ifGenerationMatch", generation) != generation:

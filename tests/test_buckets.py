@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from importlib import util
 from pathlib import Path
 
@@ -17,12 +18,14 @@ import pytest
 
 import kdjax
 from kdjax import lock
+from kdjax.data.flaws import Checks
 from kdjax.data.sources import open_source
 from kdjax.devices import cache_compilations
 from kdjax.errors import Exit, UserError
 from kdjax.files import write_json
 from kdjax.lock import take
 from kdjax.paths import as_path, files_in
+from kdjax.processes import everywhere
 from kdjax.report import MetricWriter
 from kdjax.run.agreement import check_workdir
 from kdjax.run.result import finished_result
@@ -33,7 +36,7 @@ from tests.bucket import stand_in
 from tests.data import test_map_folders, test_voc, test_yolo
 from tests.data.folders import content, encoded, write
 from tests.test_lock import contend
-from tests.test_processes import DIFFERENT, ROOT, ended, killed_and_resumed, started, training
+from tests.test_processes import DIFFERENT, ROOT, as_processes, ended, killed_and_resumed, started, training
 from tests.test_result import STAGE, finished_stage
 from tests.weights.pickles import write_pth
 
@@ -161,6 +164,28 @@ def test_peoples_own_data_are_the_same_as_in_a_folder(server, bucket, tmp_path, 
     same_data(kind, tmp_path, put(server, bucket, tmp_path), split)
 
 
+@pytest.mark.parametrize("layout", ["yolo ultralytics", "voc voc", "classes", "maps"])
+def test_processes_read_a_bucket_together_and_folders_alone(server, bucket, tmp_path, layout, monkeypatch):
+    kind, files, split = LAYOUTS[layout]
+    test_yolo.put(tmp_path, files)
+    put(server, bucket, tmp_path)
+    monkeypatch.setattr("kdjax.data.indexed._MEASURED", 0)  # Of a few images each process looks at the values.
+
+    def read(processes, place):
+        """What each process found, and how often each file of an image was read."""
+        server.read.clear()
+        checks = Checks(together=True)
+        found = as_processes(processes, lambda: everywhere(lambda: open_source(f"{kind}{place}", split, checks=checks)))
+        of_images = Counter(name for name in server.read if name.endswith((".png", ".xml", "a.txt", "b.txt")))
+        return [json.dumps(source.report_dict()) for source in found], of_images
+
+    [alone], once = read(1, bucket)
+    both, together = read(2, bucket)
+    assert both == [alone] * 2
+    assert together == once != Counter()
+    assert read(2, tmp_path)[0] == [alone.replace(bucket, str(tmp_path))] * 2
+
+
 def told(name):
     """What is said of the training split of data."""
     try:
@@ -271,8 +296,10 @@ def test_a_run_in_a_bucket_that_was_killed_ends_as_one_in_a_folder(server, bucke
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_bucket_and_go_on_there(server, bucket):
-    for code, _, stderr in killed_and_resumed(bucket):
+def test_two_processes_share_a_bucket_with_its_data_and_go_on_there(server, bucket, data_dir):
+    open_source("shapes/tiny", "train", data_dir)
+    put(server, f"{bucket}/data", data_dir)
+    for code, _, stderr in killed_and_resumed(bucket, f"--config.data.data_dir={bucket}/data"):
         assert code == 0, stderr
     assert describe(f"{bucket}/student")["class_names"]
     assert [row["step"] for row in rows(bucket, "student")] == list(range(1, 7))

@@ -2,12 +2,15 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -16,7 +19,7 @@ import pytest
 
 import kdjax
 from kdjax.errors import Exit, UserError
-from kdjax.processes import connect, everywhere, gather, on_main
+from kdjax.processes import connect, divided, everywhere, gather, on_main
 
 ROOT = Path(__file__).parents[1]
 DIFFERENT = {"images_per_second", "waited", "wall_time"}
@@ -88,6 +91,80 @@ def refuse(words):
     raise UserError(words)
 
 
+def as_processes(count, work):
+    """What ``work`` returns or raises in so many threads, each of which takes itself for a process of one run."""
+    own, meeting, given = threading.local(), threading.Barrier(count, timeout=60), [None] * count
+
+    def meet(value):
+        given[own.number] = pickle.dumps(value)
+        meeting.wait()
+        everyone = [pickle.loads(data) for data in given]
+        meeting.wait()
+        return everyone
+
+    def run(number):
+        own.number = number
+        try:
+            return work()
+        except (UserError, ValueError) as error:
+            return error
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(count) as pool:
+        patch.setattr(jax, "process_count", lambda: count)
+        patch.setattr(jax, "process_index", lambda: own.number)
+        patch.setattr("kdjax.processes.gather", meet)
+        return list(pool.map(run, range(count)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_each_process_does_an_equal_part_and_has_all_of_it(processes, count):
+    done = []
+
+    def work(numbers):
+        done.extend(numbers)
+        return [number**2 for number in numbers]
+
+    expected = [number**2 for number in range(count)]
+    assert as_processes(processes, lambda: everywhere(lambda: divided(work, count))) == [expected] * processes
+    assert sorted(done) == list(range(count))
+
+
+@pytest.mark.parametrize("wrong", ["before", "inside", "after"])
+@pytest.mark.parametrize("kind", [UserError, ValueError])
+def test_what_fails_on_one_process_fails_once_on_all(wrong, kind):
+    def fail(when):
+        if when == wrong and jax.process_index() == 1:
+            raise kind("no file")
+
+    def part(numbers):
+        fail("inside")
+        return list(numbers)
+
+    def work():
+        fail("before")
+        divided(part, 5)
+        fail("after")
+
+    first, second, third = as_processes(3, lambda: everywhere(work))
+    assert type(second) is kind
+    assert str(second) == "no file"
+    shown = "no file" if kind is UserError else "ValueError('no file')"
+    assert str(first) == str(third) == f"Process 1 cannot go on: {shown}"
+    assert first.everywhere == third.everywhere == (kind is UserError)
+    assert getattr(second, "everywhere", True)
+    # Nobody is left waiting, and the next thing is done by all.
+    assert as_processes(3, lambda: everywhere(lambda: divided(list, 2))) == [[0, 1]] * 3
+
+
+def test_processes_that_see_other_files_are_told():
+    found = as_processes(2, lambda: everywhere(lambda: divided(list, 4 + jax.process_index())))
+    assert [str(error) for error in found] == [
+        "The processes do not find the same data (4, 5 of what they read together): start again when nobody changes "
+        "them any more."
+    ] * 2
+
+
 def free_port() -> int:
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
@@ -135,17 +212,18 @@ def training(workdir: Path, *more: str) -> list[str]:
     ]
 
 
-def killed_and_resumed(workdir) -> list[tuple[int, str, str]]:
+def killed_and_resumed(workdir, *more: str) -> list[tuple[int, str, str]]:
     """Trains in two processes that are killed in the middle, and goes on; what each printed at last."""
-    running = started(training(workdir), processes=2)
+    running = started(training(workdir, *more), processes=2)
     for line in running[0].stdout:
         if "[student] step 5/6" in line:
             # JAX ends the main process, too, once it has missed the other for 30 seconds: nobody waits for that here.
             for process in reversed(running):
                 process.kill()
             break
-    assert [code for code, *_ in ended(running)] == [-signal.SIGKILL] * 2
-    return ended(started(training(workdir), processes=2))
+    said = ended(running)
+    assert [code for code, *_ in said] == [-signal.SIGKILL] * 2, said
+    return ended(started(training(workdir, *more), processes=2))
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """What may be wrong with annotated images, what becomes of it, and the report that counts it."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from kdjax.data.sizing import READING, Reading, Sizing
 from kdjax.errors import DataError
+from kdjax.paths import Path, in_bucket
 
 
 class Checks(NamedTuple):
@@ -30,6 +31,12 @@ class Checks(NamedTuple):
     """Take images that are links to files outside of their folder, which are refused."""
     most_json_bytes: int = 10**9
     """A larger annotation file is refused: parsed, it would take several times as much memory."""
+    together: bool = False
+    """All processes open the data now, and each reads a part of the files for all of them."""
+
+    def of(self, place: Path) -> "Checks":
+        """These for data in a place: only what is in a bucket is known to be the same for all processes."""
+        return self._replace(together=self.together and in_bucket(place))
 
 
 DEFAULT = Checks()
@@ -214,3 +221,24 @@ class DataReport:
             shown = ", ".join(cases) + ", ..." * (len(ids) > 3)
             found.append(f"  {self.outcome(flaw)}: {len(ids)} {flaw.what} ({flaw.of} {shown}){hint}")
         return found
+
+
+def joined(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several processes found out about the same data: the first one's report, with the cases of all.
+
+    >>> first, second = ({"what": "cut off", "count": 1, "ids": [k], "files": [f"{k}.png"]} for k in (3, 5))
+    >>> joined([{"images": 9, "flaws": [first]}, {"images": 9, "flaws": [first]}, {"images": 9, "flaws": [second]}])
+    {'images': 9, 'flaws': [{'what': 'cut off', 'count': 2, 'ids': [3, 5], 'files': ['3.png', '5.png']}]}
+
+    Args:
+        reports: what :meth:`kdjax.types.Source.report_dict` says, by process.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for flaw in (flaw for report in reports for flaw in report.get("flaws", ())):
+        known = found.setdefault(flaw["what"], flaw | {"ids": [], "files": []})
+        seen = set(known["ids"])
+        new = [k for k, identity in enumerate(flaw["ids"]) if identity not in seen]
+        known["ids"] += [flaw["ids"][k] for k in new]
+        known["files"] += [flaw["files"][k] for k in new if k < len(flaw["files"])]
+        known["count"] = len(known["ids"])
+    return {**reports[0], "flaws": list(found.values())}

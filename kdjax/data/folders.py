@@ -166,7 +166,7 @@ def headers_of(
         return _object_header(root / name, checks) if in_bucket(root) else _file_header(root, name, allowed, checks)
 
     def headers(rows: Sequence[int]) -> list[Header | ImageError]:
-        return for_all(lambda k: header_of(names[rows[k]]), len(rows))
+        return for_all(lambda k: header_of(names[rows[k]]), len(rows), together=checks.together)
 
     found = headers(range(len(names)))
     missing = [row for row, header in enumerate(found) if isinstance(header, _MissingError)]

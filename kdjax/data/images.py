@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kdjax.data.sizing import READING, Reading
+from kdjax.processes import divided
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What is tried; whatever a file is called. Pillow's other formats are rare, slow to refuse, or run other programs."""
@@ -131,16 +132,25 @@ def _orientation(image: Image.Image) -> int:
     return mark if mark in _TURNS else 1
 
 
-def for_all(function: Callable[[int], T], count: int) -> list[T]:
-    """``[function(0), ..., function(count - 1)]``, computed by several threads that wait for storage together."""
+def for_all(function: Callable[[int], T], count: int, *, together: bool = False) -> list[T]:
+    """``[function(0), ..., function(count - 1)]``, computed by several threads that wait for storage together.
 
-    def chunk(start: int) -> list[T]:
-        return [function(k) for k in range(start, min(start + _CHUNK, count))]
+    Args:
+        function: of a number.
+        count: how many numbers.
+        together: each process computes a part, for all of them (:func:`kdjax.processes.divided`).
+    """
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-        # Pillow's remarks on metadata, which are not used.
-        warnings.simplefilter("ignore")
-        return [result for results in pool.map(chunk, range(0, count, _CHUNK)) for result in results]
+    def by_threads(numbers: range) -> list[T]:
+        def chunk(start: int) -> list[T]:
+            return [function(k) for k in numbers[start : start + _CHUNK]]
+
+        with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+            # Pillow's remarks on metadata, which are not used.
+            warnings.simplefilter("ignore")
+            return [result for results in pool.map(chunk, range(0, len(numbers), _CHUNK)) for result in results]
+
+    return divided(by_threads, count) if together else by_threads(range(count))
 
 
 def decode(data: bytes, reading: Reading = READING) -> np.ndarray:

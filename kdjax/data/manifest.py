@@ -8,7 +8,7 @@ the file system at every start, and the SHA-256 of those that were once read for
 import hashlib
 import io
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -27,14 +27,49 @@ _ROW = np.dtype([("size", np.int64), ("time", np.int64), ("digest", np.int64), (
 _SHOWN = 5
 
 
-def check_manifest(file: Path, splits: Mapping[str, Source], *, begun: bool, whole: bool) -> None:
-    """Holds the image files of a run against what they were when it began, and remembers what they are.
+class Seen(NamedTuple):
+    """Files of a source, and what they are without reading them."""
+
+    origin: str
+    """Of the source."""
+    files: Files
+    rows: np.ndarray
+    """(n,) of ``_ROW``, the SHA-256 zeros."""
+
+
+def look(splits: Mapping[str, Source]) -> dict[str, Seen]:
+    """What the image files of a run are without reading them; the processes that opened them together look together.
 
     Sources whose images have no files of their own are left out: records have checksums.
 
     Args:
-        file: of the manifest.
         splits: the sources by name.
+
+    Returns:
+        by name of the split, kind and names of the files: other images are other data, which the stages' identities
+        tell.
+
+    Raises:
+        StorageError: some cannot be found any more.
+    """
+    found = {}
+    for name, source in splits.items():
+        if not isinstance(source, IndexedSource):
+            continue
+        for files in source.files:
+            names = hashlib.sha256("\n".join(files.names).encode(errors="surrogatepass")).hexdigest()
+            kind = "" if files.kind == "image" else f"-{files.kind.replace(' ', '-')}"
+            rows = _seen(files, together=source.report.checks.together)
+            found[f"{name}{kind}-{names[:16]}"] = Seen(source.origin, files, rows)
+    return found
+
+
+def check_manifest(file: Path, seen: Mapping[str, Seen], *, begun: bool, whole: bool) -> None:
+    """Holds the image files of a run against what they were when it began, and remembers what they are.
+
+    Args:
+        file: of the manifest.
+        seen: what :func:`look` finds.
         begun: whether there is something to go on with; otherwise the files may be what they are.
         whole: read all files, and not only those whose bytes are known and whose time has changed.
 
@@ -43,14 +78,7 @@ def check_manifest(file: Path, splits: Mapping[str, Source], *, begun: bool, who
         StorageError: some cannot be read any more, or the manifest not be written.
     """
     known = _read(file) if begun and file.is_file() else {}
-    found = {}
-    for name, source in splits.items():
-        for files in source.files if isinstance(source, IndexedSource) else ():
-            # Other images are other data, which the stages' identities tell.
-            names = hashlib.sha256("\n".join(files.names).encode(errors="surrogatepass")).hexdigest()
-            kind = "" if files.kind == "image" else f"-{files.kind.replace(' ', '-')}"
-            key = f"{name}{kind}-{names[:16]}"
-            found[key] = _settled(source.origin, files, known.get(key), whole, file)
+    found = {key: _settled(one, known.get(key), whole, file) for key, one in seen.items()}
     if any(key not in known or not np.array_equal(rows, known[key]) for key, rows in found.items()):
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **cast(Any, found))
@@ -72,9 +100,9 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     return {key: x for key, x in rows.items() if x.dtype == _ROW}
 
 
-def _settled(origin: str, files: Files, before: np.ndarray | None, whole: bool, file: Path) -> np.ndarray:
+def _settled(seen: Seen, before: np.ndarray | None, whole: bool, file: Path) -> np.ndarray:
     """The rows of a source's files, (n,) of ``_ROW``; refuses files that have other bytes than before."""
-    rows = _seen(files)
+    origin, files, rows = seen.origin, seen.files, seen.rows.copy()
     if before is None:
         before = rows.copy()
     known, moved = before["sha256"].any(axis=1), rows["time"] != before["time"]
@@ -98,7 +126,7 @@ def _settled(origin: str, files: Files, before: np.ndarray | None, whole: bool, 
     return rows
 
 
-def _seen(files: Files) -> np.ndarray:
+def _seen(files: Files, *, together: bool) -> np.ndarray:
     """What files are without reading them."""
 
     def stamp(row: int) -> tuple[int, int]:
@@ -108,7 +136,7 @@ def _seen(files: Files) -> np.ndarray:
             raise _gone(files, row, error) from error
 
     rows = np.zeros(len(files.names), _ROW)
-    stamps = np.array(for_all(stamp, len(rows)), np.int64).reshape(-1, 2)
+    stamps = np.array(for_all(stamp, len(rows), together=together), np.int64).reshape(-1, 2)
     rows["size"], rows["time"], rows["digest"] = stamps[:, 0], stamps[:, 1], files.digest
     return rows
 

@@ -153,8 +153,8 @@ def mapped_source(
     Raises:
         DataError: there is no image, no labelled pixel, or a flaw is refused.
     """
-    reading = report.checks.reading
-    found = for_all(lambda row: _seen(lambda: read_map(row), words, reading), len(map_names))
+    reading, together = report.checks.reading, report.checks.together
+    found = for_all(lambda row: _seen(lambda: read_map(row), words, reading), len(map_names), together=together)
     sound = _sound(images, map_names, found, words, report)
     seen = [_NOTHING if isinstance(one, ImageError) else one for one in found]
     values = np.array([one.values for one in seen], np.int32).reshape(-1, 256)

@@ -131,7 +131,7 @@ def _opened(name: str, builder: Any, split: str, checks: Checks, again: str, fir
     report = DataReport(f"{name} {split}", checks)
     _check_features(name, builder.info.features)
     records = open_records(name, builder, split, again)
-    found = for_all(lambda row: _read(records[row], checks.reading), len(records))
+    found = for_all(lambda row: _read(records[row], checks.reading), len(records), together=checks.together)
     identity = np.array([first_id + row if r.image_id is None else r.image_id for row, r in enumerate(found)], np.int64)
     if len(np.unique(identity)) != len(identity):
         raise DataError(f"{report.origin} has several images with the same image/id; ids must be unique.")

@@ -75,7 +75,8 @@ def open_labelled(records: Records, kind: Kind, report: DataReport) -> IndexedCl
             label,
         )
 
-    headers, names, labels = zip(*for_all(seen, len(records)), strict=True)
+    found = for_all(seen, len(records), together=report.checks.together)
+    headers, names, labels = zip(*found, strict=True)
     sizes = np.zeros((len(records), 2), np.int64)
     images, rows = check_images(np.arange(len(records)), names, sizes, headers, report)
 
@@ -128,5 +129,6 @@ def _vocabulary(records: Records, kind: Kind, report: DataReport) -> Vocabulary:
     most = 0
     for split in records.builder.info.splits:
         every = open_records(records.name, records.builder, split, records.again)
-        most = max(most, *for_all(functools.partial(highest, every), len(every)))
+        found = for_all(functools.partial(highest, every), len(every), together=report.checks.together)
+        most = max(most, *found)
     return vocabulary([str(value) for value in range(most + 1)])

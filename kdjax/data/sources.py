@@ -86,6 +86,7 @@ def open_source(
         DataError: one about what is wrong with the data, with file and id.
     """
     kind, colon, rest = name.partition(":")
+    checks = checks.of(_inside(data_dir, rest))
     opener = SOURCES.get(kind + colon)
     if opener and bool(colon) == bool(rest):
         return opener(rest, split, data_dir, checks, download)

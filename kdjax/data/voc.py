@@ -65,7 +65,8 @@ def open_voc(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAUL
     labels, root = _label_folder(place), _image_folder(place)
     others = [] if place == folder else [path for word in _WORDS if (path := folder / word).is_dir()]
     paths = sorted({path for split_folder in (place, *others) for path in _label_folder(split_folder).glob("*.xml")})
-    files = dict(zip(paths, for_all(lambda k: _parsed(paths[k], checks), len(paths)), strict=True))
+    parsed = for_all(lambda k: _parsed(paths[k], checks), len(paths), together=checks.together)
+    files = dict(zip(paths, parsed, strict=True))
     if missing := [stem for stem in listed or () if labels / f"{stem}.xml" not in files]:
         raise DataError(f"{labels} has no {missing[0]}.xml, which the list of the split {name!r} names.")
     chosen = {path.stem: file for path, file in files.items() if path.parent == labels}

@@ -7,13 +7,14 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from kdjax.data.annotated import annotated_source, sliced
 from kdjax.data.flaws import DEFAULT, Checks, DataReport
 from kdjax.data.folders import no_split, other_splits, pictures, read_text, readable, split_words
+from kdjax.data.images import for_all
 from kdjax.data.object_source import IndexedObjects
 from kdjax.data.outlines import PolygonStore
 from kdjax.errors import DataError, UserError
@@ -61,15 +62,15 @@ def open_yolo(folder: str | os.PathLike[str], split: str, checks: Checks = DEFAU
     names = _images(folder, file, said, name, checks)
     store = PolygonStore()
     lines = _Lines(len(classes), where, "kpt_shape" in said, store, checks)
-    images = []
-    own = [_label_file(folder, image) for image in names]
+    images: list[dict[str, Any]] = []
+    own = for_all(lambda k: _labels(folder, names[k], checks), len(names), together=checks.together)
     for number, (image, labels) in enumerate(zip(names, own, strict=True), start=1):
         images.append({"id": number, "file_name": image, "unlabelled": labels is None})
         if labels:
-            lines.read(labels, number)
-    for image, labels in _without_image(folder, names, own):
+            lines.add(labels, number)
+    for image, labels in _without_image(folder, names, [labels.file for labels in own if labels], checks):
         images.append({"id": len(images) + 1, "file_name": image})
-        lines.read(labels, len(images))
+        lines.add(labels, len(images))
     if all(image.get("unlabelled") for image in images):
         raise DataError(
             f"{folder} has no label file for any of the {len(names)} images of the split {name!r}: that of {names[0]} "
@@ -224,15 +225,26 @@ def _label_names(image: str) -> list[str]:
     return [*swapped, f"{stem}.txt"]
 
 
-def _label_file(folder: Path, image: str) -> Path | None:
-    return next((folder / name for name in _label_names(image) if is_file(folder / name)), None)
+class _Labels(NamedTuple):
+    """A label file."""
+
+    file: Path
+    text: str
 
 
-def _without_image(folder: Path, names: Sequence[str], own: Sequence[Path | None]) -> list[tuple[str, Path]]:
+def _labels(folder: Path, image: str, checks: Checks) -> _Labels | None:
+    """The label file of an image, None where there is none."""
+    file = next((folder / name for name in _label_names(image) if is_file(folder / name)), None)
+    return _Labels(file, read_text(file, checks)) if file else None
+
+
+def _without_image(
+    folder: Path, names: Sequence[str], own: Sequence[Path], checks: Checks
+) -> list[tuple[str, _Labels]]:
     """Label files beside ``own``, those of some images, that belong to no image, and what that may be called."""
-    places = {file.parent for file in own if file}
+    places = {file.parent for file in own}
     known = {folder / name for image in names for name in _label_names(image)} | {folder / name for name in _NAMES}
-    found: list[tuple[str, Path]] = []
+    found: list[tuple[str, _Labels]] = []
     others = sorted(file for place in places for file in place.glob("*.txt") if file not in known)
     if not others:
         return found
@@ -242,7 +254,8 @@ def _without_image(folder: Path, names: Sequence[str], own: Sequence[Path | None
         head, inner, tail = f"/{stem}".rpartition("/labels/")
         # A file of numbers; others, such as lists of classes or of images, begin otherwise.
         if is_file(file) and b"".join(file.read_bytes()[:64].split()[:1]).isdigit():
-            found.append((f"{head}/images/{tail}.jpg".lstrip("/") if inner else f"{stem}.jpg", file))
+            image = f"{head}/images/{tail}.jpg".lstrip("/") if inner else f"{stem}.jpg"
+            found.append((image, _Labels(file, read_text(file, checks))))
     return found
 
 
@@ -257,11 +270,11 @@ class _Lines:
         self._corners: list[str] = []
         """Places of boxes that leave their image, but not if they are read as corners."""
 
-    def read(self, file: Path, image_id: int) -> None:
+    def add(self, labels: _Labels, image_id: int) -> None:
         """Adds the objects of an image."""
-        for number, line in enumerate(read_text(file, self._checks).splitlines(), start=1):
+        for number, line in enumerate(labels.text.splitlines(), start=1):
             if words := line.split():
-                self._add(words, f"line {number} of {file}", image_id)
+                self._add(words, f"line {number} of {labels.file}", image_id)
 
     def refuse_other_meanings(self, origin: str) -> None:
         """Refuses numbers of which most are meant otherwise than they are read."""

@@ -17,6 +17,7 @@ from kdjax.data.statistics import MOST_OBJECTS
 from kdjax.errors import DataError
 from kdjax.options import defaults
 from kdjax.plan import Plan, StagePlan
+from kdjax.processes import are_several
 from kdjax.types import Batch, Source, Task
 
 
@@ -27,8 +28,14 @@ class Splits(NamedTuple):
     evaluation: Source
 
 
-def open_split(data: Data, task: Task, *, training: bool) -> Source:
+def open_split(data: Data, task: Task, *, training: bool, together: bool = False) -> Source:
     """The split that a run trains on, or the one that it is evaluated on.
+
+    Args:
+        data: of a config.
+        task: what is learnt from them.
+        training: which split.
+        together: all processes open it at once, and share the work of reading a bucket.
 
     Raises:
         UserError: one sentence about the data or their name, or what the task lacks to train on them.
@@ -40,6 +47,7 @@ def open_split(data: Data, task: Task, *, training: bool) -> Source:
         reading=data.reading,
         follow_links=data.follow_links,
         most_json_bytes=data.max_json_bytes,
+        together=together,
     )
     if training:
         room = MOST_OBJECTS if is_open(data, task) else data.max_objects
@@ -64,7 +72,7 @@ def is_open(data: Data, task: Task) -> bool:
 
 
 def open_splits(plan: Plan) -> Splits:
-    """Opens both splits, and prints what was found.
+    """Opens both splits, and prints what was found. The processes of a run do it at once.
 
     Raises:
         UserError: a split cannot be used.
@@ -72,8 +80,9 @@ def open_splits(plan: Plan) -> Splits:
     """
     data, task = plan.data, plan.task
     # A split that is not there is known at once, the other one perhaps after a minute.
-    evaluation = open_split(data, task, training=False)
-    splits = Splits(open_split(data, task, training=True), evaluation)
+    together = are_several()
+    evaluation = open_split(data, task, training=False, together=together)
+    splits = Splits(open_split(data, task, training=True, together=together), evaluation)
     if difference := compare_classes(
         f"the split {data.train_split!r}",
         splits.train.class_names,

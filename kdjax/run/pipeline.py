@@ -4,20 +4,21 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from kdjax.data.manifest import MANIFEST_FILE, check_manifest
+from kdjax.data.flaws import joined
+from kdjax.data.manifest import MANIFEST_FILE, Seen, check_manifest, look
 from kdjax.devices import device_count
 from kdjax.errors import UserError, harmless
 from kdjax.files import storing, write_json
 from kdjax.lock import take
 from kdjax.paths import Path, as_path
 from kdjax.plan import BASELINE, Plan, check_files, resolve, with_seed
-from kdjax.processes import are_several, everywhere, is_main, on_main
+from kdjax.processes import MAIN, are_several, everywhere, gather, is_main, on_main
 from kdjax.report import Row, duration, summary_table
 from kdjax.run.agreement import check_agreement, check_workdir
 from kdjax.run.commands import commands, methods_of
@@ -84,7 +85,8 @@ def _run_all(config: ConfigDict, plan: Plan, place: Path, started: float, stop: 
     if are_several() and (plan.data.download or not is_own(plan.data)):
         on_main(lambda: _make_data(plan))
     plan, splits = everywhere(lambda: _opened(config, plan))
-    on_main(lambda: _check_manifest(plan, place, splits))
+    seen = everywhere(lambda: look(splits._asdict()))
+    on_main(lambda: _check_manifest(plan, place, seen))
     claims = everywhere(lambda: _all_claims(plan, place, splits))
     check_agreement({"config": plan.content, "stages": claims})
     if plan.run.seeds:
@@ -116,14 +118,14 @@ def _opened(config: ConfigDict, plan: Plan) -> tuple[Plan, Splits]:
     return plan, splits
 
 
-def _check_manifest(plan: Plan, workdir: Path, splits: Splits) -> None:
+def _check_manifest(plan: Plan, workdir: Path, seen: Mapping[str, Seen]) -> None:
     """Refuses to go on with image files that have other bytes than when the run began."""
     begun = any(
         is_begun(stage_folder(folder, stage.name))
         for folder in _folders(plan, workdir).values()
         for stage in plan.stages
     )
-    check_manifest(workdir / MANIFEST_FILE, splits._asdict(), begun=begun, whole=plan.data.digest)
+    check_manifest(workdir / MANIFEST_FILE, seen, begun=begun, whole=plan.data.digest)
 
 
 def _all_claims(plan: Plan, workdir: Path, splits: Splits) -> dict[int, dict[str, Any]]:
@@ -201,7 +203,7 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
     def begin() -> None:
         workdir.mkdir(exist_ok=True)
         write_json(workdir / "config.json", plan.content)
-        _report_data(workdir, splits)
+        _report_data(workdir, [_reports(splits)])
 
     on_main(begin)
     results: dict[str, dict[str, Any]] = {}
@@ -213,12 +215,13 @@ def _run(plan: Plan, workdir: Path, splits: Splits, identities: Mapping[str, Any
             results[stage.name], finished[stage.name] = result, Finished(folder, result["metrics"])
             check_floors(plan, stage.name, result["metrics"], splits.train.class_names)
     summary = _summary(plan, results)
+    # Again, for images that could not be decoded: each process meets its own.
+    reports = gather(_reports(splits))
 
     def finish() -> None:
         copy_model(finished[plan.student].model, workdir / "student")
         write_json(workdir / "summary.json", summary)
-        # Again, for images that could not be decoded.
-        _report_data(workdir, splits)
+        _report_data(workdir, reports)
         _draw(plan, workdir, splits, finished)
         with harmless(REPORT_FILE):
             write_report(plan, {plan.run.seed: workdir}, workdir, splits.evaluation)
@@ -233,9 +236,15 @@ def _hang_report() -> str:
     return f"hang_report_{jax.process_index()}.txt" if are_several() else "hang_report.txt"
 
 
-def _report_data(workdir: Path, splits: Splits) -> None:
-    reports = {"train": splits.train.report_dict(), "eval": splits.evaluation.report_dict()}
-    write_json(workdir / "data_report.json", reports)
+def _reports(splits: Splits) -> dict[str, dict[str, Any]]:
+    """What this process knows of the data."""
+    return {"train": splits.train.report_dict(), "eval": splits.evaluation.report_dict()}
+
+
+def _report_data(workdir: Path, reports: Sequence[Mapping[str, dict[str, Any]]]) -> None:
+    """Writes what processes know of the data, the main one first."""
+    content = {name: joined([report[name] for report in reports]) for name in reports[MAIN]}
+    write_json(workdir / "data_report.json", content)
 
 
 def _summary(plan: Plan, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from PIL import Image
 from kdjax.data.flaws import Checks
 from kdjax.data.folders import NoSplitError
 from kdjax.data.indexed import check_shared
-from kdjax.data.manifest import MANIFEST_FILE, check_manifest
+from kdjax.data.manifest import MANIFEST_FILE, check_manifest, look
 from kdjax.data.sizing import Reading
 from kdjax.data.sources import open_source
 from kdjax.errors import DataError, UserError
@@ -188,10 +188,10 @@ def test_the_fingerprint_is_of_classes_and_of_bytes(folder):
 
 
 def test_a_run_remembers_the_files(folder):
-    check_manifest(folder / MANIFEST_FILE, {"train": opened(folder)}, begun=False, whole=True)
+    check_manifest(folder / MANIFEST_FILE, look({"train": opened(folder)}), begun=False, whole=True)
     (folder / "train" / "cat" / "0.png").write_bytes(encoded(20, 30, seed=77))
     with pytest.raises(DataError, match=r"has 1 image file \(cat/0.png\) with other bytes"):
-        check_manifest(folder / MANIFEST_FILE, {"train": opened(folder)}, begun=True, whole=False)
+        check_manifest(folder / MANIFEST_FILE, look({"train": opened(folder)}), begun=True, whole=False)
 
 
 def test_the_plain_path_is_answered_with_its_kind(folder):

@@ -7,7 +7,7 @@ import pytest
 
 from kdjax.config import base_config
 from kdjax.config import tiny as tiny_config
-from kdjax.data.manifest import MANIFEST_FILE, check_manifest
+from kdjax.data.manifest import MANIFEST_FILE, check_manifest, look
 from kdjax.data.sources import open_source
 from kdjax.errors import DataError, StorageError
 from kdjax.run import pipeline
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 def check(folder, *, begun=True, whole=False):
-    check_manifest(folder / MANIFEST_FILE, {"train": opened(folder)}, begun=begun, whole=whole)
+    check_manifest(folder / MANIFEST_FILE, look({"train": opened(folder)}), begun=begun, whole=whole)
 
 
 def spoil(path: Path, place: int, time: int = 2 * 10**18):
@@ -126,7 +126,7 @@ def test_a_file_that_is_gone_meanwhile_is_said(folder):
     source = opened(folder)
     (folder / "train" / "7.png").unlink()
     with pytest.raises(StorageError, match=r"7\.png \(image 7\) cannot be read any more"):
-        check_manifest(folder / MANIFEST_FILE, {"train": source}, begun=True, whole=False)
+        check_manifest(folder / MANIFEST_FILE, look({"train": source}), begun=True, whole=False)
 
 
 def test_a_manifest_that_cannot_be_written_is_a_matter_of_the_storage(folder):
@@ -137,7 +137,7 @@ def test_a_manifest_that_cannot_be_written_is_a_matter_of_the_storage(folder):
 
 def test_records_of_larger_files_have_none(data_dir, tmp_path):
     source = open_source("shapes/tiny", "train", data_dir)
-    check_manifest(tmp_path / MANIFEST_FILE, {"train": source}, begun=True, whole=True)
+    check_manifest(tmp_path / MANIFEST_FILE, look({"train": source}), begun=True, whole=True)
     assert not (tmp_path / MANIFEST_FILE).exists()
 
 

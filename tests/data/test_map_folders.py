@@ -9,7 +9,7 @@ from PIL import Image
 
 from kdjax.data.flaws import Checks
 from kdjax.data.folders import NoSplitError
-from kdjax.data.manifest import MANIFEST_FILE, check_manifest
+from kdjax.data.manifest import MANIFEST_FILE, check_manifest, look
 from kdjax.data.sizing import Reading
 from kdjax.data.sources import open_source
 from kdjax.data.vocabularies import CITYSCAPES, VOC_CLASSES
@@ -242,13 +242,13 @@ def test_the_same_image_with_another_map_is_said(folder):
 
 def test_fingerprint_and_manifest_know_label_files(folder):
     source = opened(folder)
-    check_manifest(folder / MANIFEST_FILE, {"train": source}, begun=False, whole=False)
+    check_manifest(folder / MANIFEST_FILE, look({"train": source}), begun=False, whole=False)
     put(folder / "labels" / "train" / "a.png", map_of(truth(8)))
     changed = opened(folder)
     assert source.fingerprint.partition(";")[0] != changed.fingerprint.partition(";")[0]
     assert source.fingerprint.partition(";")[2] == changed.fingerprint.partition(";")[2]
     with pytest.raises(DataError, match=r"has 1 label map file \(labels/train/a.png\) with other bytes"):
-        check_manifest(folder / MANIFEST_FILE, {"train": changed}, begun=True, whole=False)
+        check_manifest(folder / MANIFEST_FILE, look({"train": changed}), begun=True, whole=False)
 
 
 def test_a_map_that_changes_or_goes_later_is_one_sentence(folder):
