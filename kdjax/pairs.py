@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from kdjax.config import base_config, base_stage, tiny
+from kdjax.config.presets import SMALL_DETECTORS, learns_masks
 from kdjax.errors import UserError
-from kdjax.models import build_model, model_class
+from kdjax.models import model_class
 from kdjax.weights import SOURCES
 
 Model = dict[str, Any]
@@ -220,7 +221,7 @@ def as_detectron2(student: ConfigDict) -> None:
     )
 
 
-EMBEDDED: dict[str, str] = {"shapes": "retinanet", **{name: name for name in ("fcos", "gfl", "reppoints", "solo")}}
+EMBEDDED: dict[str, str] = {"shapes" if name == "retinanet" else name: name for name in SMALL_DETECTORS}
 """Variants on the embedded data, to the detector that teacher and student are."""
 
 
@@ -251,10 +252,10 @@ def start(
     config = base_config()
     config.data.update(COCO)
     config.data.update(short_sides=pair.short_sides, resize=SOURCES[pair.teacher.source].resize)
-    config.data.masks = build_model(pair.student, num_classes=1).learns_masks
     config.eval_batch_size = 16
     config.teacher = taken_over(pair.teacher)
     config.student = _trained(pair.student)
+    config.data.masks = learns_masks(config.student.model)
     config.student.teacher = "teacher"
     config.student.model.neck.xavier = SOURCES[pair.teacher.source].resize == "mmdet"
     set_schedule(config.student, epochs=pair.epochs)

@@ -1,7 +1,7 @@
 """What configs start from: small detectors, a stage, the whole laptop protocol, and how any config is made tiny."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -22,8 +22,6 @@ IMAGE_SIZES = {"classification": (64, 64)}
 
 TEACHER_STEPS = 800
 """Of a teacher on the embedded data."""
-_LATE: Mapping[str, int] = {"reppoints": 1600, "solo": 1600}
-"""By detector, steps of a teacher that has learnt little by then."""
 
 
 def _small(name: str, depth: int, width: float, channels: int, head: dict[str, Any], **neck: Any) -> ConfigDict:
@@ -94,18 +92,26 @@ def solo(depth: int, width: float, channels: int = 64) -> ConfigDict:
     return _small("solo", depth, width, channels, head, min_level=2, max_level=6, extra_from="pool")
 
 
-SMALL_DETECTORS: Mapping[str, Callable[..., ConfigDict]] = {
-    "retinanet": retinanet,
-    "fcos": fcos,
-    "gfl": gfl,
-    "reppoints": reppoints,
-    "solo": solo,
-}
-"""By name, the presets of detectors."""
+class Small(NamedTuple):
+    """A detector on the embedded data."""
 
-_LOSS_WEIGHTS: Mapping[str, Mapping[str, float]] = {"solo": {"mask": 0.1}}
-"""By detector, weights of terms that are not 1: in a short training SOLO's masks, which weigh three times as much as
-its classes, leave these unlearnt."""
+    preset: Callable[..., ConfigDict]
+    """From the arguments of :func:`retinanet` to its model."""
+    teacher_steps: int = TEACHER_STEPS
+    loss_weights: Mapping[str, float] = {}
+    """Of terms that do not weigh 1."""
+
+
+SMALL_DETECTORS: Mapping[str, Small] = {
+    "retinanet": Small(retinanet),
+    "fcos": Small(fcos),
+    "gfl": Small(gfl),
+    # These have learnt little after as many steps as the others.
+    "reppoints": Small(reppoints, teacher_steps=1600),
+    # Its masks weigh three times as much as its classes, and would leave these unlearnt in a short training.
+    "solo": Small(solo, teacher_steps=1600, loss_weights={"mask": 0.1}),
+}
+"""By name."""
 
 
 def classifier(depth: int, width: float) -> ConfigDict:
@@ -130,12 +136,13 @@ def small_stage(detector: str, depth: int, width: float) -> ConfigDict:
     """The stage of a small detector.
 
     Args:
-        detector: a key of ``SMALL_DETECTORS``, whose presets have the other arguments.
+        detector: a key of ``SMALL_DETECTORS``.
         depth: of the ResNet.
         width: factor on the ResNet's channels.
     """
-    stage = base_stage(SMALL_DETECTORS[detector](depth=depth, width=width))
-    stage.loss_weights.update(_LOSS_WEIGHTS.get(detector, {}))
+    small = SMALL_DETECTORS[detector]
+    stage = base_stage(small.preset(depth, width))
+    stage.loss_weights.update(small.loss_weights)
     return stage
 
 
@@ -160,6 +167,11 @@ def loss_terms(model: ConfigDict) -> tuple[str, ...]:
     return build_model(model.to_dict(), num_classes=1).terms
 
 
+def learns_masks(model: ConfigDict) -> bool:
+    """Whether a detector, of which this is the section of a config, learns from data with masks."""
+    return build_model(model.to_dict(), num_classes=1).learns_masks
+
+
 def base_config(detector: str = "retinanet") -> ConfigDict:
     """Teacher, then student, on the embedded data: what every config starts from.
 
@@ -168,8 +180,8 @@ def base_config(detector: str = "retinanet") -> ConfigDict:
     """
     stages = dict(teacher=small_stage(detector, 18, 0.5), student=small_stage(detector, 18, 0.125))
     config = ConfigDict(dict(**defaults(Run), data=defaults(Data), **stages))
-    config.data.masks = build_model(config.student.model.to_dict(), num_classes=1).learns_masks
-    config.teacher.steps = _LATE.get(detector, TEACHER_STEPS)
+    config.data.masks = learns_masks(config.student.model)
+    config.teacher.steps = SMALL_DETECTORS[detector].teacher_steps
     config.teacher.eval_every = config.student.eval_every = EVAL_EVERY
     config.student.teacher = "teacher"
     return config

@@ -27,7 +27,7 @@ _HELD_OUT = {"train_split": "train[kept]", "eval_split": "train[held_out]"}
 _TEACHER_STEPS = 1600
 """Of a teacher: a student gains what its teacher is ahead. On 160 photographs that was 1 AP after 800 steps, 7 after
 these."""
-_PRESETS = [preset(18, 1.0) for preset in SMALL_DETECTORS.values()]
+_PRESETS = [small.preset(18, 1.0) for small in SMALL_DETECTORS.values()]
 _EVALUATIONS = 5
 """Of a stage that is trained, one at its end."""
 
