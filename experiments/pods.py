@@ -14,6 +14,7 @@ from typing import Any
 from absl import app, flags
 
 from kdjax.config import config_names, load_config
+from kdjax.errors import UserError
 from kdjax.files import write_json
 from kdjax.pairs import PAIRS
 from kdjax.tpu import preflight
@@ -40,6 +41,19 @@ def report(method: str, pair: str, topology: str, per_chip: int, folder: Path) -
         said = preflight(load_config(f"{method}:{pair}"), topology, per_chip=per_chip, classes=80, bisect=bisect)
         write_json(file, {"method": method, "pair": pair, **said})
     return json.loads(file.read_text())
+
+
+def variants(methods: Sequence[str], pairs: Sequence[str]) -> list[tuple[str, str]]:
+    """Each method with each pair, as far as there are configs of both."""
+
+    def exists(method: str, pair: str) -> bool:
+        try:
+            load_config(f"{method}:{pair}")
+        except UserError:
+            return False
+        return True
+
+    return [(method, pair) for pair in pairs for method in methods if exists(method, pair)]
 
 
 _COLUMNS = {
@@ -74,8 +88,7 @@ def main(_: Sequence[str]) -> None:
     reports = [
         report(method, pair, topology, _PER_CHIP.value, folder)
         for topology in _TOPOLOGY.value
-        for pair in _PAIRS.value
-        for method in (_METHODS.value if topology == _EVERY_METHOD else ["mgd"])
+        for method, pair in variants(_METHODS.value if topology == _EVERY_METHOD else ["mgd"], _PAIRS.value)
     ]
     print(table(reports))
 

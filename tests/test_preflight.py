@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from experiments.pods import variants
 from kdjax.config import load_config
 from kdjax.errors import UserError
 from kdjax.plan import resolve
@@ -124,3 +125,11 @@ def test_what_an_earlier_stage_learns_is_not_trained():
     tokens = lower_step(plan, plan["tokens"], jax.devices(), share=1, classes=6)
     assert alone.trained_parameters <= step.trained_parameters < alone.trained_parameters + 2000
     assert tokens.trained_parameters > 0
+
+
+def test_the_table_of_all_pairs_leaves_out_what_no_config_has():
+    assert variants(["kd", "ld", "mgd"], ["gfl_r101_r50", "retinanet_r50_r18"]) == [
+        ("ld", "gfl_r101_r50"),
+        ("mgd", "gfl_r101_r50"),
+        ("mgd", "retinanet_r50_r18"),
+    ]

@@ -130,5 +130,5 @@ def _vocabulary(records: Records, kind: Kind, report: DataReport) -> Vocabulary:
     for split in records.builder.info.splits:
         every = open_records(records.name, records.builder, split, records.again)
         found = for_all(functools.partial(highest, every), len(every), together=report.checks.together)
-        most = max(most, *found)
+        most = max([most, *found])
     return vocabulary([str(value) for value in range(most + 1)])
