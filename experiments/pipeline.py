@@ -4,6 +4,7 @@ The bare loop decodes and resizes to an array with Pillow, in as many threads; b
 The images are made here from a seed, or come from a data set.
 """
 
+import contextlib
 import functools
 import io
 import statistics
@@ -36,6 +37,7 @@ _SPLIT = flags.DEFINE_string("split", "train", "Split of --data.")
 _IMAGES = flags.DEFINE_integer("images", 256, "Images of each timed run.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 8, "Images of a batch.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of both.", lower_bound=1)
+_PROCESSES = flags.DEFINE_integer("processes", 0, "Processes of the pipeline, as config.data.processes.", lower_bound=0)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed runs of each.", lower_bound=1)
 
 
@@ -116,8 +118,10 @@ def pipeline(source: Any, augmentation: Augmentation) -> Iterator[int]:
         seed=0,
         augmentation=augmentation,
         num_threads=_THREADS.value,
+        num_workers=_PROCESSES.value,
     )
-    yield from (len(batch.images) for batch in batches)
+    with contextlib.closing(batches):
+        yield from (len(batch.images) for batch in batches)
 
 
 class Speed(NamedTuple):
@@ -126,7 +130,8 @@ class Speed(NamedTuple):
     rate: float
     """Images a second."""
     cpu_ms: float
-    """Milliseconds of processor time for an image, in all threads together: what a busy machine changes least."""
+    """Milliseconds of processor time for an image, in all threads of this process together: what a busy machine changes
+    least."""
 
 
 def speed(counts: Iterator[int]) -> Speed:

@@ -12,6 +12,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
@@ -101,12 +102,12 @@ def input_rate(plan: Plan, source: Source, batches: int = 60) -> float:
         source: its training split.
         batches: timed ones, many more than are made ahead; as many come before them.
     """
-    stream = open_batches(plan, plan[plan.student], source, 0)
-    for _ in itertools.islice(stream, batches):
-        pass
-    start = time.perf_counter()
-    images = sum(len(batch.images) for batch in itertools.islice(stream, batches))
-    return images / (time.perf_counter() - start)
+    with closing(open_batches(plan, plan[plan.student], source, 0, processes=plan.data.processes)) as stream:
+        for _ in itertools.islice(stream, batches):
+            pass
+        start = time.perf_counter()
+        images = sum(len(batch.images) for batch in itertools.islice(stream, batches))
+        return images / (time.perf_counter() - start)
 
 
 def main(_: Sequence[str]) -> int:

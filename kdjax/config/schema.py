@@ -390,6 +390,13 @@ class Data:
         "distribution with this as both parameters.",
     ] = 0.0
     threads: Annotated[int, whole(1), "Threads that prepare images.", WITHOUT_EFFECT] = 2
+    processes: Annotated[
+        int,
+        whole(0),
+        "Processes that prepare the batches of training instead of threads, which share Python's lock: more than some "
+        "400 images a second these do not prepare, however many they are. Linux alone.",
+        WITHOUT_EFFECT,
+    ] = 0
 
     @property
     def sizing(self) -> Sizing:

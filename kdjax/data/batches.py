@@ -1,12 +1,12 @@
 """Batches of padded images whose content is a pure function of (seed, step), whatever the number of processes."""
 
+import dataclasses
 import functools
 import itertools
 import weakref
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 from absl import logging
@@ -15,11 +15,9 @@ from scipy import special
 from kdjax.data.order import Order
 from kdjax.data.sizing import Augmentation, Size, Sizing, sizing
 from kdjax.data.transforms import MIXUP, NUMBERS, Geometry, augment, fit, largest_share, mixed, move
+from kdjax.data.workers import Work, from_processes, from_threads
 from kdjax.errors import UserError
 from kdjax.types import Batch, ImageSource, Source, Task
-
-T = TypeVar("T")
-Work = Callable[[], None]
 
 _NO_AUGMENTATION = Augmentation()
 
@@ -58,8 +56,9 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
+    num_workers: int = 0,
     log: Callable[[str], None] = logging.info,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless training batches; the one of step s depends on ``seed`` and s alone.
 
     :mod:`kdjax.data.order` says which examples it holds; how they are augmented depends on the seed and their position
@@ -80,6 +79,7 @@ def train_batches(
         process_index: whose share of the global batch to yield.
         process_count: how many processes there are.
         num_threads: threads that prepare images ahead of the consumer; they change nothing but the speed.
+        num_workers: processes that prepare whole batches instead, where threads are too slow together.
         log: is told how many images have which shape, if there are several.
 
     Returns:
@@ -94,15 +94,60 @@ def train_batches(
         raise UserError(f"the source has {len(source)} examples, fewer than the batch of {batch_size}")
     _check_augmentation(source, augmentation)
     sizes = sizing(image_size)
-    order = Order(_choose_shapes(source, sizes, log), batch_size, seed, NUMBERS)
-    index = np.arange(batch_size, dtype=np.int32).reshape(parts, process_count, -1)[:, process_index].ravel()
+    batches = _TrainBatches(
+        source=source,
+        task=task,
+        sizes=sizes,
+        augmentation=augmentation,
+        buckets=_choose_shapes(source, sizes, log),
+        batch_size=batch_size,
+        seed=seed,
+        index=np.arange(batch_size, dtype=np.int32).reshape(parts, process_count, -1)[:, process_index].ravel(),
+    )
+    if num_workers:
+        return from_processes(batches, source, first_step=first_step, processes=num_workers)
     memory = _Memory()
+    begun = (batches.begun(step, memory.images) for step in itertools.count(first_step))
+    return from_threads(begun, local_size, num_threads)
 
-    def batch(step: int) -> tuple[Batch, Sequence[Work]]:
+
+@dataclasses.dataclass
+class _TrainBatches:
+    """How the batch of each step is made; before the first is, it can be pickled."""
+
+    source: Source
+    task: Task
+    sizes: Sizing
+    augmentation: Augmentation
+    buckets: np.ndarray
+    """(N,) int: which of the shapes each example is padded to."""
+    batch_size: int
+    seed: int
+    index: np.ndarray
+    """(local batch size,) int32: which images of the global batch are this process's."""
+
+    @functools.cached_property
+    def _order(self) -> Order:
+        return Order(self.buckets, self.batch_size, self.seed, NUMBERS)
+
+    @property
+    def most_bytes(self) -> int:
+        """Of the images of a batch."""
+        shapes = [self.augmentation.crop] if self.augmentation.crop else self.sizes.shapes
+        return 3 * len(self.index) * max(height * width for height, width in shapes)
+
+    def begun(self, step: int, memory: Callable[[int, Size], np.ndarray]) -> tuple[Batch, Sequence[Work]]:
+        """The batch of a step, and what fills it: a task for each image, in any order. One step at a time begins.
+
+        Args:
+            step: counted from 0.
+            memory: from a number and a shape to so many images (N, H, W, 3) uint8, whatever they show.
+        """
+        source, sizes, augmentation, order = self.source, self.sizes, self.augmentation, self._order
         bucket, positions = order.batch(step)
-        shape = augmentation.crop or sizes.shapes[bucket]
-        images = memory.images(local_size, shape)
-        size, targets = np.zeros((local_size, 2), np.int32), task.targets(local_size, shape)
+        shape, count = augmentation.crop or sizes.shapes[bucket], len(self.index)
+        images = memory(count, shape)
+        size, targets = np.zeros((count, 2), np.int32), self.task.targets(count, shape)
 
         def fill(row: int, position: int) -> None:
             number, numbers = order.example(position)
@@ -112,13 +157,18 @@ def train_batches(
                     example, image, numbers[MIXUP], source, sizes.shapes[bucket], sizes, augmentation
                 )
             size[row] = _put(image, images[row])
-            task.fill(targets, row, example, geometry)
+            self.task.fill(targets, row, example, geometry)
 
-        work = [functools.partial(fill, row, position) for row, position in enumerate(positions[index].tolist())]
+        work = [functools.partial(fill, row, position) for row, position in enumerate(positions[self.index].tolist())]
         # NumPy arrays stand in for JAX's until they reach a device.
-        return cast(Any, Batch)(images, size, index, targets), work
+        return cast(Any, Batch)(images, size, self.index, targets), work
 
-    return _prepared(map(batch, itertools.count(first_step)), local_size, num_threads)
+    def __call__(self, step: int, memory: Callable[[int, Size], np.ndarray]) -> Batch:
+        """As :meth:`begun`, filled."""
+        batch, work = self.begun(step, memory)
+        for fill in work:
+            fill()
+        return batch
 
 
 def _check_augmentation(source: Source, augmentation: Augmentation) -> None:
@@ -235,7 +285,7 @@ def eval_batches(
             for part in filled.reshape(-1, process_count, local_size)[:, process_index]:
                 yield shape, part
 
-    return _prepared(map(batch, parts()), local_size, num_threads)
+    return from_threads(map(batch, parts()), local_size, num_threads)
 
 
 def padded(images: Sequence[np.ndarray], image_size: Size | Sizing) -> tuple[np.ndarray, np.ndarray]:
@@ -279,32 +329,6 @@ def _choose_shapes(source: ImageSource, sizes: Sizing, log: Callable[[str], None
     shares = ", ".join(f"{h}x{w}: {count}" for (h, w), count in zip(sizes.shapes, counts, strict=True))
     log(f"Padded images have one of {len(sizes.shapes)} shapes, height x width ({shares}).")
     return chosen
-
-
-def _prepared(batches: Iterable[tuple[T, Sequence[Work]]], local_size: int, num_threads: int) -> Iterator[T]:
-    """Batches whose tasks are done, in order, from threads that work on some more meanwhile.
-
-    Threads share the images of a batch, and few batches are under way, so that memory does not grow with threads.
-    """
-    ahead = max(2, -(-2 * num_threads // local_size))
-    pool = ThreadPoolExecutor(num_threads)
-    under_way: deque[tuple[T, list[Future[None]]]] = deque()
-    try:
-        for batch, tasks in batches:
-            under_way.append((batch, [pool.submit(task) for task in tasks]))
-            if len(under_way) > ahead:
-                yield _finished(*under_way.popleft())
-        while under_way:
-            yield _finished(*under_way.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _finished(batch: T, tasks: Iterable[Future[None]]) -> T:
-    """The batch, once its tasks are done; the first error of one of them is raised."""
-    for task in tasks:
-        task.result()
-    return batch
 
 
 def _put(image: np.ndarray, row: np.ndarray) -> tuple[int, int]:

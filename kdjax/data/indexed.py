@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import multiprocessing
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -122,15 +123,21 @@ class IndexedSource(abc.ABC):
         except ImageError as error:
             raise DataError(f"{self.images.describe(row)} {error}, unlike when it was opened.") from error
 
+    @property
+    def undecodable(self) -> list[int]:
+        """Ids of images that could not be decoded so far, those that were left out at the start among them."""
+        return self.report.flaws.get(flaws.CUT_OFF, [])
+
     def _skip(self, row: int, error: UndecodableError) -> None:
         identity = int(self.images.identity[row])
         with _SKIPPING:
-            if identity in self.report.flaws.get(flaws.CUT_OFF, ()):
+            if identity in self.undecodable:
                 return
             file = self.images.names[row]
             self.report.settle(flaws.CUT_OFF, [identity], lambda _: f"{self.images.describe(row)} {error}", [file])
         message = f"kdjax: {self.images.describe(row)} {error}; the next image takes its place wherever it comes up."
-        print(message, file=sys.stderr, flush=True)
+        if not multiprocessing.parent_process():  # Which is told, and says it once.
+            print(message, file=sys.stderr, flush=True)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -1,6 +1,6 @@
 """The splits of a run, and the batches of its stages."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import jax
@@ -97,10 +97,19 @@ def open_splits(plan: Plan) -> Splits:
     return splits
 
 
-def open_batches(plan: Plan, stage: StagePlan, source: Source, first_step: int) -> Iterator[Batch]:
+def open_batches(
+    plan: Plan, stage: StagePlan, source: Source, first_step: int, *, processes: int = 0
+) -> Generator[Batch, None, None]:
     """This process's share of the training batches of a stage from a step on, on the host.
 
     A pure function of the seed, the stage and the step.
+
+    Args:
+        plan: of the run.
+        stage: of it.
+        source: what the stage is trained on.
+        first_step: counted from 0.
+        processes: that prepare images, besides this one, as the config says where many batches are taken.
 
     Raises:
         UserError: there can be none; or, in the middle, an image that was there at the start cannot be read any more.
@@ -118,6 +127,7 @@ def open_batches(plan: Plan, stage: StagePlan, source: Source, first_step: int) 
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=data.threads,
+        num_workers=processes,
         log=lambda text: print(f"[{stage.name}] {text}", flush=True),
     )
 

@@ -13,7 +13,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import Any
 
 import jax
@@ -273,12 +273,13 @@ class _Loop:
             evaluated = self._owed(state, writer, checkpoints)
             if first == stage.steps:
                 return state, evaluated or self._evaluate(state.student())
-            batches = open_batches(self._plan, stage, splits.train, first)
+            processes = self._plan.data.processes
             # Placed once: what comes from one device is broadcast again at every step.
             key = replicate(stage_key(self._plan.run.seed, stage))
             teacher_variables = teacher_variables and replicate(teacher_variables)
             with (
                 self._watchdog.doing("step"),
+                closing(open_batches(self._plan, stage, splits.train, first, processes=processes)) as batches,
                 Prefetch(batches, parts=stage.options.accumulate) as placed,
                 ExitStack() as held,
             ):

@@ -1,0 +1,96 @@
+"""Batches from other processes: they are those of threads, and what goes wrong there is said here."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+
+import cloudpickle
+import jax
+import numpy as np
+import pytest
+
+from kdjax.data.batches import train_batches
+from kdjax.data.sizing import Augmentation
+from kdjax.data.sources import open_source
+from kdjax.errors import Exit, UserError
+from kdjax.tasks import Detection
+from tests.data import test_map_folders, test_voc, test_yolo
+from tests.data.folders import content, write
+from tests.data.test_images import flaws, folder_with, opened, spoilt
+
+OPTIONS = {"image_size": (32, 32), "task": Detection(4), "seed": 1}
+
+
+def taken(source, count, **options):
+    """So many batches; the processes that made them end."""
+    batches = train_batches(source, **OPTIONS, **options)
+    try:
+        return [jax.tree.map(np.array, batch) for batch in itertools.islice(batches, count)]
+    finally:
+        batches.close()
+        assert not multiprocessing.active_children()
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_they_are_those_of_threads_whatever_the_number_of_processes(data_dir):
+    source = open_source("shapes/tiny", "train", data_dir)
+    options = {"batch_size": 6, "augmentation": Augmentation(flip=0.5, color=0.5), "first_step": 3}
+    expected = taken(source, 5, **options)
+    same(taken(source, 5, num_workers=2, num_threads=4, **options), expected)
+
+
+_MAP = test_map_folders.map_of(test_map_folders.truth(0, size=(30, 40)))
+FOLDERS = {
+    "yolo:": test_yolo.LAYOUTS["ultralytics"],
+    "voc:": test_voc.LAYOUTS["voc"],
+    "class_folders:": ({f"train/{kind}/{k}.png": None for kind in "ab" for k in range(2)}, "train"),
+    "index_maps:": (
+        {"classes.txt": "a\nb\nc\n", "images/train/a.png": None, "labels/train/a.png": _MAP},
+        "train",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_data_of_every_kind_can_be_passed_on(kind, tmp_path):
+    files, split = FOLDERS[kind]
+    test_yolo.put(tmp_path, files)
+    source = open_source(f"{kind}{tmp_path}", split)
+    there = cloudpickle.loads(cloudpickle.dumps(source))
+    assert (len(there), there.fingerprint) == (len(source), source.fingerprint)
+    np.testing.assert_array_equal(there[0].image, source[0].image)
+
+
+def test_an_image_that_cannot_be_decoded_there_is_said_and_counted_once_here(tmp_path, capfd):
+    folder_with(tmp_path, spoilt())
+    expected = taken(opened(tmp_path), 6, batch_size=2)
+    capfd.readouterr()
+    source = opened(tmp_path)
+    same(taken(source, 6, batch_size=2, num_workers=2), expected)
+    assert flaws(source) == {"images that cannot be decoded": ("left out", [7])}
+    assert capfd.readouterr().err.count("7.png (image 7) cannot be decoded") == 1
+
+
+def test_what_is_wrong_there_is_the_sentence_that_it_is_here(tmp_path):
+    source = opened(write(tmp_path, content()))
+    (tmp_path / "train" / "7.png").unlink()
+    with pytest.raises(UserError, match=r"7.png .image 7. cannot be read any more"):
+        taken(source, 2, batch_size=3, num_workers=1)
+
+
+def test_one_that_is_ended_from_outside_is_said_and_no_signal_to_the_run_is_meant_for_it(tmp_path):
+    batches = train_batches(opened(write(tmp_path, content())), batch_size=2, num_workers=1, **OPTIONS)
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid, number)
+    next(batches)
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"prepares images was ended from outside: most likely memory") as ended:
+        list(itertools.islice(batches, 10))
+    assert ended.value.exit_code == Exit.AGAIN
