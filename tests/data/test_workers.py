@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import cloudpickle
 import jax
@@ -14,10 +15,12 @@ from kdjax.data.batches import train_batches
 from kdjax.data.sizing import Augmentation
 from kdjax.data.sources import open_source
 from kdjax.errors import Exit, UserError
+from kdjax.run import pipeline
 from kdjax.tasks import Detection
 from tests.data import test_map_folders, test_voc, test_yolo
 from tests.data.folders import content, write
 from tests.data.test_images import flaws, folder_with, opened, spoilt
+from tests.runs import rows, tiny
 
 OPTIONS = {"image_size": (32, 32), "task": Detection(4), "seed": 1}
 
@@ -94,3 +97,14 @@ def test_one_that_is_ended_from_outside_is_said_and_no_signal_to_the_run_is_mean
     with pytest.raises(UserError, match=r"prepares images was ended from outside: most likely memory") as ended:
         list(itertools.islice(batches, 10))
     assert ended.value.exit_code == Exit.AGAIN
+
+
+@pytest.mark.slow
+def test_a_run_with_processes_has_the_losses_of_one_with_threads(tmp_path, data_dir):
+    losses = []
+    for processes in (0, 2):
+        config = tiny(Path(__file__).parents[2] / "configs" / "mgd.py", data_dir)
+        config.data.processes = processes
+        pipeline.run(config, tmp_path / str(processes))
+        losses.append([row["loss"] for row in rows(tmp_path / str(processes) / "stages" / "student") if "loss" in row])
+    assert losses[0] == losses[1] != []
