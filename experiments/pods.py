@@ -6,6 +6,7 @@ is not compiled again. A compile takes two to five minutes of both cores; ``--pa
 --topologies=v5e:2x4`` does a part.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from absl import app, flags
 
-from kdjax.config import config_names, load_config
+from kdjax.config import config_names, find_config, load_config
 from kdjax.errors import UserError
 from kdjax.files import write_json
 from kdjax.pairs import PAIRS
@@ -44,16 +45,21 @@ def report(method: str, pair: str, topology: str, per_chip: int, folder: Path) -
 
 
 def variants(methods: Sequence[str], pairs: Sequence[str]) -> list[tuple[str, str]]:
-    """Each method with each pair, as far as there are configs of both."""
+    """Each method with each pair, as far as there are configs of both.
 
-    def exists(method: str, pair: str) -> bool:
-        try:
-            load_config(f"{method}:{pair}")
-        except UserError:
-            return False
-        return True
-
-    return [(method, pair) for pair in pairs for method in methods if exists(method, pair)]
+    Raises:
+        UserError: there is no such method, or no such pair of any method.
+    """
+    found = []
+    for pair in pairs:
+        if pair not in PAIRS:
+            raise UserError(f"--pairs={pair} is none of {', '.join(PAIRS)}.")
+        for method in methods:
+            find_config(method)
+            with contextlib.suppress(UserError):
+                load_config(f"{method}:{pair}")
+                found.append((method, pair))
+    return found
 
 
 _COLUMNS = {

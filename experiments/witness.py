@@ -3,8 +3,9 @@
 It writes down, in the workdir, which states were saved and gone on from, and which images each step saw.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,15 +62,15 @@ def _witnessed() -> None:
         _note("restored", int(restored.step), digest(jax.device_get(restored)))
         return restored
 
-    def opened(plan: Any, stage: Any, source: Any, first_step: int) -> Iterator[Batch]:
-        for step, batch in enumerate(open_batches(plan, stage, source, first_step), first_step + 1):
-            rows = (batch.images, batch.size, batch.targets)
-            _note(
-                "images",
-                step,
-                {int(x): digest(jax.tree.map(lambda y, row=row: y[row], rows)) for row, x in enumerate(batch.index)},
-            )
-            yield batch
+    def opened(plan: Any, stage: Any, source: Any, first_step: int, **options: Any) -> Generator[Batch, None, None]:
+        with contextlib.closing(open_batches(plan, stage, source, first_step, **options)) as batches:
+            for step, batch in enumerate(batches, first_step + 1):
+                rows = (batch.images, batch.size, batch.targets)
+                found = {
+                    int(x): digest(jax.tree.map(lambda y, row=row: y[row], rows)) for row, x in enumerate(batch.index)
+                }
+                _note("images", step, found)
+                yield batch
 
     Checkpoints.save, Checkpoints.resume, train.open_batches = saved, resumed, opened  # type: ignore[method-assign]
 

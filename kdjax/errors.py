@@ -33,7 +33,7 @@ class Exit(enum.IntEnum):
     DATA = 65, "annotations, images, weights or a model are damaged, or not what they should be", "mend the files"
     NUMBERS = 70, "the loss left the finite numbers", "lower the learning rate, or look at the data"
     STORAGE = 74, "the storage refuses to be written or read", "make room, or mend it; then give the same command again"
-    AGAIN = 75, "a signal stopped it, it hung, or its other processes were not there", "give the same command again"
+    AGAIN = 75, "a signal stopped it, it hung, or a process that it needs was not there", "give the same command again"
     CONFIG = 78, "a key of the config is wrong, or what it names is not there or does not fit", "correct the config"
     INTERRUPTED = 130, "somebody pressed Ctrl-C", "give the same command again, to go on"
 

@@ -6,6 +6,7 @@ contradict each other, or the number of devices, have a sentence each.
 
 import copy
 import dataclasses
+import os
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -116,6 +117,8 @@ def resolve(config: ConfigDict, devices: int) -> Plan:
     content = defaults(Run) | content | {"data": defaults(Data) | content.get("data", {})}
     run = parse(Run, {key: value for key, value in content.items() if not isinstance(value, dict)}, "config")
     data = parse(Data, content["data"], "config.data")
+    if data.processes and not hasattr(os, "memfd_create"):
+        raise UserError(f"config.data.processes is {data.processes}; it must be 0 where there is no Linux.")
     task = _task(run, data)
     for section in sections.values():
         if section["steps"]:

@@ -393,8 +393,8 @@ class Data:
     processes: Annotated[
         int,
         whole(0),
-        "Processes that prepare the batches of training instead of threads, which share Python's lock: more than some "
-        "400 images a second these do not prepare, however many they are. Linux alone.",
+        "Processes, beside each one of the run, that prepare the batches of training instead of threads. These share "
+        "Python's lock: more than some 400 images a second they do not prepare, however many they are. Linux alone.",
         WITHOUT_EFFECT,
     ] = 0
 

@@ -173,6 +173,8 @@ class DataReport:
         """Ids of the images, annotations or categories that have each flaw."""
         self.files: dict[Flaw, list[str]] = {}
         """Their images' files, or the categories' names; fewer where that is not known."""
+        self.silent = False
+        """Whether somebody else, of whose report this is a copy, says what is found from now on."""
 
     def settle(
         self,
@@ -233,8 +235,10 @@ def joined(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Args:
         reports: what :meth:`kdjax.types.Source.report_dict` says, by process.
     """
+    if len(reports) == 1:
+        return dict(reports[0])
     found: dict[str, dict[str, Any]] = {}
-    for flaw in (flaw for report in reports for flaw in report.get("flaws", ())):
+    for flaw in (flaw for report in reports for flaw in report["flaws"]):
         known = found.setdefault(flaw["what"], flaw | {"ids": [], "files": []})
         seen = set(known["ids"])
         new = [k for k, identity in enumerate(flaw["ids"]) if identity not in seen]

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -136,7 +135,7 @@ class IndexedSource(abc.ABC):
             file = self.images.names[row]
             self.report.settle(flaws.CUT_OFF, [identity], lambda _: f"{self.images.describe(row)} {error}", [file])
         message = f"kdjax: {self.images.describe(row)} {error}; the next image takes its place wherever it comes up."
-        if not multiprocessing.parent_process():  # Which is told, and says it once.
+        if not self.report.silent:
             print(message, file=sys.stderr, flush=True)
 
     @functools.cached_property

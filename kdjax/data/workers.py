@@ -1,21 +1,24 @@
 """Who prepares batches: threads, or processes.
 
 Threads of one process share Python's interpreter lock. Processes fill memory that is shared with them, which has no
-name: nothing is left of it, however they end, and no limit of /dev/shm is met.
+name: nothing is left of it, however they end, and no limit of /dev/shm is met. They are not forks and do not import the
+program that starts them: JAX's threads and a script without a guard are none of their business.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import mmap
 import multiprocessing
 import os
-import signal
-import threading
+import subprocess
+import sys
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import cloudpickle
@@ -28,6 +31,19 @@ from kdjax.types import Batch
 
 T = TypeVar("T")
 Work = Callable[[], None]
+
+_START = """
+import signal
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+import sys
+from multiprocessing.connection import Connection
+others = Connection(int(sys.argv[1]))
+sys.path[:] = others.recv()
+from kdjax.data.workers import serve
+serve(others)
+"""
+"""What a process runs. Signals are for the one that trains, which ends the others when it has saved."""
 
 
 def from_threads(
@@ -75,33 +91,42 @@ class Maker(Protocol):
 
 
 def from_processes(make: Maker, source: Any, *, first_step: int, processes: int) -> Generator[Batch, None, None]:
-    """The batches of ``first_step`` and all that follow, made by processes ahead of the consumer.
+    """The batches of ``first_step`` and all that follow, made by processes of this machine ahead of the consumer.
 
-    Images that cannot be decoded there are said and counted here, as if this process had met them.
+    Images that cannot be decoded there are said and counted here, as if this process had met them. The processes end
+    with the generator, and where this process dies. Linux alone has such memory.
 
     Args:
         make: of a step; it and what it refers to is pickled by cloudpickle.
         source: what it reads.
         first_step: counted from 0.
-        processes: how many there are; each makes a whole batch at a time.
+        processes: how many there are; each makes a whole batch at a time, and begins the next one meanwhile.
 
     Raises:
-        UserError: there is no such memory, a process was ended from outside; or what ``make`` raises.
+        UserError: ``make`` cannot be pickled, a process was ended from outside; or what ``make`` raises.
+        RuntimeError: with its traceback, anything else that ``make`` raises.
     """
-    if not hasattr(os, "memfd_create"):
-        raise UserError("config.data.processes needs Linux, whose memory processes share by number: set it to 0.")
-    known, free = set(_undecodable(source)), deque[_Block]()
-    under_way: deque[tuple[_Block, Future[tuple[Batch, list[int]]]]] = deque()
-    content = cloudpickle.dumps((make, source))
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(content,))
     try:
-        for step in itertools.count(first_step):
+        content = cloudpickle.dumps((make, source))
+    except Exception as error:  # Whatever somebody's own class raises.
+        raise UserError(
+            f"These data cannot be passed on to other processes ({type(error).__name__}: {error}): set "
+            "config.data.processes to 0."
+        ) from error
+    known, free = set(_undecodable(source)), deque[_Block]()
+    under_way: deque[tuple[_Block, _Worker]] = deque()
+    with contextlib.ExitStack() as started:
+        workers = [started.enter_context(contextlib.closing(_Worker())) for _ in range(processes)]
+        for worker in workers:  # All of them have begun to import meanwhile.
+            worker.send(content)
+        for step, worker in zip(itertools.count(first_step), itertools.cycle(workers)):
             block = free.popleft() if free else _block(make.most_bytes)
-            under_way.append((block, pool.submit(_made, step, block.path)))
+            worker.send((step, block.path))
+            under_way.append((block, worker))
             if len(under_way) <= 2 * processes:
                 continue
-            block, future = under_way.popleft()
-            batch, undecodable = _result(future)
+            block, oldest = under_way.popleft()
+            batch, undecodable = oldest.receive()
             if new := set(undecodable) - known:
                 known |= new
                 for row in np.flatnonzero(np.isin(source.images.identity, list(new))).tolist():
@@ -112,8 +137,54 @@ def from_processes(make: Maker, source: Any, *, first_step: int, processes: int)
             weakref.finalize(images, free.append, block).atexit = False
             yield dataclasses.replace(batch, images=cast(Any, images.reshape(shape)))
             del batch, images
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """Another process, and the line to it."""
+
+    def __init__(self) -> None:
+        """Starts it; it imports what it needs while this process goes on."""
+        self._line, theirs = multiprocessing.Pipe()
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, "-c", _START, str(number)]
+            # In a session of its own no Ctrl-C reaches it, not even before it can ignore that.
+            self._process = subprocess.Popen(
+                command, pass_fds=(number,), stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        self.send(sys.path)
+
+    def send(self, what: Any) -> None:
+        try:
+            self._line.send(what)
+        except OSError as error:
+            raise self._ended() from error
+
+    def receive(self) -> tuple[Batch, list[int]]:
+        """What it made of the step that it has had for longest."""
+        try:
+            kind, what = self._line.recv()
+        except (EOFError, OSError) as error:
+            raise self._ended() from error
+        if kind == "made":
+            return what
+        if kind == "refused":
+            raise what
+        raise RuntimeError(f"A process that prepares images failed:\n{what}")
+
+    def _ended(self) -> UserError:
+        error = UserError(
+            f"A process that prepares images was ended, with exit code {self._process.wait()}: where that is -9, "
+            "memory ran out or somebody ended it; fewer config.data.processes need less memory."
+        )
+        error.exit_code = Exit.AGAIN
+        return error
+
+    def close(self) -> None:
+        """Ends it at once: nothing of what it makes is needed any more."""
+        self._process.kill()
+        self._process.wait()
+        self._line.close()
 
 
 class _Block(NamedTuple):
@@ -138,50 +209,41 @@ def _undecodable(source: Any) -> list[int]:
     return source.undecodable if isinstance(source, IndexedSource) else []
 
 
-def _result(future: Future[T]) -> T:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        ended = UserError(
-            "A process that prepares images was ended from outside: most likely memory ran out; fewer "
-            "config.data.processes need less."
-        )
-        ended.exit_code = Exit.AGAIN
-        raise ended from error
+def serve(line: Connection) -> None:
+    """Makes batches in this process for the one at the other end of a line, until that has gone.
+
+    Args:
+        line: gives what :func:`from_processes` sends.
+    """
+    memory: dict[str, mmap.mmap] = {}
+    with contextlib.suppress(EOFError, OSError):
+        content = line.recv()
+        try:
+            make, source = cloudpickle.loads(content)
+            if isinstance(source, IndexedSource):
+                source.report.silent = True
+        except Exception:  # Of somebody's own class: it is the answer to all that comes.
+            line.send(("failed", traceback.format_exc()))
+            return
+        while True:
+            step, path = line.recv()
+            if path not in memory:
+                with open(path, "r+b") as file:
+                    memory[path] = mmap.mmap(file.fileno(), 0)
+            try:
+                answer: tuple[str, Any] = "made", (_made(make, step, memory[path]), list(_undecodable(source)))
+            except UserError as error:
+                answer = "refused", error
+            except Exception:
+                answer = "failed", traceback.format_exc()
+            line.send(answer)
 
 
-# What follows runs in a process that prepares batches.
-
-_GIVEN: list[Any] = []
-"""What makes a batch, and its source."""
-_MEMORY: dict[str, mmap.mmap] = {}
-"""By path, what was written to before."""
-
-
-def _begin(content: bytes) -> None:
-    """Signals are for the process that trains, which ends this one when it has saved; this one ends where that dies."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(0)
-
-    threading.Thread(target=follow, daemon=True).start()
-    _GIVEN.extend(cloudpickle.loads(content))
-
-
-def _made(step: int, path: str) -> tuple[Batch, list[int]]:
-    """The batch of a step, with the shape of its images instead of them; and which could not be decoded so far."""
-    if path not in _MEMORY:
-        with open(path, "r+b") as file:
-            _MEMORY[path] = mmap.mmap(file.fileno(), 0)
-    memory, (make, source) = _MEMORY[path], _GIVEN
+def _made(make: Maker, step: int, memory: mmap.mmap) -> Batch:
+    """The batch of a step, its images in the memory, with their shape instead of them."""
 
     def images(count: int, shape: Size) -> np.ndarray:
         return np.frombuffer(memory, np.uint8, count=3 * count * shape[0] * shape[1]).reshape(count, *shape, 3)
 
     batch = make(step, images)
-    return dataclasses.replace(batch, images=cast(Any, batch.images.shape)), list(_undecodable(source))
+    return dataclasses.replace(batch, images=cast(Any, batch.images.shape))

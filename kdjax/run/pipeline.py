@@ -82,6 +82,8 @@ def _stoppable(config: ConfigDict, workdir: str | os.PathLike[str], stop: Stop) 
 def _run_all(config: ConfigDict, plan: Plan, place: Path, started: float, stop: Stop) -> dict[str, Any]:
     """The run, in a workdir that is this one's alone, since ``started``."""
     check_workdir(place)
+    # Where these differ, hosts would not open the same data, which they do together.
+    check_agreement({"config": plan.content})
     if are_several() and (plan.data.download or not is_own(plan.data)):
         on_main(lambda: _make_data(plan))
     plan, splits = everywhere(lambda: _opened(config, plan))

@@ -1,9 +1,12 @@
 """Batches from other processes: they are those of threads, and what goes wrong there is said here."""
 
+import contextlib
 import itertools
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import urllib.error
 from pathlib import Path
 
 import cloudpickle
@@ -25,14 +28,24 @@ from tests.runs import rows, tiny
 OPTIONS = {"image_size": (32, 32), "task": Detection(4), "seed": 1}
 
 
+def children():
+    """Numbers of the processes that this one has started and that have not ended."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # A thread that has ended meanwhile.
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
 def taken(source, count, **options):
     """So many batches; the processes that made them end."""
+    before = children()
     batches = train_batches(source, **OPTIONS, **options)
     try:
         return [jax.tree.map(np.array, batch) for batch in itertools.islice(batches, count)]
     finally:
         batches.close()
-        assert not multiprocessing.active_children()
+        assert not children() - before
 
 
 def same(ours, theirs):
@@ -86,17 +99,76 @@ def test_what_is_wrong_there_is_the_sentence_that_it_is_here(tmp_path):
         taken(source, 2, batch_size=3, num_workers=1)
 
 
-def test_one_that_is_ended_from_outside_is_said_and_no_signal_to_the_run_is_meant_for_it(tmp_path):
-    batches = train_batches(opened(write(tmp_path, content())), batch_size=2, num_workers=1, **OPTIONS)
-    next(batches)
-    [worker] = multiprocessing.active_children()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        os.kill(worker.pid, number)
-    next(batches)
-    os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match=r"prepares images was ended from outside: most likely memory") as ended:
-        list(itertools.islice(batches, 10))
+class Unready:
+    """Data that another process cannot read."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        raise urllib.error.HTTPError("http://x", 404, "not there", None, None)
+
+    def __reduce__(self):
+        return Unready, (self.source,)
+
+
+class Locked(Unready):
+    """Data that nobody can pass on."""
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle a lock")
+
+
+def test_a_mistake_of_somebodys_own_data_has_its_traceback_or_its_sentence(tmp_path):
+    source = opened(write(tmp_path, content()))
+    with pytest.raises(RuntimeError, match=r"failed:(.|\n)*in __getitem__(.|\n)*HTTP Error 404: not there"):
+        taken(Unready(source), 2, batch_size=2, num_workers=1)
+    with pytest.raises(
+        UserError, match=r"cannot be passed on to other processes .TypeError: cannot pickle a lock.: set"
+    ):
+        taken(Locked(source), 2, batch_size=2, num_workers=1)
+
+
+@pytest.mark.parametrize("victim", range(3))
+def test_one_that_is_ended_from_outside_is_said_and_no_signal_to_the_run_is_meant_for_it(tmp_path, victim):
+    before = children()
+    source = opened(write(tmp_path, content()))
+    with contextlib.closing(train_batches(source, batch_size=2, num_workers=3, **OPTIONS)) as batches:
+        next(batches)
+        workers = sorted(children() - before)
+        for worker in workers:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(worker, number)
+        next(batches)
+        os.kill(workers[victim], signal.SIGKILL)
+        with pytest.raises(UserError, match=r"prepares images was ended, with exit code -9: where that") as ended:
+            list(itertools.islice(batches, 20))
     assert ended.value.exit_code == Exit.AGAIN
+    assert not children() - before
+
+
+SCRIPT = """
+import sys
+from kdjax.data.batches import train_batches
+from kdjax.data.sources import open_source
+from kdjax.tasks import Detection
+source = open_source(sys.argv[1], "train")
+batches = train_batches(source, batch_size=2, image_size=(32, 32), task=Detection(4), seed=1, num_workers=2)
+print(next(batches).images.shape)
+"""
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    name = f"coco_json:{write(tmp_path, content())}"
+    run = subprocess.run([sys.executable, "-", name], input=SCRIPT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "(2, 32, 32, 3)\n"), run.stderr
+    assert run.stderr.count("Traceback") == 0
 
 
 @pytest.mark.slow
