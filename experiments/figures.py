@@ -38,6 +38,13 @@ CHARTS = (
         {4: "the student alone", 3: "the same student, distilled"},
     ),
     Chart(
+        "detectors",
+        "2026-11-27-dense.md",
+        "| method | seeds | teacher AP |",
+        "COCO AP on the embedded data by detector, of masks for SOLO, mean of three seeds",
+        {4: "the student alone", 3: "the same student, distilled", 2: "teacher"},
+    ),
+    Chart(
         "own-data",
         "2026-11-26-own-data.md",
         "| data | seed | teacher |",
