@@ -133,3 +133,7 @@ def test_the_table_of_all_pairs_leaves_out_what_no_config_has():
         ("mgd", "gfl_r101_r50"),
         ("mgd", "retinanet_r50_r18"),
     ]
+    with pytest.raises(UserError, match=r"--pairs=retinanet_r5_r18 is none of retinanet_x101_r50, "):
+        variants(["mgd"], ["retinanet_r5_r18"])
+    with pytest.raises(UserError, match="mdg"):
+        variants(["mdg"], ["retinanet_r50_r18"])
