@@ -20,6 +20,7 @@ import pytest
 import kdjax
 from kdjax.errors import Exit, UserError
 from kdjax.processes import connect, divided, everywhere, gather, on_main
+from tests.data.folders import content, write
 
 ROOT = Path(__file__).parents[1]
 DIFFERENT = {"images_per_second", "waited", "wall_time"}
@@ -171,8 +172,8 @@ def free_port() -> int:
         return chosen.getsockname()[1]
 
 
-def started(flags, *, processes: int, of_each=lambda process: []) -> list[subprocess.Popen]:
-    """``kdjax.main`` in so many processes that share four devices."""
+def started(flags, *, processes: int, of_each=lambda process: [], home_of=None) -> list[subprocess.Popen]:
+    """``kdjax.main`` in so many processes that share four devices, each with flags and a home of its own."""
     environment = dict(os.environ)
     devices = f" --xla_force_host_platform_device_count={4 // processes}"
     environment["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(" --xla_force_host_platform_device_count=8", devices)
@@ -181,7 +182,7 @@ def started(flags, *, processes: int, of_each=lambda process: []) -> list[subpro
         subprocess.Popen(
             [sys.executable, "-m", *flags, *joining, *([f"--process={process}"] * bool(joining)), *of_each(process)],
             cwd=ROOT,
-            env=environment,
+            env=environment | ({"HOME": str(home_of(process))} if home_of else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -401,16 +402,16 @@ def test_the_same_weights_are_judged_exactly_alike(together, tmp_path):
     assert numbers[0]["AR100"] > 0
 
 
-def refusals(workdir: Path, of_each, expected: Exit = Exit.CONFIG) -> list[str]:
-    """What two processes with different flags say as both are refused."""
-    said = ended(started(training(workdir), processes=2, of_each=of_each))
+def refusals(workdir: Path, expected: Exit = Exit.CONFIG, *more: str, **different) -> list[str]:
+    """What two processes that differ say as both are refused."""
+    said = ended(started(training(workdir, *more), processes=2, **different))
     assert [code for code, *_ in said] == [expected] * 2
     return [stderr for *_, stderr in said]
 
 
 @pytest.mark.slow
 def test_whoever_would_run_something_else_is_named_with_what_differs(tmp_path):
-    for sentence in refusals(tmp_path, lambda process: [f"--config.student.log_every={process + 1}"]):
+    for sentence in refusals(tmp_path, of_each=lambda process: [f"--config.student.log_every={process + 1}"]):
         assert "Process 1" in sentence
         assert "config.student.log_every: 1 -> 2" in sentence
     assert not (tmp_path / "stages").exists()
@@ -418,16 +419,21 @@ def test_whoever_would_run_something_else_is_named_with_what_differs(tmp_path):
 
 @pytest.mark.slow
 def test_a_workdir_that_only_one_process_sees_is_refused(tmp_path):
-    for sentence in refusals(tmp_path, lambda process: [f"--workdir={tmp_path / str(process)}"]):
+    for sentence in refusals(tmp_path, of_each=lambda process: [f"--workdir={tmp_path / str(process)}"]):
         assert "is another folder than that of process 0: name one that all hosts share" in sentence
 
 
 @pytest.mark.slow
 def test_what_is_wrong_for_one_process_ends_all_with_its_sentence_and_its_code(tmp_path):
-    (tmp_path / "val.json").write_text("{")
-    names = ("shapes/tiny", f"coco_json:{tmp_path}")
-    flags = [[f"--config.data.name={name}"] for name in names]
-    main, other = refusals(tmp_path / "run", flags.__getitem__, Exit.DATA)
+    """The second one's home has the same data, damaged."""
+    tree = content()
+    tree["images"] += [dict(tree["images"][0], id=k, file_name=f"{k}.png") for k in range(20, 30)]
+    for process in range(2):
+        for split in ("train", "val"):
+            write(tmp_path / str(process) / "data", tree, f"annotations_{split}.json", split)
+    (tmp_path / "1" / "data" / "annotations_val.json").write_text("{")
+    name = "--config.data.name=coco_json:~/data"
+    main, other = refusals(tmp_path / "run", Exit.DATA, name, home_of=lambda process: tmp_path / str(process))
     assert "kdjax (process 0 of 2): Process 1 cannot go on: " in main
     assert "kdjax (process 1 of 2): " in other
     assert "val.json is not valid json" in main
