@@ -11,6 +11,7 @@ import itertools
 import mmap
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import traceback
@@ -156,14 +157,14 @@ class _Worker:
 
     def send(self, what: Any) -> None:
         try:
-            self._line.send(what)
+            self._line.send_bytes(pickle.dumps(what))
         except OSError as error:
             raise self._ended() from error
 
     def receive(self) -> tuple[Batch, list[int]]:
         """What it made of the step that it has had for longest."""
         try:
-            kind, what = self._line.recv()
+            kind, what = pickle.loads(self._line.recv_bytes())
         except (EOFError, OSError) as error:
             raise self._ended() from error
         if kind == "made":
@@ -217,16 +218,16 @@ def serve(line: Connection) -> None:
     """
     memory: dict[str, mmap.mmap] = {}
     with contextlib.suppress(EOFError, OSError):
-        content = line.recv()
+        content = pickle.loads(line.recv_bytes())
         try:
             make, source = cloudpickle.loads(content)
             if isinstance(source, IndexedSource):
                 source.report.silent = True
         except Exception:  # Of somebody's own class: it is the answer to all that comes.
-            line.send(("failed", traceback.format_exc()))
+            line.send_bytes(pickle.dumps(("failed", traceback.format_exc())))
             return
         while True:
-            step, path = line.recv()
+            step, path = pickle.loads(line.recv_bytes())
             if path not in memory:
                 with open(path, "r+b") as file:
                     memory[path] = mmap.mmap(file.fileno(), 0)
@@ -236,7 +237,7 @@ def serve(line: Connection) -> None:
                 answer = "refused", error
             except Exception:
                 answer = "failed", traceback.format_exc()
-            line.send(answer)
+            line.send_bytes(pickle.dumps(answer))
 
 
 def _made(make: Maker, step: int, memory: mmap.mmap) -> Batch:
