@@ -80,8 +80,8 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
     """A Markdown table, one row for each report; of a step that has no room, what was said."""
 
     def cells(x: dict[str, Any]) -> list[str]:
-        known = list(_COLUMNS.values())[: 3 if "refused" in x else None]
-        return [cell(x) for cell in known] + [f"no room: {x['refused']}; {x['largest_batch']} fit"] * ("refused" in x)
+        cells = [cell(x) for cell in list(_COLUMNS.values())[: 3 if "refused" in x else None]]
+        return [*cells, f"no room: {x['refused']}; {x['largest_batch']} fit"] if "refused" in x else cells
 
     rows = [list(_COLUMNS), ["---"] * len(_COLUMNS), *map(cells, reports)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

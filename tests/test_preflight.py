@@ -144,3 +144,16 @@ def test_the_table_of_all_pairs_leaves_out_what_no_config_has_and_refuses_what_i
     ]
     assert "--pairs=retinanet_r5_r18 is none of retinanet_x101_r50, " in run(["mgd"], ["retinanet_r5_r18"]).stderr
     assert "mdg" in run(["mdg"], pairs).stderr
+
+
+def test_the_table_of_all_pairs_says_what_fits_and_what_has_no_room():
+    known = {"method": "mgd", "pair": "gfl", "topology": "v5e:2x4", "per_chip": 8}
+    numbers = ("peak_bytes", "flops_per_image", "traffic_bytes_per_image", "images_per_second_estimate")
+    counts = ("all_reduce_elements", "all_reduce_bf16_elements", "trained_parameters")
+    fits = known | dict.fromkeys(numbers, 2e12) | dict.fromkeys(counts, 1000)
+    code = "import json, sys; from experiments.pods import table; print(table(json.loads(sys.argv[1])))"
+    given = json.dumps([fits, known | {"refused": "20 GB of 17", "largest_batch": 6}])
+    run = subprocess.run([sys.executable, "-c", code, given], cwd=ROOT, capture_output=True, text=True, check=True)
+    *_, row, refused = run.stdout.splitlines()
+    assert row == "| mgd:gfl | v5e:2x4 | 8 | 2000.00 | 2.000 | 2000.00 | 1,000 (1,000) | 1,000 | 2000000000000 |  |"
+    assert refused == "| mgd:gfl | v5e:2x4 | 8 | no room: 20 GB of 17; 6 fit |"
