@@ -2,7 +2,7 @@
 
 Each method's step of each pair for 8 chips of v5e, MGD's of each pair for v5p and v6e, and for a few the largest batch
 that fits; then a Markdown table of what there is. Stop it at any time: the same command goes on, and what is compiled
-is not compiled again. A compile takes two to five minutes of both cores; ``--pairs=retinanet_x101_r50
+is not compiled again. A compile takes one to three minutes of both cores; ``--pairs=retinanet_x101_r50
 --topologies=v5e:2x4`` does a part.
 """
 

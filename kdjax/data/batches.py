@@ -105,7 +105,7 @@ def train_batches(
         index=np.arange(batch_size, dtype=np.int32).reshape(parts, process_count, -1)[:, process_index].ravel(),
     )
     if num_workers:
-        return from_processes(batches, source, first_step=first_step, processes=num_workers)
+        return from_processes(batches, first_step=first_step, processes=num_workers)
     memory = _Memory()
     begun = (batches.begun(step, memory.images) for step in itertools.count(first_step))
     return from_threads(begun, local_size, num_threads)

@@ -84,6 +84,10 @@ class Maker(Protocol):
     """Makes the batch of any step."""
 
     @property
+    def source(self) -> Any:
+        """What it reads."""
+
+    @property
     def most_bytes(self) -> int:
         """Of the images of a batch."""
 
@@ -91,7 +95,7 @@ class Maker(Protocol):
         """The batch of a step, with its images in what ``memory`` gives for their number and shape."""
 
 
-def from_processes(make: Maker, source: Any, *, first_step: int, processes: int) -> Generator[Batch, None, None]:
+def from_processes(make: Maker, *, first_step: int, processes: int) -> Generator[Batch, None, None]:
     """The batches of ``first_step`` and all that follow, made by processes of this machine ahead of the consumer.
 
     Images that cannot be decoded there are said and counted here, as if this process had met them. The processes end
@@ -99,7 +103,6 @@ def from_processes(make: Maker, source: Any, *, first_step: int, processes: int)
 
     Args:
         make: of a step; it and what it refers to is pickled by cloudpickle.
-        source: what it reads.
         first_step: counted from 0.
         processes: how many there are; each makes a whole batch at a time, and begins the next one meanwhile.
 
@@ -108,13 +111,13 @@ def from_processes(make: Maker, source: Any, *, first_step: int, processes: int)
         RuntimeError: with its traceback, anything else that ``make`` raises.
     """
     try:
-        content = cloudpickle.dumps((make, source))
+        content = cloudpickle.dumps(make)
     except Exception as error:  # Whatever somebody's own class raises.
         raise UserError(
             f"These data cannot be passed on to other processes ({type(error).__name__}: {error}): set "
             "config.data.processes to 0."
         ) from error
-    known, free = set(_undecodable(source)), deque[_Block]()
+    source, known, free = make.source, set(_undecodable(make.source)), deque[_Block]()
     under_way: deque[tuple[_Block, _Worker]] = deque()
     with contextlib.ExitStack() as started:
         workers = [started.enter_context(contextlib.closing(_Worker())) for _ in range(processes)]
@@ -220,9 +223,9 @@ def serve(line: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         content = pickle.loads(line.recv_bytes())
         try:
-            make, source = cloudpickle.loads(content)
-            if isinstance(source, IndexedSource):
-                source.report.silent = True
+            make: Maker = cloudpickle.loads(content)
+            if isinstance(make.source, IndexedSource):
+                make.source.report.silent = True
         except Exception:  # Of somebody's own class: it is the answer to all that comes.
             line.send_bytes(pickle.dumps(("failed", traceback.format_exc())))
             return
@@ -232,7 +235,7 @@ def serve(line: Connection) -> None:
                 with open(path, "r+b") as file:
                     memory[path] = mmap.mmap(file.fileno(), 0)
             try:
-                answer: tuple[str, Any] = "made", (_made(make, step, memory[path]), list(_undecodable(source)))
+                answer: tuple[str, Any] = "made", (_made(make, step, memory[path]), list(_undecodable(make.source)))
             except UserError as error:
                 answer = "refused", error
             except Exception:
