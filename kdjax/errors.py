@@ -33,7 +33,11 @@ class Exit(enum.IntEnum):
     DATA = 65, "annotations, images, weights or a model are damaged, or not what they should be", "mend the files"
     NUMBERS = 70, "the loss left the finite numbers", "lower the learning rate, or look at the data"
     STORAGE = 74, "the storage refuses to be written or read", "make room, or mend it; then give the same command again"
-    AGAIN = 75, "a signal stopped it, it hung, or a process that it needs was not there", "give the same command again"
+    AGAIN = (
+        75,
+        "a signal stopped it, it hung, or a process or a bucket that it needs was not there",
+        "give the same command again",
+    )
     CONFIG = 78, "a key of the config is wrong, or what it names is not there or does not fit", "correct the config"
     INTERRUPTED = 130, "somebody pressed Ctrl-C", "give the same command again, to go on"
 
@@ -67,6 +71,12 @@ class StorageError(UserError):
     """A disk, a bucket or another place of files that does not do what it should: full, away, or not to be written."""
 
     exit_code = Exit.STORAGE
+
+
+class UnreachedError(UserError):
+    """What a run needs over a network, processes or a bucket, is not there; it may be when the run is started again."""
+
+    exit_code = Exit.AGAIN
 
 
 class NumericError(ArithmeticError):

@@ -75,7 +75,8 @@ def ended(work: Callable[[], int], interrupted: str) -> int:
         interrupted: what to say where somebody stops it.
     """
     try:
-        return work()
+        with paths.reaching():
+            return work()
     except (UserError, NumericError) as error:
         return refuse(error)
     except Stopped as stopped:

@@ -16,7 +16,7 @@ from typing import TypeAlias, TypeGuard
 
 from etils import epath
 
-from kdjax.errors import StorageError, UserError
+from kdjax.errors import StorageError, UnreachedError, UserError
 
 Path: TypeAlias = pathlib.Path | epath.Path
 """Of this machine's files one of pathlib; of a bucket's one of etils, which has pathlib's methods."""
@@ -74,6 +74,29 @@ def _reached(bucket: str) -> epath.Path:
             "and what its account may do there."
         ) from error
     return path
+
+
+_CLIENTS = ("gcsfs", "aiohttp", "requests", "google.auth", "google.api_core")
+"""The packages whose errors are about a bucket, or the network on the way to it."""
+
+
+@contextlib.contextmanager
+def reaching() -> Iterator[None]:
+    """Says in words that a bucket is out of reach, which its client finds after a minute of attempts.
+
+    Raises:
+        UnreachedError: in place of the client's error; what is wrong with a file in a bucket stays as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any(kind.__module__.startswith(_CLIENTS) for kind in type(error).__mro__):
+            raise
+        what = " ".join(str(error).split())[:200]
+        raise UnreachedError(
+            f"A bucket cannot be reached any more ({type(error).__name__}: {what}); what was saved is as it was, and "
+            "the same command goes on from there."
+        ) from error
 
 
 def _installed(package: str) -> bool:

@@ -11,6 +11,7 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import util
@@ -22,7 +23,8 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from kdjax.devices import AXIS, parallel
-from kdjax.errors import Exit, UsageError, UserError
+from kdjax.errors import Exit, UnreachedError, UsageError, UserError
+from kdjax.paths import reaching
 
 T = TypeVar("T")
 
@@ -34,14 +36,9 @@ _PATIENCE = 300.0
 """Seconds that a process waits for process 0, as JAX does."""
 _SILENCE = 30
 """Seconds without a sign of life after which JAX takes a process for dead, and ends the others."""
-_TASKS = {"SLURM_STEP_NODELIST": "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_SIZE"}
-"""Variables that tell of a launcher, and those with the number of processes that it started."""
-
-
-class UnreachedError(UserError):
-    """The other processes of a run are not there; they may be when it is started again."""
-
-    exit_code = Exit.AGAIN
+_TASKS = {"SLURM_STEP_NODELIST": "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_SIZE"}
+"""Variables that tell of a launcher, and those with the number of processes that it started: of Slurm's step, which is
+of one in the shell that `salloc` opens for many."""
 
 
 def connect(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -111,6 +108,8 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
         raise UsageError(
             f"--coordinator={coordinator} is no HOST:PORT; it must be where process 0 listens, such as 10.0.0.1:8476."
         )
+    if processes < 1:
+        raise UsageError(f"--processes={processes}; it must be 1 or more.")
     if not 0 <= process < processes:
         raise UsageError(f"--process={process} of --processes={processes}; it must be from 0 to {processes - 1}.")
 
@@ -148,14 +147,32 @@ def _initialize(coordinator: str | None = None, processes: int | None = None, pr
     # It would take SIGTERM, and wait with it for steps, of which there may be none for a long time.
     with contextlib.suppress(AttributeError):  # Older versions have no such option, and leave it to who comes last.
         jax.config.update("jax_enable_preemption_service", False)
+    where = f" at {coordinator}" if coordinator else ""
+    lost = (
+        f"The processes of this run do not find each other{where}{{}}: start one for each number, all within five "
+        "minutes, where all reach the coordinator."
+    )
+
+    def give_up() -> None:
+        print(f"kdjax: {lost.format('')}", file=sys.stderr)
+        leave(Exit.AGAIN)
+
+    # After its own time JAX aborts, with a stack of its own and no word to a user: this is over first.
+    patience = threading.Timer(_PATIENCE, give_up)
+    patience.daemon = True
+    patience.start()
     try:
-        jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=_SILENCE)
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=int(2 * _PATIENCE),
+            heartbeat_timeout_seconds=_SILENCE,
+        )
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-        where = f" at {coordinator}" if coordinator else ""
-        raise UnreachedError(
-            f"The processes of this run do not find each other{where} ({' '.join(str(error).split())[:200]}): start "
-            "one for each number, all within five minutes, where all reach the coordinator."
-        ) from error
+        raise UnreachedError(lost.format(f" ({' '.join(str(error).split())[:200]})")) from error
+    finally:
+        patience.cancel()
 
 
 class Board(NamedTuple):
@@ -251,7 +268,8 @@ def gather(value: T) -> list[T]:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     lengths = multihost_utils.process_allgather(np.array([len(data)], np.int32)).ravel()
-    padded = np.zeros(lengths.max(), np.uint8)
+    # Each length is compiled once more: of powers of two there are few.
+    padded = np.zeros(1 << int(lengths.max() - 1).bit_length(), np.uint8)
     padded[: len(data)] = data
     rows = multihost_utils.process_allgather(padded)
     return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
@@ -269,7 +287,8 @@ def everywhere(work: Callable[[], T]) -> T:
     if jax.process_count() == 1:
         return work()
     try:
-        result = work()
+        with reaching():
+            result = work()
     except Exception as error:
         if not vars(error).get(_TOLD):
             gather((str(error), error.exit_code) if isinstance(error, UserError) else (repr(error), None))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax import lock
+from kdjax import lock, main
 from kdjax.data.flaws import Checks
 from kdjax.data.sources import open_source
 from kdjax.devices import cache_compilations
@@ -68,6 +68,28 @@ def put(server, folder, source: Path):
         if path.is_file():
             server.put("bucket", f"{folder.removeprefix('gs://bucket/')}/{path.relative_to(source)}", path.read_bytes())
     return folder
+
+
+def test_a_bucket_that_is_away_asks_all_processes_to_be_started_again(capsys):
+    from gcsfs.retry import HttpError
+
+    def fail():
+        if jax.process_index() == 1:
+            raise HttpError({"code": 503, "message": "Service Unavailable"})
+
+    first, second = as_processes(2, lambda: everywhere(fail))
+    assert first.exit_code == second.exit_code == Exit.AGAIN
+    assert str(first) == f"Process 1 cannot go on: {second}"
+    assert str(second).startswith("A bucket cannot be reached any more (HttpError: Service Unavailable")
+    failing = [HttpError({"code": 503, "message": "away"}), ValueError("ours")]
+    assert main.ended(lambda: refuse(failing[0]), "nothing is lost") == Exit.AGAIN
+    assert "HttpError: away" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="ours"):
+        main.ended(lambda: refuse(failing[1]), "nothing is lost")
+
+
+def refuse(error):
+    raise error
 
 
 def test_paths_keep_their_scheme_and_a_bucket_that_is_not_there_is_refused(server, bucket):

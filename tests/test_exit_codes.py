@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from kdjax import benchmark, convert, evaluate, html_report, inspect, main, predict, preflight, processes, show
-from kdjax.errors import DataError, Exit, NumericError, StorageError, UsageError, UserError
-from kdjax.processes import UnreachedError, everywhere
+from kdjax.errors import DataError, Exit, NumericError, StorageError, UnreachedError, UsageError, UserError
+from kdjax.processes import everywhere
 from kdjax.run import pipeline
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -31,10 +31,10 @@ DIFFERENT = {"images_per_second", "waited", "wall_time"}
 def alone(monkeypatch):
     """No launcher's variables, and nobody who waits five minutes for processes that never come."""
     ours = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    for name in (*ours, "SLURM_NTASKS", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE"):
+    for name in (*ours, "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     met = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, heartbeat_timeout_seconds: met.append(given))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **patience: met.append(given))
     return met
 
 
@@ -45,6 +45,7 @@ def alone(monkeypatch):
         ((None, 2, 0), "belong together"),
         (("10.0.0.1", 2, 0), "--coordinator=10.0.0.1 is no HOST:PORT"),
         (("10.0.0.1:99999", 2, 0), "is no HOST:PORT"),
+        (("10.0.0.1:8476", 0, 0), r"--processes=0; it must be 1 or more"),
         (("10.0.0.1:8476", 2, 2), r"--process=2 of --processes=2; it must be from 0 to 1"),
     ],
 )
@@ -72,10 +73,24 @@ def test_a_coordinator_that_nobody_is_is_said(monkeypatch, alone):
     assert not alone
 
 
+def test_a_first_process_that_stays_alone_says_so_and_asks_to_be_started_again():
+    code = "from kdjax import processes; processes._PATIENCE = 1.5; "
+    code += f"processes.connect('127.0.0.1:{free_port()}', 2, 0)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == Exit.AGAIN
+    assert re.fullmatch(
+        r"kdjax: The processes of this run do not find each other at 127\.0\.0\.1:\d+: start one for each number, all "
+        r"within five minutes, where all reach the coordinator\.\n",
+        run.stderr,
+    )
+
+
 @pytest.mark.parametrize(("tasks", "expected"), [("1", []), ("4", [(None, None, None)])])
 def test_a_launcher_of_several_processes_is_asked_and_of_one_is_not(tasks, expected, monkeypatch, alone):
+    """One is also the step of the shell that ``salloc`` opens for a job of four."""
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[001-004]")
-    monkeypatch.setenv("SLURM_NTASKS", tasks)
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     connect()
     assert alone == expected
@@ -438,3 +453,12 @@ def test_what_is_wrong_for_one_process_ends_all_with_its_sentence_and_its_code(t
     assert "kdjax (process 1 of 2): " in other
     assert "val.json is not valid json" in main
     assert "val.json is not valid json" in other
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_what_two_processes_do_together():
+    first, second = ended(started(["kdjax.benchmark", "--config=mgd:tiny", "--rounds=1"], processes=2))
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    assert "4 x cpu, batch 8" in first[1]
+    assert "overhead in time" in first[1]
+    assert "overhead" not in second[1]

@@ -114,7 +114,9 @@ class IndexedSource(abc.ABC):
         try:
             data = self.read(row)
         except OSError as error:
-            raise StorageError(f"{self.images.describe(row)} cannot be read any more ({error.strerror}).") from error
+            raise StorageError(
+                f"{self.images.describe(row)} cannot be read any more ({error.strerror or error})."
+            ) from error
         try:
             return decode(data, self.report.checks.reading)
         except UndecodableError:

@@ -79,7 +79,7 @@ class IndexedMaps(IndexedSource):
         try:
             found = self.maps.classes(row)
         except OSError as error:
-            raise StorageError(f"{self._describe(row)} cannot be read any more ({error.strerror}).") from error
+            raise StorageError(f"{self._describe(row)} cannot be read any more ({error.strerror or error}).") from error
         except ImageError as error:
             raise DataError(f"{self._describe(row)} {error}, unlike when it was opened.") from error
         if found.shape != self.size(row):
