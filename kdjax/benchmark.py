@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 
-from kdjax.devices import device_count, replicate, split
+from kdjax.devices import device_count, gathered, globalize, replicate, split
 from kdjax.errors import Exit
-from kdjax.main import CONFIG, ended, parse
+from kdjax.main import CONFIG, begin, ended, parse
 from kdjax.plan import Plan, StagePlan, resolve
 from kdjax.run.build import Facts, build, first_state, init_jit, stage_key
 from kdjax.run.data import open_batches
@@ -91,11 +91,15 @@ def parts_of(plan: Plan, first: Batch, classes: int) -> dict[str, Callable[[], P
 def _compile(name: str, function: Any, arguments: list[Any], trains: bool = False) -> Part:
     lowered = function.lower(*arguments)
     start = time.perf_counter()
-    return Part(name, lowered.compile(), time.perf_counter() - start, arguments, trains)
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    # What is compiled takes nothing but arrays of all processes, unlike the function that it is of.
+    everywhere = [gathered(x) if isinstance(x, Batch) else globalize(x) for x in arguments]
+    return Part(name, compiled, seconds, everywhere, trains)
 
 
 def input_rate(plan: Plan, source: Source, batches: int = 60) -> float:
-    """Images a second that the input pipeline of the last stage makes where nothing else is to do.
+    """Images a second that the input pipelines of all processes make for the last stage where nothing else is to do.
 
     Args:
         plan: the whole run.
@@ -107,18 +111,19 @@ def input_rate(plan: Plan, source: Source, batches: int = 60) -> float:
             pass
         start = time.perf_counter()
         images = sum(len(batch.images) for batch in itertools.islice(stream, batches))
-        return images / (time.perf_counter() - start)
+        return images * jax.process_count() / (time.perf_counter() - start)
 
 
 def main(_: Sequence[str]) -> int:
     """Prints the table; returns the exit code."""
     logging.set_verbosity(logging.FATAL)
-    jax.config.update("jax_enable_compilation_cache", False)
     return ended(_measured, "nothing was written")
 
 
 def _measured() -> int:
     """Measures, and prints what was found."""
+    begin()
+    jax.config.update("jax_enable_compilation_cache", False)
     plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
     source = splits.train
     first = next(open_batches(plan, plan[plan.student], source, 0))
@@ -132,7 +137,7 @@ def _measured() -> int:
             seconds[part.name].append(part.call())
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     flops = {part.name: part.compiled.cost_analysis()["flops"] / 1e9 for part in parts}
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     print(f"{jax.device_count()} x {device.device_kind}, batch {batch_size}, jax {jax.__version__}")
     print(f"{'part':18} {'compile s':>10} {'ms':>9} {'images/s':>9} {'GFLOP':>8} {'temp MiB':>9}")
     for part in parts:

@@ -66,6 +66,17 @@ def globalize(tree: Tree) -> Tree:
     return tree if jax.process_count() == 1 else jax.tree.map(whole, tree)
 
 
+def gathered(batch: Tree) -> Tree:
+    """Arrays (D, ...) over the devices of this process, as ones (D', ...) over those of all; nothing is copied."""
+    sharding = NamedSharding(Mesh(np.asarray(jax.devices()), AXIS), PartitionSpec(AXIS))
+
+    def whole(x: jax.Array) -> jax.Array:
+        shape = jax.device_count(), *x.shape[1:]
+        return jax.make_array_from_single_device_arrays(shape, sharding, [y.data for y in x.addressable_shards])
+
+    return batch if jax.process_count() == 1 else jax.tree.map(whole, batch)
+
+
 def replicate(tree: Tree, devices: list[jax.Device] | None = None) -> Tree:
     """Places every array of ``tree`` whole on each of ``devices`` (this process's by default), once.
 
