@@ -59,7 +59,13 @@ def measure(config: ConfigDict, model: str) -> Metrics:
     if module.task != task.name:
         raise UserError(f"--model={model} is a model for {module.task}, and config.task is for {task.name}.")
     metrics, _ = evaluate(
-        make_predict(module), variables, source, task, batch_size=run.eval_batch_size, image_size=data.sizing
+        make_predict(module),
+        variables,
+        source,
+        task,
+        batch_size=run.eval_batch_size,
+        image_size=data.sizing,
+        num_threads=data.threads,
     )
     return metrics
 

@@ -36,6 +36,7 @@ def evaluate(
     *,
     batch_size: int,
     image_size: Size | Sizing,
+    num_threads: int = 4,
     between: Callable[[], object] = lambda: None,
 ) -> tuple[Metrics, Judge]:
     """The metrics of a model over a whole source, the last partial batch included.
@@ -49,6 +50,7 @@ def evaluate(
         task: judges.
         batch_size: images that all devices of all processes see at once.
         image_size: height and width of the padded images, into which every image is scaled to fit; or a sizing.
+        num_threads: that prepare images on each process.
         between: is called after each batch; what it raises ends the evaluation.
 
     Returns:
@@ -67,6 +69,7 @@ def evaluate(
         image_size=image_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        num_threads=num_threads,
     )
     for batch, output in outputs(predict, replicate(variables), batches):
         judge.add(output, batch)

@@ -152,9 +152,13 @@ class _Worker:
         with theirs:
             number = theirs.fileno()
             command = [sys.executable, "-c", _START, str(number)]
-            # In a session of its own no Ctrl-C reaches it, not even before it can ignore that.
+            # In a session of its own no Ctrl-C reaches it, not even before it can ignore that. Devices are not its own.
             self._process = subprocess.Popen(
-                command, pass_fds=(number,), stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                pass_fds=(number,),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, "JAX_PLATFORMS": "cpu"},
             )
         self.send(sys.path)
 

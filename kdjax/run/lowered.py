@@ -16,7 +16,7 @@ import numpy as np
 from kdjax import operations
 from kdjax.devices import parallel
 from kdjax.distill import by_method
-from kdjax.hlo import collectives, read_program, traffic
+from kdjax.hlo import collectives, open_loops, read_program, traffic
 from kdjax.models import build_model
 from kdjax.optim import paths, under
 from kdjax.plan import Plan, StagePlan
@@ -160,6 +160,7 @@ def examine(step: Step, share: int, parts: int = 1) -> dict[str, Any]:
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "flops_per_image": flops / share,
         "traffic_bytes_per_image": traffic(program) / share,
+        "open_loops": open_loops(program),
         "collectives": told.operations,
         "all_reduce_elements": sum(told.elements.values()),
         "all_reduce_bf16_elements": told.elements.get("bf16", 0),

@@ -149,6 +149,7 @@ def _watched(watchdog: Watchdog, plan: Plan, splits: Splits) -> Evaluation:
                 plan.task,
                 batch_size=plan.run.eval_batch_size,
                 image_size=plan.data.sizing,
+                num_threads=plan.data.threads,
                 between=progress,
             )
 
