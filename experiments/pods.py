@@ -2,8 +2,8 @@
 
 Each method's step of each pair for 8 chips of v5e, MGD's of each pair for v5p and v6e, and for a few the largest batch
 that fits; then a Markdown table of what there is. Stop it at any time: the same command goes on, and what is compiled
-is not compiled again. A compile takes one to three minutes of both cores; ``--pairs=retinanet_x101_r50
---topologies=v5e:2x4`` does a part.
+is not compiled again. What the compiler crashes over is said, and tried again next time; the exit code is 1 then. A
+compile takes one to three minutes of both cores; ``--pairs=retinanet_x101_r50 --topologies=v5e:2x4`` does a part.
 """
 
 import contextlib
@@ -34,12 +34,16 @@ _PER_CHIP = flags.DEFINE_integer("per_chip", 8, "Images of one step on a chip.",
 
 
 def report(method: str, pair: str, topology: str, per_chip: int, folder: Path) -> dict[str, Any]:
-    """What is said of one step, compiled now or earlier; "refused" where it has no room."""
+    """What is said of one step, compiled now or earlier; "refused" where it has no room, "failed" where it crashed."""
     file = folder / f"{method}-{pair}-{topology.replace(':', '_')}-{per_chip}.json"
     if not file.exists():
         bisect = method == "mgd" and pair in _BISECTED and topology == _EVERY_METHOD
         print(f"{method}:{pair} for {topology}:", flush=True)
-        said = preflight(load_config(f"{method}:{pair}"), topology, per_chip=per_chip, classes=80, bisect=bisect)
+        try:
+            said = preflight(load_config(f"{method}:{pair}"), topology, per_chip=per_chip, classes=80, bisect=bisect)
+        except UserError as error:
+            print(error, flush=True)
+            return {"method": method, "pair": pair, "topology": topology, "per_chip": per_chip, "failed": str(error)}
         write_json(file, {"method": method, "pair": pair, **said})
     return json.loads(file.read_text())
 
@@ -77,18 +81,18 @@ _COLUMNS = {
 
 
 def table(reports: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table, one row for each report; of a step that has no room, what was said."""
+    """A Markdown table, one row for each report; of a step that has no room or crashed, what was said."""
 
     def cells(x: dict[str, Any]) -> list[str]:
-        cells = [cell(x) for cell in list(_COLUMNS.values())[: 3 if "refused" in x else None]]
-        return [*cells, f"no room: {x['refused']}; {x['largest_batch']} fit"] if "refused" in x else cells
+        words = f"no room: {x['refused']}; {x['largest_batch']} fit" if "refused" in x else x.get("failed")
+        return [*(cell(x) for cell in list(_COLUMNS.values())[: 3 if words else None]), *([words] if words else [])]
 
     rows = [list(_COLUMNS), ["---"] * len(_COLUMNS), *map(cells, reports)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def main(_: Sequence[str]) -> None:
-    """Compiles what is missing, and prints the table."""
+def main(_: Sequence[str]) -> int:
+    """Compiles what is missing, and prints the table; returns the exit code."""
     folder = Path(_WORKDIR.value)
     folder.mkdir(parents=True, exist_ok=True)
     reports = [
@@ -97,6 +101,7 @@ def main(_: Sequence[str]) -> None:
         for method, pair in variants(_METHODS.value if topology == _EVERY_METHOD else ["mgd"], _PAIRS.value)
     ]
     print(table(reports))
+    return int(any("failed" in x for x in reports))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def _size(shape: str) -> int:
 def traffic(program: Program) -> int:
     """Bytes that one call reads from memory and writes to it: operands and results of its operations.
 
-    A fusion counts as one operation, a loop as often as its body runs, where the text says how often. What stays in a
+    A fusion counts as one operation, a loop as often as its body runs; one of :func:`open_loops` once. What stays in a
     nearer memory between two operations is counted all the same.
     """
 
@@ -131,6 +131,12 @@ def traffic(program: Program) -> int:
         return total
 
     return of(program.entry)
+
+
+def open_loops(program: Program) -> int:
+    """Loops of which the text does not say how often they run, as it depends on what they work on."""
+    loops = (x for computation in program.computations.values() for x in computation if x.operation == "while")
+    return sum(not _TRIPS.search(x.rest) for x in loops)
 
 
 def collectives(program: Program) -> Collectives:

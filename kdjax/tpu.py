@@ -58,7 +58,7 @@ def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None,
         classes: of the data.
 
     Returns:
-        what :func:`examine` does, and "chips" and "per_chip".
+        what :func:`examine` does, and "chips", "per_chip" and "classes".
 
     Raises:
         UsageError: there is no such topology.
@@ -70,6 +70,12 @@ def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None,
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     config = ConfigDict(content)
     config.eval_batch_size = len(devices)
+    images = config[config.stages[-1]].batch_size
+    if per_chip is None and images % len(devices):
+        raise UserError(
+            f"The {len(devices)} chips of --topology={topology} cannot share the config's {images} images of a step: "
+            "say how many each takes, such as --per_chip=8."
+        )
     if per_chip is not None:
         for stage in config.stages:
             config[stage].batch_size = per_chip * len(devices)
@@ -82,7 +88,7 @@ def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None,
     share = plan[plan.student].options.batch_size // len(devices)
     step = lower_step(plan, plan[plan.student], devices, share=share, classes=classes)
     parts = plan[plan.student].options.accumulate
-    report = {"chips": len(devices), "per_chip": share, **examine(step, share, parts)}
+    report = {"chips": len(devices), "per_chip": share, "classes": classes, **examine(step, share, parts)}
     return (
         report | {"flops_per_image_of": written_flops(plan, share=share, classes=classes)} if report["fits"] else report
     )
@@ -145,7 +151,8 @@ class _Compiler:
             except BrokenProcessPool as error:
                 raise UserError(
                     f"The TPU compiler crashed over --topology={topology} with {per_chip or 'its'} images per chip: "
-                    "that is a fault of libtpu; try another topology or batch, or another version of it."
+                    "either it was killed for memory, of which a compile takes up to 5 GB, or that is a fault "
+                    "of libtpu; try another topology or batch, or another version of it."
                 ) from error
             self.reports[per_chip] = self.reports[report["per_chip"]] = report
             fits = f"fits, {report['peak_bytes'] / 1e9:.2f} GB" if report["fits"] else f"no room: {report['refused']}"
@@ -208,13 +215,15 @@ def in_words(report: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {x / 1e12:.3g}" for name, x in report["flops_per_image_of"].items())
     gigabytes = {name: x / 1e9 for name, x in report.items() if name.endswith(("_bytes", "_bytes_per_image"))}
     lines = [
-        f"Compiled for {report['chips']} chips of {report['topology']}, {report['per_chip']} images on each, in "
-        f"{report['compile_seconds']:.0f} s; nothing ran.",
+        f"Compiled for {report['chips']} chips of {report['topology']}, {report['per_chip']} images on each, with "
+        f"{report['classes']} classes, in {report['compile_seconds']:.0f} s; nothing ran.",
         f"memory of a chip: {gigabytes['peak_bytes']:.2f} GB at the peak of {gigabytes['hbm_bytes']:.2f} (arguments "
         f"{gigabytes['argument_bytes']:.2f}, temporary {gigabytes['temporary_bytes']:.2f}, results "
         f"{gigabytes['output_bytes']:.2f})",
         f"TFLOP per image: {report['flops_per_image'] / 1e12:.3g} as compiled; as written: {parts}",
-        f"traffic to memory per image: {gigabytes['traffic_bytes_per_image']:.2f} GB",
+        f"traffic to memory per image: {gigabytes['traffic_bytes_per_image']:.2f} GB"
+        + f", with {report['open_loops']} loops counted once, which run as often as the data ask"
+        * bool(report["open_loops"]),
         f"between chips: {report['collectives']} operations, {report['all_reduce_elements']} elements, "
         f"{report['all_reduce_bf16_elements']} of them bfloat16, for {report['trained_parameters']} trained parameters",
         f"estimate from published peaks: at most {report['images_per_second_estimate']:.0f} images/s in all (a step: "

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.hlo import collectives, read_program, traffic
+from kdjax.hlo import collectives, open_loops, read_program, traffic
 
 TEXT = """HloModule example, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 
@@ -40,6 +40,13 @@ def test_a_text_is_counted_by_its_operands_results_and_trips():
     # 16 bytes in and out, three times 32 bytes in and out, and five times two in and one out.
     assert traffic(program) == 2 * 16 + 3 * 2 * 32 + 5 * 3 * 32
     assert collectives(program) == (3, {"bf16": 8, "f32": 16})
+    assert open_loops(program) == 0
+
+
+def test_a_loop_whose_turns_are_not_known_is_counted_once():
+    program = read_program(TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', ""))
+    assert open_loops(program) == 1
+    assert traffic(program) == 2 * 16 + 3 * 2 * 32 + 3 * 32
 
 
 def test_what_is_compiled_here_is_read():

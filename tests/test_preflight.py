@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import util
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from kdjax.config import load_config
 from kdjax.errors import UserError
 from kdjax.plan import resolve
 from kdjax.run.lowered import lower_step
-from kdjax.tpu import CHIPS, estimated_rate, in_words, preflight
+from kdjax.tpu import _ENVIRONMENT, CHIPS, compile_for, estimated_rate, in_words, preflight
 
 ROOT = Path(__file__).parents[1]
 COUNTS = """
@@ -57,15 +59,21 @@ def test_what_a_device_does_is_the_same_on_eight_64_and_256_devices():
 def test_a_small_step_is_compiled_for_a_slice_of_a_pod(tmp_path):
     file = tmp_path / "report.json"
     command = [sys.executable, "-m", "kdjax.preflight", "--config=mgd:tiny", "--topology=v5e:2x4"]
+    command += ["--config.student.dtype=bfloat16", "--config.teacher.dtype=bfloat16"]
     run = subprocess.run(
         [*command, "--per_chip=2", "--classes=6", f"--output={file}"], cwd=ROOT, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    assert "Compiled for 8 chips of v5e:2x4, 2 images on each" in run.stdout
+    assert "Compiled for 8 chips of v5e:2x4, 2 images on each, with 6 classes, in" in run.stdout
     report = json.loads(file.read_text())
     assert report["fits"]
     assert report["peak_bytes"] < report["hbm_bytes"]
     assert report["trained_parameters"] <= report["all_reduce_elements"] < 1.02 * report["trained_parameters"]
+    assert report["all_reduce_bf16_elements"] == 0
+    config = load_config("mgd:tiny")
+    config.student.batch_size = 12
+    with pytest.raises(UserError, match=r"The 8 chips .* cannot share the config's 12 images .* such as --per_chip=8"):
+        compile_for(config.to_dict(), "v5e:2x4", None, 6)
 
 
 REPORT = {
@@ -82,6 +90,8 @@ REPORT = {
     "flops_per_image": 2.5e12,
     "flops_per_image_of": {"student": 1.5e12, "teacher": 0.7e12, "method": 0.2e12},
     "traffic_bytes_per_image": 9e9,
+    "classes": 80,
+    "open_loops": 0,
     "collectives": 3,
     "all_reduce_elements": 40_000_000,
     "all_reduce_bf16_elements": 0,
@@ -101,6 +111,8 @@ def test_the_estimate_is_the_slower_of_compute_and_memory_and_what_links_add():
     assert "7.90 GB at the peak of 17.18" in words
     assert "estimate from published peaks" in words
     assert "11 images per chip" in words
+    assert "loops" not in words
+    assert "9.00 GB, with 3 loops counted once" in in_words(REPORT | rate | {"open_loops": 3})
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v5e:16", "v7x:2x2", "v5e:2x2:1"])
@@ -113,6 +125,42 @@ def test_without_its_compiler_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"libtpu, is not installed: pip install 'kdjax\[preflight\]'"):
         preflight(load_config("mgd:tiny"), "v5e:2x2", per_chip=2, classes=6)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """The compiler for TPUs, as far as asking for it goes."""
+    found = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: name if name == "libtpu" else found(name))
+    for name in _ENVIRONMENT | {"TPU_ACCELERATOR_TYPE": ""}:
+        monkeypatch.setenv(name, "")
+    return monkeypatch
+
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_compiler_that_dies_is_said_in_words(installed):
+    installed.setattr("kdjax.tpu.compile_for", killed)
+    with pytest.raises(
+        UserError, match=r"crashed over --topology=v5e:2x2 with 2 images per chip: either it was killed"
+    ):
+        preflight(load_config("mgd:tiny"), "v5e:2x2", per_chip=2, classes=6)
+
+
+def room_for_eleven(content, topology, per_chip, classes):
+    report = {"per_chip": per_chip, "classes": classes, "fits": per_chip <= 11}
+    return {**REPORT, **report} if report["fits"] else {"chips": 8, "refused": "Used 17G of 15.75G hbm", **report}
+
+
+@pytest.mark.parametrize(("per_chip", "bisect", "largest"), [(8, False, None), (8, True, 11), (32, False, 11)])
+def test_the_largest_batch_is_found_where_it_is_asked_for_or_nothing_else_fits(per_chip, bisect, largest, installed):
+    installed.setattr("kdjax.tpu.compile_for", room_for_eleven)
+    installed.setattr("kdjax.tpu.ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))
+    report = preflight(load_config("mgd:tiny"), "v5e:2x4", per_chip=per_chip, classes=6, bisect=bisect)
+    assert report.get("largest_batch") == largest
+    assert ("images_per_second_estimate" in report) == report["fits"] == (per_chip == 8)
 
 
 def test_what_an_earlier_stage_learns_is_not_trained():
