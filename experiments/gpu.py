@@ -7,9 +7,10 @@ random and lie on the GPU; weights are random as well. The processes share JAX's
 what was found fastest for an operation: cases after the first of a dtype compile in less time than they would alone.
 
 Of every case: seconds to compile, images a second (the median of ten steps), the share of the GPU's published peak that
-the operations of these images are, as the step is written, and the peak of memory. PyTorch's cases are torchvision's
-RetinaNet as student and teacher with MGD's formula, channels last, under autocast for bfloat16, backbones compiled by
-``torch.compile``; without torch and torchvision they are left out by name. ``--tiny`` tries the script on a CPU.
+the operations of these images are, as the step is written, and memory: of ours what the compiler plans for the step, of
+PyTorch's its allocator's peak. PyTorch's cases are torchvision's RetinaNet as student and teacher with MGD's formula,
+channels last, under autocast for bfloat16, backbones compiled by ``torch.compile``; without torch and torchvision they
+are left out by name. ``pip install -e '.[cuda]' torch torchvision`` is all that it needs. ``--tiny`` tries it on a CPU.
 """
 
 import dataclasses
@@ -70,10 +71,11 @@ def cases(tiny: bool) -> list[Case]:
     pairs = [(framework, dtype) for dtype in ("bfloat16", "float32") for framework in ("kdjax", "torch")]
     wanted = [Case(framework, "mgd", r101, dtype, 8) for framework, dtype in pairs]
     wanted += [Case(framework, "mgd", x101, "bfloat16", 8) for framework in ("kdjax", "torch")]
-    wanted += [Case("kdjax", "mgd", r101, "bfloat16", batch) for batch in (2, 16, 32)]
-    wanted += [Case("torch", "mgd", r101, "bfloat16", batch) for batch in (2, 16, 32)]
-    wanted += [Case("kdjax", method, r101, "bfloat16", 8) for method in ("icd", "maskd", "dmkd", "dfmsd", "none")]
-    wanted += [Case("kdjax", "mgd", x101, "float32", 8)]
+    wanted += [Case("kdjax", method, r101, "bfloat16", 8) for method in ("icd", "maskd", "dmkd", "dfmsd", "mimic")]
+    wanted += [Case(framework, "mgd", r101, "bfloat16", 32) for framework in ("kdjax", "torch")]
+    wanted += [Case("kdjax", "none", r101, "bfloat16", 8), Case("kdjax", "mgd", x101, "float32", 8)]
+    batches = (64, 128, 16, 2)
+    wanted += [Case(framework, "mgd", r101, "bfloat16", batch) for batch in batches for framework in ("kdjax", "torch")]
     return [dataclasses.replace(case, batch=2, tiny=True) for case in wanted[:3]] if tiny else wanted
 
 
@@ -189,23 +191,21 @@ def measure_torch(case: Case) -> dict[str, Any]:
 _FRAMEWORKS: dict[str, Callable[[Case], dict[str, Any]]] = {"kdjax": measure_kdjax, "torch": measure_torch}
 
 
-def work(case: Case) -> str:
-    """What is the same in every framework, dtype and batch: the operations of an image."""
-    return f"{case.method}:{case.pair}"
-
-
 def count(wanted: Sequence[Case]) -> dict[str, dict[str, float]]:
-    """Operations of an image, by :func:`work` and by student, teacher and method."""
-    distinct = {work(case): dataclasses.replace(case, batch=jax.device_count()) for case in wanted}
+    """Operations of an image, the same in every framework, dtype and batch: by "method:pair" and by part."""
+    distinct = {f"{case.method}:{case.pair}": dataclasses.replace(case, batch=jax.device_count()) for case in wanted}
     return {name: written_flops(plan_of(case), share=1, classes=_CLASSES) for name, case in distinct.items()}
 
 
-def share_of_peak(known: dict[str, Any], dtype: str) -> float | None:
-    """The part of the published peak that a case reaches; None of a device that is not known."""
-    peaks = [peaks for name, peaks in _PEAKS.items() if name in known["device"]]
-    if not peaks or "flops_per_image" not in known:
-        return None
-    return known["images_per_second"] * known["flops_per_image"] / peaks[0][dtype == "float32"]
+def with_share(result: dict[str, Any], flops: dict[str, Any]) -> dict[str, Any]:
+    """A result with its operations, and the part of a known device's published peak that it reaches."""
+    of = flops.get(f"{result['method']}:{result['pair']}")
+    if "failed" in result or not of:
+        return result
+    each, peaks = sum(of.values()), [peaks for name, peaks in _PEAKS.items() if name in result["device"]]
+    rate = result["images_per_second"] * each
+    share = rate / peaks[0][result["dtype"] == "float32"] if peaks else None
+    return {**result, "flops_per_image": each, "flops_per_image_of": of, "share_of_peak": share}
 
 
 def own_process(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -236,9 +236,10 @@ def missing(case: Case) -> list[str]:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """A Markdown table, one row for each case."""
-    rows = ["| | batch | images/s | share of peak | compile s | memory GB |", "|---|---|---|---|---|---|"]
+    columns = ("", "device", "batch", "images/s", "share of peak", "compile s", "memory GB")
+    rows = [f"| {' | '.join(columns)} |".replace("|  |", "| |"), "|---" * len(columns) + "|"]
     for x in results:
-        name = f"| {x['framework']} {x['method']}:{x['pair']} {x['dtype']} | {x['batch']} |"
+        name = f"| {x['framework']} {x['method']}:{x['pair']} {x['dtype']} | {x.get('device', '')} | {x['batch']} |"
         if "failed" in x:
             rows.append(f"{name} {x['failed'].splitlines()[-1]} |")
             continue
@@ -276,18 +277,18 @@ def main(_: Sequence[str]) -> None:
                 said: dict[str, Any] = known[case]
             elif lacking := missing(case):
                 said = {"failed": f"{' and '.join(lacking)} cannot be imported"}
+            elif time.monotonic() > end:
+                said = {"failed": "no time"}
             else:
                 own = own_process(
                     f"--case={json.dumps(vars(case))}", f"--trace={_TRACE.value}", JAX_COMPILATION_CACHE_DIR=cache
                 )
                 said = said_by(own, end - time.monotonic())
-            flops = flops or said_by(counting, end - time.monotonic())
-            if "failed" not in said and work(case) in flops:
-                said["flops_per_image"] = sum(flops[work(case)].values())
-                said["flops_per_image_of"] = flops[work(case)]
-                said["share_of_peak"] = share_of_peak(said, case.dtype)
             results.append({**vars(case), **said})
             print(table(results[-1:]).splitlines()[-1], flush=True)
+            if not flops and (counting.poll() is not None or case == wanted[-1]):
+                flops = said_by(counting, end - time.monotonic())
+            results = [with_share(x, flops) for x in results]
             write_json(output, {"minutes": (time.monotonic() - started) / 60, "cases": results})
     print(table(results))
 
