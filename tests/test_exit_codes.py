@@ -68,6 +68,7 @@ def flags(monkeypatch):
         monkeypatch.setattr(predict, flag, given("x"))
     for flag in ("_TOPOLOGY", "_PER_CHIP", "_CLASSES", "_BISECT"):
         monkeypatch.setattr(preflight, flag, given(None))
+    monkeypatch.setattr(benchmark, "begin", lambda: None)
     for program in (inspect, benchmark):
         monkeypatch.setattr(program, "resolve", lambda config, devices: None)
     yield monkeypatch
@@ -117,9 +118,9 @@ def test_the_code_of_another_process_is_that_of_all(told, code, monkeypatch):
     assert raised.value.everywhere
 
 
-def blocks(kind):
-    """The code of one kind in docs/hosts.md, below the heading about starting again."""
-    text = (DOCS / "hosts.md").read_text().partition("## Starting again by itself")[2]
+def blocks(kind, heading="## Starting again by itself"):
+    """The code of one kind in docs/hosts.md, below a heading."""
+    text = (DOCS / "hosts.md").read_text().partition(heading)[2]
     return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
 
 
@@ -128,16 +129,28 @@ def stand_in(folder, name, lines):
     (folder / name).chmod(0o755)
 
 
+def of_a_slice(folder):
+    """The script that the page has every host of a slice run, as its own command writes it."""
+    stand_in(folder, "gcloud", "")
+    (writing,) = [block for block in blocks("sh", "## A slice of Cloud TPUs") if "run.sh" in block]
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", f"on_all() {{ :; }}\n{writing}"], cwd=folder, env=environment, check=True)
+    (folder / "kdjax" / ".venv" / "bin").mkdir(parents=True)
+    (folder / "kdjax" / ".venv" / "bin" / "python").symlink_to(folder / "python")
+    return (folder / "run.sh").read_text()
+
+
+@pytest.mark.parametrize("script", [lambda folder: blocks("sh")[0], of_a_slice], ids=["loop", "slice"])
 @pytest.mark.parametrize("code", [Exit.FINISHED, Exit.BUG, Exit.DATA, Exit.CONFIG, Exit.INTERRUPTED])
-def test_the_loop_of_the_documentation_starts_again_and_stops(code, tmp_path):
-    codes = [int(Exit.AGAIN), 134, int(Exit.AGAIN), int(code), 0]
-    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
-    stand_in(tmp_path, "python", "code=$(head -n 1 codes); sed -i 1d codes; exit $code")
+def test_the_loops_of_the_documentation_start_again_and_stop(code, script, tmp_path):
+    codes = tmp_path / "codes"
+    codes.write_text("".join(f"{code}\n" for code in (int(Exit.AGAIN), 134, int(Exit.AGAIN), int(code), 0)))
+    stand_in(tmp_path, "python", f"code=$(head -n 1 {codes}); sed -i 1d {codes}; exit $code")
     stand_in(tmp_path, "sleep", "")
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = subprocess.run(["sh", "-c", blocks("sh")[0]], cwd=tmp_path, env={"PATH": path}, check=False)
+    done = subprocess.run(["sh", "-c", script(tmp_path)], cwd=tmp_path, env={"PATH": path}, check=False)
     assert done.returncode == code
-    assert (tmp_path / "codes").read_text() == "0\n"
+    assert codes.read_text() == "0\n"
 
 
 @pytest.mark.parametrize("code", [Exit.AGAIN, 134, Exit.FINISHED, Exit.DATA])
