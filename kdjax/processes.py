@@ -27,6 +27,7 @@ from kdjax.errors import Exit, UnreachedError, UsageError, UserError
 from kdjax.paths import reaching
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 MAIN = 0
 """Number of the process that prints and writes."""
@@ -292,19 +293,24 @@ def everywhere(work: Callable[[], T]) -> T:
     except Exception as error:
         if not vars(error).get(_TOLD):
             gather((str(error), error.exit_code) if isinstance(error, UserError) else (repr(error), None))
-            vars(error)[_TOLD] = True
-            if isinstance(error, UserError):
-                error.everywhere = True
+            _told(error)
         raise
     for process, failure in enumerate(gather(None)):
         if failure is not None:
             words, code = failure
             error = UserError(f"Process {process} cannot go on: {words}")
+            error.exit_code = code or Exit.BUG
             # One that a bug ends is not there any more where processes end together.
-            error.exit_code, error.everywhere = code or Exit.BUG, code is not None
-            vars(error)[_TOLD] = True
-            raise error
+            raise _told(error, everywhere=code is not None)
     return result
+
+
+def _told(error: E, everywhere: bool = True) -> E:
+    """Marks an error as one of which every process knows, and of a user's whether each of them raises one."""
+    vars(error)[_TOLD] = True
+    if isinstance(error, UserError):
+        error.everywhere = everywhere
+    return error
 
 
 def divided(work: Callable[[range], Sequence[T]], count: int) -> list[T]:
@@ -321,13 +327,11 @@ def divided(work: Callable[[range], Sequence[T]], count: int) -> list[T]:
     mine = range(jax.process_index(), count, processes)
     everyone = gather((count, everywhere(lambda: work(mine))))
     if len({theirs for theirs, _ in everyone}) > 1:
-        error = UserError(
+        words = (
             f"The processes do not find the same data ({', '.join(str(theirs) for theirs, _ in everyone)} of what they "
             "read together): start again when nobody changes them any more."
         )
-        error.everywhere = True
-        vars(error)[_TOLD] = True
-        raise error
+        raise _told(UserError(words))
     found: list[T] = [everyone[MAIN][1][0]] * count if count else []
     for process, (_, part) in enumerate(everyone):
         found[process::processes] = part

@@ -27,6 +27,7 @@ from kdjax.plan import resolve
 from kdjax.run.lowered import examine, lower_step
 devices, config = jax.devices(), load_config("mgd:tiny")
 config.eval_batch_size = config.teacher.batch_size = config.student.batch_size = 2 * len(devices)
+config.teacher.dtype = config.student.dtype = "bfloat16"
 plan = resolve(config, devices=len(devices))
 report = examine(lower_step(plan, plan["student"], devices, share=2, classes=6), 2)
 report.pop("compile_seconds")
