@@ -10,9 +10,10 @@ Of every case: seconds to compile, images a second (the median of ten steps), th
 the operations of these images are, as the step is written, and memory: of ours what the compiler plans for the step, of
 PyTorch's its allocator's peak. PyTorch's cases are torchvision's RetinaNet as student and teacher with MGD's formula,
 channels last, under autocast for bfloat16, backbones compiled by ``torch.compile``; without torch and torchvision they
-are left out by name. ``pip install -e '.[cuda]' torch torchvision`` is all that it needs. ``--tiny`` tries it on a CPU.
+are left out by name. ``pip install -e '.[cuda]'`` is all that ours need. ``--tiny`` tries it on a CPU.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -236,8 +237,8 @@ def missing(case: Case) -> list[str]:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """A Markdown table, one row for each case."""
-    columns = ("", "device", "batch", "images/s", "share of peak", "compile s", "memory GB")
-    rows = [f"| {' | '.join(columns)} |".replace("|  |", "| |"), "|---" * len(columns) + "|"]
+    columns = ("case", "device", "batch", "images/s", "share of peak", "compile s", "memory GB")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for x in results:
         name = f"| {x['framework']} {x['method']}:{x['pair']} {x['dtype']} | {x.get('device', '')} | {x['batch']} |"
         if "failed" in x:
@@ -271,7 +272,9 @@ def main(_: Sequence[str]) -> None:
     results: list[dict[str, Any]] = []
     counting = own_process("--count", f"--tiny={_TINY.value}", JAX_PLATFORMS="cpu")
     flops: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as cache:
+    with contextlib.ExitStack() as ending:
+        cache = ending.enter_context(tempfile.TemporaryDirectory())
+        ending.callback(counting.kill)
         for case in wanted:
             if case in known:
                 said: dict[str, Any] = known[case]
@@ -288,6 +291,8 @@ def main(_: Sequence[str]) -> None:
             print(table(results[-1:]).splitlines()[-1], flush=True)
             if not flops and (counting.poll() is not None or case == wanted[-1]):
                 flops = said_by(counting, end - time.monotonic())
+                if "failed" in flops:
+                    print(f"Operations are not counted: {flops['failed']}", flush=True)
             results = [with_share(x, flops) for x in results]
             write_json(output, {"minutes": (time.monotonic() - started) / 60, "cases": results})
     print(table(results))

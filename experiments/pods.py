@@ -18,7 +18,7 @@ from kdjax.config import config_names, find_config, load_config
 from kdjax.errors import UserError
 from kdjax.files import write_json
 from kdjax.pairs import PAIRS
-from kdjax.tpu import preflight
+from kdjax.tpu import CrashedError, preflight
 
 _TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4")
 _EVERY_METHOD = "v5e:2x4"
@@ -41,7 +41,7 @@ def report(method: str, pair: str, topology: str, per_chip: int, folder: Path) -
         print(f"{method}:{pair} for {topology}:", flush=True)
         try:
             said = preflight(load_config(f"{method}:{pair}"), topology, per_chip=per_chip, classes=80, bisect=bisect)
-        except UserError as error:
+        except CrashedError as error:
             print(error, flush=True)
             return {"method": method, "pair": pair, "topology": topology, "per_chip": per_chip, "failed": str(error)}
         write_json(file, {"method": method, "pair": pair, **said})

@@ -23,7 +23,7 @@ from kdjax.devices import device_count, gathered, globalize, replicate, split
 from kdjax.errors import Exit
 from kdjax.main import CONFIG, begin, ended, parse
 from kdjax.plan import Plan, StagePlan, resolve
-from kdjax.run.build import Facts, build, first_state, init_jit, stage_key
+from kdjax.run.build import Facts, build, first_state, initialize, stage_key
 from kdjax.run.data import open_batches
 from kdjax.run.fit import opened
 from kdjax.run.lowered import as_it_is, teacher_forward, teacher_of
@@ -80,7 +80,7 @@ def parts_of(plan: Plan, first: Batch, classes: int) -> dict[str, Callable[[], P
     if module is None:
         return parts
     images = jnp.zeros((1, *image_size, 3))
-    teacher = Teacher(module, replicate(init_jit(module.init)(jax.random.key(0), images)))
+    teacher = Teacher(module, replicate(initialize(module.init, jax.random.key(0), images)))
 
     arguments = [teacher.variables, batch]
     parts["teacher forward"] = functools.partial(_compile, "teacher forward", teacher_forward(module), arguments)
@@ -122,8 +122,8 @@ def main(_: Sequence[str]) -> int:
 
 def _measured() -> int:
     """Measures, and prints what was found."""
+    jax.config.update("jax_enable_compilation_cache", False)  # JAX remembers it from its first compile on.
     begin()
-    jax.config.update("jax_enable_compilation_cache", False)
     plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
     source = splits.train
     first = next(open_batches(plan, plan[plan.student], source, 0))

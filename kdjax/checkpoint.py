@@ -20,9 +20,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from kdjax.arrays import DamagedError, OthersError, digests, read_arrays
 from kdjax.devices import globalize
-from kdjax.errors import StorageError, UserError
+from kdjax.errors import StorageError, UnreachedError, UserError
 from kdjax.files import refusal, seal, sync, unread
-from kdjax.paths import Path, absolute, as_path, in_bucket, move, remove, set_aside
+from kdjax.paths import Path, absolute, as_path, in_bucket, is_away, move, remove, set_aside
 from kdjax.processes import are_several, gather, is_main, on_main
 from kdjax.state import TrainState
 
@@ -38,6 +38,8 @@ _REPLACED = ".replaced"
 """Behind the number of a step that is being saved anew."""
 _MOST_FAILURES = 3
 """Saves in a row that fail until a run ends."""
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+"""In the words of TensorStore: a bucket that is out of reach for now."""
 
 
 class Best(NamedTuple):
@@ -143,6 +145,7 @@ class Checkpoints:
 
         Raises:
             StorageError: its folder is gone, or the storage has refused several times in a row.
+            UnreachedError: a bucket was out of reach as often.
         """
         self.settle()
         self._check_folder()
@@ -197,11 +200,12 @@ class Checkpoints:
             what = refusal(error, self._folder) or "it is gone" * (not self._is_there())
             if not what:
                 raise
-            self._recover(what)
+            away = is_away(error) or any(words in what for words in _AWAY)
+            self._recover(what, UnreachedError if away else StorageError)
             return False
         return True
 
-    def _recover(self, what: str) -> None:
+    def _recover(self, what: str, kind: type[UserError]) -> None:
         """Removes what is left of a save that failed, so that the next one can be tried."""
         self._failures += 1
         self._stuck = are_several()
@@ -212,7 +216,7 @@ class Checkpoints:
             self._manager = self._opened()
         if self._stuck or self._failures >= _MOST_FAILURES:
             times = "" if self._stuck else f" {self._failures} times in a row"
-            raise StorageError(
+            raise kind(
                 f"No checkpoint could be saved in {self._folder}{times} ({what}); the earlier ones are intact. Make "
                 "room, or mend it; the same command goes on from there."
             )

@@ -86,8 +86,13 @@ class NumericError(ArithmeticError):
     everywhere = True
 
 
-_MOST_QUOTED = 300
-"""Characters of a library's words; some repeat what they read."""
+def quoted(error: BaseException, most: int = 300) -> str:
+    r"""A library's words in one line, no more than so many characters of them: some repeat what they read.
+
+    >>> quoted(ValueError("no such\n  thing."))
+    'no such thing'
+    """
+    return " ".join(str(error).split())[:most].rstrip(".") or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -99,7 +104,7 @@ def parsing(kind: type[UserError] = DataError) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise kind(" ".join(str(error).split())[:_MOST_QUOTED].rstrip(".") or type(error).__name__) from error
+        raise kind(quoted(error)) from error
 
 
 @contextlib.contextmanager

@@ -134,7 +134,7 @@ def traffic(program: Program) -> int:
 
 
 def open_loops(program: Program) -> int:
-    """Loops of which the text does not say how often they run, as it depends on what they work on."""
+    """Loops of which the text does not say how often they run, as where that depends on what they work on."""
     loops = (x for computation in program.computations.values() for x in computation if x.operation == "while")
     return sum(not _TRIPS.search(x.rest) for x in loops)
 

@@ -14,7 +14,7 @@ from kdjax import paths
 from kdjax.config import find_config, leaves, load_config
 from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
 from kdjax.devices import cache_compilations
-from kdjax.errors import Exit, NumericError, UsageError, UserError
+from kdjax.errors import Exit, NumericError, UsageError, UserError, quoted
 from kdjax.methods import method_class
 from kdjax.models import model_class
 from kdjax.options import declared, hint
@@ -89,8 +89,8 @@ def ended(work: Callable[[], int], interrupted: str) -> int:
         return Exit.INTERRUPTED
     except Exception as error:
         if are_several() and is_of_others(error):
-            what = " ".join(str(error).split())[:200]
-            print(f"{speaker()}: another process of this run is gone ({what}); {interrupted}.", file=sys.stderr)
+            what = f"another process of this run is gone ({quoted(error)})"
+            print(f"{speaker()}: {what}; {interrupted}.", file=sys.stderr)
             leave(Exit.AGAIN)
         if are_several():
             traceback.print_exc()

@@ -9,14 +9,15 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import util
-from typing import TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 from etils import epath
 
-from kdjax.errors import StorageError, UnreachedError, UserError
+from kdjax.errors import StorageError, UnreachedError, UserError, quoted
 
 Path: TypeAlias = pathlib.Path | epath.Path
 """Of this machine's files one of pathlib; of a bucket's one of etils, which has pathlib's methods."""
@@ -39,7 +40,8 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         UserError: a URL of something else, or the home directory of somebody unknown.
-        StorageError: a bucket that cannot be reached.
+        UnreachedError: a bucket that cannot be reached for now.
+        StorageError: a bucket that is not there, or not for this account.
     """
     text = os.fspath(path)
     if url := _URL.fullmatch(text):
@@ -68,35 +70,45 @@ def _reached(bucket: str) -> epath.Path:
     try:
         path.stat()
     except Exception as error:  # Whatever network, credentials and packages raise.
-        what = " ".join(str(error).split())[:200]
-        raise StorageError(
-            f"gs://{bucket} cannot be reached ({type(error).__name__}: {what}): check its name, this machine's network "
-            "and what its account may do there."
+        kind = UnreachedError if is_away(error) else StorageError
+        raise kind(
+            f"gs://{bucket} cannot be reached ({type(error).__name__}: {quoted(error)}): check its name, this "
+            "machine's network and what its account may do there."
         ) from error
     return path
 
 
-_CLIENTS = ("gcsfs", "aiohttp", "requests", "google.auth", "google.api_core")
-"""The packages whose errors are about a bucket, or the network on the way to it."""
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that a bucket is out of reach for now, after its client has tried for a minute.
+
+    What a bucket refuses, as an account that may not read it, is none of these.
+    """
+    retry: Any = sys.modules.get("gcsfs.retry")  # Without it no bucket was asked for.
+    return retry is not None and (isinstance(error, TimeoutError) or bool(retry.is_retriable(error)))
 
 
 @contextlib.contextmanager
 def reaching() -> Iterator[None]:
-    """Says in words that a bucket is out of reach, which its client finds after a minute of attempts.
+    """Says in words that a bucket is out of reach for now.
 
     Raises:
-        UnreachedError: in place of the client's error; what is wrong with a file in a bucket stays as it is.
+        UnreachedError: in place of the client's error, where :func:`is_away`.
     """
     try:
         yield
     except Exception as error:
-        if not any(kind.__module__.startswith(_CLIENTS) for kind in type(error).__mro__):
+        if not is_away(error):
             raise
-        what = " ".join(str(error).split())[:200]
         raise UnreachedError(
-            f"A bucket cannot be reached any more ({type(error).__name__}: {what}); what was saved is as it was, and "
-            "the same command goes on from there."
+            f"A bucket cannot be reached any more ({type(error).__name__}: {quoted(error)}): give the same command "
+            "again once it can be; nothing that was saved is lost."
         ) from error
+
+
+def unreadable(what: str, error: OSError) -> UserError:
+    """What to raise where a file that was there cannot be read any more."""
+    kind = UnreachedError if is_away(error) else StorageError
+    return kind(f"{what} cannot be read any more ({error.strerror or quoted(error)}).")
 
 
 def _installed(package: str) -> bool:

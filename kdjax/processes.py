@@ -23,7 +23,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from kdjax.devices import AXIS, parallel
-from kdjax.errors import Exit, UnreachedError, UsageError, UserError
+from kdjax.errors import Exit, UnreachedError, UsageError, UserError, quoted
 from kdjax.paths import reaching
 
 T = TypeVar("T")
@@ -171,7 +171,7 @@ def _initialize(coordinator: str | None = None, processes: int | None = None, pr
             heartbeat_timeout_seconds=_SILENCE,
         )
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
-        raise UnreachedError(lost.format(f" ({' '.join(str(error).split())[:200]})")) from error
+        raise UnreachedError(lost.format(f" ({quoted(error)})")) from error
     finally:
         patience.cancel()
 

@@ -17,6 +17,10 @@ from kdjax.run.data import is_open
 from kdjax.run.lowered import examine, lower_step, written_flops
 
 
+class CrashedError(UserError):
+    """The compiler died over a step; others may compile."""
+
+
 class Chip(NamedTuple):
     """What is published of a generation of TPUs (cloud.google.com/tpu/docs)."""
 
@@ -70,13 +74,14 @@ def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None,
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     config = ConfigDict(content)
     config.eval_batch_size = len(devices)
-    images = config[config.stages[-1]].batch_size
-    if per_chip is None and images % len(devices):
-        raise UserError(
-            f"The {len(devices)} chips of --topology={topology} cannot share the config's {images} images of a step: "
-            "say how many each takes, such as --per_chip=8."
-        )
-    if per_chip is not None:
+    if per_chip is None:
+        alone = resolve(config, devices=1)
+        if (images := alone[alone.student].options.batch_size) % len(devices):
+            raise UserError(
+                f"The {len(devices)} chips of --topology={topology} cannot share the config's {images} images of a "
+                "step: say how many each takes, such as --per_chip=8."
+            )
+    else:
         for stage in config.stages:
             config[stage].batch_size = per_chip * len(devices)
     plan = resolve(config, devices=len(devices))
@@ -149,7 +154,7 @@ class _Compiler:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     report = pool.submit(compile_for, content, topology, per_chip, classes).result()
             except BrokenProcessPool as error:
-                raise UserError(
+                raise CrashedError(
                     f"The TPU compiler crashed over --topology={topology} with {per_chip or 'its'} images per chip: "
                     "either it was killed for memory, of which a compile takes up to 5 GB, or that is a fault "
                     "of libtpu; try another topology or batch, or another version of it."
@@ -181,6 +186,7 @@ def preflight(
 
     Raises:
         UsageError: there is no such topology.
+        CrashedError: the compiler died.
         UserError: what is asked for cannot be compiled.
     """
     chip = _chip(topology)
@@ -214,6 +220,8 @@ def in_words(report: Mapping[str, Any]) -> str:
     """A report for people, of a step that fits."""
     parts = ", ".join(f"{name} {x / 1e12:.3g}" for name, x in report["flops_per_image_of"].items())
     gigabytes = {name: x / 1e9 for name, x in report.items() if name.endswith(("_bytes", "_bytes_per_image"))}
+    loops = report["open_loops"]
+    uncounted = f", with one turn of each of {loops} loops of which it is not known how often they run" if loops else ""
     lines = [
         f"Compiled for {report['chips']} chips of {report['topology']}, {report['per_chip']} images on each, with "
         f"{report['classes']} classes, in {report['compile_seconds']:.0f} s; nothing ran.",
@@ -221,9 +229,7 @@ def in_words(report: Mapping[str, Any]) -> str:
         f"{gigabytes['argument_bytes']:.2f}, temporary {gigabytes['temporary_bytes']:.2f}, results "
         f"{gigabytes['output_bytes']:.2f})",
         f"TFLOP per image: {report['flops_per_image'] / 1e12:.3g} as compiled; as written: {parts}",
-        f"traffic to memory per image: {gigabytes['traffic_bytes_per_image']:.2f} GB"
-        + f", with {report['open_loops']} loops counted once, which run as often as the data ask"
-        * bool(report["open_loops"]),
+        f"traffic to memory per image: {gigabytes['traffic_bytes_per_image']:.2f} GB{uncounted}",
         f"between chips: {report['collectives']} operations, {report['all_reduce_elements']} elements, "
         f"{report['all_reduce_bf16_elements']} of them bfloat16, for {report['trained_parameters']} trained parameters",
         f"estimate from published peaks: at most {report['images_per_second_estimate']:.0f} images/s in all (a step: "

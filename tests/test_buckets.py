@@ -1,5 +1,6 @@
 """What is read from a bucket and written into one: a stand-in on this machine, which the real clients talk to."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ from kdjax import lock, main
 from kdjax.data.flaws import Checks
 from kdjax.data.sources import open_source
 from kdjax.devices import cache_compilations
-from kdjax.errors import Exit, UserError
+from kdjax.errors import Exit, StorageError, UnreachedError, UserError
 from kdjax.files import write_json
 from kdjax.lock import take
 from kdjax.paths import as_path, files_in
@@ -70,22 +71,59 @@ def put(server, folder, source: Path):
     return folder
 
 
-def test_a_bucket_that_is_away_asks_all_processes_to_be_started_again(capsys):
+def http_error(code, words):
     from gcsfs.retry import HttpError
 
+    return HttpError({"code": code, "message": words})
+
+
+def connection_error(words):
+    import aiohttp
+
+    return aiohttp.ClientConnectorError(None, OSError(111, words))
+
+
+def test_a_bucket_that_is_away_asks_all_processes_to_be_started_again():
     def fail():
         if jax.process_index() == 1:
-            raise HttpError({"code": 503, "message": "Service Unavailable"})
+            raise http_error(503, "Service Unavailable")
 
     first, second = as_processes(2, lambda: everywhere(fail))
     assert first.exit_code == second.exit_code == Exit.AGAIN
     assert str(first) == f"Process 1 cannot go on: {second}"
     assert str(second).startswith("A bucket cannot be reached any more (HttpError: Service Unavailable")
-    failing = [HttpError({"code": 503, "message": "away"}), ValueError("ours")]
-    assert main.ended(lambda: refuse(failing[0]), "nothing is lost") == Exit.AGAIN
-    assert "HttpError: away" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="ours"):
-        main.ended(lambda: refuse(failing[1]), "nothing is lost")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (lambda: http_error(503, "away"), Exit.AGAIN),
+        (lambda: TimeoutError("away"), Exit.AGAIN),
+        (lambda: http_error(400, "ours"), None),
+        (lambda: ValueError("ours"), None),
+    ],
+)
+def test_of_a_buckets_errors_only_an_outage_asks_for_another_start(error, code, capsys):
+    def work():
+        raise error()
+
+    if code is None:
+        with pytest.raises(type(error()), match="ours"):
+            main.ended(work, "nothing is lost")
+    else:
+        assert main.ended(work, "nothing is lost") == code
+        assert "A bucket cannot be reached any more" in capsys.readouterr().err
+
+
+def test_an_image_whose_bucket_is_away_asks_for_another_start_and_one_that_is_refused_does_not(
+    bucket, server, tmp_path
+):
+    write(tmp_path, content())
+    source = open_source(f"coco_json:{put(server, bucket, tmp_path)}", "train")
+    for error, kind in ((connection_error("refused"), UnreachedError), (OSError("Forbidden: 5.png"), StorageError)):
+        failing = dataclasses.replace(source, read=lambda row, error=error: refuse(error))
+        with pytest.raises(kind, match=r"5\.png.* cannot be read any more \((refused|Forbidden: 5\.png)\)"):
+            failing[0]
 
 
 def refuse(error):

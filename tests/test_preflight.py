@@ -113,7 +113,7 @@ def test_the_estimate_is_the_slower_of_compute_and_memory_and_what_links_add():
     assert "estimate from published peaks" in words
     assert "11 images per chip" in words
     assert "loops" not in words
-    assert "9.00 GB, with 3 loops counted once" in in_words(REPORT | rate | {"open_loops": 3})
+    assert "9.00 GB, with one turn of each of 3 loops" in in_words(REPORT | rate | {"open_loops": 3})
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v5e:16", "v7x:2x2", "v5e:2x2:1"])

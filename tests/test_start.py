@@ -18,6 +18,7 @@ from kdjax.errors import UserError
 from kdjax.models import build_model
 from kdjax.optim import make_optimizer
 from kdjax.plan import resolve
+from kdjax.run.build import initialize
 from kdjax.run.floor import teacher_floor
 from kdjax.run.start import (
     Teacher,
@@ -361,3 +362,26 @@ def test_a_detector_whose_images_were_scaled_otherwise_is_said(stage, capsys):
     for resize in ("torchvision", "kdjax"):
         load_origins(planned(stage), COCO_NAMES, {}, resize)
         assert ("config.data.resize=torchvision scales them so" in capsys.readouterr().out) == (resize == "kdjax")
+
+
+def test_new_weights_are_drawn_on_the_host_where_it_can_be_asked(monkeypatch):
+    """The last of this machine's devices stands for a host whose first ones are accelerators."""
+
+    def init(key, size):
+        return jax.random.normal(key, (3,)) * size
+
+    arguments = jax.random.key(1), jnp.float32(2)
+    expected = jax.jit(init)(*arguments)
+    host = jax.devices()[-1]
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [host])
+    drawn = initialize(init, *arguments)
+    assert drawn.devices() == {host}
+    assert (drawn + jax.device_put(expected, jax.devices()[1])).devices() == {jax.devices()[1]}
+    np.testing.assert_allclose(drawn, expected, rtol=1e-6)
+
+    def nowhere(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", nowhere)
+    np.testing.assert_array_equal(initialize(init, *arguments), expected)
+    assert jax.eval_shape(lambda key: initialize(init, key, 2.0), jax.random.key(1)).shape == (3,)

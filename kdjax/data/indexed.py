@@ -19,7 +19,7 @@ from kdjax.data.flaws import DataReport, Flaw
 from kdjax.data.images import ImageError, UndecodableError, Values, decode, measure
 from kdjax.data.tables import Images
 from kdjax.errors import DataError, StorageError
-from kdjax.paths import Path
+from kdjax.paths import Path, unreadable
 from kdjax.types import FILES
 
 _SKIPPING = threading.Lock()
@@ -114,9 +114,7 @@ class IndexedSource(abc.ABC):
         try:
             data = self.read(row)
         except OSError as error:
-            raise StorageError(
-                f"{self.images.describe(row)} cannot be read any more ({error.strerror or error})."
-            ) from error
+            raise unreadable(self.images.describe(row), error) from error
         try:
             return decode(data, self.report.checks.reading)
         except UndecodableError:

@@ -16,7 +16,7 @@ from kdjax.data.images import for_all
 from kdjax.data.indexed import Files, IndexedSource
 from kdjax.errors import DataError, StorageError, parsing
 from kdjax.files import replace_bytes
-from kdjax.paths import Path, stamp_of
+from kdjax.paths import Path, stamp_of, unreadable
 from kdjax.types import Source
 
 MANIFEST_FILE = "data_manifest.npz"
@@ -133,7 +133,7 @@ def _seen(files: Files, *, together: bool) -> np.ndarray:
         try:
             return stamp_of(files.path(row))
         except OSError as error:
-            raise _gone(files, row, error) from error
+            raise unreadable(files.describe(row), error) from error
 
     rows = np.zeros(len(files.names), _ROW)
     stamps = np.array(for_all(stamp, len(rows), together=together), np.int64).reshape(-1, 2)
@@ -149,13 +149,9 @@ def _digests(files: Files, rows: np.ndarray) -> np.ndarray:
         try:
             return hashlib.sha256(files.read(row)).digest()
         except OSError as error:
-            raise _gone(files, row, error) from error
+            raise unreadable(files.describe(row), error) from error
 
     return np.frombuffer(b"".join(for_all(digest, len(rows))), np.uint8).reshape(-1, 32)
-
-
-def _gone(files: Files, row: int, error: OSError) -> StorageError:
-    return StorageError(f"{files.describe(row)} cannot be read any more ({error.strerror or error}).")
 
 
 def _some(files: Files, chosen: np.ndarray) -> str:

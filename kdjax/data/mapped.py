@@ -17,8 +17,8 @@ from kdjax.data.indexed import Files, IndexedSource, check_values
 from kdjax.data.sizing import Reading
 from kdjax.data.tables import Images, at
 from kdjax.data.vocabularies import NO_CLASS, Vocabulary
-from kdjax.errors import DataError, StorageError
-from kdjax.paths import Path
+from kdjax.errors import DataError
+from kdjax.paths import Path, unreadable
 from kdjax.types import IGNORED
 
 
@@ -79,7 +79,7 @@ class IndexedMaps(IndexedSource):
         try:
             found = self.maps.classes(row)
         except OSError as error:
-            raise StorageError(f"{self._describe(row)} cannot be read any more ({error.strerror or error}).") from error
+            raise unreadable(self._describe(row), error) from error
         except ImageError as error:
             raise DataError(f"{self._describe(row)} {error}, unlike when it was opened.") from error
         if found.shape != self.size(row):

@@ -17,7 +17,7 @@ from kdjax.data.folders import no_split, other_splits, pictures, read_text, read
 from kdjax.data.images import for_all
 from kdjax.data.object_source import IndexedObjects
 from kdjax.data.outlines import PolygonStore
-from kdjax.errors import DataError, UserError
+from kdjax.errors import DataError, UserError, quoted
 from kdjax.paths import Path, as_path, exists, in_bucket, is_file, is_folder
 
 _NAMES = ("classes.txt", "obj.names", "labels.txt", "labels/classes.txt", "train/classes.txt")
@@ -113,7 +113,7 @@ def _yaml(file: Path, checks: Checks) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise DataError(f"{file} is not valid yaml: {' '.join(str(error).split())}.") from error
+        raise DataError(f"{file} is not valid yaml: {quoted(error)}.") from error
 
 
 def _parsed(file: Path, checks: Checks) -> dict[str, Any]:

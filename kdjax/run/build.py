@@ -150,7 +150,7 @@ def first_state(
         UserError: what is given does not fit a method, or a frozen path is nowhere.
     """
     options = stage.options
-    variables = start(init_jit(built.student.clone(axis_name=None).init)(key, built.images))
+    variables = start(initialize(built.student.clone(axis_name=None).init, key, built.images))
     learnt, reports = with_given(stage, by_method(built.init_methods(key), built.methods), given)
     for report in reports:
         print(report, flush=True)
@@ -214,24 +214,28 @@ def _optimizer(options: Optimizer, steps: int) -> tuple[optax.Schedule, optax.Gr
     return learning_rate, optimizer
 
 
-def init_jit(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a module's ``init``, which runs once: for the host's processor, and without optimisation.
+def initialize(init: Callable[..., Any], *arguments: Any) -> Any:
+    """What a module's ``init`` returns: computed once, by the host's processor and compiled without optimisation.
 
-    Of one detector that takes 5 s, 16 with optimisation, 14 for a TPU and 25 for a GPU. Inside of ``jax.eval_shape`` or
-    another transformation, where a function with options of its own cannot be compiled, it is ``init`` itself.
+    To compile one detector's takes 5 s so, 16 with optimisation, 14 for a TPU and 25 for a GPU. Inside of
+    ``jax.eval_shape`` or another transformation it is ``init`` as it stands; where ``JAX_PLATFORMS`` names accelerators
+    alone it is compiled for one.
+
+    Args:
+        init: of a module, or a function that calls one.
+        *arguments: a random key first.
+
+    Returns:
+        arrays that JAX may move to any device, on the host if it can be.
     """
-
-    def run(*arguments: Any) -> Any:
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments)):
-            return init(*arguments)
-        try:
-            host = jax.local_devices(backend="cpu")[0]
-        except RuntimeError:  # ``JAX_PLATFORMS`` names others alone.
-            return jax.jit(init)(*arguments)
-        with jax.default_device(host):
-            return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(*arguments)
-
-    return run
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments)):
+        return init(*arguments)
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.jit(init)(*arguments)
+    with jax.default_device(host):
+        return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(*arguments)
 
 
 class Example(NamedTuple):
@@ -314,6 +318,6 @@ def init_methods(methods: Mapping[str, Applied], example: Example, key: jax.Arra
     learners = {name: method for name, method in methods.items() if method.learns}
     params = {}
     for name, method in learners.items():
-        init = init_jit(lambda key, method=method: _call(method, example, key)[1])
-        params[name] = init(own_keys(key, name, learners)).get("params", {})
+        variables = initialize(lambda key, method=method: _call(method, example, key)[1], own_keys(key, name, learners))
+        params[name] = variables.get("params", {})
     return together(params)

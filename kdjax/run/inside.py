@@ -32,7 +32,7 @@ from kdjax.methods.levels import SHOWN, pair_levels
 from kdjax.models import build_model
 from kdjax.paths import Path, is_folder
 from kdjax.plan import Plan, StagePlan
-from kdjax.run.build import example_of, init_jit, init_methods, stage_key, with_given
+from kdjax.run.build import example_of, init_methods, initialize, stage_key, with_given
 from kdjax.run.data import open_batches
 from kdjax.run.record import Finished, stage_folder
 from kdjax.run.start import load_model, load_origins
@@ -130,7 +130,7 @@ def look_inside(plan: Plan, workdir: Path, name: str, source: Source, images: in
         student, origins.teacher.module, blank, plan.task.targets(1, plan.data.training_shapes[0]), statistics
     )
     known, _ = with_given(stage, by_method(init_methods(methods, example, key), methods), origins.given)
-    points = {"before": Point(origins.start(init_jit(student.init)(key, blank)), together(known), jnp.int32(0))}
+    points = {"before": Point(origins.start(initialize(student.init, key, blank)), together(known), jnp.int32(0))}
     points |= _later(stage, stage_folder(workdir, name), source.class_names, methods)
     weighed = max(images, _WEIGHED)
     batch = jax.tree.map(lambda x: x[:weighed], next(open_batches(plan, stage, source, 0)))

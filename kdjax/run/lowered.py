@@ -16,6 +16,7 @@ import numpy as np
 from kdjax import operations
 from kdjax.devices import parallel
 from kdjax.distill import by_method
+from kdjax.errors import quoted
 from kdjax.hlo import collectives, open_loops, read_program, traffic
 from kdjax.models import build_model
 from kdjax.optim import paths, under
@@ -147,7 +148,7 @@ def examine(step: Step, share: int, parts: int = 1) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         found = _REFUSED.search(str(error))
-        return {"fits": False, "refused": found[0] if found else " ".join(str(error).split())[:200]}
+        return {"fits": False, "refused": found[0] if found else quoted(error)}
     memory, program = compiled.memory_analysis(), read_program(compiled.as_text())
     told = collectives(program)
     flops = parts * float(compiled.cost_analysis()["flops"])

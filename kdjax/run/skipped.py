@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kdjax.errors import NumericError
+from kdjax.errors import NumericError, quoted
 from kdjax.files import write_json
 from kdjax.paths import Path
 from kdjax.plan import Plan, StagePlan
@@ -127,7 +127,7 @@ class Skips:
                 try:
                     of_layers = norms(term, skipped.step - 1, batch)
                 except jax.errors.JaxRuntimeError as error:
-                    found[term] = " ".join(str(error).split())[:200]
+                    found[term] = quoted(error)
                 else:
                     found[term] = {layer: _plain(value) for layer, value in of_layers.items()}
         return found

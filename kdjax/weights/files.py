@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from kdjax.errors import DataError, UserError, parsing
+from kdjax.errors import DataError, UserError, parsing, quoted
 from kdjax.paths import Path, as_path, on_this_machine, size_of
 from kdjax.weights.torch_file import WeightFile, read_pickle, read_torch_zip
 
@@ -79,7 +79,7 @@ def read_weights(path: str | os.PathLike, key: str = "") -> WeightFile:
     try:
         file = _read(path, MOST_BYTES, key)
     except (UserError, OSError, MemoryError) as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = quoted(error)
         kind = type(error) if isinstance(error, UserError) else DataError
         raise kind(f"The weights in {path} cannot be read: {reason}.") from error
     if not file.tensors:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.errors import DataError
+from kdjax.errors import DataError, quoted
 
 MOST_INSTRUCTIONS = 2**22
 """A pickle may have no more."""
@@ -211,7 +211,7 @@ def _argument(opcode: Any, stream: BinaryIO) -> Any:
     try:
         return opcode.arg.reader(source)
     except ValueError as error:
-        raise DataError(f"its pickle is broken ({' '.join(str(error).split())})") from error
+        raise DataError(f"its pickle is broken ({quoted(error)})") from error
 
 
 class _Machine:
