@@ -1,7 +1,7 @@
 """Every method in one, two and four processes of the same four devices: ``python -m experiments.processes``.
 
 Each config's ``tiny`` run, and how far its losses in several processes are from those in one; the exit code is 1 where
-a relative difference is above 1e-5. Everything runs on this machine's CPU. Stop it at any time: finished runs are not
+a relative difference is above 1e-4. Everything runs on this machine's CPU. Stop it at any time: finished runs are not
 run again.
 """
 
@@ -16,8 +16,9 @@ from experiments.together import Topology
 from kdjax.config import config_names
 
 _DEVICES = 4
-_MOST = 1e-5
-"""Relative difference of losses: float32 sums of other orders, through a few steps of an optimiser."""
+_MOST = 1e-4
+"""Relative difference of losses: float32 sums of other orders, through a few steps of an optimiser. Divergences of
+nearly equal distributions, as LD's, are small differences of such."""
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/processes", "Folder for all runs.")
 _METHODS = flags.DEFINE_list("methods", list(config_names()), "Configs to run.")

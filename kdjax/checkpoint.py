@@ -85,6 +85,8 @@ class Checkpoints:
         """The last step."""
         self._failures = 0
         """In a row."""
+        self._refused: type[UserError] = StorageError
+        """What the last of them is."""
         self._stuck = False
         """Whether threads of this process wait for what never comes."""
         self._manager = self._opened()
@@ -179,11 +181,12 @@ class Checkpoints:
 
         Raises:
             StorageError: it cannot be saved.
+            UnreachedError: as :meth:`save`.
         """
         if self._saved != int(state.step) or not self.settle():
             self.save(state, value)
         if not self.settle():
-            raise StorageError(f"The checkpoint of step {int(state.step)} cannot be saved in {self._folder}.")
+            raise self._refused(f"The checkpoint of step {int(state.step)} cannot be saved in {self._folder}.")
 
     def _finish(self) -> None:
         while are_several() and self._manager.is_saving_in_progress():
@@ -200,12 +203,13 @@ class Checkpoints:
             what = refusal(error, self._folder) or "it is gone" * (not self._is_there())
             if not what:
                 raise
-            away = is_away(error) or any(words in what for words in _AWAY)
-            self._recover(what, UnreachedError if away else StorageError)
+            away = is_away(error) or any(words in str(error) for words in _AWAY)
+            self._refused = UnreachedError if away else StorageError
+            self._recover(what)
             return False
         return True
 
-    def _recover(self, what: str, kind: type[UserError]) -> None:
+    def _recover(self, what: str) -> None:
         """Removes what is left of a save that failed, so that the next one can be tried."""
         self._failures += 1
         self._stuck = are_several()
@@ -216,7 +220,7 @@ class Checkpoints:
             self._manager = self._opened()
         if self._stuck or self._failures >= _MOST_FAILURES:
             times = "" if self._stuck else f" {self._failures} times in a row"
-            raise kind(
+            raise self._refused(
                 f"No checkpoint could be saved in {self._folder}{times} ({what}); the earlier ones are intact. Make "
                 "room, or mend it; the same command goes on from there."
             )

@@ -18,7 +18,7 @@ from kdjax.arrays import DamagedError, digest, digests, kinds
 from kdjax.checkpoint import Checkpoints, abstract
 from kdjax.data.sizing import Sizing
 from kdjax.devices import replicate
-from kdjax.errors import DataError, StorageError, UserError
+from kdjax.errors import DataError, StorageError, UnreachedError, UserError
 from kdjax.models import build_model
 from kdjax.optim import make_optimizer
 from kdjax.saved import describe, describe_model, load_method, load_variables, save_method, save_model, sizing_of
@@ -434,6 +434,21 @@ def test_a_save_that_fails_is_said_and_the_next_one_tries_again(tmp_path, monkey
         storage.full = False
         checkpoints.commit(state(5), 1.0)
     assert sorted(os.listdir(tmp_path)) == ["2", "5"]
+
+
+def test_a_bucket_that_stays_away_asks_for_another_start(tmp_path, monkeypatch):
+    """TensorStore's words where it has tried for long, behind which this folder's storage refuses as well."""
+
+    def refusing(manager, *args, **kwargs):
+        raise ValueError("UNAVAILABLE: CURL error Could not connect to server; Stale file handle")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", refusing)
+    with Checkpoints(tmp_path, metric="AP") as checkpoints:
+        with pytest.raises(UnreachedError, match="The checkpoint of step 1 cannot be saved"):
+            checkpoints.commit(state(1))
+        checkpoints.save(state(2))
+        with pytest.raises(UnreachedError, match=r"No checkpoint could be saved in .* 3 times in a row"):
+            checkpoints.save(state(3))
 
 
 def test_a_storage_that_stays_full_ends_the_run_and_leaves_what_there_was(tmp_path, monkeypatch):
