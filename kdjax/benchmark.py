@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 
-from kdjax.devices import device_count, gathered, globalize, replicate, split
+from kdjax.devices import device_count, globalize, replicate, split
 from kdjax.errors import Exit
 from kdjax.main import CONFIG, begin, ended, parse
 from kdjax.plan import Plan, StagePlan, resolve
@@ -94,7 +94,7 @@ def _compile(name: str, function: Any, arguments: list[Any], trains: bool = Fals
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     # What is compiled takes nothing but arrays of all processes, unlike the function that it is of.
-    everywhere = [gathered(x) if isinstance(x, Batch) else globalize(x) for x in arguments]
+    everywhere = [globalize(x, mapped=isinstance(x, Batch)) for x in arguments]
     return Part(name, compiled, seconds, everywhere, trains)
 
 

@@ -21,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 from kdjax.arrays import DamagedError, OthersError, digests, read_arrays
 from kdjax.devices import globalize
 from kdjax.errors import StorageError, UnreachedError, UserError
-from kdjax.files import refusal, seal, sync, unread
+from kdjax.files import AWAY_WORDS, refusal, seal, sync, unread
 from kdjax.paths import Path, absolute, as_path, in_bucket, is_away, move, remove, set_aside
 from kdjax.processes import are_several, gather, is_main, on_main
 from kdjax.state import TrainState
@@ -38,8 +38,6 @@ _REPLACED = ".replaced"
 """Behind the number of a step that is being saved anew."""
 _MOST_FAILURES = 3
 """Saves in a row that fail until a run ends."""
-_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
-"""In the words of TensorStore: a bucket that is out of reach for now."""
 
 
 class Best(NamedTuple):
@@ -203,7 +201,7 @@ class Checkpoints:
             what = refusal(error, self._folder) or "it is gone" * (not self._is_there())
             if not what:
                 raise
-            away = is_away(error) or any(words in str(error) for words in _AWAY)
+            away = is_away(error) or any(words in str(error) for words in AWAY_WORDS)
             self._refused = UnreachedError if away else StorageError
             self._recover(what)
             return False

@@ -53,28 +53,24 @@ def device_count() -> int:
     return jax.device_count()
 
 
-def globalize(tree: Tree) -> Tree:
-    """Arrays that are whole on each device of this process, as one array that is whole on each device of all of them.
+def globalize(tree: Tree, *, mapped: bool = False) -> Tree:
+    """Arrays of this process's devices as arrays of those of all processes: whole on each device, or ``mapped``.
 
-    Nothing is copied: in several processes :func:`parallel` gives the former, and Orbax saves the latter.
+    Nothing is copied. In several processes :func:`parallel` gives and takes the former; Orbax saves the latter, and a
+    function that is compiled ahead takes nothing else.
+
+    Args:
+        tree: of arrays that are whole on each device of this process, the same on all of them.
+        mapped: they are (D, ...) over the devices instead, as :func:`split` makes them, and become (all devices, ...).
     """
-    sharding = NamedSharding(Mesh(np.asarray(jax.devices()), AXIS), PartitionSpec())
+    spec = PartitionSpec(AXIS) if mapped else PartitionSpec()
+    sharding = NamedSharding(Mesh(np.asarray(jax.devices()), AXIS), spec)
 
-    def whole(x: jax.Array) -> jax.Array:
-        return jax.make_array_from_single_device_arrays(x.shape, sharding, [y.data for y in x.addressable_shards])
-
-    return tree if jax.process_count() == 1 else jax.tree.map(whole, tree)
-
-
-def gathered(batch: Tree) -> Tree:
-    """Arrays (D, ...) over the devices of this process, as ones (D', ...) over those of all; nothing is copied."""
-    sharding = NamedSharding(Mesh(np.asarray(jax.devices()), AXIS), PartitionSpec(AXIS))
-
-    def whole(x: jax.Array) -> jax.Array:
-        shape = jax.device_count(), *x.shape[1:]
+    def of_all(x: jax.Array) -> jax.Array:
+        shape = (jax.device_count(), *x.shape[1:]) if mapped else x.shape
         return jax.make_array_from_single_device_arrays(shape, sharding, [y.data for y in x.addressable_shards])
 
-    return batch if jax.process_count() == 1 else jax.tree.map(whole, batch)
+    return tree if jax.process_count() == 1 else jax.tree.map(of_all, tree)
 
 
 def replicate(tree: Tree, devices: list[jax.Device] | None = None) -> Tree:

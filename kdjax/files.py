@@ -129,8 +129,10 @@ _AWAY = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
 """Errors of storage that is full or damaged, and of paths that are gone or protected."""
 _BUSY = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
 """Errors of reading that say nothing of what is read."""
-_BUSY_WORDS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
-"""In the words of TensorStore, likewise."""
+AWAY_WORDS = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+"""In the words of TensorStore: a bucket that is out of reach for now."""
+_BUSY_WORDS = (*AWAY_WORDS, "PERMISSION_DENIED", "UNAUTHENTICATED")
+"""In its words, errors of reading that say nothing of what is read."""
 
 
 def unread(error: BaseException) -> str:

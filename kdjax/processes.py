@@ -160,7 +160,6 @@ def _initialize(coordinator: str | None = None, processes: int | None = None, pr
 
     # After its own time JAX aborts, with a stack of its own and no word to a user: this is over first.
     patience = threading.Timer(_PATIENCE, give_up)
-    patience.daemon = True
     patience.start()
     try:
         jax.distributed.initialize(
