@@ -26,6 +26,20 @@ collect_ignore = ["goldens/make_pipelines.py"]
 """It needs torchvision, which no test does."""
 
 
+def pytest_addoption(parser):
+    parser.addoption("--first-cases", action="store_true", help="of each parametrized test its first case alone")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Other releases of the libraries are met by every test, not by every case: that would take twice as long."""
+    if config.getoption("first_cases"):
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        others = [item for item in items if item is not first[item.nodeid.partition("[")[0]]]
+        config.hook.pytest_deselected(items=others)
+        items[:] = sorted(first.values(), key=items.index)
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """Where this process's tests prepare the embedded data set."""
