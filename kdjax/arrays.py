@@ -13,8 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import xxhash
 
-from kdjax.errors import DataError, StorageError, parsing
-from kdjax.files import unread
+from kdjax.errors import DataError, StorageError, UnreachedError, parsing
+from kdjax.files import AWAY_WORDS, unread
 from kdjax.paths import Path
 
 
@@ -98,6 +98,7 @@ def read_arrays(arrays: Path, like: Any = None, known: Mapping[str, str] | None 
     Raises:
         DamagedError: they cannot be read, or are not those that were saved.
         StorageError: they cannot be read now, which says nothing of them.
+        UnreachedError: the same, of a bucket that cannot be reached.
         OthersError: they are sound, and others than wanted.
     """
     what = f"The arrays in {arrays}"
@@ -129,7 +130,8 @@ def _orbax(what: str) -> Iterator[None]:
             # The files may be sound: there is no room for them.
             raise error.__cause__ from None
         if words := unread(error):
-            raise StorageError(f"{what} cannot be read now ({words}); mend that, and start again.") from error
+            kind = UnreachedError if words in AWAY_WORDS else StorageError
+            raise kind(f"{what} cannot be read now ({words}); mend that, and start again.") from error
         raise DamagedError(f"{what} cannot be read ({str(error)[:200]}); {ADVICE}.") from error
 
 

@@ -79,6 +79,14 @@ class UnreachedError(UserError):
     exit_code = Exit.AGAIN
 
 
+class AwayError(RuntimeError):
+    """A bucket does not answer, in its client's words; where it would end a program it is an :class:`UnreachedError`.
+
+    It is no error of the operating system, and none of a value: whoever meets those would take what the bucket holds
+    for missing or damaged.
+    """
+
+
 class NumericError(ArithmeticError):
     """Too many steps in a row were not finite; what was saved before stays."""
 
@@ -103,6 +111,8 @@ def parsing(kind: type[UserError] = DataError) -> Iterator[None]:
     """
     try:
         yield
+    except AwayError:  # It is about what holds that.
+        raise
     except Exception as error:
         raise kind(quoted(error)) from error
 

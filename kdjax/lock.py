@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from kdjax.errors import Exit, StorageError, UserError
-from kdjax.paths import Path, in_bucket, is_away
+from kdjax.paths import Path, in_bucket
 
 LOCK_FILE = ".lock"
 """In a workdir while a run is in it: JSON that names the process."""
@@ -55,8 +55,6 @@ def take(workdir: Path) -> contextlib.ExitStack:
             workdir.mkdir(parents=True, exist_ok=True)
             taken.enter_context(_renewed(path) if in_bucket(path) else _locked(path))
         except OSError as error:
-            if is_away(error):
-                raise
             if in_bucket(path) or error.errno not in _WITHOUT_FLOCK:
                 raise StorageError(
                     f"--workdir={workdir} cannot be used ({error.strerror or error}); name a folder that can be "

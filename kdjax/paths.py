@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 from etils import epath
 
-from kdjax.errors import StorageError, UnreachedError, UserError, quoted
+from kdjax.errors import AwayError, StorageError, UnreachedError, UserError, quoted
 
 Path: TypeAlias = pathlib.Path | epath.Path
 """Of this machine's files one of pathlib; of a bucket's one of etils, which has pathlib's methods."""
@@ -63,7 +63,9 @@ def _reached(bucket: str) -> epath.Path:
     # Where TensorFlow is installed, etils would take its file system instead, which is another one.
     os.environ.setdefault("EPATH_USE_TF", "false")
     # Other processes write there, too: what was listed before does not hold.
-    importlib.import_module("fsspec").config.conf["gs"] = {"use_listings_cache": False}
+    fsspec = importlib.import_module("fsspec")
+    fsspec.config.conf["gs"] = {"use_listings_cache": False}
+    fsspec.register_implementation("gcs", "kdjax.buckets.Buckets", clobber=True)  # What etils calls gs://.
     for logger in ("gcsfs", "google.auth"):  # They print what they also raise.
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     path = epath.Path(f"gs://{bucket}")
@@ -72,7 +74,7 @@ def _reached(bucket: str) -> epath.Path:
     except Exception as error:  # Whatever network, credentials and packages raise.
         kind = UnreachedError if is_away(error) else StorageError
         raise kind(
-            f"gs://{bucket} cannot be reached ({type(error).__name__}: {quoted(error)}): check its name, this "
+            f"gs://{bucket} cannot be reached ({_named(error)}): check its name, this "
             "machine's network and what its account may do there."
         ) from error
     return path
@@ -84,7 +86,11 @@ def is_away(error: BaseException) -> bool:
     What a bucket refuses, as an account that may not read it, is none of these.
     """
     retry: Any = sys.modules.get("gcsfs.retry")  # Without it no bucket was asked for.
-    return retry is not None and (isinstance(error, TimeoutError) or bool(retry.is_retriable(error)))
+    return retry is not None and (isinstance(error, AwayError | TimeoutError) or bool(retry.is_retriable(error)))
+
+
+def _named(error: BaseException) -> str:
+    return quoted(error) if isinstance(error, AwayError) else f"{type(error).__name__}: {quoted(error)}"
 
 
 @contextlib.contextmanager
@@ -100,7 +106,7 @@ def reaching() -> Iterator[None]:
         if not is_away(error):
             raise
         raise UnreachedError(
-            f"A bucket cannot be reached any more ({type(error).__name__}: {quoted(error)}): give the same command "
+            f"A bucket cannot be reached any more ({_named(error)}): give the same command "
             "again once it can be; nothing that was saved is lost."
         ) from error
 

@@ -19,10 +19,11 @@ import pytest
 
 import kdjax
 from kdjax import lock, main
+from kdjax.checkpoint import recorded
 from kdjax.data.flaws import Checks
 from kdjax.data.sources import open_source
 from kdjax.devices import cache_compilations
-from kdjax.errors import Exit, StorageError, UnreachedError, UserError
+from kdjax.errors import AwayError, Exit, StorageError, UnreachedError, UserError
 from kdjax.files import write_json
 from kdjax.lock import take
 from kdjax.paths import as_path, files_in
@@ -99,6 +100,7 @@ def test_a_bucket_that_is_away_asks_all_processes_to_be_started_again():
     [
         (lambda: http_error(503, "away"), Exit.AGAIN),
         (lambda: TimeoutError("away"), Exit.AGAIN),
+        (lambda: AwayError("HttpError: away"), Exit.AGAIN),
         (lambda: http_error(400, "ours"), None),
         (lambda: ValueError("ours"), None),
     ],
@@ -113,6 +115,58 @@ def test_of_a_buckets_errors_only_an_outage_asks_for_another_start(error, code, 
     else:
         assert main.ended(work, "nothing is lost") == code
         assert "A bucket cannot be reached any more" in capsys.readouterr().err
+
+
+@pytest.fixture
+def outage(monkeypatch):
+    """Called, it takes all buckets away, as if their client had tried for a minute."""
+    import gcsfs
+
+    async def unanswered(*_, **__):
+        raise http_error(503, "Service Unavailable")
+
+    return lambda: monkeypatch.setattr(gcsfs.GCSFileSystem, "_request", unanswered)
+
+
+def test_no_answer_of_a_bucket_is_neither_no_nor_a_missing_file(bucket, outage):
+    path = as_path(bucket) / "words.txt"
+    path.write_text("there")
+    assert path.exists()
+    assert path.is_file()
+    assert path.parent.is_dir()
+    outage()
+    for ask in (
+        path.exists,
+        path.is_file,
+        path.is_dir,
+        path.stat,
+        path.read_bytes,
+        path.unlink,
+        lambda: path.write_text("anew"),
+        lambda: list(path.parent.iterdir()),
+        lambda: list(path.parent.glob("*")),
+    ):
+        with pytest.raises(AwayError, match="HttpError: Service Unavailable"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda folder: open_source(f"coco_json:{folder}", "train"),
+        lambda folder: read_weights(f"{folder}/weights.pth"),
+        lambda folder: describe(f"{folder}/student"),
+        lambda folder: load_variables(as_path(folder) / "student"),
+        lambda folder: finished_result(STAGE, as_path(folder) / "teacher", "AP"),
+        lambda folder: recorded(as_path(folder) / "checkpoints" / "1"),
+    ],
+    ids=["data", "weights", "a description", "a model", "a stage", "a checkpoint"],
+)
+def test_what_a_bucket_does_not_answer_for_is_not_taken_for_damaged(read, bucket, outage):
+    as_path(bucket)
+    outage()
+    with pytest.raises(AwayError):
+        read(bucket)
 
 
 def test_an_image_whose_bucket_is_away_asks_for_another_start_and_one_that_is_refused_does_not(

@@ -393,6 +393,18 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch)
     assert sorted(os.listdir(folder)) == ["1", "2"]
 
 
+def test_what_a_bucket_does_not_answer_for_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    folder = two_steps(tmp_path)
+
+    def refusing(*args, **kwargs):
+        raise ValueError("UNAVAILABLE: CURL error Could not connect to server")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", refusing)
+    with pytest.raises(UnreachedError, match=r"cannot be read now \(UNAVAILABLE\)"):
+        resumed(folder)
+    assert sorted(os.listdir(folder)) == ["1", "2"]
+
+
 def test_a_step_is_saved_anew_with_the_metric_that_it_lacked(tmp_path):
     with Checkpoints(tmp_path, metric="AP") as checkpoints:
         checkpoints.commit(state(1))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kdjax.errors import DataError, UserError
+from kdjax.errors import DataError, StorageError, UnreachedError, UserError
 from kdjax.files import plain, read_json, seal, sha256_of, write_json
 from kdjax.paths import Path, exists, is_file, set_aside
 from kdjax.plan import StagePlan
@@ -111,6 +111,8 @@ def _damage(folder: Path, digests: Mapping[str, str]) -> dict[Path, str]:
                 raise DataError(f"{path} is damaged (its sha256 is not the one that was written).")
             if arrays:
                 (load_variables if path.name == MODEL_FILE else load_method)(path.parent)
+        except (StorageError, UnreachedError):
+            raise
         except UserError as error:
             damaged[path.parent if arrays else path] = str(error)
     return damaged
