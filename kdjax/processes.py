@@ -67,17 +67,17 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
         if process:
             _reach(str(coordinator))
         _initialize(coordinator, processes, process)
-    elif count := _launcher():
-        # Of one process alone JAX would take one of the machine's GPUs.
-        if count > 1:
-            _initialize()
-    elif util.find_spec("libtpu"):
+    # Of a launcher's one process alone JAX would take one of the machine's GPUs.
+    elif (count := _launcher()) > 1 or (not count and util.find_spec("libtpu")):
         try:
             _initialize()
         except ValueError as error:
-            # JAX found no pod around it, as on a machine that only compiles for TPUs.
+            # JAX found nothing around it, as on a machine that only compiles for TPUs.
             if "coordinator_address should be defined" not in str(error):
                 raise
+            if count:
+                how = f"--coordinator=HOST:PORT, --processes={count} and --process=I"
+                raise UsageError(f"JAX does not find out where these {count} processes meet: say {how}.") from error
             return
     if jax.process_count() > 1:
         # All devices connect now. Later some process compiles longer than the others wait for a first connection.

@@ -165,7 +165,12 @@ class _Compiler:
         return self.reports[per_chip]
 
     def fits(self, per_chip: int) -> bool:
-        return self(per_chip)["fits"]
+        """Whether a batch has room; one that the compiler crashes over, which is said, counts as none that has."""
+        try:
+            return self(per_chip)["fits"]
+        except CrashedError as error:
+            print(error, flush=True)
+            return False
 
 
 def preflight(
@@ -186,7 +191,7 @@ def preflight(
 
     Raises:
         UsageError: there is no such topology.
-        CrashedError: the compiler died.
+        CrashedError: the compiler died over the step that is asked for.
         UserError: what is asked for cannot be compiled.
     """
     chip = _chip(topology)

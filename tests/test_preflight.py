@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib import util
 from pathlib import Path
 
@@ -153,6 +154,19 @@ def test_a_compiler_that_dies_is_said_in_words(installed):
 def room_for_eleven(content, topology, per_chip, classes):
     report = {"per_chip": per_chip, "classes": classes, "fits": per_chip <= 11}
     return {**REPORT, **report} if report["fits"] else {"chips": 8, "refused": "Used 17G of 15.75G hbm", **report}
+
+
+def test_a_compiler_that_dies_over_a_larger_batch_leaves_the_report_of_the_one_that_was_asked_for(installed, capsys):
+    def dies_over_twelve(content, topology, per_chip, classes):
+        if per_chip > 11:
+            raise BrokenProcessPool
+        return room_for_eleven(content, topology, per_chip, classes)
+
+    installed.setattr("kdjax.tpu.compile_for", dies_over_twelve)
+    installed.setattr("kdjax.tpu.ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))
+    report = preflight(load_config("mgd:tiny"), "v5e:2x4", per_chip=8, classes=6, bisect=True)
+    assert report["largest_batch"] == 11
+    assert "crashed over --topology=v5e:2x4 with 16 images per chip" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("per_chip", "bisect", "largest"), [(8, False, None), (8, True, 11), (32, False, 11)])

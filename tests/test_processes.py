@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import kdjax
-from kdjax.errors import Exit, UserError
+from kdjax.errors import Exit, UsageError, UserError
 from kdjax.processes import connect, divided, everywhere, gather, on_main
 from tests.data.folders import content, write
 
@@ -94,6 +94,20 @@ def test_a_launcher_of_several_processes_is_asked_and_of_one_is_not(tasks, expec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     connect()
     assert alone == expected
+
+
+def test_a_launcher_that_jax_does_not_know_is_said(monkeypatch, alone):
+    """As Open MPI 5, whose processes have other variables than those that JAX reads."""
+
+    def unknown(*_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setattr("kdjax.processes._initialize", unknown)
+    with pytest.raises(
+        UsageError, match=r"where these 4 processes meet: say --coordinator=HOST:PORT, --processes=4 and"
+    ):
+        connect()
 
 
 def test_one_process_talks_to_nobody():
