@@ -65,7 +65,7 @@ def _reached(bucket: str) -> epath.Path:
     # Other processes write there, too: what was listed before does not hold.
     fsspec = importlib.import_module("fsspec")
     fsspec.config.conf["gs"] = {"use_listings_cache": False}
-    fsspec.register_implementation("gcs", "kdjax.buckets.Buckets", clobber=True)  # What etils calls gs://.
+    fsspec.register_implementation("gcs", _client(), clobber=True)  # What etils calls gs://.
     for logger in ("gcsfs", "google.auth"):  # They print what they also raise.
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     path = epath.Path(f"gs://{bucket}")
@@ -74,10 +74,35 @@ def _reached(bucket: str) -> epath.Path:
     except Exception as error:  # Whatever network, credentials and packages raise.
         kind = UnreachedError if is_away(error) else StorageError
         raise kind(
-            f"gs://{bucket} cannot be reached ({_named(error)}): check its name, this "
-            "machine's network and what its account may do there."
+            f"gs://{bucket} cannot be reached ({_named(error)}): check its name, this machine's network and what its "
+            "account may do there."
         ) from error
     return path
+
+
+def _client() -> type:
+    """A client of buckets that raises :class:`AwayError` where one does not answer for a minute of attempts.
+
+    To gcsfs itself that is an error of a file, or means that there is no such folder.
+    """
+    gcsfs: Any = importlib.import_module("gcsfs")
+
+    class Buckets(gcsfs.GCSFileSystem):
+        async def _call(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return await super()._call(*args, **kwargs)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                raise AwayError(f"{type(error).__name__}: {quoted(error)}") from error
+
+        async def _isfile(self, path: str) -> bool:
+            try:
+                return bool((await self._info(path))["type"] == "file")
+            except OSError:
+                return False
+
+    return Buckets
 
 
 def is_away(error: BaseException) -> bool:
@@ -106,8 +131,8 @@ def reaching() -> Iterator[None]:
         if not is_away(error):
             raise
         raise UnreachedError(
-            f"A bucket cannot be reached any more ({_named(error)}): give the same command "
-            "again once it can be; nothing that was saved is lost."
+            f"A bucket cannot be reached any more ({_named(error)}): give the same command again once it can be; "
+            "nothing that was saved is lost."
         ) from error
 
 
