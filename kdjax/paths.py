@@ -80,6 +80,7 @@ def _reached(bucket: str) -> epath.Path:
     return path
 
 
+@functools.cache
 def _client() -> type:
     """A client of buckets that raises :class:`AwayError` where one does not answer for a minute of attempts.
 
@@ -94,7 +95,7 @@ def _client() -> type:
             except Exception as error:
                 if not is_away(error):
                     raise
-                raise AwayError(f"{type(error).__name__}: {quoted(error)}") from error
+                raise AwayError(_named(error)) from error
 
         async def _isfile(self, path: str) -> bool:
             try:

@@ -34,10 +34,12 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Other releases of the libraries are met by every test, not by every case: that would take twice as long."""
     if config.getoption("first_cases"):
-        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
-        others = [item for item in items if item is not first[item.nodeid.partition("[")[0]]]
-        config.hook.pytest_deselected(items=others)
-        items[:] = sorted(first.values(), key=items.index)
+        first = {}
+        for item in items:
+            first.setdefault(item.nodeid.partition("[")[0], item)
+        kept = set(first.values())
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = first.values()
 
 
 @pytest.fixture(scope="session")
