@@ -23,6 +23,8 @@ from kdjax.devices import device_count, globalize, replicate, split
 from kdjax.errors import Exit
 from kdjax.main import CONFIG, begin, ended, parse
 from kdjax.plan import Plan, StagePlan, resolve
+from kdjax.processes import everywhere
+from kdjax.run.agreement import check_agreement, open_alike
 from kdjax.run.build import Facts, build, first_state, initialize, stage_key
 from kdjax.run.data import open_batches
 from kdjax.run.fit import opened
@@ -94,8 +96,8 @@ def _compile(name: str, function: Any, arguments: list[Any], trains: bool = Fals
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     # What is compiled takes nothing but arrays of all processes, unlike the function that it is of.
-    everywhere = [globalize(x, mapped=isinstance(x, Batch)) for x in arguments]
-    return Part(name, compiled, seconds, everywhere, trains)
+    of_all = [globalize(x, mapped=isinstance(x, Batch)) for x in arguments]
+    return Part(name, compiled, seconds, of_all, trains)
 
 
 def input_rate(plan: Plan, source: Source, batches: int = 60) -> float:
@@ -124,7 +126,9 @@ def _measured() -> int:
     """Measures, and prints what was found."""
     jax.config.update("jax_enable_compilation_cache", False)  # JAX remembers it from its first compile on.
     begin()
-    plan, splits = opened(CONFIG.value, resolve(CONFIG.value, devices=device_count()))
+    plan = everywhere(lambda: resolve(CONFIG.value, devices=device_count()))
+    plan, splits = open_alike(plan.content, plan.data, plan.task, lambda: opened(CONFIG.value, plan))
+    check_agreement({"data": [source.fingerprint for source in splits], "--rounds": _ROUNDS.value})
     source = splits.train
     first = next(open_batches(plan, plan[plan.student], source, 0))
     parts = [compiled() for compiled in parts_of(plan, first, len(source.class_names)).values()]

@@ -153,7 +153,7 @@ class Checkpoints:
         metrics = {self._metric: value} if value is not None and math.isfinite(value) else None
         step, items = int(state.step), _items(state)
         if step in self._manager.all_steps():
-            on_main(lambda: move(self._folder / str(step), self._folder / f"{step}{_REPLACED}"))
+            on_main(lambda: move(self._folder / str(step), self._folder / f"{step}{_REPLACED}", _COMMITTED))
             self._manager.reload()
         record = _Record({"step": step, "metrics": metrics}, jax.device_get(items) if is_main() else {})
         saved = {name: ocp.args.StandardSave(item) for name, item in globalize(items).items()}
@@ -396,7 +396,7 @@ def _drop_replaced(folder: Path) -> None:
             remove(former)
         else:
             remove(step)
-            move(former, step)
+            move(former, step, _COMMITTED)
     sync(folder)
 
 

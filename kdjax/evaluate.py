@@ -7,6 +7,7 @@ model, but for what flags say.
 
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -21,13 +22,14 @@ from kdjax.main import CONFIG, begin, ended, parse
 from kdjax.options import parse as parse_options
 from kdjax.paths import as_path
 from kdjax.plan import check_eval_batch
-from kdjax.processes import is_main
+from kdjax.processes import are_several, everywhere, is_main
 from kdjax.report import align, known
+from kdjax.run.agreement import check_agreement, open_alike
 from kdjax.run.data import open_split
-from kdjax.run.start import load_model
-from kdjax.saved import sizing_of, task_of
+from kdjax.run.start import Teacher, load_model
+from kdjax.saved import describe, sizing_of, task_of
 from kdjax.tasks import build_task
-from kdjax.types import Metrics
+from kdjax.types import Metrics, Source, Task
 
 _MODEL = flags.DEFINE_string("model", "", "Folder of a model, or one step in the checkpoints of a stage.")
 _JSON = flags.DEFINE_string("json", "", "JSON file for the numbers, if wanted.")
@@ -46,21 +48,30 @@ def measure(config: ConfigDict, model: str) -> Metrics:
         DataError: the folder or the data are damaged.
         UserError: they cannot be used, or the model tells other classes apart, or is for another task.
     """
-    content = config.to_dict()
-    run = parse_options(Run, {key: content[key] for key in ("task", "eval_batch_size") if key in content}, "config")
-    data = parse_options(Data, content.get("data", {}), "config.data")
-    check_eval_batch(run, device_count())
-    task = build_task(run.task, data)
-    source = open_split(data, task, training=False)
-    print("\n".join(source.report_lines()), flush=True)
-    (module, variables), words = load_model(as_path(model), source.class_names, "float32")
-    if words:
-        print(f"{model}: {words}.", flush=True)
-    if module.task != task.name:
-        raise UserError(f"--model={model} is a model for {module.task}, and config.task is for {task.name}.")
+    content = {key: section for key, section in config.to_dict().items() if key in ("task", "eval_batch_size", "data")}
+
+    def resolved() -> tuple[Run, Data, Task]:
+        run = parse_options(Run, {key: section for key, section in content.items() if key != "data"}, "config")
+        data = parse_options(Data, content.get("data", {}), "config.data")
+        check_eval_batch(run, device_count())
+        return run, data, build_task(run.task, data)
+
+    def opened() -> tuple[Source, Teacher, dict[str, Any]]:
+        source = open_split(data, task, training=False, together=are_several())
+        print("\n".join(source.report_lines()), flush=True)
+        loaded, words = load_model(as_path(model), source.class_names, "float32")
+        if words:
+            print(f"{model}: {words}.", flush=True)
+        if loaded.module.task != task.name:
+            raise UserError(f"--model={model} is a model for {loaded.module.task}, and config.task is for {task.name}.")
+        return source, loaded, describe(model)
+
+    run, data, task = everywhere(resolved)
+    source, loaded, described = open_alike(content, data, task, opened)
+    check_agreement({"data": source.fingerprint, "model": described})
     metrics, _ = evaluate(
-        make_predict(module),
-        variables,
+        make_predict(loaded.module),
+        loaded.variables,
         source,
         task,
         batch_size=run.eval_batch_size,
@@ -100,13 +111,7 @@ def main(_: Sequence[str]) -> int:
 
     def work() -> int:
         begin()
-        if not _MODEL.value:
-            raise UsageError("--model is missing; name a folder, such as --model=runs/first/student.")
-        config = CONFIG.value
-        if Path(config_flags.get_config_filename(flags.FLAGS["config"])) == find_config(PLAIN)[0]:
-            said = [name.rpartition(".")[2] for name in flags.FLAGS if name.startswith("config.")]
-            config = as_trained(config, _MODEL.value, said)
-        metrics = measure(config, _MODEL.value)
+        metrics = measure(everywhere(_config), _MODEL.value)
         if _JSON.value and is_main():
             with writing("json", _JSON.value):
                 write_json(as_path(_JSON.value), metrics)
@@ -114,6 +119,16 @@ def main(_: Sequence[str]) -> int:
         return Exit.FINISHED
 
     return ended(work, "nothing was written")
+
+
+def _config() -> ConfigDict:
+    """What flags say, of a plain config with what is known of the model."""
+    if not _MODEL.value:
+        raise UsageError("--model is missing; name a folder, such as --model=runs/first/student.")
+    if Path(config_flags.get_config_filename(flags.FLAGS["config"])) != find_config(PLAIN)[0]:
+        return CONFIG.value
+    said = [name.rpartition(".")[2] for name in flags.FLAGS if name.startswith("config.")]
+    return as_trained(CONFIG.value, _MODEL.value, said)
 
 
 def as_trained(config: ConfigDict, model: str, said: Container[str] = ()) -> ConfigDict:

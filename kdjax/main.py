@@ -18,7 +18,7 @@ from kdjax.errors import Exit, NumericError, UsageError, UserError, quoted
 from kdjax.methods import method_class
 from kdjax.models import model_class
 from kdjax.options import declared, hint
-from kdjax.processes import are_several, connect, is_main, is_of_others, leave, speaker
+from kdjax.processes import are_several, connect, everywhere, is_main, is_of_others, leave, speaker
 from kdjax.stopping import Stopped
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -111,7 +111,7 @@ def begin(workdir: str = "") -> None:
     """
     sys.unraisablehook = _unraisable
     connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    cache_compilations(workdir)
+    everywhere(lambda: cache_compilations(workdir))
     if not is_main():
         # The main process alone tells; what is wrong here goes to standard error.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

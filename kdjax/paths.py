@@ -97,6 +97,8 @@ def _client() -> type:
                     raise
                 raise AwayError(_named(error)) from error
 
+        call = importlib.import_module("fsspec.asyn").sync_wrapper(_call)  # What its files write by.
+
         async def _isfile(self, path: str) -> bool:
             try:
                 return bool((await self._info(path))["type"] == "file")
@@ -192,16 +194,25 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def move(path: Path, target: Path) -> None:
-    """Gives a file or a folder another name; in a bucket files are copied, and the old ones removed."""
+def move(path: Path, target: Path, mark: str = "") -> None:
+    """Gives a file or a folder another name; in a bucket files are copied, and the old ones removed.
+
+    Args:
+        path: what there is.
+        target: what is not there yet.
+        mark: name of the file that says that a folder is whole: it is copied last and removed first, so that whenever
+            this is cut off a whole folder has one, and one that is not has none.
+    """
     if not in_bucket(path):
         path.rename(target)
     elif path.is_file():
         target.write_bytes(path.read_bytes())
         path.unlink()
     else:
-        for file in files_in(path):
+        for file in sorted(files_in(path), key=lambda file: file == path / mark):
             (target / file.relative_to(path)).write_bytes(file.read_bytes())
+        if mark:
+            (path / mark).unlink(missing_ok=True)
         remove(path)
 
 

@@ -169,7 +169,7 @@ def _initialize(coordinator: str | None = None, processes: int | None = None, pr
             initialization_timeout=int(2 * _PATIENCE),
             heartbeat_timeout_seconds=_SILENCE,
         )
-    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+    except (RuntimeError, OSError) as error:  # The latter where Cloud's metadata cannot be had.
         raise UnreachedError(lost.format(f" ({quoted(error)})")) from error
     finally:
         patience.cancel()

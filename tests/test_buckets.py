@@ -1,7 +1,10 @@
 """What is read from a bucket and written into one: a stand-in on this machine, which the real clients talk to."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import math
 import os
 import platform
 import signal
@@ -19,14 +22,14 @@ import pytest
 
 import kdjax
 from kdjax import lock, main
-from kdjax.checkpoint import recorded
+from kdjax.checkpoint import Checkpoints, recorded
 from kdjax.data.flaws import Checks
 from kdjax.data.sources import open_source
 from kdjax.devices import cache_compilations
 from kdjax.errors import AwayError, Exit, StorageError, UnreachedError, UserError
 from kdjax.files import write_json
 from kdjax.lock import take
-from kdjax.paths import as_path, files_in
+from kdjax.paths import as_path, files_in, move
 from kdjax.processes import everywhere
 from kdjax.report import MetricWriter
 from kdjax.run.agreement import check_workdir
@@ -243,6 +246,44 @@ def test_a_model_is_copied_with_its_description_last(server, bucket):
     )
 
 
+MARK = "commit_success.txt"
+"""Orbax's last file of a step in a bucket."""
+
+
+@pytest.mark.parametrize(("away", "name"), [("1", "1.replaced"), ("1.replaced", "1")])
+def test_a_step_that_is_moved_is_whole_wherever_that_is_cut_off(bucket, away, name, monkeypatch):
+    """Once to where it is kept while it is saved anew, and once back."""
+    import gcsfs
+
+    asking, left = gcsfs.GCSFileSystem._request, math.inf
+
+    async def answered(client, method, *given, **named):
+        nonlocal left
+        left -= method != "GET"
+        if left < 0:
+            raise http_error(503, "Service Unavailable")
+        return await asking(client, method, *given, **named)
+
+    files = {file: f"of {file}" for file in ("rest/a", "rest/d/b", "student/c", MARK, f"student/{MARK}")}
+    monkeypatch.setattr(gcsfs.GCSFileSystem, "_request", answered)
+    for allowed in itertools.count():
+        folder = as_path(bucket) / str(allowed)
+        for file, text in files.items():
+            (folder / away / file).write_text(text)
+        left = allowed
+        with contextlib.suppress(AwayError):
+            move(folder / away, folder / name, MARK)
+        finished, left = left >= 0, math.inf
+        with Checkpoints(folder, metric="AP") as checkpoints:
+            assert checkpoints.latest() == 1
+        assert {str(file.relative_to(folder)): file.read_text() for file in files_in(folder)} == {
+            f"1/{file}": text for file, text in files.items()
+        }
+        if finished:
+            break
+    assert allowed >= 2 * len(files)
+
+
 def test_json_and_pictures_are_written(bucket):
     write_json(f"{bucket}/m.json", {"AP": np.float32(0.5)})
     assert json.loads((as_path(bucket) / "m.json").read_text()) == {"AP": 0.5}
@@ -410,11 +451,31 @@ def test_a_run_in_a_bucket_that_was_killed_ends_as_one_in_a_folder(server, bucke
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_bucket_with_its_data_and_go_on_there(server, bucket, data_dir):
+@pytest.mark.parametrize("cached", ["there", "elsewhere"])
+def test_a_bucket_that_one_process_may_not_read_ends_both_with_its_sentence(bucket, cached, monkeypatch):
+    if cached == "there":
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    flags = training(f"{bucket}/run")
+    for code, _, stderr in ended(
+        started(flags, processes=2, of_each=lambda process: ["--workdir=gs://private/run"] * process)
+    ):
+        assert code == Exit.STORAGE, stderr
+        assert "gs://private cannot be reached (HttpError: Anonymous caller does not have" in stderr
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_bucket_with_its_data_and_what_is_compiled_and_go_on_there(
+    server, bucket, data_dir, monkeypatch
+):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     open_source("shapes/tiny", "train", data_dir)
     put(server, f"{bucket}/data", data_dir)
     for code, _, stderr in killed_and_resumed(bucket, f"--config.data.data_dir={bucket}/data"):
         assert code == 0, stderr
+    cached = {entry.partition(" ")[2] for entry in server.asked if "/xla/" in entry and "-cache" in entry}
+    # The main process alone writes; at the second start each of the two reads what the first one compiled.
+    taken = Counter(name for name in server.read if name in cached)
+    assert max(taken.values()) >= 2
     assert describe(f"{bucket}/student")["class_names"]
     assert [row["step"] for row in rows(bucket, "student")] == list(range(1, 7))
 

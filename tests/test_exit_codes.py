@@ -25,7 +25,7 @@ PROGRAMS = {
     "inspect": (inspect, "kdjax.inspect.opened"),
     "predict": (predict, "kdjax.predict.predict"),
     "preflight": (preflight, "kdjax.preflight.preflight"),
-    "benchmark": (benchmark, "kdjax.benchmark.opened"),
+    "benchmark": (benchmark, "kdjax.benchmark.resolve"),
 }
 """Each with a function that it calls."""
 ENDS = {
@@ -69,8 +69,7 @@ def flags(monkeypatch):
     for flag in ("_TOPOLOGY", "_PER_CHIP", "_CLASSES", "_BISECT"):
         monkeypatch.setattr(preflight, flag, given(None))
     monkeypatch.setattr(benchmark, "begin", lambda: None)
-    for program in (inspect, benchmark):
-        monkeypatch.setattr(program, "resolve", lambda config, devices: None)
+    monkeypatch.setattr(inspect, "resolve", lambda config, devices: None)
     yield monkeypatch
     jax.config.update("jax_enable_compilation_cache", True)  # Which the benchmark turns off.
 
@@ -158,7 +157,7 @@ def test_the_script_for_slurm_queues_itself_again_after_the_same_codes(code, tmp
     stand_in(tmp_path, "srun", f"exit {int(code)}")
     stand_in(tmp_path, "scontrol", 'echo "$@" > queued')
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
-    done = subprocess.run(["sh", "-c", blocks("sh")[1]], cwd=tmp_path, env=env, check=False)
+    done = subprocess.run(["sh", "-c", blocks("sh", "## Slurm")[0]], cwd=tmp_path, env=env, check=False)
     again = code in (Exit.AGAIN, 134)
     assert done.returncode == (0 if again else code)
     assert (tmp_path / "queued").exists() == again

@@ -1,17 +1,24 @@
 """All processes of a run do the same, or none begins."""
 
+import contextlib
 import json
 import platform
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 
+from kdjax.config.schema import Data
+from kdjax.data.folders import NoSplitError
 from kdjax.errors import StorageError, UserError
 from kdjax.paths import Path
-from kdjax.processes import MAIN, everywhere, gather, is_main, on_main
+from kdjax.processes import MAIN, are_several, everywhere, gather, is_main, on_main
+from kdjax.run.data import is_own, open_split
 from kdjax.run.record import differences, environment
+from kdjax.types import Task
+
+T = TypeVar("T")
 
 
 def check_agreement(run: Mapping[str, Any]) -> None:
@@ -39,6 +46,31 @@ def check_agreement(run: Mapping[str, Any]) -> None:
             )
             error.everywhere = True
             raise error
+
+
+def open_alike(content: Mapping[str, Any], data: Data, task: Task, work: Callable[[], T]) -> T:
+    """What ``work`` returns, which opens the data of a config; all processes do so at once.
+
+    Args:
+        content: what of the config decides what is opened, as JSON can hold it.
+        data: its section.
+        task: what is learnt from them.
+        work: as :func:`kdjax.processes.everywhere` takes it.
+
+    Raises:
+        UserError: on all processes: another config somewhere, with which they would not open the same data together;
+            or the data cannot be used.
+    """
+    check_agreement({"config": content})
+
+    def make() -> None:
+        with contextlib.suppress(NoSplitError):  # Perhaps images are held out instead.
+            open_split(data, task, training=False)
+
+    # What is downloaded or generated first one process makes, all splits at once.
+    if are_several() and (data.download or not is_own(data)):
+        on_main(make)
+    return everywhere(work)
 
 
 def check_workdir(workdir: Path) -> None:

@@ -20,9 +20,9 @@ from kdjax.paths import Path, as_path
 from kdjax.plan import BASELINE, Plan, check_files, resolve, with_seed
 from kdjax.processes import MAIN, are_several, everywhere, gather, is_main, on_main
 from kdjax.report import Row, duration, summary_table
-from kdjax.run.agreement import check_agreement, check_workdir
+from kdjax.run.agreement import check_agreement, check_workdir, open_alike
 from kdjax.run.commands import commands, methods_of
-from kdjax.run.data import Splits, is_own, open_split
+from kdjax.run.data import Splits
 from kdjax.run.fit import opened
 from kdjax.run.floor import check_floors
 from kdjax.run.page import REPORT_FILE, write_report
@@ -67,26 +67,18 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         StorageError: the workdir cannot be written.
         Stopped: a signal ended it, and it is saved.
     """
-    with stopping() as stop, storing(as_path(workdir)):
-        return _stoppable(config, workdir, stop)
-
-
-def _stoppable(config: ConfigDict, workdir: str | os.PathLike[str], stop: Stop) -> dict[str, Any]:
     started = time.monotonic()
-    place = everywhere(lambda: as_path(workdir))
-    plan = everywhere(lambda: _resolved(config))
-    with everywhere(lambda: take(place) if is_main() else contextlib.ExitStack()):
-        return _run_all(config, plan, place, started, stop)
+    with stopping() as stop:
+        place = everywhere(lambda: as_path(workdir))
+        plan = everywhere(lambda: _resolved(config))
+        with storing(place), everywhere(lambda: take(place) if is_main() else contextlib.ExitStack()):
+            return _run_all(config, plan, place, started, stop)
 
 
 def _run_all(config: ConfigDict, plan: Plan, place: Path, started: float, stop: Stop) -> dict[str, Any]:
     """The run, in a workdir that is this one's alone, since ``started``."""
     check_workdir(place)
-    # Where these differ, hosts would not open the same data, which they do together.
-    check_agreement({"config": plan.content})
-    if are_several() and (plan.data.download or not is_own(plan.data)):
-        on_main(lambda: _make_data(plan))
-    plan, splits = everywhere(lambda: _opened(config, plan))
+    plan, splits = open_alike(plan.content, plan.data, plan.task, lambda: _opened(config, plan))
     seen = everywhere(lambda: look(splits._asdict()))
     on_main(lambda: _check_manifest(plan, place, seen))
     claims = everywhere(lambda: _all_claims(plan, place, splits))
@@ -105,12 +97,6 @@ def _resolved(config: ConfigDict) -> Plan:
     check_files(plan)
     check_sinks(plan.run.sinks)
     return plan
-
-
-def _make_data(plan: Plan) -> None:
-    """Lets what is downloaded or generated first be made, by one process alone."""
-    for training in (False, True):
-        open_split(plan.data, plan.task, training=training)
 
 
 def _opened(config: ConfigDict, plan: Plan) -> tuple[Plan, Splits]:
