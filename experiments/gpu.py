@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -47,8 +48,14 @@ _TRACE = flags.DEFINE_string(
 _CASE = flags.DEFINE_string("case", "", "Run this one here, given as JSON; the script does that for itself.")
 _COUNT = flags.DEFINE_bool("count", False, "Count the operations of all cases here; the script does that for itself.")
 
-_PEAKS = {"H100": (989e12, 495e12), "H200": (989e12, 495e12), "A100": (312e12, 156e12), "L4": (121e12, 60e12)}
-"""Published dense peaks of bfloat16 and of TF32, operations a second, by what the device's name has in it."""
+_PEAKS = {
+    r"H100 80GB HBM3|H200$": (989e12, 495e12),
+    r"H100 PCIe": (756e12, 378e12),
+    r"A100": (312e12, 156e12),
+    r"L40S": (362e12, 183e12),
+    r"L4": (121e12, 60e12),
+}
+"""Published dense peaks of bfloat16 and of TF32, operations a second, by the words of the device's name."""
 _STEPS, _WARM, _TRACED = 10, 3, 3
 _CLASSES = 80
 _TEACHERS = {"retinanet_r101_r50": "resnet101", "retinanet_x101_r50": "resnext101_64x4d"}
@@ -203,7 +210,8 @@ def with_share(result: dict[str, Any], flops: dict[str, Any]) -> dict[str, Any]:
     of = flops.get(f"{result['method']}:{result['pair']}")
     if "failed" in result or not of:
         return result
-    each, peaks = sum(of.values()), [peaks for name, peaks in _PEAKS.items() if name in result["device"]]
+    device = result["device"]
+    each, peaks = sum(of.values()), [peaks for name, peaks in _PEAKS.items() if re.search(rf"\b({name})\b", device)]
     rate = result["images_per_second"] * each
     share = rate / peaks[0][result["dtype"] == "float32"] if peaks else None
     return {**result, "flops_per_image": each, "flops_per_image_of": of, "share_of_peak": share}

@@ -8,6 +8,7 @@ compile takes one to three minutes of both cores; ``--pairs=retinanet_x101_r50 -
 
 import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from absl import app, flags
 
 from kdjax.config import config_names, find_config, load_config
-from kdjax.errors import UserError
+from kdjax.errors import UsageError, UserError
 from kdjax.files import write_json
 from kdjax.pairs import PAIRS
 from kdjax.tpu import CrashedError, preflight
@@ -52,12 +53,12 @@ def variants(methods: Sequence[str], pairs: Sequence[str]) -> list[tuple[str, st
     """Each method with each pair, as far as there are configs of both.
 
     Raises:
-        UserError: there is no such method, or no such pair of any method.
+        UsageError: there is no such method, or no such pair of any method.
     """
     found = []
     for pair in pairs:
         if pair not in PAIRS:
-            raise UserError(f"--pairs={pair} is none of {', '.join(PAIRS)}.")
+            raise UsageError(f"--pairs={pair} is none of {', '.join(PAIRS)}.")
         for method in methods:
             find_config(method)
             with contextlib.suppress(UserError):
@@ -77,6 +78,7 @@ _COLUMNS = {
     "trained": lambda x: f"{x['trained_parameters']:,}",
     "at most images/s (estimate)": lambda x: f"{x['images_per_second_estimate']:.0f}",
     "largest batch": lambda x: str(x.get("largest_batch", "")),
+    "loops with one turn": lambda x: str(x["open_loops"]),
 }
 
 
@@ -94,12 +96,17 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
 def main(_: Sequence[str]) -> int:
     """Compiles what is missing, and prints the table; returns the exit code."""
     folder = Path(_WORKDIR.value)
-    folder.mkdir(parents=True, exist_ok=True)
-    reports = [
-        report(method, pair, topology, _PER_CHIP.value, folder)
-        for topology in _TOPOLOGY.value
-        for method, pair in variants(_METHODS.value if topology == _EVERY_METHOD else ["mgd"], _PAIRS.value)
-    ]
+    try:
+        wanted = [
+            (method, pair, topology)
+            for topology in _TOPOLOGY.value
+            for method, pair in variants(_METHODS.value if topology == _EVERY_METHOD else ["mgd"], _PAIRS.value)
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        reports = [report(*which, _PER_CHIP.value, folder) for which in wanted]
+    except UserError as error:
+        print(f"kdjax: {error}", file=sys.stderr)
+        return error.exit_code
     print(table(reports))
     return int(any("failed" in x for x in reports))
 

@@ -100,14 +100,15 @@ def _compile(name: str, function: Any, arguments: list[Any], trains: bool = Fals
     return Part(name, compiled, seconds, of_all, trains)
 
 
-def input_rate(plan: Plan, source: Source, batches: int = 60) -> float:
+def input_rate(plan: Plan, source: Source) -> float:
     """Images a second that the input pipelines of all processes make for the last stage where nothing else is to do.
 
     Args:
         plan: the whole run.
         source: its training split.
-        batches: timed ones, many more than are made ahead; as many come before them.
     """
+    # Timed ones, many more than are made ahead, and equally many of each process; as many come before them.
+    batches = 6 * max(10, plan.data.processes)
     with closing(open_batches(plan, plan[plan.student], source, 0, processes=plan.data.processes)) as stream:
         for _ in itertools.islice(stream, batches):
             pass
@@ -140,10 +141,12 @@ def _measured() -> int:
         for part in parts:
             seconds[part.name].append(part.call())
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    flops = {part.name: part.compiled.cost_analysis()["flops"] / 1e9 for part in parts}
+    # XLA counts one turn of the loop over the parts of a batch, of which the teacher alone has none.
+    turns = {part.name: plan[plan.student].options.accumulate if part.trains else 1 for part in parts}
+    flops = {part.name: turns[part.name] * part.compiled.cost_analysis()["flops"] / 1e9 for part in parts}
     device = jax.local_devices()[0]
     print(f"{jax.device_count()} x {device.device_kind}, batch {batch_size}, jax {jax.__version__}")
-    print(f"{'part':18} {'compile s':>10} {'ms':>9} {'images/s':>9} {'GFLOP':>8} {'temp MiB':>9}")
+    print(f"{'part':18} {'compile s':>10} {'ms':>9} {'images/s':>9} {'GFLOP':>8} {'temp MiB':>9}  of one device")
     for part in parts:
         temporary = part.compiled.memory_analysis().temp_size_in_bytes / 2**20
         median = medians[part.name]

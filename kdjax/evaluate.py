@@ -22,7 +22,7 @@ from kdjax.main import CONFIG, begin, ended, parse
 from kdjax.options import parse as parse_options
 from kdjax.paths import as_path
 from kdjax.plan import check_eval_batch
-from kdjax.processes import are_several, everywhere, is_main
+from kdjax.processes import are_several, everywhere, on_main
 from kdjax.report import align, known
 from kdjax.run.agreement import check_agreement, open_alike
 from kdjax.run.data import open_split
@@ -112,13 +112,17 @@ def main(_: Sequence[str]) -> int:
     def work() -> int:
         begin()
         metrics = measure(everywhere(_config), _MODEL.value)
-        if _JSON.value and is_main():
-            with writing("json", _JSON.value):
-                write_json(as_path(_JSON.value), metrics)
+        if _JSON.value:
+            on_main(lambda: _write(metrics))
         print(tables(metrics))
         return Exit.FINISHED
 
     return ended(work, "nothing was written")
+
+
+def _write(metrics: Metrics) -> None:
+    with writing("json", _JSON.value):
+        write_json(as_path(_JSON.value), metrics)
 
 
 def _config() -> ConfigDict:

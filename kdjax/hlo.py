@@ -1,10 +1,16 @@
-"""What a compiled program says of itself: the traffic to memory, and what its devices tell each other."""
+"""What a program's text says of it: traffic to memory, operations in loops, and what its devices tell each other.
+
+XLA counts one turn of a loop, and for TPUs does not write down how many there are. Those of JAX's ``scan``, ``map`` and
+``fori_loop`` count from 0 up to a constant that their condition names; all other loops are open.
+"""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8}
@@ -15,6 +21,11 @@ _OPERATION = re.compile(r"([\w\-]+)\(")
 _OPERAND = re.compile(r"[\w.\-]+")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BODY = re.compile(r"body=%?([\w.\-]+)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"\b(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_\-]+)")
+_CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _FREE = {
     "parameter",
     "constant",
@@ -110,8 +121,9 @@ def _size(shape: str) -> int:
 def traffic(program: Program) -> int:
     """Bytes that one call reads from memory and writes to it: operands and results of its operations.
 
-    A fusion counts as one operation, a loop as often as its body runs; one of :func:`open_loops` once. What stays in a
-    nearer memory between two operations is counted all the same.
+    A fusion counts as one operation, a loop as often as its body runs; one of :func:`open_loops` once. Of an array that
+    an operation takes slices of, or replaces a slice of, the slices count. What stays in a nearer memory between two
+    operations is counted all the same.
     """
 
     def of(name: str) -> int:
@@ -120,23 +132,141 @@ def traffic(program: Program) -> int:
         total = 0
         for x in computation:
             if x.operation == "while":
-                trips, body = _TRIPS.search(x.rest), _BODY.search(x.rest)
-                assert body, x.rest
-                total += (int(trips[1]) if trips else 1) * of(body[1])
+                total += (_turns(program, x) or 1) * of(_named(_BODY, x))
             elif x.operation.endswith("-start"):
                 # Its shape has the operands once more, and what the two halves tell each other.
                 total += 2 * sum(_size(shapes.get(operand, "")) for operand in x.operands)
             elif x.operation not in _FREE and not x.operation.endswith("-done"):
-                total += _size(x.shape) + sum(_size(shapes.get(operand, "")) for operand in x.operands)
+                total += _written(program, computation, x) + sum(
+                    _read(program, x, place, shapes[operand])
+                    for place, operand in enumerate(y for y in x.operands if y in shapes)
+                )
         return total
 
     return of(program.entry)
 
 
+def _read(program: Program, x: Instruction, place: int, shape: str) -> int:
+    """Bytes that an operation reads of an operand: of one that only slices are taken of, the slices."""
+    if x.operation in ("dynamic-slice", "dynamic-update-slice") and place == 0:
+        return _size(x.shape) if x.operation == "dynamic-slice" else 0
+    if x.operation != "fusion":
+        return _size(shape)
+    inside = program.computations[_named(_CALLED, x)]
+    names = {y.name for y in inside}
+
+    def of(name: str) -> int:
+        used = _size(shape) if name == inside[-1].name else 0
+        for y in inside:
+            for place, operand in enumerate(z for z in y.operands if z in names):
+                if operand == name:
+                    used += of(y.name) if y.operation == "bitcast" else _read(program, y, place, shape)
+        return used
+
+    (parameter,) = (y.name for y in inside if y.operation == "parameter" and y.operands[0] == str(place))
+    return min(_size(shape), of(parameter))
+
+
+def _written(program: Program, computation: Sequence[Instruction], x: Instruction) -> int:
+    """Bytes that an operation writes: of an array in which it replaces a slice, the slice."""
+    by_name = {y.name: y for y in computation}
+    if x.operation == "dynamic-update-slice":
+        return _size(by_name[x.operands[1]].shape)
+    if x.operation != "fusion":
+        return _size(x.shape)
+    inside = program.computations[_named(_CALLED, x)]
+    made = {y.name: y for y in inside}
+
+    def of(y: Instruction) -> int:
+        if y.operation == "tuple":
+            return sum(of(made[name]) for name in y.operands if name in made)
+        if y.operation == "bitcast":
+            return of(made[y.operands[0]])
+        return _written(program, inside, y)
+
+    return of(inside[-1])
+
+
+def _named(pattern: re.Pattern[str], x: Instruction) -> str:
+    """The computation that an operation names."""
+    found = pattern.search(x.rest)
+    assert found, x.rest
+    return found[1]
+
+
+def _turns(program: Program, loop: Instruction) -> int | None:
+    """How often the body of a loop runs; None where the text does not say so."""
+    if said := _TRIPS.search(loop.rest):
+        return int(said[1])
+    condition = program.computations.get(_named(_CONDITION, loop), ())
+    if not condition or condition[-1].operation != "compare" or "direction=LT" not in condition[-1].rest:
+        return None
+    # An operand counts from 0, by one.
+    bounds = [x for x in condition if x.operation == "constant" and x.name in condition[-1].operands]
+    return int(bounds[0].operands[0]) if bounds else None
+
+
 def open_loops(program: Program) -> int:
     """Loops of which the text does not say how often they run, as where that depends on what they work on."""
     loops = (x for computation in program.computations.values() for x in computation if x.operation == "while")
-    return sum(not _TRIPS.search(x.rest) for x in loops)
+    return sum(_turns(program, x) is None for x in loops)
+
+
+def uncounted_flops(program: Program) -> int:
+    """Operations of matrix products and convolutions in loops, beyond the one turn that XLA counts.
+
+    Of a convolution those count, as XLA has it, that meet the map and not its padding.
+    """
+
+    def of(name: str, turns: int) -> tuple[int, int]:
+        """With every loop's turns, of so many calls; and as XLA counts one call."""
+        computation = program.computations[name]
+        shapes = {x.name: x.shape for x in computation}
+        whole = once = 0
+        for x in computation:
+            if x.operation in ("dot", "convolution"):
+                flops = _flops(x, [shapes[operand] for operand in x.operands if operand in shapes])
+                whole, once = whole + turns * flops, once + flops
+            elif x.operation in ("while", "call", "fusion"):
+                loop = x.operation == "while"
+                inner = of(_named(_BODY if loop else _CALLED, x), turns * (_turns(program, x) or 1 if loop else 1))
+                whole, once = whole + inner[0], once + inner[1]
+        return whole, once
+
+    whole, once = of(program.entry, 1)
+    return whole - once
+
+
+def _flops(x: Instruction, operands: Sequence[str]) -> int:
+    """Of a product of two arrays."""
+    sizes = [_sizes(shape) for shape in (*operands, x.shape)]
+    if x.operation == "dot":
+        contracted = _named(_CONTRACTED, x)
+        return 2 * math.prod(sizes[2]) * math.prod(sizes[0][int(axis)] for axis in contracted.split(",") if axis)
+    labels = _LABELS.search(x.rest)
+    assert labels, x.rest
+    left, kernel, result = (
+        dict(zip(letters, size, strict=True)) for letters, size in zip(labels.groups(), sizes, strict=True)
+    )
+    window = {
+        name: text.split("x") for name, text in _WINDOW.findall(x.rest.partition("window={")[2].partition("}")[0])
+    }
+    meetings = 1
+    for axis, size in enumerate(window.get("size", ())):
+        stride, spread, apart = (int(window[key][axis]) if key in window else 1 for key in _STEPS)
+        low = int(window["pad"][axis].partition("_")[0]) if "pad" in window else 0
+        at = stride * np.arange(result[str(axis)])[:, None] + apart * np.arange(int(size)) - low
+        meetings *= int(((at >= 0) & (at <= spread * (left[str(axis)] - 1)) & (at % spread == 0)).sum())
+    return 2 * result["b"] * result["f"] * kernel["i"] * meetings
+
+
+_STEPS = ("stride", "lhs_dilate", "rhs_dilate")
+
+
+def _sizes(shape: str) -> list[int]:
+    found = _ARRAY.search(shape)
+    assert found, shape
+    return [int(size) for size in found[2].split(",") if size]
 
 
 def collectives(program: Program) -> Collectives:

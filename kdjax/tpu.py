@@ -9,16 +9,17 @@ from concurrent.futures.process import BrokenProcessPool
 from importlib import util
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
-from kdjax.errors import UsageError, UserError, parsing
+from kdjax.errors import UsageError, UserError, parsing, quoted
 from kdjax.plan import resolve
 from kdjax.run.data import is_open
 from kdjax.run.lowered import examine, lower_step, written_flops
 
 
 class CrashedError(UserError):
-    """The compiler died over a step; others may compile."""
+    """The compiler died or failed over a step; others may compile."""
 
 
 class Chip(NamedTuple):
@@ -52,7 +53,9 @@ _ENVIRONMENT = {
 }
 
 
-def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None, classes: int) -> dict[str, Any]:
+def compile_for(
+    content: Mapping[str, Any], topology: str, per_chip: int | None, classes: int, in_parts: bool = True
+) -> dict[str, Any]:
     """Compiles the step of a config for a topology of TPUs; call it in a process of its own, for libtpu can crash.
 
     Args:
@@ -60,6 +63,7 @@ def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None,
         topology: such as "v5e:2x4".
         per_chip: images of a step on a chip, or None for what the config says.
         classes: of the data.
+        in_parts: say as well of how many operations student, teacher and method are, "flops_per_image_of".
 
     Returns:
         what :func:`examine` does, and "chips", "per_chip" and "classes".
@@ -92,11 +96,10 @@ def compile_for(content: Mapping[str, Any], topology: str, per_chip: int | None,
         )
     share = plan[plan.student].options.batch_size // len(devices)
     step = lower_step(plan, plan[plan.student], devices, share=share, classes=classes)
-    parts = plan[plan.student].options.accumulate
-    report = {"chips": len(devices), "per_chip": share, "classes": classes, **examine(step, share, parts)}
-    return (
-        report | {"flops_per_image_of": written_flops(plan, share=share, classes=classes)} if report["fits"] else report
-    )
+    report = {"chips": len(devices), "per_chip": share, "classes": classes, **examine(step, share)}
+    if in_parts and report["fits"]:
+        report["flops_per_image_of"] = written_flops(plan, share=share, classes=classes)
+    return report
 
 
 def largest(fits: Callable[[int], bool], known: int) -> int:
@@ -152,7 +155,13 @@ class _Compiler:
             content, topology, classes = self._arguments
             try:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    report = pool.submit(compile_for, content, topology, per_chip, classes).result()
+                    asked = not self.reports  # And not looked for among others.
+                    report = pool.submit(compile_for, content, topology, per_chip, classes, asked).result()
+            except jax.errors.JaxRuntimeError as error:
+                raise CrashedError(
+                    f"The TPU compiler failed over --topology={topology} with {per_chip or 'its'} images per chip "
+                    f"({quoted(error)}): try another topology or batch, or another version of libtpu."
+                ) from error
             except BrokenProcessPool as error:
                 raise CrashedError(
                     f"The TPU compiler crashed over --topology={topology} with {per_chip or 'its'} images per chip: "
@@ -191,7 +200,7 @@ def preflight(
 
     Raises:
         UsageError: there is no such topology.
-        CrashedError: the compiler died over the step that is asked for.
+        CrashedError: the compiler died or failed over the step that is asked for.
         UserError: what is asked for cannot be compiled.
     """
     chip = _chip(topology)
@@ -226,14 +235,14 @@ def in_words(report: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {x / 1e12:.3g}" for name, x in report["flops_per_image_of"].items())
     gigabytes = {name: x / 1e9 for name, x in report.items() if name.endswith(("_bytes", "_bytes_per_image"))}
     loops = report["open_loops"]
-    uncounted = f", with one turn of each of {loops} loops of which it is not known how often they run" if loops else ""
+    uncounted = f" (one turn of each of {loops} loops that run as often as what they work on asks)" if loops else ""
     lines = [
         f"Compiled for {report['chips']} chips of {report['topology']}, {report['per_chip']} images on each, with "
         f"{report['classes']} classes, in {report['compile_seconds']:.0f} s; nothing ran.",
         f"memory of a chip: {gigabytes['peak_bytes']:.2f} GB at the peak of {gigabytes['hbm_bytes']:.2f} (arguments "
         f"{gigabytes['argument_bytes']:.2f}, temporary {gigabytes['temporary_bytes']:.2f}, results "
         f"{gigabytes['output_bytes']:.2f})",
-        f"TFLOP per image: {report['flops_per_image'] / 1e12:.3g} as compiled; as written: {parts}",
+        f"TFLOP per image: {report['flops_per_image'] / 1e12:.3g} as compiled{uncounted}; as written: {parts}",
         f"traffic to memory per image: {gigabytes['traffic_bytes_per_image']:.2f} GB{uncounted}",
         f"between chips: {report['collectives']} operations, {report['all_reduce_elements']} elements, "
         f"{report['all_reduce_bf16_elements']} of them bfloat16, for {report['trained_parameters']} trained parameters",

@@ -1,10 +1,17 @@
 """Programs whose traffic and collectives are known, written by hand and compiled here."""
 
+import os
+import subprocess
+import sys
+from importlib import util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from kdjax.hlo import collectives, open_loops, read_program, traffic
+from kdjax.hlo import collectives, open_loops, read_program, traffic, uncounted_flops
+from kdjax.tpu import _ENVIRONMENT, CHIPS
 
 TEXT = """HloModule example, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 
@@ -47,6 +54,82 @@ def test_a_loop_whose_turns_are_not_known_is_counted_once():
     program = read_program(TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', ""))
     assert open_loops(program) == 1
     assert traffic(program) == 2 * 16 + 3 * 2 * 32 + 3 * 32
+
+
+BOUND = """
+%some (state: (s32[], f32[8])) -> pred[] {
+  %state = (s32[], f32[8]{0}) parameter(0)
+  %count = s32[] get-tuple-element(%state), index=0
+  %bound = s32[] constant(7)
+  ROOT %less = pred[] compare(%count, %bound), direction=LT
+}
+
+ENTRY"""
+
+
+def test_a_loop_that_counts_to_a_constant_runs_as_often():
+    """As for TPUs, whose texts do not say it otherwise."""
+    text = TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', "").replace("ENTRY", BOUND)
+    assert open_loops(read_program(text)) == 0
+    assert traffic(read_program(text)) == 2 * 16 + 3 * 2 * 32 + 7 * 3 * 32
+    both = text.replace("ROOT %less", "%less").replace(
+        "direction=LT\n", "direction=LT\n  ROOT %x = pred[] and(%less, %y)\n"
+    )
+    assert open_loops(read_program(both)) == 1
+    assert open_loops(read_program(text.replace("%bound = s32[] constant(7)", "%bound = s32[] copy(%end)"))) == 1
+
+
+def products(lowered) -> float:
+    """Operations of all products of a program: XLA's count has one turn of each loop."""
+    return lowered.cost_analysis()["flops"] + uncounted_flops(read_program(lowered.as_text("hlo")))
+
+
+def test_operations_in_loops_are_those_of_their_turns_written_out():
+    x, w = jnp.zeros((5, 2, 9, 11, 8)), jnp.zeros((3, 3, 4, 6))
+
+    def convolved(x, w):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, w, (2, 1), "SAME", dimension_numbers=dims, feature_group_count=2)
+
+    def mapped(x, w):
+        return jax.lax.map(lambda y: jax.lax.map(lambda z: convolved(z[None], w), y), x).sum()
+
+    def written(x, w):
+        return sum(convolved(x[k, n][None], w).sum() for k in range(5) for n in range(2))
+
+    once = jax.jit(written).lower(x, w).cost_analysis()["flops"]
+    # Beside the products there are a few sums; the gradient has one product for each operand.
+    assert products(jax.jit(mapped).lower(x, w)) == pytest.approx(once, rel=0.02)
+    assert products(jax.jit(jax.grad(mapped, (0, 1))).lower(x, w)) == pytest.approx(2 * once, rel=0.02)
+
+
+FOR_A_TPU = """
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from kdjax.hlo import open_loops, read_program, traffic, uncounted_flops
+
+def mapped(x, w):
+    return jax.lax.map(lambda y: jnp.sin(y @ w), x)
+
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices[:1]
+step = jax.pmap(mapped, in_axes=(0, None), devices=devices)
+compiled = step.lower(jnp.zeros((1, 16, 256, 512)), jnp.zeros((512, 512))).compile()
+program = read_program(compiled.as_text())
+print(open_loops(program), uncounted_flops(program) / (2 * 256 * 512 * 512), traffic(program) / 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not util.find_spec("libtpu"), reason="the compiler for TPUs, libtpu, is not installed")
+def test_a_loop_for_a_tpu_is_counted_by_its_turns_and_its_slices():
+    environment = {**os.environ, **_ENVIRONMENT, "TPU_ACCELERATOR_TYPE": CHIPS["v5e"].accelerator}
+    run = subprocess.run([sys.executable, "-c", FOR_A_TPU], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    loops, turns, moved = map(float, run.stdout.split())
+    assert loops == 0
+    assert turns == 15
+    # A turn reads half a MiB of images and one of weights, and writes half a one; all images are allocated once.
+    assert 16 * 2 <= moved < 16 * 2 + 8.1
 
 
 def test_what_is_compiled_here_is_read():

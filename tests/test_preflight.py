@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from kdjax.config import load_config
-from kdjax.errors import UserError
+from kdjax.errors import Exit, UserError
 from kdjax.plan import resolve
 from kdjax.run.lowered import lower_step
 from kdjax.tpu import _ENVIRONMENT, CHIPS, compile_for, estimated_rate, in_words, preflight
@@ -114,7 +114,7 @@ def test_the_estimate_is_the_slower_of_compute_and_memory_and_what_links_add():
     assert "estimate from published peaks" in words
     assert "11 images per chip" in words
     assert "loops" not in words
-    assert "9.00 GB, with one turn of each of 3 loops" in in_words(REPORT | rate | {"open_loops": 3})
+    assert in_words(REPORT | rate | {"open_loops": 3}).count(" (one turn of each of 3 loops") == 2
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v5e:16", "v7x:2x2", "v5e:2x2:1"])
@@ -151,22 +151,28 @@ def test_a_compiler_that_dies_is_said_in_words(installed):
         preflight(load_config("mgd:tiny"), "v5e:2x2", per_chip=2, classes=6)
 
 
-def room_for_eleven(content, topology, per_chip, classes):
+def room_for_eleven(content, topology, per_chip, classes, in_parts):
     report = {"per_chip": per_chip, "classes": classes, "fits": per_chip <= 11}
     return {**REPORT, **report} if report["fits"] else {"chips": 8, "refused": "Used 17G of 15.75G hbm", **report}
 
 
-def test_a_compiler_that_dies_over_a_larger_batch_leaves_the_report_of_the_one_that_was_asked_for(installed, capsys):
-    def dies_over_twelve(content, topology, per_chip, classes):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(BrokenProcessPool(), "crashed over"), (jax.errors.JaxRuntimeError("INTERNAL: no such\n layout"), "failed over")],
+)
+def test_a_compiler_that_dies_over_a_larger_batch_leaves_the_report_of_the_one_that_was_asked_for(
+    error, words, installed, capsys
+):
+    def dies_over_twelve(content, topology, per_chip, classes, in_parts):
         if per_chip > 11:
-            raise BrokenProcessPool
-        return room_for_eleven(content, topology, per_chip, classes)
+            raise error
+        return room_for_eleven(content, topology, per_chip, classes, in_parts)
 
     installed.setattr("kdjax.tpu.compile_for", dies_over_twelve)
     installed.setattr("kdjax.tpu.ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))
     report = preflight(load_config("mgd:tiny"), "v5e:2x4", per_chip=8, classes=6, bisect=True)
     assert report["largest_batch"] == 11
-    assert "crashed over --topology=v5e:2x4 with 16 images per chip" in capsys.readouterr().out
+    assert f"{words} --topology=v5e:2x4 with 16 images per chip" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("per_chip", "bisect", "largest"), [(8, False, None), (8, True, 11), (32, False, 11)])
@@ -189,34 +195,39 @@ def test_what_an_earlier_stage_learns_is_not_trained():
     assert tokens.trained_parameters > 0
 
 
-def test_the_table_of_all_pairs_leaves_out_what_no_config_has_and_refuses_what_is_nothing():
+def test_the_table_of_all_pairs_leaves_out_what_no_config_has_and_refuses_what_is_nothing(tmp_path):
     """In a process of its own, as its flags are also those of other programs."""
     pairs, code = ["gfl_r101_r50", "retinanet_r50_r18"], "import json, sys; from experiments.pods import variants; "
     code += "print(json.dumps(variants(*json.loads(sys.argv[1]))))"
 
-    def run(methods, pairs):
-        given = json.dumps([methods, pairs])
-        return subprocess.run(
-            [sys.executable, "-c", code, given], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-
-    assert json.loads(run(["kd", "ld", "mgd"], pairs).stdout) == [
+    given = json.dumps([["kd", "ld", "mgd"], pairs])
+    run = subprocess.run([sys.executable, "-c", code, given], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout) == [
         ["ld", "gfl_r101_r50"],
         ["mgd", "gfl_r101_r50"],
         ["mgd", "retinanet_r50_r18"],
     ]
-    assert "--pairs=retinanet_r5_r18 is none of retinanet_x101_r50, " in run(["mgd"], ["retinanet_r5_r18"]).stderr
-    assert "mdg" in run(["mdg"], pairs).stderr
+    for flag, words in (
+        ("--pairs=retinanet_r5_r18", "--pairs=retinanet_r5_r18 is none of retinanet_x101_r50, "),
+        ("--methods=mdg", "mdg"),
+    ):
+        command = [sys.executable, "-m", "experiments.pods", f"--workdir={tmp_path}", flag]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert run.returncode == Exit.USAGE
+        assert words in run.stderr
+        assert len(run.stderr.splitlines()) == 1
 
 
 def test_the_table_of_all_pairs_says_what_fits_and_what_has_no_room():
     known = {"method": "mgd", "pair": "gfl", "topology": "v5e:2x4", "per_chip": 8}
     numbers = ("peak_bytes", "flops_per_image", "traffic_bytes_per_image", "images_per_second_estimate")
     counts = ("all_reduce_elements", "all_reduce_bf16_elements", "trained_parameters")
-    fits = known | dict.fromkeys(numbers, 2e12) | dict.fromkeys(counts, 1000)
+    fits = known | dict.fromkeys(numbers, 2e12) | dict.fromkeys(counts, 1000) | {"open_loops": 12}
     code = "import json, sys; from experiments.pods import table; print(table(json.loads(sys.argv[1])))"
     given = json.dumps([fits, known | {"refused": "20 GB of 17", "largest_batch": 6}])
     run = subprocess.run([sys.executable, "-c", code, given], cwd=ROOT, capture_output=True, text=True, check=True)
     *_, row, refused = run.stdout.splitlines()
-    assert row == "| mgd:gfl | v5e:2x4 | 8 | 2000.00 | 2.000 | 2000.00 | 1,000 (1,000) | 1,000 | 2000000000000 |  |"
+    assert (
+        row == "| mgd:gfl | v5e:2x4 | 8 | 2000.00 | 2.000 | 2000.00 | 1,000 (1,000) | 1,000 | 2000000000000 |  | 12 |"
+    )
     assert refused == "| mgd:gfl | v5e:2x4 | 8 | no room: 20 GB of 17; 6 fit |"

@@ -17,11 +17,12 @@ from kdjax import operations
 from kdjax.devices import parallel
 from kdjax.distill import by_method
 from kdjax.errors import quoted
-from kdjax.hlo import collectives, open_loops, read_program, traffic
+from kdjax.hlo import collectives, open_loops, read_program, traffic, uncounted_flops
 from kdjax.models import build_model
 from kdjax.optim import paths, under
 from kdjax.plan import Plan, StagePlan
 from kdjax.run.build import Facts, build, first_state
+from kdjax.run.start import learnt_elsewhere
 from kdjax.saved import describe
 from kdjax.types import Batch, Model
 
@@ -68,13 +69,15 @@ def lower_step(plan: Plan, stage: StagePlan, devices: Sequence[jax.Device], *, s
 
 
 def _given(plan: Plan, stage: StagePlan, facts: Facts) -> dict[str, list[str]]:
-    """By method: the parts of its parameters that an earlier stage of the plan learns for it."""
+    """By method: the parts of its parameters that it takes over, from an earlier stage of the plan or elsewhere."""
     given = {}
     for name, method in stage.methods.items():
         if method.init in plan:
             earlier = build(plan[method.init], facts)
             learnt = by_method(jax.eval_shape(earlier.init_methods, jax.random.key(0)), earlier.methods)
             given[name] = list(learnt.get(name) or next(iter(learnt.values())))
+        elif method.init:
+            given[name] = list(learnt_elsewhere(method, facts.teacher.strides if facts.teacher else ()))
     return given
 
 
@@ -93,8 +96,6 @@ def written_flops(plan: Plan, *, share: int, classes: int) -> dict[str, float]:
     Those of the "student" with its optimiser, of the "teacher" and of the "method", of a step on one device.
     """
     stage, here = plan[plan.student], jax.local_devices()[:1]
-    # Of a loop over parts one would be counted.
-    stage = dataclasses.replace(stage, options=dataclasses.replace(stage.options, accumulate=1))
     whole = lower_step(plan, stage, here, share=share, classes=classes)
     alone = lower_step(plan, dataclasses.replace(stage, methods={}), here, share=share, classes=classes)
     student, teacher = _flops(alone.lowered), _flops(whole.teacher) if whole.teacher else 0.0
@@ -103,7 +104,7 @@ def written_flops(plan: Plan, *, share: int, classes: int) -> dict[str, float]:
 
 
 def _flops(lowered: Any) -> float:
-    return float(lowered.cost_analysis()["flops"])
+    return float(lowered.cost_analysis()["flops"]) + uncounted_flops(read_program(lowered.as_text("hlo")))
 
 
 def as_it_is(variables: Any) -> Any:
@@ -130,13 +131,12 @@ def _abstract_batch(plan: Plan, shares: tuple[int, int], shape: tuple[int, int])
     return Batch(array(np.uint8, *shape, 3), array(np.int32, 2), array(np.int32), targets)
 
 
-def examine(step: Step, share: int, parts: int = 1) -> dict[str, Any]:
+def examine(step: Step, share: int) -> dict[str, Any]:
     """Compiles a step and says what the compiler says, per chip.
 
     Args:
         step: lowered.
         share: images of a step on one chip.
-        parts: in how many parts, one after another, it works through them: of a loop one turn is counted.
 
     Returns:
         "fits" alone, and "refused", where the compiler finds no room.
@@ -151,7 +151,7 @@ def examine(step: Step, share: int, parts: int = 1) -> dict[str, Any]:
         return {"fits": False, "refused": found[0] if found else quoted(error)}
     memory, program = compiled.memory_analysis(), read_program(compiled.as_text())
     told = collectives(program)
-    flops = parts * float(compiled.cost_analysis()["flops"])
+    flops = float(compiled.cost_analysis()["flops"]) + uncounted_flops(program)
     return {
         "fits": True,
         "compile_seconds": time.monotonic() - started,

@@ -4,7 +4,7 @@ Weights come from a file of another framework, from a model folder or a checkpoi
 teacher. Whatever is taken over is printed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from kdjax.data.check import compare_classes
 from kdjax.errors import UserError
 from kdjax.models import build_model, class_outputs, complete, other_meaning, with_classes
 from kdjax.paths import Path, as_path
-from kdjax.plan import StagePlan
+from kdjax.plan import MethodPlan, StagePlan
 from kdjax.run.record import Finished
 from kdjax.saved import describe, load_method, load_student, load_variables
 from kdjax.state import Variables
@@ -115,12 +115,25 @@ def load_origins(
     for key, method in stage.methods.items():
         if method.init in earlier:
             given[key] = load_method(earlier[method.init].method(key))
-        elif method.init and as_path(method.init).is_file():
-            maps = [x for x in (teacher.module.strides if teacher else ()) if x in method.levels or not method.levels]
-            given[key] = learnt_tokens(read_weights(method.init).tensors, maps, method.init)
         elif method.init:
-            given[key] = load_method(method.init)
+            given[key] = learnt_elsewhere(method, teacher.module.strides if teacher else ())
     return Origins(model, start, teacher, given)
+
+
+def learnt_elsewhere(method: MethodPlan, levels: Iterable[str]) -> Variables:
+    """What a method takes over from the path that its ``init`` is: a file of its authors' program, or a folder.
+
+    Args:
+        method: of a stage's plan.
+        levels: of the teacher's maps, by their names.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    if not as_path(method.init).is_file():
+        return load_method(method.init)
+    maps = [x for x in levels if x in method.levels or not method.levels]
+    return learnt_tokens(read_weights(method.init).tensors, maps, method.init)
 
 
 def _inherited(
