@@ -25,6 +25,8 @@ _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"\b(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_\-]+)")
+_STEPS = ("stride", "lhs_dilate", "rhs_dilate")
+"""Parts of a window that are 1 where it does not say otherwise."""
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _FREE = {
     "parameter",
@@ -258,9 +260,6 @@ def _flops(x: Instruction, operands: Sequence[str]) -> int:
         at = stride * np.arange(result[str(axis)])[:, None] + apart * np.arange(int(size)) - low
         meetings *= int(((at >= 0) & (at <= spread * (left[str(axis)] - 1)) & (at % spread == 0)).sum())
     return 2 * result["b"] * result["f"] * kernel["i"] * meetings
-
-
-_STEPS = ("stride", "lhs_dilate", "rhs_dilate")
 
 
 def _sizes(shape: str) -> list[int]:
