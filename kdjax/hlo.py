@@ -139,7 +139,7 @@ def traffic(program: Program) -> int:
                 # Its shape has the operands once more, and what the two halves tell each other.
                 total += 2 * sum(_size(shapes.get(operand, "")) for operand in x.operands)
             elif x.operation not in _FREE and not x.operation.endswith("-done"):
-                total += _written(program, computation, x) + sum(
+                total += _written(program, shapes, x) + sum(
                     _read(program, x, place, shapes[operand])
                     for place, operand in enumerate(y for y in x.operands if y in shapes)
                 )
@@ -169,22 +169,22 @@ def _read(program: Program, x: Instruction, place: int, shape: str) -> int:
     return min(_size(shape), of(parameter))
 
 
-def _written(program: Program, computation: Sequence[Instruction], x: Instruction) -> int:
+def _written(program: Program, shapes: Mapping[str, str], x: Instruction) -> int:
     """Bytes that an operation writes: of an array in which it replaces a slice, the slice."""
-    by_name = {y.name: y for y in computation}
     if x.operation == "dynamic-update-slice":
-        return _size(by_name[x.operands[1]].shape)
+        return _size(shapes[x.operands[1]])
     if x.operation != "fusion":
         return _size(x.shape)
     inside = program.computations[_named(_CALLED, x)]
     made = {y.name: y for y in inside}
+    shapes = {y.name: y.shape for y in inside}
 
     def of(y: Instruction) -> int:
         if y.operation == "tuple":
             return sum(of(made[name]) for name in y.operands if name in made)
         if y.operation == "bitcast":
             return of(made[y.operands[0]])
-        return _written(program, inside, y)
+        return _written(program, shapes, y)
 
     return of(inside[-1])
 

@@ -209,11 +209,16 @@ def move(path: Path, target: Path, mark: str = "") -> None:
         target.write_bytes(path.read_bytes())
         path.unlink()
     else:
-        for file in sorted(files_in(path), key=lambda file: file == path / mark):
-            (target / file.relative_to(path)).write_bytes(file.read_bytes())
+        copy_files(path, target, mark)
         if mark:
             (path / mark).unlink(missing_ok=True)
         remove(path)
+
+
+def copy_files(folder: Path, target: Path, mark: str = "") -> None:
+    """Copies what is in a folder of a bucket; last the file of this name, which says that the folder is whole."""
+    for file in sorted(files_in(folder), key=lambda file: file == folder / mark):
+        (target / file.relative_to(folder)).write_bytes(file.read_bytes())
 
 
 def size_of(file: Path) -> int:

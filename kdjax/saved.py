@@ -25,7 +25,7 @@ from kdjax.errors import DataError, UserError
 from kdjax.files import seal
 from kdjax.models import build_model
 from kdjax.options import TEXT, Rule, number, whole
-from kdjax.paths import Path, absolute, as_path, files_in, in_bucket, remove
+from kdjax.paths import Path, absolute, as_path, copy_files, in_bucket, remove
 from kdjax.types import Model
 
 MODEL_FILE = "model.json"
@@ -224,11 +224,10 @@ def replacing(folder: Path) -> Iterator[Path]:
 def copy_model(source: Path, folder: Path) -> None:
     """Writes a model folder again elsewhere, as :func:`save_model` does; both on this machine or both in a bucket."""
     with replacing(folder) as partial:
-        if not in_bucket(source):
+        if in_bucket(source):
+            copy_files(source, partial, MODEL_FILE)
+        else:
             shutil.copytree(source, partial, dirs_exist_ok=True)
-            return
-        for file in sorted(files_in(source), key=lambda file: file.name == MODEL_FILE):
-            (partial / file.relative_to(source)).write_bytes(file.read_bytes())
 
 
 def describe(folder: str | os.PathLike) -> dict[str, Any]:

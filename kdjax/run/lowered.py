@@ -17,7 +17,7 @@ from kdjax import operations
 from kdjax.devices import parallel
 from kdjax.distill import by_method
 from kdjax.errors import quoted
-from kdjax.hlo import collectives, open_loops, read_program, traffic, uncounted_flops
+from kdjax.hlo import Program, collectives, open_loops, read_program, traffic, uncounted_flops
 from kdjax.models import build_model
 from kdjax.optim import paths, under
 from kdjax.plan import Plan, StagePlan
@@ -96,15 +96,22 @@ def written_flops(plan: Plan, *, share: int, classes: int) -> dict[str, float]:
     Those of the "student" with its optimiser, of the "teacher" and of the "method", of a step on one device.
     """
     stage, here = plan[plan.student], jax.local_devices()[:1]
+    # Of the loop over parts the products alone would be counted in every turn.
+    stage = dataclasses.replace(stage, options=dataclasses.replace(stage.options, accumulate=1))
     whole = lower_step(plan, stage, here, share=share, classes=classes)
     alone = lower_step(plan, dataclasses.replace(stage, methods={}), here, share=share, classes=classes)
-    student, teacher = _flops(alone.lowered), _flops(whole.teacher) if whole.teacher else 0.0
-    flops = {"student": student, "teacher": teacher, "method": _flops(whole.lowered) - student - teacher}
+    student, teacher = _written(alone.lowered), _written(whole.teacher) if whole.teacher else 0.0
+    flops = {"student": student, "teacher": teacher, "method": _written(whole.lowered) - student - teacher}
     return {name: x / share for name, x in flops.items()}
 
 
-def _flops(lowered: Any) -> float:
-    return float(lowered.cost_analysis()["flops"]) + uncounted_flops(read_program(lowered.as_text("hlo")))
+def _written(lowered: Any) -> float:
+    return _flops(lowered, read_program(lowered.as_text("hlo")))
+
+
+def _flops(step: Any, program: Program) -> float:
+    """Of a step, lowered or compiled, and its text."""
+    return float(step.cost_analysis()["flops"]) + uncounted_flops(program)
 
 
 def as_it_is(variables: Any) -> Any:
@@ -151,7 +158,6 @@ def examine(step: Step, share: int) -> dict[str, Any]:
         return {"fits": False, "refused": found[0] if found else quoted(error)}
     memory, program = compiled.memory_analysis(), read_program(compiled.as_text())
     told = collectives(program)
-    flops = float(compiled.cost_analysis()["flops"]) + uncounted_flops(program)
     return {
         "fits": True,
         "compile_seconds": time.monotonic() - started,
@@ -159,7 +165,7 @@ def examine(step: Step, share: int) -> dict[str, Any]:
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "flops_per_image": flops / share,
+        "flops_per_image": _flops(compiled, program) / share,
         "traffic_bytes_per_image": traffic(program) / share,
         "open_loops": open_loops(program),
         "collectives": told.operations,
