@@ -12,12 +12,14 @@ from importlib import util
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from kdjax.config import load_config
 from kdjax.errors import Exit, UserError
 from kdjax.plan import resolve
 from kdjax.run.lowered import lower_step
+from kdjax.saved import save_method
 from kdjax.tpu import _ENVIRONMENT, CHIPS, compile_for, estimated_rate, in_words, preflight
 
 ROOT = Path(__file__).parents[1]
@@ -184,7 +186,7 @@ def test_the_largest_batch_is_found_where_it_is_asked_for_or_nothing_else_fits(p
     assert ("images_per_second_estimate" in report) == report["fits"] == (per_chip == 8)
 
 
-def test_what_an_earlier_stage_learns_is_not_trained():
+def test_what_an_earlier_stage_or_another_run_learnt_is_not_trained(tmp_path):
     """MasKD's tokens: of the method only the alignment is trained beside the student."""
     config = load_config("maskd:tiny")
     plan = resolve(config, devices=8)
@@ -193,6 +195,11 @@ def test_what_an_earlier_stage_learns_is_not_trained():
     tokens = lower_step(plan, plan["tokens"], jax.devices(), share=1, classes=6)
     assert alone.trained_parameters <= step.trained_parameters < alone.trained_parameters + 2000
     assert tokens.trained_parameters > 0
+    save_method(tmp_path / "method", {"tokens": jnp.ones(1)}, {"name": "maskd_tokens"})
+    config.student.methods.maskd.init = str(tmp_path / "method")
+    plan = resolve(config, devices=8)
+    taken = lower_step(plan, plan["student"], jax.devices(), share=1, classes=6)
+    assert taken.trained_parameters == step.trained_parameters
 
 
 def test_the_table_of_all_pairs_leaves_out_what_no_config_has_and_refuses_what_is_nothing(tmp_path):
