@@ -218,9 +218,10 @@ def with_share(result: dict[str, Any], flops: dict[str, Any]) -> dict[str, Any]:
 
 
 def own_process(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """This script with other arguments, in a process of its own."""
+    """This script with other arguments, in a process of its own, which sees one GPU: PyTorch would take no more."""
     command = [sys.executable, "-m", "experiments.gpu", *arguments]
-    environ = {**os.environ, **environment}
+    one = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": one, **environment}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
 
 
@@ -278,11 +279,10 @@ def main(_: Sequence[str]) -> None:
     started, known = time.monotonic(), measured(output)
     end = started + 60 * _MINUTES.value
     results: list[dict[str, Any]] = []
-    counting = own_process("--count", f"--tiny={_TINY.value}", JAX_PLATFORMS="cpu")
+    counting: subprocess.Popen[str] | None = None
     flops: dict[str, Any] = {}
     with contextlib.ExitStack() as ending:
         cache = ending.enter_context(tempfile.TemporaryDirectory())
-        ending.callback(counting.kill)
         for case in wanted:
             if case in known:
                 said: dict[str, Any] = known[case]
@@ -297,6 +297,9 @@ def main(_: Sequence[str]) -> None:
                 said = said_by(own, end - time.monotonic())
             results.append({**vars(case), **said})
             print(table(results[-1:]).splitlines()[-1], flush=True)
+            if counting is None:  # Not earlier, as the first case's compile time is measured.
+                counting = own_process("--count", f"--tiny={_TINY.value}", JAX_PLATFORMS="cpu")
+                ending.callback(counting.kill)
             if not flops and (counting.poll() is not None or case == wanted[-1]):
                 flops = said_by(counting, end - time.monotonic())
                 if "failed" in flops:

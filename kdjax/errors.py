@@ -103,6 +103,11 @@ def quoted(error: BaseException, most: int = 300) -> str:
     return " ".join(str(error).split())[:most].rstrip(".") or type(error).__name__
 
 
+def reason(error: OSError) -> str:
+    """In one line, why the operating system, or the client of a bucket in its place, refused."""
+    return error.strerror or quoted(error)
+
+
 @contextlib.contextmanager
 def parsing(kind: type[UserError] = DataError) -> Iterator[None]:
     """Turns whatever a library raises over what it was given into an error of ``kind`` with the library's words.

@@ -17,7 +17,7 @@ from kdjax.config.schema import Data, Run
 from kdjax.devices import device_count
 from kdjax.errors import Exit, UsageError, UserError
 from kdjax.evaluation import evaluate, make_predict
-from kdjax.files import write_json, writing
+from kdjax.files import check_writable, write_json, writing
 from kdjax.main import CONFIG, begin, ended, parse
 from kdjax.options import parse as parse_options
 from kdjax.paths import as_path
@@ -111,10 +111,12 @@ def main(_: Sequence[str]) -> int:
 
     def work() -> int:
         begin()
+        if _JSON.value:
+            on_main(lambda: check_writable("json", _JSON.value))
         metrics = measure(everywhere(_config), _MODEL.value)
+        print(tables(metrics))
         if _JSON.value:
             on_main(lambda: _write(metrics))
-        print(tables(metrics))
         return Exit.FINISHED
 
     return ended(work, "nothing was written")
@@ -122,7 +124,7 @@ def main(_: Sequence[str]) -> int:
 
 def _write(metrics: Metrics) -> None:
     with writing("json", _JSON.value):
-        write_json(as_path(_JSON.value), metrics)
+        write_json(_JSON.value, metrics)
 
 
 def _config() -> ConfigDict:

@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from kdjax.errors import DataError, StorageError
+from kdjax.errors import DataError, StorageError, reason
 from kdjax.paths import Path, absolute, as_path, in_bucket, move
 
 T = TypeVar("T")
@@ -25,7 +26,23 @@ def writing(flag: str, path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"--{flag}={path} cannot be written ({error.strerror or error}).") from error
+        raise StorageError(f"--{flag}={path} cannot be written ({reason(error)}).") from error
+
+
+def check_writable(flag: str, path: str | os.PathLike[str]) -> None:
+    """Refuses a file that could not be written after all the work.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    place = as_path(path)
+    if in_bucket(place):
+        return
+    with writing(flag, path):
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=place.absolute().parent):
+            pass
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -138,7 +155,7 @@ _BUSY_WORDS = (*AWAY_WORDS, "PERMISSION_DENIED", "UNAUTHENTICATED")
 def unread(error: BaseException) -> str:
     """In its own words, why storage could not be read, where that says nothing of what is read; "" otherwise."""
     if isinstance(error, OSError) and error.errno in _BUSY:
-        return error.strerror or str(error)
+        return reason(error)
     words = str(error)
     found = [text for text in (*map(os.strerror, _BUSY), *_BUSY_WORDS) if text in words]
     return found[0] if found else unread(error.__cause__) if error.__cause__ is not None else ""
@@ -152,7 +169,7 @@ def refusal(error: BaseException, folder: Path) -> str:
         folder: what was written or read; of a bucket every error counts, networks have many.
     """
     if isinstance(error, OSError) and error.errno in (*_FULL, *_AWAY):
-        return error.strerror or str(error)
+        return reason(error)
     words = " ".join(str(error).split())
     if found := [os.strerror(number) for number in (*_FULL, *_AWAY) if os.strerror(number) in words]:
         return found[0]

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from kdjax.errors import Exit, StorageError, UserError
+from kdjax.errors import Exit, StorageError, UserError, reason
 from kdjax.paths import Path, in_bucket
 
 LOCK_FILE = ".lock"
@@ -57,7 +57,7 @@ def take(workdir: Path) -> contextlib.ExitStack:
         except OSError as error:
             if in_bucket(path) or error.errno not in _WITHOUT_FLOCK:
                 raise StorageError(
-                    f"--workdir={workdir} cannot be used ({error.strerror or error}); name a folder that can be "
+                    f"--workdir={workdir} cannot be used ({reason(error)}); name a folder that can be "
                     "written, or a new one."
                 ) from error
             taken.enter_context(_renewed(path))
@@ -120,11 +120,11 @@ def _renewed(path: Path) -> Iterator[None]:
             print(f"kdjax: {_refusal(path)}", file=sys.stderr, flush=True)
             os._exit(Exit.AGAIN)
 
-    if _is_there(_owner(path)):
+    if _is_there(_written(path)):
         raise _refusal(path)
     write()
     time.sleep(_SETTLING)
-    if is_others():
+    if _written(path).get("token", me["token"]) != me["token"]:
         raise _refusal(path)
     ended = threading.Event()
     thread = threading.Thread(target=renew, name="lock", daemon=True)
@@ -146,8 +146,20 @@ def _me() -> dict[str, Any]:
 def _owner(path: Path) -> dict[str, Any]:
     """What a lock's file says of its owner; {} where there is none, or it cannot be read."""
     try:
-        said = json.loads(path.read_text())
+        return _written(path)
     except Exception:  # Of the network, too.
+        return {}
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """What a lock's file says of its owner; {} where there is none, or it is damaged.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        said = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}
 

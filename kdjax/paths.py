@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 from etils import epath
 
-from kdjax.errors import AwayError, StorageError, UnreachedError, UserError, quoted
+from kdjax.errors import AwayError, StorageError, UnreachedError, UserError, quoted, reason
 
 Path: TypeAlias = pathlib.Path | epath.Path
 """Of this machine's files one of pathlib; of a bucket's one of etils, which has pathlib's methods."""
@@ -58,16 +58,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 @functools.cache
 def _reached(bucket: str) -> epath.Path:
     """A bucket that is there."""
-    if lacking := [package for package in _PACKAGES if not _installed(package)]:
-        raise UserError(f"gs://{bucket} needs the package {lacking[0]}: install it with `pip install 'kdjax[gcs]'`.")
-    # Where TensorFlow is installed, etils would take its file system instead, which is another one.
-    os.environ.setdefault("EPATH_USE_TF", "false")
-    # Other processes write there, too: what was listed before does not hold.
-    fsspec = importlib.import_module("fsspec")
-    fsspec.config.conf["gs"] = {"use_listings_cache": False}
-    fsspec.register_implementation("gcs", _client(), clobber=True)  # What etils calls gs://.
-    for logger in ("gcsfs", "google.auth"):  # They print what they also raise.
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    take_client()
     path = epath.Path(f"gs://{bucket}")
     try:
         path.stat()
@@ -78,6 +69,39 @@ def _reached(bucket: str) -> epath.Path:
             "account may do there."
         ) from error
     return path
+
+
+@functools.cache
+def take_client() -> None:
+    """Lets all paths of buckets go through our client; before the first of them is used, for etils remembers.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    if lacking := [package for package in _PACKAGES if not _installed(package)]:
+        raise UserError(f"gs:// needs the package {lacking[0]}: install it with `pip install 'kdjax[gcs]'`.")
+    # Where TensorFlow is installed, etils would take its file system instead, which is another one.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    # Other processes write there, too: what was listed before does not hold.
+    fsspec = importlib.import_module("fsspec")
+    fsspec.config.conf["gs"] = {"use_listings_cache": False}
+    fsspec.register_implementation("gcs", _client(), clobber=True)  # What etils calls gs://.
+    for logger in ("gcsfs", "google.auth"):  # They print what they also raise.
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+
+
+def has_client() -> bool:
+    """Whether :func:`take_client` was called: only then a path may be in a bucket."""
+    return take_client.cache_info().currsize > 0
+
+
+def look_up(path: epath.Path) -> None:
+    """Asks for the bucket itself, as Orbax does that keeps checkpoints there, and listing its objects does not.
+
+    Raises:
+        OSError: this account may not.
+    """
+    importlib.import_module("fsspec").filesystem("gcs").call("GET", "b/{}", str(path).split("/")[2], json_out=True)
 
 
 @functools.cache
@@ -114,7 +138,22 @@ def is_away(error: BaseException) -> bool:
     What a bucket refuses, as an account that may not read it, is none of these.
     """
     retry: Any = sys.modules.get("gcsfs.retry")  # Without it no bucket was asked for.
-    return retry is not None and (isinstance(error, AwayError | TimeoutError) or bool(retry.is_retriable(error)))
+    return retry is not None and (
+        isinstance(error, AwayError | TimeoutError) or bool(retry.is_retriable(error)) or _is_transient(error)
+    )
+
+
+def _is_transient(error: BaseException) -> bool:
+    """As :func:`is_away`, of the client by which Orbax asks for buckets."""
+    kinds: Any = sys.modules.get("google.api_core.exceptions")
+    return kinds is not None and isinstance(error, kinds.ServerError | kinds.TooManyRequests | kinds.RetryError)
+
+
+def _refuses(error: BaseException) -> bool:
+    """Whether an error of a client says that a bucket is not for this account."""
+    if type(error) is OSError:
+        return error.errno is None and str(error).startswith("Forbidden")  # In gcsfs' words.
+    return type(error).__module__.startswith(("gcsfs.", "google.")) and getattr(error, "code", None) in (401, 403)
 
 
 def _named(error: BaseException) -> str:
@@ -123,14 +162,20 @@ def _named(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def reaching() -> Iterator[None]:
-    """Says in words that a bucket is out of reach for now.
+    """Says in words that a bucket is out of reach for now, or not for this account.
 
     Raises:
         UnreachedError: in place of the client's error, where :func:`is_away`.
+        StorageError: in place of a client's error that says what this account may not do.
     """
     try:
         yield
     except Exception as error:
+        if _refuses(error):
+            raise StorageError(
+                f"A bucket does not let this account do all that a run does there ({quoted(error)}): give it the roles "
+                "that docs/hosts.md names, then the same command again; nothing that was saved is lost."
+            ) from error
         if not is_away(error):
             raise
         raise UnreachedError(
@@ -142,7 +187,7 @@ def reaching() -> Iterator[None]:
 def unreadable(what: str, error: OSError) -> UserError:
     """What to raise where a file that was there cannot be read any more."""
     kind = UnreachedError if is_away(error) else StorageError
-    return kind(f"{what} cannot be read any more ({error.strerror or quoted(error)}).")
+    return kind(f"{what} cannot be read any more ({reason(error)}).")
 
 
 def _installed(package: str) -> bool:
@@ -258,7 +303,10 @@ def on_this_machine(file: Path) -> Iterator[pathlib.Path]:
 
 def files_in(folder: Path) -> Iterator[Path]:
     """The files in a folder of a bucket, and in the folders below it."""
-    for path in folder.iterdir():
+    # A console makes an object for a folder, which is listed by its name as if it were inside, perhaps beside what is.
+    for path in dict.fromkeys(folder.iterdir()):
+        if path.name == folder.name and not path.exists():
+            continue
         if path.is_dir():
             yield from files_in(path)
         else:

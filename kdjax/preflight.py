@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from kdjax.errors import Exit, UserError
-from kdjax.files import write_json, writing
+from kdjax.files import check_writable, write_json, writing
 from kdjax.main import CONFIG, ended, parse
-from kdjax.paths import as_path
 from kdjax.tpu import in_words, preflight
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "Generation and shape of the slice, such as v5e:16x16.")
@@ -31,19 +30,22 @@ def main(_: Sequence[str]) -> int:
     logging.set_verbosity(logging.FATAL)
 
     def work() -> int:
+        if _OUTPUT.value:
+            check_writable("output", _OUTPUT.value)
         report = preflight(
             CONFIG.value, _TOPOLOGY.value, per_chip=_PER_CHIP.value, classes=_CLASSES.value, bisect=_BISECT.value
         )
+        if report["fits"]:
+            print(in_words(report))
         if _OUTPUT.value:
             with writing("output", _OUTPUT.value):
-                write_json(as_path(_OUTPUT.value), report)
+                write_json(_OUTPUT.value, report)
         if not report["fits"]:
             most = report["largest_batch"]
             raise UserError(
                 f"{report['per_chip']} images per chip have no room on {report['topology']} ({report['refused']}); "
                 + (f"--per_chip={most} has." if most else "no number of them has.")
             )
-        print(in_words(report))
         return Exit.FINISHED
 
     return ended(work, "nothing was written")

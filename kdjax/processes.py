@@ -23,7 +23,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from kdjax.devices import AXIS, parallel
-from kdjax.errors import Exit, UnreachedError, UsageError, UserError, quoted
+from kdjax.errors import Exit, UnreachedError, UsageError, UserError, quoted, reason
 from kdjax.paths import reaching
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
             "N - 1; on Cloud TPU, Slurm and Open MPI none of them is needed."
         )
     host, colon, port = coordinator.rpartition(":")
-    if not (host and colon and port.isdecimal() and int(port) < 2**16):
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
         raise UsageError(
             f"--coordinator={coordinator} is no HOST:PORT; it must be where process 0 listens, such as 10.0.0.1:8476."
         )
@@ -130,7 +130,7 @@ def _reach(coordinator: str) -> None:
         except OSError as error:
             if time.monotonic() - begun > _PATIENCE:
                 raise UnreachedError(
-                    f"--coordinator={coordinator} cannot be reached ({error.strerror or error}): start process 0 "
+                    f"--coordinator={coordinator} cannot be reached ({reason(error)}): start process 0 "
                     "there, within five minutes of the others, and let them through to that port."
                 ) from error
         time.sleep(1)
@@ -138,7 +138,7 @@ def _reach(coordinator: str) -> None:
 
 def _launcher() -> int:
     """How many processes a launcher says that it started; 0 where there is none."""
-    return max((int(os.environ.get(count, 1)) for sign, count in _TASKS.items() if sign in os.environ), default=0)
+    return max((_number(count) or 1 for sign, count in _TASKS.items() if sign in os.environ), default=0)
 
 
 def _initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:

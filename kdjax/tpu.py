@@ -30,7 +30,7 @@ class Chip(NamedTuple):
     flops: float
     """Peak of bfloat16 a second."""
     hbm: int
-    """Bytes of memory."""
+    """Bytes of memory that the compiler gives a program: what libtpu 0.0.42 says where there is no room."""
     bandwidth: float
     """Bytes a second between a chip and its memory."""
     links: float
@@ -38,9 +38,9 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "v5e": Chip("v5litepod-8", 197e12, 16 * 2**30, 819e9, 200e9),
-    "v5p": Chip("v5p-8", 459e12, 95 * 2**30, 2765e9, 600e9),
-    "v6e": Chip("v6e-8", 918e12, 32 * 2**30, 1640e9, 448e9),
+    "v5e": Chip("v5litepod-8", 197e12, int(15.75 * 2**30), 819e9, 200e9),
+    "v5p": Chip("v5p-8", 459e12, int(95.74 * 2**30), 2765e9, 600e9),
+    "v6e": Chip("v6e-8", 918e12, int(31.25 * 2**30), 1640e9, 448e9),
 }
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",

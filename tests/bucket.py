@@ -102,6 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
         bucket, *rest = parts
         if bucket == "private":
             return self._fail(401, "Anonymous caller does not have storage.buckets.get access")
+        if bucket == "objects" and not rest:
+            return self._fail(403, "nobody does not have storage.buckets.get access to the bucket.")
         if bucket not in server.objects:
             return self._fail(404, "The specified bucket does not exist.")
         objects = server.objects[bucket]

@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 import kdjax
 from kdjax import lock, main
 from kdjax.checkpoint import Checkpoints, recorded
 from kdjax.data.flaws import Checks
 from kdjax.data.sources import open_source
+from kdjax.data.workers import from_processes
 from kdjax.devices import cache_compilations
 from kdjax.errors import AwayError, Exit, StorageError, UnreachedError, UserError
 from kdjax.files import write_json
@@ -50,7 +52,7 @@ pytestmark = pytest.mark.skipif(util.find_spec("gcsfs") is None, reason="kdjax[g
 
 @pytest.fixture(scope="module")
 def server():
-    with stand_in("bucket") as server:
+    with stand_in("bucket", "objects") as server:
         yield server
 
 
@@ -81,6 +83,13 @@ def http_error(code, words):
     return HttpError({"code": code, "message": words})
 
 
+def google_error(name, words):
+    """Of the client by which Orbax asks for buckets."""
+    from google.api_core import exceptions
+
+    return getattr(exceptions, name)(words)
+
+
 def connection_error(words):
     import aiohttp
 
@@ -104,7 +113,11 @@ def test_a_bucket_that_is_away_asks_all_processes_to_be_started_again():
         (lambda: http_error(503, "away"), Exit.AGAIN),
         (lambda: TimeoutError("away"), Exit.AGAIN),
         (lambda: AwayError("HttpError: away"), Exit.AGAIN),
+        (lambda: google_error("ServiceUnavailable", "away"), Exit.AGAIN),
+        (lambda: google_error("TooManyRequests", "away"), Exit.AGAIN),
         (lambda: http_error(400, "ours"), None),
+        (lambda: google_error("BadRequest", "ours"), None),
+        (lambda: OSError("ours"), None),
         (lambda: ValueError("ours"), None),
     ],
 )
@@ -118,6 +131,22 @@ def test_of_a_buckets_errors_only_an_outage_asks_for_another_start(error, code, 
     else:
         assert main.ended(work, "nothing is lost") == code
         assert "A bucket cannot be reached any more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: http_error(401, "no such account"),
+        lambda: google_error("Forbidden", "not for this account"),
+        lambda: OSError("Forbidden: https://storage.googleapis.com/b/bucket\nnot for this account"),
+    ],
+)
+def test_what_a_bucket_does_not_let_an_account_do_is_a_matter_of_storage(error, capsys):
+    def work():
+        raise error()
+
+    assert main.ended(work, "nothing is lost") == Exit.STORAGE
+    assert "A bucket does not let this account do all that a run does there (" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -201,6 +230,87 @@ def test_a_bucket_of_others_is_one_sentence(server, caplog):
     with pytest.raises(UserError, match=r"^gs://private cannot be reached \(HttpError: Anonymous caller does not have"):
         as_path("gs://private/data")
     assert not caplog.records
+
+
+def test_a_workdir_needs_the_bucket_itself_and_what_is_written_there_can_be_removed(server, bucket, monkeypatch):
+    """Orbax asks for the bucket, as reading and writing objects does not; and a run removes old checkpoints."""
+    import gcsfs
+
+    asking = gcsfs.GCSFileSystem._request
+
+    async def kept(client, method, *given, **named):
+        if method == "DELETE":
+            raise OSError("Forbidden: nobody does not have storage.objects.delete access")
+        return await asking(client, method, *given, **named)
+
+    server.put("objects", "data/a", b"")
+    assert as_path("gs://objects/data/a").exists()
+    with pytest.raises(StorageError, match=r"^--workdir=gs://objects/run cannot be used .*storage\.buckets\.get"):
+        check_workdir(as_path("gs://objects/run"))
+    monkeypatch.setattr(gcsfs.GCSFileSystem, "_request", kept)
+    with pytest.raises(
+        StorageError, match=rf"^Nothing can be removed from --workdir={bucket} .*storage\.objects\.delete"
+    ):
+        check_workdir(as_path(bucket))
+
+
+def test_the_folders_that_a_console_makes_are_no_files(server, bucket):
+    folder = as_path(bucket)
+    for name in ("1/", "1/inner/", "1/inner/file", "1/1"):
+        data = b"" if name.endswith("/") else b"x"
+        server.put("bucket", f"{bucket.removeprefix('gs://bucket/')}/{name}", data)
+    move(folder / "1", folder / "2")
+    assert sorted(str(file.relative_to(folder)) for file in files_in(folder)) == ["2/1", "2/inner/file"]
+
+
+def test_a_cache_in_a_bucket_that_the_environment_names_goes_through_our_client_too(monkeypatch):
+    """JAX looks there at the first connection, and what is taken for it is taken from then on."""
+    done = []
+    monkeypatch.setattr(main, "connect", lambda *_: done.append("connect"))
+    monkeypatch.setattr(main.paths, "take_client", lambda: done.append("client"))
+    monkeypatch.setattr(main, "cache_compilations", lambda _: None)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/xla")
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    flags.FLAGS.mark_as_parsed()
+    main.begin()
+    assert done == ["client", "connect"]
+
+
+class _Away:
+    """Makes no batch, as its bucket is away."""
+
+    source, most_bytes = None, 1
+
+    def __call__(self, *_):
+        import fsspec
+
+        raise http_error(503 if "kdjax" in type(fsspec.filesystem("gcs")).__module__ else 400, "away")
+
+
+def test_a_bucket_that_is_away_from_a_process_that_prepares_images_is_one_that_is_away(bucket):
+    as_path(bucket)
+    with pytest.raises(UnreachedError, match=r"^A bucket cannot be reached any more \(HttpError: away"):
+        next(from_processes(_Away(), first_step=0, processes=1))
+
+
+def test_a_workdir_whose_owner_cannot_be_read_is_not_taken(bucket, monkeypatch):
+    """A refused question is no answer: somebody may be in it."""
+    import gcsfs
+
+    asking = gcsfs.GCSFileSystem._request
+
+    async def unread(client, method, *given, **named):
+        if method == "GET" and any(".lock" in str(x) for x in given):
+            raise http_error(503, "Service Unavailable")
+        return await asking(client, method, *given, **named)
+
+    owner = {"pid": 1, "host": "elsewhere", "started": "", "renewed": time.time(), "token": "theirs"}
+    (as_path(bucket) / ".lock").write_text(json.dumps(owner))
+    monkeypatch.setattr(gcsfs.GCSFileSystem, "_request", unread)
+    with pytest.raises(AwayError, match="Service Unavailable"):
+        take(as_path(bucket))
+    monkeypatch.undo()
+    assert json.loads((as_path(bucket) / ".lock").read_text()) == owner
 
 
 def test_metrics_are_written_whole_and_a_resumed_run_keeps_what_it_had(server, bucket):

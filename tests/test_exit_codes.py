@@ -167,5 +167,5 @@ def test_the_job_of_gke_fails_after_other_codes():
     job = yaml.safe_load(blocks("yaml")[0])
     rules = job["spec"]["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["Ignore", "FailJob"]
-    assert rules[1]["onExitCodes"] == {"operator": "NotIn", "values": [int(Exit.AGAIN), 134]}
+    assert rules[1]["onExitCodes"] == {"operator": "NotIn", "values": [int(Exit.AGAIN), 134, 139]}
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"

@@ -45,6 +45,7 @@ def alone(monkeypatch):
         ((None, 2, 0), "belong together"),
         (("10.0.0.1", 2, 0), "--coordinator=10.0.0.1 is no HOST:PORT"),
         (("10.0.0.1:99999", 2, 0), "is no HOST:PORT"),
+        (("10.0.0.1:0", 2, 0), "is no HOST:PORT"),
         (("10.0.0.1:8476", 0, 0), r"--processes=0; it must be 1 or more"),
         (("10.0.0.1:8476", 2, 2), r"--process=2 of --processes=2; it must be from 0 to 1"),
     ],

@@ -14,7 +14,7 @@ import numpy as np
 
 from kdjax.data.images import for_all
 from kdjax.data.indexed import Files, IndexedSource
-from kdjax.errors import DataError, StorageError, parsing
+from kdjax.errors import DataError, StorageError, parsing, reason
 from kdjax.files import replace_bytes
 from kdjax.paths import Path, stamp_of, unreadable
 from kdjax.types import Source
@@ -85,7 +85,7 @@ def check_manifest(file: Path, seen: Mapping[str, Seen], *, begun: bool, whole: 
         try:
             replace_bytes(file, buffer.getvalue())
         except OSError as error:
-            raise StorageError(f"{file} cannot be written ({error.strerror or error}).") from error
+            raise StorageError(f"{file} cannot be written ({reason(error)}).") from error
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from kdjax.data.indexed import Files, IndexedSource, check_values
 from kdjax.data.sizing import Reading
 from kdjax.data.tables import Images, at
 from kdjax.data.vocabularies import NO_CLASS, Vocabulary
-from kdjax.errors import DataError
+from kdjax.errors import DataError, reason
 from kdjax.paths import Path, unreadable
 from kdjax.types import IGNORED
 
@@ -185,7 +185,7 @@ def _seen(read: Callable[[], bytes], words: Vocabulary, reading: Reading) -> _Se
     except ImageError as error:
         return error
     except OSError as error:
-        return ImageError(f"cannot be read ({error.strerror or error})")
+        return ImageError(f"cannot be read ({reason(error)})")
     if values.size and (values.min() < 0 or values.max() > 255):
         return ImageError(f"has values from {values.min()} to {values.max()}; {words.words}")
     values = values.astype(np.uint8, copy=False)

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdjax.data.images import ImageError, decode, for_all, read_header
 from kdjax.data.sizing import READING, Reading, Size
-from kdjax.errors import DataError
+from kdjax.errors import DataError, reason
 from kdjax.paths import as_path, is_file, is_folder
 
 Photograph = np.ndarray | str | os.PathLike[str]
@@ -187,4 +187,4 @@ def _opened(item: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise ImageError(f"cannot be read ({error.strerror or error})") from error
+        raise ImageError(f"cannot be read ({reason(error)})") from error

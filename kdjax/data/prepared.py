@@ -27,7 +27,7 @@ from kdjax.data.prepared_labels import kind_of, open_labelled
 from kdjax.data.records import ARRAY_RECORD, builder_of, command, open_records, quiet
 from kdjax.data.sizing import Reading
 from kdjax.data.tables import Annotations, Images, settle_objects
-from kdjax.errors import DataError, StorageError, UserError
+from kdjax.errors import DataError, StorageError, UserError, reason
 from kdjax.paths import as_path, in_bucket
 
 _BAD_RUNS = Flaw(
@@ -80,7 +80,7 @@ def open_shapes(config: str, split: str, data_dir: str | os.PathLike[str] | None
                 builder = shapes.Shapes(config=config, data_dir=data_dir)
                 if not builder.is_prepared():
                     raise StorageError(
-                        f"The data set shapes cannot be generated in {builder.data_dir} ({error.strerror or error}); "
+                        f"The data set shapes cannot be generated in {builder.data_dir} ({reason(error)}); "
                         "set config.data.data_dir to a folder that can be written."
                     ) from error
         source = _opened(f"shapes/{config}", builder, split, checks, "delete that folder, and it is made anew")

@@ -28,6 +28,7 @@ import numpy as np
 from kdjax.data.indexed import IndexedSource
 from kdjax.data.sizing import Size
 from kdjax.errors import Exit, UserError
+from kdjax.paths import has_client, reaching, take_client
 from kdjax.types import Batch
 
 T = TypeVar("T")
@@ -111,7 +112,7 @@ def from_processes(make: Maker, *, first_step: int, processes: int) -> Generator
         RuntimeError: with its traceback, anything else that ``make`` raises.
     """
     try:
-        content = cloudpickle.dumps(make)
+        content = cloudpickle.dumps((has_client(), make))
     except Exception as error:  # Whatever somebody's own class raises.
         raise UserError(
             f"These data cannot be passed on to other processes ({type(error).__name__}: {error}): set "
@@ -227,7 +228,9 @@ def serve(line: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         content = pickle.loads(line.recv_bytes())
         try:
-            make: Maker = cloudpickle.loads(content)
+            in_buckets, make = cast(tuple[bool, Maker], cloudpickle.loads(content))
+            if in_buckets:
+                take_client()
             if isinstance(make.source, IndexedSource):
                 make.source.report.silent = True
         except Exception:  # Of somebody's own class: it is the answer to all that comes.
@@ -239,7 +242,9 @@ def serve(line: Connection) -> None:
                 with open(path, "r+b") as file:
                     memory[path] = mmap.mmap(file.fileno(), 0)
             try:
-                answer: tuple[str, Any] = "made", (_made(make, step, memory[path]), list(_undecodable(make.source)))
+                with reaching():
+                    made = _made(make, step, memory[path])
+                answer: tuple[str, Any] = "made", (made, list(_undecodable(make.source)))
             except UserError as error:
                 answer = "refused", error
             except Exception:

@@ -11,8 +11,8 @@ import jax
 
 from kdjax.config.schema import Data
 from kdjax.data.folders import NoSplitError
-from kdjax.errors import StorageError, UserError
-from kdjax.paths import Path
+from kdjax.errors import StorageError, UserError, quoted, reason
+from kdjax.paths import Path, in_bucket, look_up
 from kdjax.processes import MAIN, are_several, everywhere, gather, is_main, on_main
 from kdjax.run.data import is_own, open_split
 from kdjax.run.record import differences, environment
@@ -85,11 +85,13 @@ def check_workdir(workdir: Path) -> None:
     def write() -> str:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            if in_bucket(workdir):
+                look_up(workdir)
             text = uuid.uuid4().hex
             probe.write_text(text)
         except OSError as error:
             raise StorageError(
-                f"--workdir={workdir} cannot be used ({error.strerror or error}); name a folder that can be written, "
+                f"--workdir={workdir} cannot be used ({reason(error)}); name a folder that can be written, "
                 "or a new one."
             ) from error
         return text
@@ -106,8 +108,19 @@ def check_workdir(workdir: Path) -> None:
                 own.write_text("")
                 own.unlink()
         except OSError as error:
-            raise StorageError(f"--workdir={workdir} cannot be written on {platform.node()} ({error}).") from error
+            raise StorageError(
+                f"--workdir={workdir} cannot be written on {platform.node()} ({quoted(error)})."
+            ) from error
+
+    def remove() -> None:
+        try:
+            probe.unlink()
+        except OSError as error:
+            raise StorageError(
+                f"Nothing can be removed from --workdir={workdir} ({reason(error)}), as a run does with old "
+                "checkpoints; name a folder where files can be."
+            ) from error
 
     written = on_main(write)
     everywhere(find)
-    on_main(probe.unlink)
+    on_main(remove)

@@ -26,7 +26,10 @@ from kdjax.run.start import learnt_elsewhere
 from kdjax.saved import describe
 from kdjax.types import Batch, Model
 
-_REFUSED = re.compile(r"(Used [\d.]+\w? of [\d.]+\w? hbm|HLO temporaries \([\d.]+\w?\)[^.]*|Ran out of memory[^.]*)")
+_REFUSED = re.compile(
+    r"Used [\d.]+\w? of [\d.]+\w? hbm|HLO temporaries \([\d.]+\w?\)( exceeds available HBM \([\d.]+\w?\))?"
+    r"|Ran out of memory[^.]*"
+)
 
 
 class Step(NamedTuple):

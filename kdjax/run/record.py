@@ -12,7 +12,7 @@ from kdjax import __version__
 from kdjax.charts import Chart, as_json, from_json
 from kdjax.config.schema import Data, MethodSection, Optimizer, Run, Stage
 from kdjax.distill import Applied, by_method
-from kdjax.errors import DataError, StorageError, UserError
+from kdjax.errors import DataError, StorageError, UserError, reason
 from kdjax.files import read_json, sha256_of, write_json
 from kdjax.methods import method_options
 from kdjax.options import declared, defaults
@@ -99,7 +99,7 @@ def _sha256(what: str, path: str) -> str:
     try:
         return sha256_of(as_path(path))
     except OSError as error:
-        raise StorageError(f"{what}={path} cannot be read ({error.strerror or error}).") from error
+        raise StorageError(f"{what}={path} cannot be read ({reason(error)}).") from error
 
 
 def is_begun(folder: Path) -> bool:
