@@ -68,6 +68,7 @@ def flags(monkeypatch):
         monkeypatch.setattr(predict, flag, given("x"))
     for flag in ("_TOPOLOGY", "_PER_CHIP", "_CLASSES", "_BISECT"):
         monkeypatch.setattr(preflight, flag, given(None))
+    monkeypatch.setattr(preflight, "_OUTPUT", given(""))
     monkeypatch.setattr(benchmark, "begin", lambda: None)
     monkeypatch.setattr(inspect, "resolve", lambda config, devices: None)
     yield monkeypatch
