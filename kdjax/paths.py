@@ -71,7 +71,6 @@ def _reached(bucket: str) -> epath.Path:
     return path
 
 
-@functools.cache
 def take_client() -> None:
     """Lets all paths of buckets go through our client; before the first of them is used, for etils remembers.
 
@@ -80,6 +79,11 @@ def take_client() -> None:
     """
     if lacking := [package for package in _PACKAGES if not _installed(package)]:
         raise UserError(f"gs:// needs the package {lacking[0]}: install it with `pip install 'kdjax[gcs]'`.")
+    _register()
+
+
+@functools.cache
+def _register() -> None:
     # Where TensorFlow is installed, etils would take its file system instead, which is another one.
     os.environ.setdefault("EPATH_USE_TF", "false")
     # Other processes write there, too: what was listed before does not hold.
@@ -92,7 +96,7 @@ def take_client() -> None:
 
 def has_client() -> bool:
     """Whether :func:`take_client` was called: only then a path may be in a bucket."""
-    return take_client.cache_info().currsize > 0
+    return _register.cache_info().currsize > 0
 
 
 def look_up(path: epath.Path) -> None:
