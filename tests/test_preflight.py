@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import pytest
 
 from kdjax.config import load_config
-from kdjax.errors import Exit, UserError
+from kdjax.errors import Exit, StorageError, UserError
+from kdjax.files import check_writable
 from kdjax.plan import resolve
 from kdjax.run.lowered import lower_step
 from kdjax.saved import save_method
@@ -200,6 +201,14 @@ def test_what_an_earlier_stage_or_another_run_learnt_is_not_trained(tmp_path):
     plan = resolve(config, devices=8)
     taken = lower_step(plan, plan["student"], jax.devices(), share=1, classes=6)
     assert taken.trained_parameters == step.trained_parameters
+
+
+def test_a_report_that_could_not_be_written_is_refused_before_the_work(tmp_path):
+    for path in (tmp_path / "missing" / "x.json", tmp_path):
+        with pytest.raises(StorageError, match=f"^--output={path} cannot be written"):
+            check_writable("output", path)
+    check_writable("output", tmp_path / "x.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_table_of_all_pairs_leaves_out_what_no_config_has_and_refuses_what_is_nothing(tmp_path):

@@ -56,6 +56,12 @@ def test_what_makes_no_sense_together_is_refused_in_words(given, words, alone):
     assert not alone
 
 
+def test_a_launchers_number_that_is_none_is_refused(alone, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "two")
+    with pytest.raises(UserError, match="OMPI_COMM_WORLD_SIZE is 'two'; it must be a whole number"):
+        connect()
+
+
 def test_flags_and_jaxs_own_variables_say_the_same(monkeypatch, alone):
     connect("10.0.0.1:8476", 2, 0)
     for name, value in {"COORDINATOR_ADDRESS": "10.0.0.1:8476", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}.items():
