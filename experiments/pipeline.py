@@ -94,6 +94,12 @@ class Made:
         return self.objects(index).in_image(decode(self.read(index)))
 
 
+def amounts() -> tuple[int, int]:
+    """Of a timed run: how many counts come first, to start and of what is made ahead, and how many images are timed."""
+    ahead = 2 * _PROCESSES.value
+    return 1 + ahead, max(_IMAGES.value, 3 * ahead * _BATCH.value)
+
+
 def bare_loop(source: Any) -> Iterator[int]:
     """Decodes and resizes, and nothing else; yields 1 for each image."""
 
@@ -107,7 +113,7 @@ def bare_loop(source: Any) -> Iterator[int]:
         return 1
 
     with ThreadPoolExecutor(_THREADS.value) as pool:
-        yield from pool.map(one, range(_IMAGES.value + 1))
+        yield from pool.map(one, range(sum(amounts())))
 
 
 def pipeline(source: Any, augmentation: Augmentation) -> Iterator[int]:
@@ -137,12 +143,12 @@ class Speed(NamedTuple):
 
 
 def speed(counts: Iterator[int]) -> Speed:
-    """Measures without the first of ``counts``, which are what it takes to start, and what is made ahead."""
-    ahead = 2 * _PROCESSES.value
-    for _ in range(1 + ahead):
+    """Measures without the first of ``counts``."""
+    first, wanted = amounts()
+    for _ in range(first):
         next(counts)
     start, start_cpu, images = time.perf_counter(), time.process_time(), 0
-    while images < max(_IMAGES.value, 3 * ahead * _BATCH.value):
+    while images < wanted:
         images += next(counts)
     return Speed(images / (time.perf_counter() - start), 1e3 * (time.process_time() - start_cpu) / images)
 
@@ -161,7 +167,7 @@ def main(_: Sequence[str]) -> None:
     shown = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
     print(
         f"{_DATA.value or 'Images made from a seed'}, scaled to {shown} in 800x1088; {_THREADS.value} threads, batches "
-        f"of {_BATCH.value}, {_ROUNDS.value} rounds of {_IMAGES.value} images\n"
+        f"of {_BATCH.value}, {_ROUNDS.value} rounds of {amounts()[1]} images\n"
     )
     print("| | images/s, median (lowest to highest) | of the bare loop | CPU ms an image | of the bare loop |")
     print("|---|---|---|---|---|")

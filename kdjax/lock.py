@@ -109,11 +109,11 @@ def _renewed(path: Path) -> Iterator[None]:
         if not in_bucket(path):
             os.replace(whole, path)
 
-    def is_others() -> bool:
-        return _owner(path).get("token", me["token"]) != me["token"]
+    def is_others(owner: Mapping[str, Any]) -> bool:
+        return owner.get("token", me["token"]) != me["token"]
 
     def renew() -> None:
-        while not ended.wait(_RENEWAL) and not is_others():
+        while not ended.wait(_RENEWAL) and not is_others(_owner(path)):
             with contextlib.suppress(Exception):  # Of the network: three minutes leave room for further attempts.
                 write()
         if not ended.is_set():
@@ -124,7 +124,7 @@ def _renewed(path: Path) -> Iterator[None]:
         raise _refusal(path)
     write()
     time.sleep(_SETTLING)
-    if _written(path).get("token", me["token"]) != me["token"]:
+    if is_others(_written(path)):
         raise _refusal(path)
     ended = threading.Event()
     thread = threading.Thread(target=renew, name="lock", daemon=True)
@@ -135,7 +135,7 @@ def _renewed(path: Path) -> Iterator[None]:
         ended.set()
         thread.join(_RENEWAL)
         with contextlib.suppress(Exception):  # Of the network: in three minutes nobody minds.
-            if not is_others():
+            if not is_others(_owner(path)):
                 path.unlink(missing_ok=True)
 
 

@@ -110,8 +110,8 @@ def begin(workdir: str = "") -> None:
         StorageError: the workdir's bucket cannot be reached.
     """
     sys.unraisablehook = _unraisable
-    if "://" in os.environ.get("JAX_COMPILATION_CACHE_DIR", ""):
-        paths.take_client()  # JAX looks there for the first thing that it compiles, with which processes connect.
+    if "://" in (cache := os.environ.get("JAX_COMPILATION_CACHE_DIR", "")):
+        paths.take_client(cache)  # JAX looks there for the first thing that it compiles, with which processes connect.
     connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     everywhere(lambda: cache_compilations(workdir))
     if not is_main():

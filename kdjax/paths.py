@@ -58,7 +58,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 @functools.cache
 def _reached(bucket: str) -> epath.Path:
     """A bucket that is there."""
-    take_client()
+    take_client(f"gs://{bucket}")
     path = epath.Path(f"gs://{bucket}")
     try:
         path.stat()
@@ -71,14 +71,17 @@ def _reached(bucket: str) -> epath.Path:
     return path
 
 
-def take_client() -> None:
+def take_client(url: str) -> None:
     """Lets all paths of buckets go through our client; before the first of them is used, for etils remembers.
+
+    Args:
+        url: what needs it.
 
     Raises:
         UserError: a package is missing.
     """
     if lacking := [package for package in _PACKAGES if not _installed(package)]:
-        raise UserError(f"gs:// needs the package {lacking[0]}: install it with `pip install 'kdjax[gcs]'`.")
+        raise UserError(f"{url} needs the package {lacking[0]}: install it with `pip install 'kdjax[gcs]'`.")
     _register()
 
 

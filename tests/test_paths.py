@@ -72,5 +72,5 @@ def test_an_unknown_home_and_urls_are_refused_in_words():
 def test_a_bucket_without_the_packages_for_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for url in ("gs://nobody/x", Path("gs://nobody/x")):
-        with pytest.raises(UserError, match=r"^gs:// needs the package gcsfs: .*pip install 'kdjax\[gcs\]'"):
+        with pytest.raises(UserError, match=r"^gs://nobody needs the package gcsfs: .*pip install 'kdjax\[gcs\]'"):
             as_path(url)

@@ -230,7 +230,7 @@ def serve(line: Connection) -> None:
         try:
             in_buckets, make = cast(tuple[bool, Maker], cloudpickle.loads(content))
             if in_buckets:
-                take_client()
+                take_client("gs://")
             if isinstance(make.source, IndexedSource):
                 make.source.report.silent = True
         except Exception:  # Of somebody's own class: it is the answer to all that comes.
