@@ -30,6 +30,7 @@ from kdjax.run.data import open_batches
 from kdjax.run.fit import opened
 from kdjax.run.lowered import as_it_is, teacher_forward, teacher_of
 from kdjax.run.start import Teacher
+from kdjax.state import cast_kernels
 from kdjax.types import Batch, Source
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of each part, in turn.", lower_bound=1)
@@ -82,7 +83,8 @@ def parts_of(plan: Plan, first: Batch, classes: int) -> dict[str, Callable[[], P
     if module is None:
         return parts
     images = jnp.zeros((1, *image_size, 3))
-    teacher = Teacher(module, replicate(initialize(module.init, jax.random.key(0), images)))
+    variables = cast_kernels(module, initialize(module.init, jax.random.key(0), images), options.dtype)
+    teacher = Teacher(module, replicate(variables))
 
     arguments = [teacher.variables, batch]
     parts["teacher forward"] = functools.partial(_compile, "teacher forward", teacher_forward(module), arguments)

@@ -1,5 +1,6 @@
 """A stage that starts from a file: whose classes it knows, and what it takes over where they are not the data's."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -337,6 +338,24 @@ def test_a_head_is_only_inherited_where_it_means_the_same(tmp_path, name, head, 
     assert jax.tree.all(jax.tree.map(np.array_equal, taken["params"]["head"], same["params"]["head"]))
     _, told = _inherited(fresh, Teacher(build_model(theirs, 2), variables), ("head",), ours, tmp_path)
     assert told.startswith("nothing from the teacher; not its head" if words else "head from the teacher")
+
+
+def test_a_teacher_in_bfloat16_has_such_kernels_and_hands_on_float32(tmp_path):
+    stage = load(MGD, "tiny").student
+    stage.dtype = "bfloat16"
+    model, plan = stage.model.to_dict(), planned(stage)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), drawn(model, 2))
+    save_model(tmp_path, variables, describe_model(model, ("cat", "dog"), (64, 64)))
+    options = dataclasses.replace(plan.options, teacher=str(tmp_path), inherit=("neck", "head"))
+    origins = load_origins(dataclasses.replace(plan, options=options), ("cat", "dog"), {}, "kdjax")
+    by_dtype = jax.tree.map(lambda x: x.dtype.name, origins.teacher.variables["params"]["backbone"]["layer1_0"])
+    assert by_dtype["conv1"] == {"kernel": "bfloat16"}
+    assert by_dtype["bn1"] == {"bias": "float32", "scale": "float32"}
+    own = jax.tree.map(np.negative, variables)
+    taken = origins.start(own)
+    for part, theirs in (("neck", variables), ("head", variables), ("backbone", own)):
+        jax.tree.map(np.testing.assert_array_equal, taken["params"][part], theirs["params"][part])
 
 
 def test_classes_are_told_apart_by_their_own_names_where_files_write_two_alike():

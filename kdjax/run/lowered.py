@@ -24,6 +24,7 @@ from kdjax.plan import Plan, StagePlan
 from kdjax.run.build import Facts, build, first_state
 from kdjax.run.start import learnt_elsewhere
 from kdjax.saved import describe
+from kdjax.state import cast_kernels
 from kdjax.types import Batch, Model
 
 _REFUSED = re.compile(
@@ -61,7 +62,9 @@ def lower_step(plan: Plan, stage: StagePlan, devices: Sequence[jax.Device], *, s
         state = jax.eval_shape(lambda key: first_state(stage, built, key, as_it_is, {}), key)
     step, forward, variables, teacher = cast(Any, built.step), None, None, built.teacher
     if teacher:
-        variables = jax.eval_shape(teacher.init, key, built.images)
+        variables = jax.eval_shape(
+            lambda *x: cast_kernels(teacher, teacher.init(*x), stage.options.dtype), key, built.images
+        )
         forward = teacher_forward(teacher, list(devices)).lower(variables, batch)
     trained = [
         x.size

@@ -17,7 +17,7 @@ from kdjax.paths import Path, as_path
 from kdjax.plan import MethodPlan, StagePlan
 from kdjax.run.record import Finished
 from kdjax.saved import describe, load_method, load_student, load_variables
-from kdjax.state import Variables
+from kdjax.state import Variables, cast_kernels
 from kdjax.types import Model
 from kdjax.weights import (
     COCO_NAMES,
@@ -41,6 +41,7 @@ class Teacher(NamedTuple):
 
     module: Model
     variables: Variables
+    """Of a stage, as :func:`kdjax.state.cast_kernels` makes them; float32 as they are loaded."""
 
 
 class Origins(NamedTuple):
@@ -77,6 +78,7 @@ def load_origins(
     teacher = None
     if options.teacher:
         teacher, words = load_model(folder(options.teacher), class_names, options.dtype)
+        teacher = teacher._replace(variables=cast_kernels(*teacher, options.dtype))
         told = [f"all its {len(jax.tree.leaves(teacher.variables))} arrays read", *filter(None, [words])]
         print(f"[{name}] teacher: {folder(options.teacher)}, {'; '.join(told)}.", flush=True)
 
@@ -107,7 +109,9 @@ def load_origins(
             variables, report = load_into(variables, saved, origin=str(origin), strict=options.init_strict)
             print(f"[{name}] starts from {origin}: {'; '.join(filter(None, (words, str(report))))}", flush=True)
         if teacher and options.inherit:
-            variables, words = _inherited(variables, teacher, options.inherit, model, folder(options.teacher))
+            # Read again: for one step that needs them, none of its float32 arrays stay on a device.
+            whole, _ = load_model(folder(options.teacher), class_names, options.dtype)
+            variables, words = _inherited(variables, whole, options.inherit, model, folder(options.teacher))
             print(f"[{name}] inherits {words}", flush=True)
         return variables
 

@@ -8,11 +8,15 @@ import functools
 import inspect
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from kdjax import operations
 from kdjax.models import MODELS, build_model, model_class
 from kdjax.models.network import Network
+from kdjax.state import cast_kernels
 from kdjax.types import Model
 from tests.models import contract, toy
 from tests.models.contract import CLASSES, Case
@@ -186,6 +190,34 @@ def test_models_have_the_methods_that_operations_name(name):
     assert named >= {"features", "heads", "predict"}
     for method in named:
         assert inspect.isfunction(getattr(model_class(name), method)), method
+
+
+DEFORMABLE = {"name": "reppoints", "backbone": {"depth": 50, "width": 0.125, "deformable": True}}
+TAUGHT_BY = {name: {"name": name, **model_class(name).tiny} for name in (*MODELS, *OURS)} | {"deformable": DEFORMABLE}
+
+
+@pytest.mark.parametrize("name", slow_but({"retinanet", "pspnet", "tests.models.toy:Toy"}, TAUGHT_BY))
+def test_a_teachers_kernels_may_be_cast_before_it_computes(name):
+    """To the bit where a compiler leaves no rounding out; what a layer uses in float32 would be rounded."""
+    model = build_model(TAUGHT_BY[name], CLASSES, dtype=jnp.bfloat16)
+    rng = np.random.default_rng(0)
+    images, size = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8), np.full((2, 2), 64, np.int32)
+
+    def draw(x):
+        return rng.uniform(0.5, 1.5, x.shape).astype(x.dtype) / max(1, np.prod(x.shape[:-1]))
+
+    variables = jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0), images.astype(np.float32)))
+    cast = cast_kernels(model, variables, jnp.bfloat16)
+    of_head = {x.dtype.name for x in jax.tree.leaves(cast["params"]["head"])}
+    # The head of the toy computes in what it is given.
+    assert ("bfloat16" in of_head) == (name != "tests.models.toy:Toy")
+
+    @functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+    def seen(variables):
+        preprocessed = model.preprocess(images, size)
+        return operations.features(model, variables, preprocessed), operations.predict(model, variables, images, size)
+
+    jax.tree.map(np.testing.assert_array_equal, seen(cast), seen(variables))
 
 
 @OF_ALL_TASKS
