@@ -195,6 +195,7 @@ def test_a_pair_takes_two_steps(name):
     assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
 
+@pytest.mark.slow
 def test_the_embedded_crops_run_from_a_name_to_a_student(tmp_path, data_dir):
     config = load_config("mgd:classification:tiny")
     config.data.data_dir = str(data_dir)

@@ -17,6 +17,7 @@ from kdjax.optim import by_part, make_optimizer, trained_norm
 from kdjax.state import TrainState, init_state
 from tests import tiny
 from tests.methods.calls import view
+from tests.slow import slow_but
 
 IMAGES = 8
 WEIGHTS = {"mgd": 1e-3}
@@ -126,7 +127,7 @@ def _init(module, seed):
     return jax.jit(module.clone(axis_name=None).init)(jax.random.key(seed), images)
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", slow_but([8], [2, 4, 8]))
 def test_several_devices_give_one_devices_loss_curve_random_masks_included(devices):
     """Before 0.10.2 JAX sums roughly on CPUs, and the variances of batch norm are sums in another order here."""
     tolerance = 1e-5 if jax.__version_info__ >= (0, 10, 2) else 1e-3

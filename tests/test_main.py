@@ -1,5 +1,6 @@
 """The command line: each mistake is one sentence on standard error and an exit code, before any device work."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,19 +50,61 @@ MISTAKES = {
 }
 
 
+FORKING = """
+import contextlib, json, os, runpy, sys
+import kdjax.run.pipeline  # What all need, and most of their time: each is a copy of this process.
+
+place, commands = sys.argv[1], json.loads(sys.argv[2])
+ends = []
+for number, command in enumerate(commands):
+    if not (child := os.fork()):
+        code = 1
+        try:
+            with open(f"{place}/{number}", "w") as told, contextlib.redirect_stderr(told):
+                sys.argv = ["kdjax.main", *command]
+                runpy.run_module("kdjax.main", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os._exit(code)
+    ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(ends))
+"""
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """Of each mistake's arguments, the exit code and what standard error had."""
+    place = tmp_path_factory.mktemp("mistakes")
+    every = [arguments for mistakes in MISTAKES.values() for arguments in mistakes]
+    commands = [
+        [*arguments.split(), *([] if "--workdir" in arguments else [f"--workdir={place}/run"])] for arguments in every
+    ]
+    command = [sys.executable, "-c", FORKING, str(place), json.dumps(commands)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    codes = json.loads(run.stdout.splitlines()[-1])
+    told = [(place / str(number)).read_text() for number in range(len(every))]
+    return dict(zip(every, zip(codes, told, strict=True), strict=True))
+
+
 @pytest.mark.parametrize(
     ("code", "arguments"), [(code, arguments) for code, mistakes in MISTAKES.items() for arguments in mistakes]
 )
-def test_a_mistake_is_one_sentence_and_an_exit_code(code, arguments, tmp_path):
-    workdir = [] if "--workdir" in arguments else [f"--workdir={tmp_path}"]
-    run = subprocess.run(
-        [sys.executable, "-m", "kdjax.main", *arguments.split(), *workdir], cwd=ROOT, capture_output=True, text=True
-    )
-    assert run.returncode == code, run.stderr
-    lines = run.stderr.strip().splitlines()
-    assert len(lines) == 1, run.stderr
+def test_a_mistake_is_one_sentence_and_an_exit_code(code, arguments, ends):
+    ended, told = ends[arguments]
+    assert ended == code, told
+    lines = told.strip().splitlines()
+    assert len(lines) == 1, told
     assert lines[0].startswith("kdjax: ")
     assert MISTAKES[code][arguments] in lines[0]
+
+
+def test_a_mistake_ends_the_program_itself(tmp_path):
+    command = [sys.executable, "-m", "kdjax.main", "--config=mgd", "--config.seeds=(0,0)", f"--workdir={tmp_path}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == Exit.CONFIG
+    assert run.stderr.startswith("kdjax: config.seeds is (0, 0); it must be")
 
 
 def test_a_typo_is_answered_before_what_is_slow_to_import():

@@ -38,7 +38,7 @@ PIXELS = 0.999
 
 CASES = find_cases("detectors")
 # One of each kind of detector; Mask R-CNN is a Faster R-CNN as well.
-QUICK = ("mmdet_retinanet_r50", "torchvision_fcos_resnet50_fpn", "torchvision_maskrcnn_resnet50_fpn")
+QUICK = ("mmdet_retinanet_r50", "torchvision_fcos_resnet50_fpn")
 
 # Everything runs once: compiling takes longer than running, also of single operations, for which there is NumPy.
 _OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}

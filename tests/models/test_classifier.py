@@ -13,9 +13,10 @@ import pytest
 from kdjax import operations
 from kdjax.models import MODELS, build_model, class_outputs, model_class, with_classes
 from kdjax.types import Labels, Logits, Model, Sampling
+from tests.slow import slow_but
 
 CLASSIFIERS = [name for name in MODELS if model_class(name).task == "classification"]
-EVERY = pytest.mark.parametrize("name", CLASSIFIERS)
+EVERY = pytest.mark.parametrize("name", slow_but({"resnet_classifier", "mobilenet_v1"}, CLASSIFIERS))
 CLASSES = 3
 SIZE = np.array([[64, 64], [40, 64]], np.int32)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)

@@ -13,13 +13,14 @@ from kdjax.errors import UserError
 from kdjax.models import MODELS, build_model, class_outputs, model_class, with_classes
 from kdjax.models.segmentation import adaptive_pool, window_places
 from kdjax.types import IGNORED, Labels, Logits, Sampling
+from tests.slow import slow_but
 
 CLASSES = 3
 CANVAS = (64, 72)
 SIZE = np.array([[64, 72], [40, 56], [64, 50], [33, 72]], np.int32)
 """Of four images."""
 SEGMENTERS = [name for name in MODELS if model_class(name).task == "segmentation"]
-EVERY = pytest.mark.parametrize("name", SEGMENTERS)
+EVERY = pytest.mark.parametrize("name", slow_but({"pspnet", "deeplabv3"}, SEGMENTERS))
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (4, *CANVAS, 3), np.uint8)
 KEYS = jax.random.split(jax.random.key(0), 4)
