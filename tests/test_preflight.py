@@ -33,8 +33,11 @@ devices, config = jax.devices(), load_config("mgd:tiny")
 config.eval_batch_size = config.teacher.batch_size = config.student.batch_size = 2 * len(devices)
 config.teacher.dtype = config.student.dtype = "bfloat16"
 plan = resolve(config, devices=len(devices))
-report = examine(lower_step(plan, plan["student"], devices, share=2, classes=6), 2)
+step = lower_step(plan, plan["student"], devices, share=2, classes=6)
+report = examine(step, 2)
 report.pop("compile_seconds")
+teacher = step.lowered.args_info[0][1]["params"]
+report["kernels"] = sorted({str(x.dtype) for path, x in jax.tree.leaves_with_path(teacher) if path[-1].key == "kernel"})
 print(json.dumps(report))
 """
 
@@ -57,6 +60,7 @@ def test_what_a_device_does_is_the_same_on_eight_64_and_256_devices():
     trained = eight["trained_parameters"]
     assert trained <= eight["all_reduce_elements"] < 1.02 * trained
     assert eight["all_reduce_elements_by_dtype"].keys() == {"f32"}
+    assert eight["kernels"] == ["bfloat16"]
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ class Stage:
     dtype: Annotated[
         str,
         choice("float32", "bfloat16"),
-        "Compute dtype; parameters, statistics and losses are always float32.",
+        "Compute dtype, in which a teacher's kernels are kept; what is trained, statistics and losses are float32.",
     ] = "float32"
     eval_every: Annotated[
         int, whole(0), "Steps between evaluations on the way; 0 evaluates at the end only.", WITHOUT_EFFECT
