@@ -352,6 +352,7 @@ def test_a_teacher_in_bfloat16_has_such_kernels_and_hands_on_float32(tmp_path):
     by_dtype = jax.tree.map(lambda x: x.dtype.name, origins.teacher.variables["params"]["backbone"]["layer1_0"])
     assert by_dtype["conv1"] == {"kernel": "bfloat16"}
     assert by_dtype["bn1"] == {"bias": "float32", "scale": "float32"}
+    assert not any(isinstance(x, jax.Array) for x in jax.tree.leaves(origins.teacher.variables))
     own = jax.tree.map(np.negative, variables)
     taken = origins.start(own)
     for part, theirs in (("neck", variables), ("head", variables), ("backbone", own)):

@@ -75,10 +75,12 @@ def load_origins(
     def folder(origin: str) -> Path:
         return earlier[origin].model if origin in earlier else as_path(origin)
 
-    teacher = None
+    teacher = loaded = None
     if options.teacher:
-        teacher, words = load_model(folder(options.teacher), class_names, options.dtype)
-        teacher = teacher._replace(variables=cast_kernels(*teacher, options.dtype))
+        loaded, words = load_model(folder(options.teacher), class_names, options.dtype)
+        # On the host: a device need not have room for what is inherited, which is float32.
+        loaded = loaded._replace(variables=jax.device_get(loaded.variables))
+        teacher = loaded._replace(variables=cast_kernels(*loaded, options.dtype))
         told = [f"all its {len(jax.tree.leaves(teacher.variables))} arrays read", *filter(None, [words])]
         print(f"[{name}] teacher: {folder(options.teacher)}, {'; '.join(told)}.", flush=True)
 
@@ -108,10 +110,8 @@ def load_origins(
             saved, words = _saved(origin, model, class_names, strict=options.init_strict)
             variables, report = load_into(variables, saved, origin=str(origin), strict=options.init_strict)
             print(f"[{name}] starts from {origin}: {'; '.join(filter(None, (words, str(report))))}", flush=True)
-        if teacher and options.inherit:
-            # Read again: for one step that needs them, none of its float32 arrays stay on a device.
-            whole, _ = load_model(folder(options.teacher), class_names, options.dtype)
-            variables, words = _inherited(variables, whole, options.inherit, model, folder(options.teacher))
+        if loaded and options.inherit:
+            variables, words = _inherited(variables, loaded, options.inherit, model, folder(options.teacher))
             print(f"[{name}] inherits {words}", flush=True)
         return variables
 
