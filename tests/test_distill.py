@@ -136,9 +136,9 @@ def test_several_devices_give_one_devices_loss_curve_random_masks_included(devic
         np.testing.assert_allclose([x[name] for x in several], [x[name] for x in one], rtol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", slow_but([1], [1, 2]))
 def test_the_terms_of_methods_start_as_a_multiple_of_the_students_own_loss(devices):
-    ran, plain = run(devices, 3, share=4.0), run(devices, 3).curve
+    ran, plain = run(devices, 3, share=4.0), run(devices, 20).curve
     first = ran.curve[0]
     assert ran.compiled[1:] == [0, 0]
     np.testing.assert_allclose(first["loss/mgd"], 4 * (first["loss/cls"] + first["loss/box"]), rtol=1e-5)
@@ -152,7 +152,7 @@ def test_the_terms_of_methods_start_as_a_multiple_of_the_students_own_loss(devic
     np.testing.assert_array_equal(ran.last.scale, scale)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, 8])
 def test_the_step_is_compiled_once(devices):
     """Its own output, and a batch of other images, go in again without another program."""
     compiled = run(devices, 20).compiled

@@ -18,6 +18,7 @@ from kdjax.models import with_classes
 from kdjax.options import parse
 from kdjax.run.start import load_model
 from kdjax.saved import describe, describe_model, load_variables, save_model
+from tests.forks import ends
 
 ROOT = Path(__file__).parents[1]
 TWELVE = [f"AP{x}" for x in ("", 50, 75, "_small", "_medium", "_large")]
@@ -72,30 +73,28 @@ def test_classes_in_another_order_are_put_in_that_of_the_data(teacher, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, found, variables)
 
 
-@pytest.mark.parametrize(
-    ("more", "code", "words"),
-    [
-        (["--model="], Exit.USAGE, "--model is missing; name a folder"),
-        (["--model=/no/such"], Exit.DATA, "/no/such holds no kdjax model"),
-        (["--config.data.eval_split=holiday"], Exit.CONFIG, "holiday"),
-        (
-            ["--config.eval_batch_size=0"],
-            Exit.CONFIG,
-            "config.eval_batch_size is 0; it must be a whole number of at least 1",
-        ),
-        (
-            ["--config.task=classification"],
-            Exit.CONFIG,
-            "is a model for detection, and config.task is for classification",
-        ),
-        (["--config.task=pose"], Exit.CONFIG, "There is no task 'pose'; choose one of detection"),
-        (["--json=/no/such/file.json"], Exit.STORAGE, "--json=/no/such/file.json cannot be written"),
-        (["--config.data.image_siz=3"], Exit.CONFIG, "perhaps config.data.image_size is meant"),
-    ],
-    ids=lambda x: x[0] if isinstance(x, list) else "",
-)
-def test_a_mistake_is_one_sentence_and_an_exit_code(flags, more, code, words):
-    done = run(*flags, *more)
-    assert done.returncode == code, done.stderr
-    assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+MISTAKES = {
+    "--model=": (Exit.USAGE, "--model is missing; name a folder"),
+    "--model=/no/such": (Exit.DATA, "/no/such holds no kdjax model"),
+    "--config.data.eval_split=holiday": (Exit.CONFIG, "holiday"),
+    "--config.eval_batch_size=0": (Exit.CONFIG, "eval_batch_size is 0; it must be a whole number of at least 1"),
+    "--config.task=classification": (Exit.CONFIG, "is a model for detection, and config.task is for classification"),
+    "--config.task=pose": (Exit.CONFIG, "There is no task 'pose'; choose one of detection"),
+    "--json=/no/such/file.json": (Exit.STORAGE, "--json=/no/such/file.json cannot be written"),
+    "--config.data.image_siz=3": (Exit.CONFIG, "perhaps config.data.image_size is meant"),
+}
+
+
+@pytest.fixture(scope="module")
+def ended(flags, tmp_path_factory):
+    """How the program ends by each mistake."""
+    starts = [[*flags, more] for more in MISTAKES]
+    return dict(zip(MISTAKES, ends("kdjax.evaluate", starts, tmp_path_factory.mktemp("told")), strict=True))
+
+
+@pytest.mark.parametrize("more", MISTAKES)
+def test_a_mistake_is_one_sentence_and_an_exit_code(more, ended):
+    (code, words), end = MISTAKES[more], ended[more]
+    assert end.code == code, end.told
+    assert words in end.told
+    assert len(end.told.strip().splitlines()) == 1

@@ -1,6 +1,5 @@
 """The command line: each mistake is one sentence on standard error and an exit code, before any device work."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdjax.errors import Exit
+from tests.forks import ends
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,52 +50,23 @@ MISTAKES = {
 }
 
 
-FORKING = """
-import contextlib, json, os, runpy, sys
-import kdjax.run.pipeline  # What all need, and most of their time: each is a copy of this process.
-
-place, commands = sys.argv[1], json.loads(sys.argv[2])
-ends = []
-for number, command in enumerate(commands):
-    if not (child := os.fork()):
-        code = 1
-        try:
-            with open(f"{place}/{number}", "w") as told, contextlib.redirect_stderr(told):
-                sys.argv = ["kdjax.main", *command]
-                runpy.run_module("kdjax.main", run_name="__main__", alter_sys=True)
-        except SystemExit as end:
-            code = end.code
-        finally:
-            os._exit(code)
-    ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print(json.dumps(ends))
-"""
-
-
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory):
-    """Of each mistake's arguments, the exit code and what standard error had."""
-    place = tmp_path_factory.mktemp("mistakes")
+def ended(tmp_path_factory):
+    """How the program ends by each mistake."""
+    workdir = f"--workdir={tmp_path_factory.mktemp('runs')}"
     every = [arguments for mistakes in MISTAKES.values() for arguments in mistakes]
-    commands = [
-        [*arguments.split(), *([] if "--workdir" in arguments else [f"--workdir={place}/run"])] for arguments in every
-    ]
-    command = [sys.executable, "-c", FORKING, str(place), json.dumps(commands)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    codes = json.loads(run.stdout.splitlines()[-1])
-    told = [(place / str(number)).read_text() for number in range(len(every))]
-    return dict(zip(every, zip(codes, told, strict=True), strict=True))
+    starts = [[*arguments.split(), *([] if "--workdir" in arguments else [workdir])] for arguments in every]
+    return dict(zip(every, ends("kdjax.main", starts, tmp_path_factory.mktemp("told")), strict=True))
 
 
 @pytest.mark.parametrize(
     ("code", "arguments"), [(code, arguments) for code, mistakes in MISTAKES.items() for arguments in mistakes]
 )
-def test_a_mistake_is_one_sentence_and_an_exit_code(code, arguments, ends):
-    ended, told = ends[arguments]
-    assert ended == code, told
-    lines = told.strip().splitlines()
-    assert len(lines) == 1, told
+def test_a_mistake_is_one_sentence_and_an_exit_code(code, arguments, ended):
+    end = ended[arguments]
+    assert end.code == code, end.told
+    lines = end.told.strip().splitlines()
+    assert len(lines) == 1, end.told
     assert lines[0].startswith("kdjax: ")
     assert MISTAKES[code][arguments] in lines[0]
 

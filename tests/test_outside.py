@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdjax.errors import Exit
+from tests.forks import ends
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,12 +135,19 @@ MISTAKES = {
 }
 
 
+@pytest.fixture(scope="module")
+def ended(folder, tmp_path_factory):
+    """How the program ends by each mistake."""
+    starts = [["--config=mine.py", f"--workdir={folder}/other", flag] for flag in MISTAKES]
+    return dict(zip(MISTAKES, ends("kdjax.main", starts, tmp_path_factory.mktemp("told"), cwd=folder), strict=True))
+
+
 @pytest.mark.parametrize("flag", MISTAKES)
-def test_a_mistake_in_naming_them_is_one_sentence(folder, flag):
-    run = python(folder, "-m", "kdjax.main", "--config=mine.py", f"--workdir={folder}/other", flag)
-    assert run.returncode == Exit.CONFIG, run.stderr
-    assert MISTAKES[flag] in run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1
+def test_a_mistake_in_naming_them_is_one_sentence(flag, ended):
+    end = ended[flag]
+    assert end.code == Exit.CONFIG, end.told
+    assert MISTAKES[flag] in end.told
+    assert len(end.told.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

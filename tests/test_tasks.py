@@ -27,6 +27,7 @@ from kdjax.run.verdict import judge
 from kdjax.saved import load_variables
 from tests.classification import CLASSES, Patterns, Right, Stripes
 from tests.runs import rows
+from tests.slow import slow_but
 from tests.test_checkpoint import state
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +209,7 @@ def test_targets_follow_the_geometry_that_the_pixels_follow():
     assert targets.classes.tolist() == [0, 2, 0]
 
 
-@pytest.mark.parametrize("export", ["last", "best"])
+@pytest.mark.parametrize("export", slow_but({"best"}, ["best", "last"]))
 def test_the_best_checkpoint_is_kept_where_that_is_asked_for_and_overfitting_is_named(export, tmp_path, monkeypatch):
     """The judge is made to say that every evaluation is worse than the one before."""
     said = iter([90.0, 70.0, 50.0] + [90.0] * 9)

@@ -39,7 +39,7 @@ SMOOTHING = {"loss/cross_entropy": 0.0, "loss/label_smoothing_0.1": 0.1, "loss/l
 
 CASES = find_cases("classification")
 # One of each family, and what distils one of them.
-QUICK = ("torchvision_resnet18", "mgd_mobilenet_v1", "mgd_distiller_resnet34_resnet18_0")
+QUICK = ("torchvision_resnet18", "mgd_distiller_resnet34_resnet18_0")
 
 # Everything runs once: compiling takes longer than running.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
