@@ -29,8 +29,6 @@ class Ran(NamedTuple):
 
     curve: list[dict[str, Any]]
     """The metrics of each step."""
-    compiled: list[int]
-    """How many programs each step compiled."""
     first: TrainState
     last: TrainState
 
@@ -53,6 +51,8 @@ class Made(NamedTuple):
     step: Callable[..., Any]
     first: TrainState
     teacher_variables: Any
+    compiled: list[int]
+    """How many programs each call of the step compiled, in whichever tests."""
 
 
 @functools.cache
@@ -98,17 +98,17 @@ def make(
         devices=jax.devices()[:devices],
     )
     first = init_state(variables, method_variables, optimizer, ema=ema > 0, scaled=share > 0)
-    return Made(step, first, teacher_variables)
+    return Made(step, first, teacher_variables, [])
 
 
 @functools.cache
 def run(devices: int, steps: int, *, accumulate: int = 1, twice: bool = False, **options: Any) -> Ran:
     """``steps`` steps of :func:`make`."""
     chosen = jax.devices()[:devices]
-    step, first, teacher_variables = make(devices, accumulate=accumulate, **options)
+    step, first, teacher_variables, compiled = make(devices, accumulate=accumulate, **options)
     state = replicate(jax.tree.map(jnp.copy, first), chosen)
     teacher_variables = replicate(teacher_variables, chosen)
-    curve, compiled = [], []
+    curve = []
     for i in range(steps):
         batch = tiny.batch(IMAGES, seed=i)
         if twice:
@@ -118,7 +118,7 @@ def run(devices: int, steps: int, *, accumulate: int = 1, twice: bool = False, *
         state, metrics = step(state, teacher_variables, batch, KEY)
         compiled.append(len(COMPILED) - before)
         curve.append(jax.device_get(metrics))
-    return Ran(curve, compiled, first, jax.device_get(state))
+    return Ran(curve, first, jax.device_get(state))
 
 
 @functools.cache
@@ -140,7 +140,7 @@ def test_several_devices_give_one_devices_loss_curve_random_masks_included(devic
 def test_the_terms_of_methods_start_as_a_multiple_of_the_students_own_loss(devices):
     ran, plain = run(devices, 3, share=4.0), run(devices, 20).curve
     first = ran.curve[0]
-    assert ran.compiled[1:] == [0, 0]
+    assert make(devices, accumulate=1, share=4.0).compiled[1:] == [0, 0]
     np.testing.assert_allclose(first["loss/mgd"], 4 * (first["loss/cls"] + first["loss/box"]), rtol=1e-5)
     np.testing.assert_allclose(first["raw/mgd"], plain[0]["raw/mgd"], rtol=1e-6)
     scale = first["method_scale"]
@@ -155,13 +155,15 @@ def test_the_terms_of_methods_start_as_a_multiple_of_the_students_own_loss(devic
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_step_is_compiled_once(devices):
     """Its own output, and a batch of other images, go in again without another program."""
-    compiled = run(devices, 20).compiled
-    assert compiled[0] > 0
-    assert compiled[1:] == [0] * 19
+    run(devices, 20)
+    first, *later = make(devices, accumulate=1).compiled
+    assert first > 0
+    assert len(later) >= 19
+    assert not any(later)
 
 
 def test_gradients_are_summed_over_devices_in_float32_and_what_is_frozen_is_not():
-    step, state, teacher_variables = make(2, freeze=("student/backbone",))
+    step, state, teacher_variables, _ = make(2, freeze=("student/backbone",))
     lowered = step.lower(state, teacher_variables, split(tiny.batch(4), jax.devices()[:2]), KEY)
     text = lowered.as_text()
     learnt = jax.tree.leaves((state.params["student"]["neck"], state.params["student"]["head"], state.params["method"]))
@@ -228,7 +230,7 @@ def test_accumulation_is_the_mean_of_value_metrics_and_gradient_over_the_parts()
 
 
 def test_frozen_paths_stay_while_the_rest_moves_and_the_statistics_follow():
-    _, _, first, last = run(1, 2, freeze=("student/backbone", "method"))
+    _, first, last = run(1, 2, freeze=("student/backbone", "method"))
     for part, frozen in (("backbone", True), ("neck", False), ("head", False)):
         before, after = (jax.tree.leaves(x.params["student"][part]) for x in (first, last))
         same = [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
@@ -239,7 +241,7 @@ def test_frozen_paths_stay_while_the_rest_moves_and_the_statistics_follow():
 
 def test_the_moving_average_follows_parameters_and_statistics():
     decay = 0.75
-    _, _, first, last = run(1, 1, ema=decay)
+    _, first, last = run(1, 1, ema=decay)
     expected = jax.tree.map(
         lambda a, b: decay * a + (1 - decay) * b,
         {"params": first.params["student"], "batch_stats": first.batch_stats},

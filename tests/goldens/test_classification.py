@@ -38,7 +38,7 @@ the largest."""
 SMOOTHING = {"loss/cross_entropy": 0.0, "loss/label_smoothing_0.1": 0.1, "loss/label_smoothing_0.1_mmpretrain": 0.1}
 
 CASES = find_cases("classification")
-# One of each family, and what distils one of them.
+# One, and what distils another.
 QUICK = ("torchvision_resnet18", "mgd_distiller_resnet34_resnet18_0")
 
 # Everything runs once: compiling takes longer than running.

@@ -37,7 +37,7 @@ MATCHED = 0.98
 PIXELS = 0.999
 
 CASES = find_cases("detectors")
-# One of each kind of detector; Mask R-CNN is a Faster R-CNN as well.
+# With anchors and without; two stages are with the slow ones.
 QUICK = ("mmdet_retinanet_r50", "torchvision_fcos_resnet50_fpn")
 
 # Everything runs once: compiling takes longer than running, also of single operations, for which there is NumPy.
