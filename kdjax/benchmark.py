@@ -22,6 +22,7 @@ from absl import app, flags, logging
 from kdjax.devices import device_count, globalize, replicate, split
 from kdjax.errors import Exit
 from kdjax.main import CONFIG, begin, ended, parse
+from kdjax.models.kernels import cast_kernels
 from kdjax.plan import Plan, StagePlan, resolve
 from kdjax.processes import everywhere
 from kdjax.run.agreement import check_agreement, open_alike
@@ -30,7 +31,6 @@ from kdjax.run.data import open_batches
 from kdjax.run.fit import opened
 from kdjax.run.lowered import as_it_is, teacher_forward, teacher_of
 from kdjax.run.start import Teacher
-from kdjax.state import cast_kernels
 from kdjax.types import Batch, Source
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of each part, in turn.", lower_bound=1)
@@ -83,7 +83,7 @@ def parts_of(plan: Plan, first: Batch, classes: int) -> dict[str, Callable[[], P
     if module is None:
         return parts
     images = jnp.zeros((1, *image_size, 3))
-    variables = cast_kernels(module, initialize(module.init, jax.random.key(0), images), options.dtype)
+    variables = cast_kernels(module, initialize(module.init, jax.random.key(0), images), options.dtype, image_size)
     teacher = Teacher(module, replicate(variables))
 
     arguments = [teacher.variables, batch]

@@ -1,56 +1,14 @@
-"""The variables of models, and what training changes: the state of a run."""
+"""What training changes: the state of a run."""
 
-from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from flax.typing import Dtype
-
-from kdjax.types import Module
 
 Variables = dict[str, Any]
 """Flax variables: {"params": ..., "batch_stats": ...}."""
-
-
-def cast_kernels(model: Module, variables: Variables, dtype: Dtype) -> Variables:
-    """The variables of a model that only teaches: kernels as its layers multiply them.
-
-    A layer that computes in ``dtype`` converts its kernel at every call, and finds the same numbers where that was done
-    before. Kernels of layers of another dtype, and whatever else a model has, stay as they are.
-
-    >>> layer = nn.Dense(1, dtype=jnp.bfloat16)
-    >>> cast_kernels(layer, {"params": {"kernel": jnp.ones((3, 1)), "bias": jnp.ones(1)}}, jnp.bfloat16)["params"]
-    {'bias': Array([1.], dtype=float32), 'kernel': Array([[1],
-           [1],
-           [1]], dtype=bfloat16)}
-
-    Args:
-        model: whose images have three channels.
-        variables: of the model, float32, or their shapes.
-        dtype: of its computation.
-    """
-    dtype, layers = jnp.dtype(dtype), set()
-    if dtype == jnp.float32:
-        return variables
-
-    def note(call: Callable[..., Any], args: Any, options: Any, context: Any) -> Any:
-        own = getattr(context.module, "dtype", None)
-        if own is not None and jnp.dtype(own) == dtype:
-            layers.add(context.module.path)
-        return call(*args, **options)
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
-
-    def cast(path: Any, x: jax.Array) -> jax.Array:
-        _, *layer, name = (entry.key for entry in path)
-        return x.astype(dtype) if name == "kernel" and tuple(layer) in layers else x
-
-    return jax.tree_util.tree_map_with_path(cast, variables)
 
 
 class TrainState(struct.PyTreeNode):

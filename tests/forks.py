@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 FORKING = """
-import contextlib, json, os, runpy, sys
+import json, os, runpy, sys, traceback
 import kdjax.run.pipeline
 
 module, folder, starts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -19,12 +19,16 @@ for number, flags in enumerate(starts):
     if not (child := os.fork()):
         code = 1
         try:
-            with open(f"{folder}/{number}", "w") as told, contextlib.redirect_stderr(told):
-                sys.argv = [module, *flags]
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            # Of libraries too, which write past Python or have kept the stream that they were imported with.
+            os.dup2(os.open(f"{folder}/{number}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
+            sys.argv = [module, *flags]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             code = end.code
+        except Exception:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(code)
     codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 print(json.dumps(codes))

@@ -75,6 +75,7 @@ def test_a_mistake_ends_the_program_itself(tmp_path):
     command = [sys.executable, "-m", "kdjax.main", "--config=mgd", "--config.seeds=(0,0)", f"--workdir={tmp_path}"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == Exit.CONFIG
+    assert len(run.stderr.strip().splitlines()) == 1
     assert run.stderr.startswith("kdjax: config.seeds is (0, 0); it must be")
 
 

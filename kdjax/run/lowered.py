@@ -19,12 +19,12 @@ from kdjax.distill import by_method
 from kdjax.errors import quoted
 from kdjax.hlo import Program, collectives, open_loops, read_program, traffic, uncounted_flops
 from kdjax.models import build_model
+from kdjax.models.kernels import cast_kernels
 from kdjax.optim import paths, under
 from kdjax.plan import Plan, StagePlan
 from kdjax.run.build import Facts, build, first_state
 from kdjax.run.start import learnt_elsewhere
 from kdjax.saved import describe
-from kdjax.state import cast_kernels
 from kdjax.types import Batch, Model
 
 _REFUSED = re.compile(
@@ -63,7 +63,7 @@ def lower_step(plan: Plan, stage: StagePlan, devices: Sequence[jax.Device], *, s
     step, forward, variables, teacher = cast(Any, built.step), None, None, built.teacher
     if teacher:
         variables = jax.eval_shape(
-            lambda *x: cast_kernels(teacher, teacher.init(*x), stage.options.dtype), key, built.images
+            lambda *x: cast_kernels(teacher, teacher.init(*x), stage.options.dtype, shape), key, built.images
         )
         forward = teacher_forward(teacher, list(devices)).lower(variables, batch)
     trained = [

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from kdjax.data.check import compare_classes
 from kdjax.errors import UserError
 from kdjax.models import build_model, class_outputs, complete, other_meaning, with_classes
+from kdjax.models.kernels import cast_kernels
 from kdjax.paths import Path, as_path
 from kdjax.plan import MethodPlan, StagePlan
 from kdjax.run.record import Finished
 from kdjax.saved import describe, load_method, load_student, load_variables
-from kdjax.state import Variables, cast_kernels
+from kdjax.state import Variables
 from kdjax.types import Model
 from kdjax.weights import (
     COCO_NAMES,
@@ -41,7 +42,7 @@ class Teacher(NamedTuple):
 
     module: Model
     variables: Variables
-    """Of a stage, as :func:`kdjax.state.cast_kernels` makes them; float32 as they are loaded."""
+    """Of a stage, as :func:`kdjax.models.kernels.cast_kernels` makes them; float32 as they are loaded."""
 
 
 class Origins(NamedTuple):
@@ -80,7 +81,9 @@ def load_origins(
         loaded, words = load_model(folder(options.teacher), class_names, options.dtype)
         # On the host: a device need not have room for what is inherited, which is float32.
         loaded = loaded._replace(variables=jax.device_get(loaded.variables))
-        teacher = loaded._replace(variables=cast_kernels(*loaded, options.dtype))
+        image_size = describe(folder(options.teacher))["image_size"]
+        teacher = loaded._replace(variables=cast_kernels(*loaded, options.dtype, image_size))
+        loaded = loaded if options.inherit else None
         told = [f"all its {len(jax.tree.leaves(teacher.variables))} arrays read", *filter(None, [words])]
         print(f"[{name}] teacher: {folder(options.teacher)}, {'; '.join(told)}.", flush=True)
 
@@ -110,7 +113,7 @@ def load_origins(
             saved, words = _saved(origin, model, class_names, strict=options.init_strict)
             variables, report = load_into(variables, saved, origin=str(origin), strict=options.init_strict)
             print(f"[{name}] starts from {origin}: {'; '.join(filter(None, (words, str(report))))}", flush=True)
-        if loaded and options.inherit:
+        if loaded:
             variables, words = _inherited(variables, loaded, options.inherit, model, folder(options.teacher))
             print(f"[{name}] inherits {words}", flush=True)
         return variables

@@ -15,8 +15,8 @@ import pytest
 
 from kdjax import operations
 from kdjax.models import MODELS, build_model, model_class
+from kdjax.models.kernels import cast_kernels
 from kdjax.models.network import Network
-from kdjax.state import cast_kernels
 from kdjax.types import Model
 from tests.models import contract, toy
 from tests.models.contract import CLASSES, Case
@@ -204,15 +204,15 @@ def test_a_teachers_kernels_may_be_cast_before_it_computes(name):
         return rng.uniform(0.5, 1.5, x.shape).astype(x.dtype) / max(1, np.prod(x.shape[:-1]))
 
     variables = jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0), images.astype(np.float32)))
-    cast = cast_kernels(model, variables, jnp.bfloat16)
+    cast = cast_kernels(model, variables, jnp.bfloat16, (64, 64))
     of_head = {x.dtype.name for x in jax.tree.leaves(cast["params"]["head"])}
     # The head of the toy computes in what it is given.
     assert ("bfloat16" in of_head) == (name != "tests.models.toy:Toy")
 
     @functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
     def seen(variables):
-        preprocessed = model.preprocess(images, size)
-        return operations.features(model, variables, preprocessed), operations.predict(model, variables, images, size)
+        said = model.apply(variables, model.preprocess(images, size), size)
+        return said, operations.predict(model, variables, images, size)
 
     jax.tree.map(np.testing.assert_array_equal, seen(cast), seen(variables))
 
