@@ -6,8 +6,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from kdjax import paths
@@ -16,14 +18,25 @@ from kdjax.config.schema import LOSS_WEIGHT, Data, Optimizer, Run, Stage
 from kdjax.devices import cache_compilations
 from kdjax.errors import Exit, NumericError, UsageError, UserError, quoted
 from kdjax.methods import method_class
-from kdjax.models import model_class
+from kdjax.models import complete, model_class
 from kdjax.options import declared, hint
 from kdjax.processes import are_several, connect, everywhere, is_main, is_of_others, leave, speaker
 from kdjax.stopping import Stopped
 
+
+class _ConfigParser(flags.ArgumentParser):
+    """Loads what ``--config`` names, with the options of its models that other flags set."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        config = _with_options(load_config(argument), sys.argv)
+        config.lock()
+        return config
+
+
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config by name, such as mgd, or its file; with a variant behind a colon, such as mgd:tiny."
 )
+flags.FLAGS["config"].parser = _ConfigParser()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for all results, here or gs://bucket/folder; runs/<name of the config> by default."
 )
@@ -179,7 +192,7 @@ def _check(argv: Sequence[str]) -> None:
     specs = [value for name, value in _values(argv) if name == "config"]
     if not specs or not specs[-1]:
         raise UsageError("--config is missing; name a config, such as --config=mgd, or the path of a config file.")
-    config = load_config(specs[-1])
+    config = _with_options(load_config(specs[-1]), argv)
     known = dict(leaves(config))
     for name, value in _values(argv):
         if not name.startswith("config."):
@@ -188,11 +201,31 @@ def _check(argv: Sequence[str]) -> None:
         if any(path.startswith(key + ".") for path in known):
             raise UserError(f"config.{key} is a section, not a key; {hint(key, known)}.")
         if key not in known:
-            raise UserError(f"config.{key} (set to {value!r}) is not a key of this config; {hint(key, known)}.")
+            meant = hint(key, [*known, *_model_options(config)])
+            raise UserError(f"config.{key} (set to {value!r}) is not a key of this config; {meant}.")
         kind = _kind(config, key)
         if kind in (int, float) and not _is_number(value, kind):
             raise UserError(f"config.{key} is {value!r}; it must be {_words(config, key, kind)}.")
     _check_stray(argv)
+
+
+def _with_options(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
+    """A config with the options of its models that it leaves out and flags set, at their defaults."""
+    named = {name.removeprefix("config.") for name, _ in _values(argv)} - dict(leaves(config)).keys()
+    left_out = {path: default for path, default in _model_options(config).items() if path in named} if named else {}
+    with config.unlocked():
+        config.update(unflatten_dict(left_out, sep="."))
+    return config
+
+
+def _model_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of all models of a config by their dotted paths, and their defaults where it leaves them out."""
+    options = {}
+    for stage, section in config.items():
+        if isinstance(section, ConfigDict) and isinstance(section.get("model"), ConfigDict):
+            for path, value in flatten_dict(complete(section.model.to_dict()), sep=".").items():
+                options[f"{stage}.model.{path}"] = value
+    return options
 
 
 def _check_stray(argv: Sequence[str]) -> None:

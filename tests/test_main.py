@@ -1,5 +1,6 @@
 """The command line: each mistake is one sentence on standard error and an exit code, before any device work."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,10 @@ MISTAKES = {
         "--config=mgd --config.compare=maybe": "compare",
         "--config=mgd --config.seeds=(0,0)": "seeds is (0, 0); it must be a tuple of different whole numbers",
         "--config=mgd:coco": "no variant 'coco'",
+        "--config=mgd --config.student.model.backbone.rmat=1": "perhaps config.student.model.backbone.remat is meant",
+        "--config=mgd --config.student.model.backbone.remat=maybe": "backbone.remat=maybe",
+        "--config=mgd --config.student.model.head.max_detections=0": "max_detections is 0; it must be a whole number",
+        "--config=mgd --config.student.model.head.max_detections=x": "max_detections is 'x'; it must be a whole number",
         "--config=mgd --config.batch_size=3": "perhaps config.student.batch_size or config.teacher.batch_size is meant",
         "--config=mgd --config.learning_rate=3": "perhaps config.student.optimizer.learning_rate or config.teacher",
         "--config=maskd --config.tokens.methods.maskd_tokens.tokens=1": "tokens is 1; it must be a whole number of",
@@ -77,6 +82,28 @@ def test_a_mistake_ends_the_program_itself(tmp_path):
     assert run.returncode == Exit.CONFIG
     assert len(run.stderr.strip().splitlines()) == 1
     assert run.stderr.startswith("kdjax: config.seeds is (0, 0); it must be")
+
+
+def test_an_option_of_a_model_that_the_config_leaves_out_is_a_flag_as_well():
+    given = {
+        "student.model.backbone.remat": True,
+        "student.model.neck.norm": "group",
+        "teacher.model.pixel_std": (1.0, 2.0, 3.0),
+    }
+    program = (
+        "import json, sys; from kdjax import main; from kdjax.plan import resolve\n"
+        "sys.argv = ['main', '--config=mgd:retinanet_x101_r50', *sys.argv[1:]]; main.parse(sys.argv)\n"
+        "plan = resolve(main.CONFIG.value, devices=8)\n"
+        "print(json.dumps({stage.name: stage.options.model for stage in plan.stages}))"
+    )
+    flags = [f"--config.{key}={value}" for key, value in given.items()]
+    run = subprocess.run([sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    models = json.loads(run.stdout)
+    assert models["student"]["backbone"] == {"depth": 50, "remat": True}
+    assert models["student"]["neck"]["norm"] == "group"
+    assert models["teacher"]["pixel_std"] == [1.0, 2.0, 3.0]
+    assert "remat" not in models["teacher"]["backbone"]
 
 
 def test_a_typo_is_answered_before_what_is_slow_to_import():

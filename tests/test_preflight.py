@@ -37,7 +37,8 @@ step = lower_step(plan, plan["student"], devices, share=2, classes=6)
 report = examine(step, 2)
 report.pop("compile_seconds")
 teacher = step.lowered.args_info[0][1]["params"]
-report["kernels"] = sorted({str(x.dtype) for path, x in jax.tree_util.tree_leaves_with_path(teacher) if path[-1].key == "kernel"})
+leaves = jax.tree_util.tree_leaves_with_path(teacher)
+report["kernels"] = sorted({str(x.dtype) for path, x in leaves if path[-1].key == "kernel"})
 print(json.dumps(report))
 """
 
