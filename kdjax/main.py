@@ -194,10 +194,7 @@ def _check(argv: Sequence[str]) -> None:
         raise UsageError("--config is missing; name a config, such as --config=mgd, or the path of a config file.")
     config = _with_options(load_config(specs[-1]), argv)
     known = dict(leaves(config))
-    for name, value in _values(argv):
-        if not name.startswith("config."):
-            continue
-        key = name.removeprefix("config.")
+    for key, value in _overrides(argv):
         if any(path.startswith(key + ".") for path in known):
             raise UserError(f"config.{key} is a section, not a key; {hint(key, known)}.")
         if key not in known:
@@ -211,10 +208,10 @@ def _check(argv: Sequence[str]) -> None:
 
 def _with_options(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
     """A config with the options of its models that it leaves out and flags set, at their defaults."""
-    named = {name.removeprefix("config.") for name, _ in _values(argv)} - dict(leaves(config)).keys()
-    left_out = {path: default for path, default in _model_options(config).items() if path in named} if named else {}
-    with config.unlocked():
-        config.update(unflatten_dict(left_out, sep="."))
+    if named := dict(_overrides(argv)).keys() - dict(leaves(config)).keys():
+        left_out = {path: default for path, default in _model_options(config).items() if path in named}
+        with config.unlocked():
+            config.update(unflatten_dict(left_out, sep="."))
     return config
 
 
@@ -252,6 +249,11 @@ def _values(argv: Sequence[str]) -> list[tuple[str, str]]:
             name, equals, value = argument.lstrip("-").partition("=")
             found.append((name, value if equals else following))
     return found
+
+
+def _overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Keys of the config that flags set, by their dotted paths, with their values."""
+    return [(name.removeprefix("config."), value) for name, value in _values(argv) if name.startswith("config.")]
 
 
 def _is_number(text: str, kind: type) -> bool:

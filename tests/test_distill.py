@@ -152,7 +152,7 @@ def test_the_terms_of_methods_start_as_a_multiple_of_the_students_own_loss(devic
     np.testing.assert_array_equal(ran.last.scale, scale)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", slow_but([1, 8], [1, 2, 8]))
 def test_the_step_is_compiled_once(devices):
     """Its own output, and a batch of other images, go in again without another program."""
     run(devices, 20)

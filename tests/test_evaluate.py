@@ -77,7 +77,10 @@ MISTAKES = {
     "--model=": (Exit.USAGE, "--model is missing; name a folder"),
     "--model=/no/such": (Exit.DATA, "/no/such holds no kdjax model"),
     "--config.data.eval_split=holiday": (Exit.CONFIG, "holiday"),
-    "--config.eval_batch_size=0": (Exit.CONFIG, "eval_batch_size is 0; it must be a whole number of at least 1"),
+    "--config.eval_batch_size=0": (
+        Exit.CONFIG,
+        "config.eval_batch_size is 0; it must be a whole number of at least 1",
+    ),
     "--config.task=classification": (Exit.CONFIG, "is a model for detection, and config.task is for classification"),
     "--config.task=pose": (Exit.CONFIG, "There is no task 'pose'; choose one of detection"),
     "--json=/no/such/file.json": (Exit.STORAGE, "--json=/no/such/file.json cannot be written"),

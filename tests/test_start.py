@@ -344,9 +344,7 @@ def test_a_teacher_in_bfloat16_has_such_kernels_and_hands_on_float32(tmp_path):
     stage = load(MGD, "tiny").student
     stage.dtype = "bfloat16"
     model, plan = stage.model.to_dict(), planned(stage)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(x.dtype), drawn(model, 2))
-    save_model(tmp_path, variables, describe_model(model, ("cat", "dog"), (64, 64)))
+    save_model(tmp_path, variables := drawn(model, 2), describe_model(model, ("cat", "dog"), (64, 64)))
     options = dataclasses.replace(plan.options, teacher=str(tmp_path), inherit=("neck", "head"))
     origins = load_origins(dataclasses.replace(plan, options=options), ("cat", "dog"), {}, "kdjax")
     by_dtype = jax.tree.map(lambda x: x.dtype.name, origins.teacher.variables["params"]["backbone"]["layer1_0"])

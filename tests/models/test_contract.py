@@ -21,6 +21,7 @@ from kdjax.types import Model
 from tests.models import contract, toy
 from tests.models.contract import CLASSES, Case
 from tests.slow import slow_but
+from tests.test_pairs import drawn
 
 TWO_STAGE = ("objectness", "deltas", "logits", "masks")
 """What the network says of given RoIs."""
@@ -197,13 +198,8 @@ TAUGHT_BY = {name: {"name": name, **model_class(name).tiny} for name in (*MODELS
 def test_a_teachers_kernels_may_be_cast_before_it_computes(name):
     """To the bit where a compiler leaves no rounding out; what a layer uses in float32 would be rounded."""
     model = build_model(TAUGHT_BY[name], CLASSES, dtype=jnp.bfloat16)
-    rng = np.random.default_rng(0)
-    images, size = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8), np.full((2, 2), 64, np.int32)
-
-    def draw(x):
-        return rng.uniform(0.5, 1.5, x.shape).astype(x.dtype) / max(1, np.prod(x.shape[:-1]))
-
-    variables = jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0), images.astype(np.float32)))
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    size, variables = np.full((2, 2), 64, np.int32), drawn(model, images.astype(np.float32))
     cast = cast_kernels(model, variables, jnp.bfloat16, (64, 64))
     of_head = {x.dtype.name for x in jax.tree.leaves(cast["params"]["head"])}
     # The head of the toy computes in what it is given.
